@@ -1,0 +1,87 @@
+"""Ask every question of the tasks, and make one report of the scores."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import mmdiff
+from mmdiff.eval.tasks import TASKS, Question
+from mmdiff.pipeline import Pipeline
+
+
+def evaluate(pipeline: Pipeline, tasks: Sequence[str], limit: int | None, batch_size: int) -> dict[str, Any]:
+    """Scores by task and kind, with what they were measured on; also printed as a table.
+
+    Args:
+        limit: only the first so many pictures of each task.
+        batch_size: questions answered at once; it does not change the answers.
+    """
+    report: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "mmdiff": mmdiff.__version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else _processor(),
+        "limit": limit,
+        "tasks": {name: evaluate_task(pipeline, name, limit, batch_size) for name in tasks},
+    }
+    Console().print(_table(report))
+    return report
+
+
+def evaluate_task(pipeline: Pipeline, name: str, limit: int | None, batch_size: int) -> dict[str, Any]:
+    """The score of one task, its parts by kind of question, and some wrong answers."""
+    questions = list(TASKS[name](limit))
+    right, total, steps = defaultdict(int), defaultdict(int), 0  # type: ignore[var-annotated]
+    wrong: list[dict[str, str]] = []
+    started = time.monotonic()
+    batches = list(_batched(questions, batch_size))
+    for batch in track(batches, description=f"{name}: {len(questions)} questions"):
+        answers = pipeline.ask([question.image for question in batch], [question.text for question in batch])
+        for question, answer in zip(batch, answers, strict=True):
+            got, most = question.score(answer.text)
+            right[question.kind] += got
+            total[question.kind] += most
+            steps += answer.steps
+            if got < most and len(wrong) < 20:
+                wrong.append({"question": question.text, "expected": question.expected, "answer": answer.text})
+    return {
+        "questions": len(questions),
+        "score": sum(right.values()) / sum(total.values()),
+        "right": sum(right.values()),
+        "of": sum(total.values()),
+        "kinds": {kind: right[kind] / total[kind] for kind in sorted(total)},
+        "steps_per_answer": steps / len(questions),
+        "seconds": round(time.monotonic() - started, 1),
+        "some_wrong": wrong,
+    }
+
+
+def _batched(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    rest = iter(questions)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _processor() -> str:
+    return f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}"
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table("task", "kind", "score", "right / of", "steps per answer")
+    for name, task in report["tasks"].items():
+        counts = f"{task['right']} / {task['of']}"
+        table.add_row(name, "all", f"{task['score']:.2%}", counts, f"{task['steps_per_answer']:.1f}")
+        for kind, score in task["kinds"].items():
+            table.add_row("", kind, f"{score:.2%}", "", "")
+    return table

@@ -1,0 +1,72 @@
+"""What is asked and how an answer is scored: a task is a list of questions about unseen pictures.
+
+A question's score is (right, total): one of one for an exact answer, facts of facts for a caption. Add a task by adding
+a function to `TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from PIL import Image
+
+from mmdiff.pipeline import CAPTION_PROMPTS
+from mmdiff.training import easy_vqa
+from mmdiff.training.questions import captions, questions, score_caption
+from mmdiff.training.scenes import TEST_SEEDS, Scene, example
+
+Score = tuple[int, int]  # right, total
+NUM_SCENES = 1000  # test pictures of each scenes task
+QUESTIONS_PER_SCENE = 4
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture; `kind` groups the report's rows, `score` judges an answer's text."""
+
+    image: Image.Image
+    text: str
+    kind: str
+    expected: str
+    score: Callable[[str], Score]
+
+
+def exact(expected: str, answer: str) -> Score:
+    """Right when the words are the same; case, spaces at the ends and a final full stop do not matter."""
+    return int(answer.strip().rstrip(".").lower() == expected.lower()), 1
+
+
+def easy_vqa_test(limit: int | None) -> Iterator[Question]:
+    """All 9,673 questions about the 1,000 test pictures of easy-VQA."""
+    for picture in easy_vqa.load("test")[:limit]:
+        image = picture.open()
+        for text, answer in picture.questions:
+            kind = "yes/no" if answer in ("yes", "no") else "colour" if "color" in text else "shape"
+            yield Question(image, text, kind, answer, partial(exact, answer))
+
+
+def scenes_vqa(limit: int | None) -> Iterator[Question]:
+    """Four questions about each generated test scene."""
+    for image, scene, rng in map(example, TEST_SEEDS[: limit or NUM_SCENES]):
+        for qa in questions(scene, rng, QUESTIONS_PER_SCENE):
+            yield Question(image, qa.question, qa.kind, qa.answer, partial(exact, qa.answer))
+
+
+def scenes_captions(limit: int | None) -> Iterator[Question]:
+    """A caption of every length for each generated test scene, scored by its facts."""
+    for image, scene, _ in map(example, TEST_SEEDS[: limit or NUM_SCENES]):
+        for length, text in captions(scene).items():
+            yield Question(image, CAPTION_PROMPTS[length], length, text, partial(_score_caption, scene, length))
+
+
+def _score_caption(scene: Scene, length: str, answer: str) -> Score:
+    return score_caption(answer, scene, length)  # type: ignore[arg-type]
+
+
+TASKS: dict[str, Callable[[int | None], Iterator[Question]]] = {
+    "easy-vqa": easy_vqa_test,
+    "scenes-vqa": scenes_vqa,
+    "scenes-captions": scenes_captions,
+}

@@ -1,0 +1,224 @@
+"""Every setting of a model, as frozen dataclasses without any heavy import.
+
+A model is described by `ModelConfig`: the backbone, the vision tower, the special token ids and the decoding defaults.
+`from_dict` is strict: an unknown or missing key is a `ValueError` that names it. `PRESETS` is the literal table of the
+known sizes. What a published `config.json` calls these things is translated in `checkpoint.py`, not here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+AttentionPattern = Literal["full", "segment-causal"]
+ViewLayout = Literal["anyres", "resize", "pad"]
+TowerLibrary = Literal["transformers", "timm", "open_clip"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The bidirectional transformer (LLaDA, arXiv 2502.09992)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rope_theta: float = 500_000.0
+    rope_ntk_factor: float = 1.0  # stretches the base for prompts longer than trained ("NTK-aware" scaling)
+    rms_norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    max_position_embeddings: int = 4096
+    attention_pattern: AttentionPattern = "full"  # "segment-causal": see attention.py
+
+    def __post_init__(self) -> None:
+        _require(self.hidden_size % self.num_attention_heads == 0, "num_attention_heads", self.num_attention_heads)
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0, "num_key_value_heads", self.num_key_value_heads
+        )
+        _require(self.attention_pattern in typing.get_args(AttentionPattern), "attention_pattern",
+                 self.attention_pattern)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A SigLIP tower (arXiv 2303.15343, 2502.14786) and how a picture is cut into square views for it.
+
+    `num_hidden_layers` counts the layers that are built: features are the output of the last one, before any final
+    norm. LLaVA-style models take the penultimate layer of a published tower, so they build one layer fewer.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    image_size: int  # pixels per side of one view
+    patch_size: int  # pixels per side of one patch
+    layer_norm_eps: float = 1e-6
+    library: TowerLibrary = "transformers"
+    layout: ViewLayout = "anyres"
+    layout_of_several: ViewLayout = "pad"  # when a conversation holds more than one picture
+    grids: tuple[tuple[int, int], ...] = ()  # anyres: the allowed (columns, rows)
+    max_base_areas: int | None = None  # anyres: shrink the tiled map to this many base views ("anyres_max_4": 4)
+    pixel_shuffle: int = 1  # patches per side that are joined into one embedding (1: none)
+    newline: bool = True  # a learned embedding at the end of every row of tiles
+    mean: float = 0.5
+    std: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.layout in typing.get_args(ViewLayout), "layout", self.layout)
+        _require(self.layout_of_several in ("resize", "pad"), "layout_of_several", self.layout_of_several)
+        _require(self.library in typing.get_args(TowerLibrary), "library", self.library)
+        _require(self.patches_per_side % self.pixel_shuffle == 0, "pixel_shuffle", self.pixel_shuffle,
+                 f"it must divide the {self.patches_per_side} patches of a side")
+        _require(self.layout != "anyres" or len(self.grids) > 0, "grids", self.grids)
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens_per_side(self) -> int:
+        """Embeddings per side of one view, as the backbone sees it."""
+        return self.patches_per_side // self.pixel_shuffle
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Special ids by name; no literal id stands anywhere else."""
+
+    mask: int
+    eos: int  # end of text; also pads answers
+    eot: int  # end of turn
+    bos: int
+    pad: int
+    image: int | None = None  # placeholder, one per picture embedding
+    audio: int | None = None  # placeholder, one per sound embedding
+    never: tuple[int, ...] = ()  # ids that are never generated, besides mask
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How an answer is denoised; `sampler.py` says what each does.
+
+    `steps` is the total over all blocks for the fixed-quota rules; `threshold` is the confidence (0 to 1) of the
+    threshold rule, which ignores `steps`.
+    """
+
+    gen_length: int = 128  # positions in the canvas
+    block_length: int = 128
+    steps: int = 128
+    order: Literal["low_confidence", "random"] = "low_confidence"
+    threshold: float | None = None
+    temperature: float = 0.0
+    cfg_scale: float = 0.0
+    stop: bool = True  # end as soon as everything before the end-of-answer token is decided
+
+    def __post_init__(self) -> None:
+        for name in ("gen_length", "block_length", "steps"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "it must be at least 1")
+        _require(self.order in ("low_confidence", "random"), "order", self.order, "use low_confidence or random")
+        _require(self.temperature >= 0.0, "temperature", self.temperature, "it must be 0 or more")
+        _require(self.cfg_scale >= 0.0, "cfg_scale", self.cfg_scale, "it must be 0 or more")
+        _require(self.threshold is None or 0.0 <= self.threshold <= 1.0, "threshold", self.threshold,
+                 "it must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model: everything needed to build it, without its weights."""
+
+    backbone: BackboneConfig
+    tokens: TokenIds
+    vision: VisionConfig | None = None
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    system_prompt: str = ""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready dictionary of any of the dataclasses here."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Build `cls` from nested dictionaries.
+
+    Raises:
+        ValueError: a key is unknown or a required one is missing; the message lists them.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    missing = sorted(
+        name for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise ValueError(f"{where} ({cls.__name__}): unknown keys {unknown}, missing keys {missing}")
+    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    options = [h for h in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(h)]
+    if options and isinstance(value, Mapping):
+        return from_dict(typing.cast(type, options[0]), value, where)
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _require(condition: bool, name: str, value: object, hint: str = "") -> None:
+    if not condition:
+        raise ValueError(f"{name}={value!r} does not fit" + (f": {hint}" if hint else ""))
+
+
+LLADA_TOKENS = TokenIds(
+    mask=126336, eos=126081, eot=126348, bos=126080, pad=126081, image=126087, audio=126088,
+    never=(126080, 126346, 126347),
+)  # 126087 and 126088 are reserved tokens of LLaDA's tokenizer, free to be placeholders
+
+_LLADA_8B = BackboneConfig(
+    vocab_size=126464, hidden_size=4096, intermediate_size=12288, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=32,
+)
+SO400M_PENULTIMATE = VisionConfig(
+    hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16, image_size=384,
+    patch_size=14, grids=tuple((columns, rows) for columns in range(1, 7) for rows in range(1, 7)), max_base_areas=4,
+)  # google/siglip2-so400m-patch14-384 without its last layer
+_LLADA_V_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(
+        backbone=BackboneConfig(
+            vocab_size=640, hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=6,
+            num_key_value_heads=6, rope_theta=10_000.0, max_position_embeddings=1024,
+            attention_pattern="segment-causal",
+        ),
+        tokens=TokenIds(mask=0, eos=1, eot=2, bos=3, pad=1, image=6, audio=7, never=(3, 4, 5, 6, 7)),
+        vision=VisionConfig(
+            hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=3, image_size=96,
+            patch_size=8, layout="pad", pixel_shuffle=2, newline=False,
+        ),
+        decoding=DecodingConfig(gen_length=64, block_length=8, steps=64, threshold=0.9),
+    ),
+    "llada-8b": ModelConfig(backbone=_LLADA_8B, tokens=LLADA_TOKENS),
+    "llada-v-8b": ModelConfig(
+        backbone=dataclasses.replace(_LLADA_8B, max_position_embeddings=16384),
+        tokens=dataclasses.replace(LLADA_TOKENS, never=(126081, 126080, 126346, 126347)),
+        vision=SO400M_PENULTIMATE, system_prompt=_LLADA_V_SYSTEM,
+    ),
+}

@@ -1,0 +1,188 @@
+"""`MMDiffModel`: towers, connectors and backbone as one `transformers.PreTrainedModel`.
+
+`embed` turns ids and pixels into embeddings; `forward` gives logits where they are asked for. Denoising is in
+`sampler.py`, published layouts in `checkpoint.py`.
+
+Shapes: B batch, T positions, D width, V vocabulary, S selected positions, N views, P patches, W views of one picture.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from mmdiff import config as settings
+from mmdiff.attention import visibility
+from mmdiff.backbone import Backbone
+from mmdiff.config import ModelConfig
+from mmdiff.fuse import fuse
+from mmdiff.tokens import segment_ids as derive_segments
+from mmdiff.vision.connector import build_connector, pixel_shuffle
+from mmdiff.vision.merge import merge_views
+from mmdiff.vision.tower import build_tower
+
+
+class MMDiffConfig(PreTrainedConfig):
+    """`ModelConfig` in the form `transformers` saves and loads (`config.json`)."""
+
+    model_type = "mmdiff"
+    settings: dict[str, Any] | None = None
+
+    def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.settings = settings
+        self.tie_word_embeddings = False
+        self.use_cache = False
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> MMDiffConfig:
+        return cls(settings=settings.to_dict(config))
+
+    @property
+    def model(self) -> ModelConfig:
+        """The typed settings; a ValueError names unknown or missing keys."""
+        if self.settings is None:
+            raise ValueError("config.json holds no 'settings': it does not describe an mmdiff model")
+        return settings.from_dict(ModelConfig, self.settings)
+
+
+class MMDiffModel(PreTrainedModel):
+    """A multimodal masked-diffusion language model."""
+
+    config_class = MMDiffConfig
+    config: MMDiffConfig
+    main_input_name = "input_ids"
+    input_modalities = ["text", "image"]
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+    _no_split_modules = ["Block", "SiglipEncoderLayer"]
+
+    def __init__(self, config: MMDiffConfig) -> None:
+        super().__init__(config)
+        self.model_config = model = config.model
+        self.backbone = Backbone(model.backbone)
+        self.vision_tower = build_tower(model.vision) if model.vision else None
+        self.connector = _connector(model) if model.vision else None
+        has_newline = model.vision is not None and model.vision.newline
+        self.image_newline = nn.Parameter(torch.zeros(model.backbone.hidden_size)) if has_newline else None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Towers and connectors are initialised where they are built.
+        if isinstance(module, Backbone):
+            module.init_weights()
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing is tied: the head is its own matrix."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.embed_tokens
+
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor) -> list[Tensor]:
+        """The embeddings (tokens, D) of each picture.
+
+        Args:
+            pixel_values: the views of all pictures in reading order, (N, 3, H, W).
+            image_sizes: width and height of each picture in pixels, (pictures, 2).
+            image_grids: columns and rows of tiles behind the base view, (pictures, 2); 0 and 0 for a single view.
+        """
+        assert self.vision_tower is not None and self.connector is not None and self.model_config.vision is not None
+        vision, newline = self.model_config.vision, self.image_newline
+        patches_NPD = self.vision_tower(pixel_values.to(self.dtype))
+        features_NPD = self.connector(pixel_shuffle(patches_NPD, vision.pixel_shuffle))
+        sizes, grids = image_sizes.tolist(), image_grids.tolist()
+        pictures = features_NPD.split([1 + columns * rows for columns, rows in grids])
+        laid_out = zip(pictures, sizes, grids, strict=True)
+        return [merge_views(views_WPD, size, grid, vision, newline) for views_WPD, size, grid in laid_out]
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_grids: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings (B, T, D) of the ids, with each picture's embeddings at its placeholders."""
+        embeds_BTD: Tensor = self.backbone.embed_tokens(input_ids)
+        if pixel_values is None or image_sizes is None or image_grids is None:
+            return embeds_BTD
+        pictures = self.encode_images(pixel_values, image_sizes, image_grids)
+        here_BT = torch.eq(input_ids, self.model_config.tokens.image or 0)
+        return fuse(embeds_BTD, here_BT, torch.cat(pictures))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_grids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        branch_ids: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> ModelOutput:
+        """Logits (B, T, V), or (S, V) at the True positions of `select` (B, T), the only ones then computed.
+
+        `attention_mask` (B, T) is 1 at real positions; `segment_ids` and `branch_ids` are as in `attention.visibility`;
+        what is left out is derived from the ids.
+        """
+        tokens, pattern = self.model_config.tokens, self.model_config.backbone.attention_pattern
+        valid_BT = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids
+        segments_BT = derive_segments(input_ids, tokens) if segment_ids is None else segment_ids
+        mask_B1TT = visibility(valid_BT, segments_BT, pattern, branch_ids)
+        embeds_BTD = self.embed(input_ids, pixel_values, image_sizes, image_grids)
+        hidden_BTD = self.backbone(embeds_BTD, positions_BT, mask_B1TT)
+        return ModelOutput(logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select]))
+
+
+class Prompted:
+    """A model with a batch of prompts: logits at canvas positions, for `sampler.denoise`.
+
+    Pictures and prompt embeddings are computed once, here. Prompts are padded on the left, so every row's canvas starts
+    in the same column; rotary positions are counted per row, so a row's numbers are those it has alone.
+
+    Shapes: B rows, P prompt positions, A active rows, G canvas positions, N selected positions.
+    """
+
+    def __init__(self, model: MMDiffModel, input_ids: Tensor, attention_mask: Tensor | None = None, **media: Any):
+        self.model = model
+        self.embeds_BPD = model.embed(input_ids, **media)
+        valid_BP = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        self.valid_BP = valid_BP.bool()
+        self.segments_BP = derive_segments(input_ids, model.model_config.tokens)
+
+    def unconditional(self) -> Prompted:
+        """The same prompts with every token and picture hidden behind the mask embedding."""
+        other = copy.copy(self)
+        mask = torch.tensor(self.model.model_config.tokens.mask, device=self.embeds_BPD.device)
+        other.embeds_BPD = self.model.backbone.embed_tokens(mask).expand_as(self.embeds_BPD)
+        return other
+
+    @torch.inference_mode()
+    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Tensor:
+        backbone, (num_rows, length) = self.model.backbone, ids_AG.shape
+        valid_AP, segments_AP = self.valid_BP[rows_A], self.segments_BP[rows_A]
+        embeds_ATD = torch.cat((self.embeds_BPD[rows_A], backbone.embed_tokens(ids_AG)), dim=1)
+        valid_AT = torch.cat((valid_AP, valid_AP.new_ones(num_rows, length)), dim=1)
+        segments_AT = torch.cat((segments_AP, (segments_AP[:, -1:] + 1).expand(-1, length)), dim=1)
+        mask_A1TT = visibility(valid_AT, segments_AT, backbone.config.attention_pattern)
+        positions_AT = (valid_AT.cumsum(1) - 1).clamp(min=0)
+        hidden_ATD = backbone(embeds_ATD, positions_AT, mask_A1TT)
+        logits_NV: Tensor = backbone.lm_head(hidden_ATD[:, -length:][select_AG])
+        return logits_NV
+
+
+def _connector(config: ModelConfig) -> nn.Sequential:
+    assert config.vision is not None
+    return build_connector(config.vision.hidden_size * config.vision.pixel_shuffle**2, config.backbone.hidden_size)
+
+
+AutoConfig.register(MMDiffConfig.model_type, MMDiffConfig)
+AutoModel.register(MMDiffConfig, MMDiffModel)

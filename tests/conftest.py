@@ -1,0 +1,48 @@
+"""What every test stands on: one thread a worker, no hub, and the published implementations' numbers."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from mmdiff.model import MMDiffModel
+
+# Before anything imports PyTorch: two test workers share two cores, and no test may fetch a model.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder with pyproject.toml."""
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def reference(root: Path) -> Path:
+    """Tiny random models with the outputs of the published implementations; see the README there."""
+    return root / "tests" / "reference"
+
+
+@pytest.fixture(scope="session")
+def llada_v(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> "MMDiffModel":
+    """The tiny LLaDA-V, loaded as any published folder; its small vocabulary makes config.json name the special ids."""
+    from mmdiff.checkpoint import Weights, config_of, load_weights
+    from mmdiff.model import MMDiffConfig, MMDiffModel
+
+    folder = tmp_path_factory.mktemp("llada-v")
+    for path in (reference / "llada-v").iterdir():
+        (folder / path.name).symlink_to(path)
+    ids = {"mask_token_id": 500, "eot_token_id": 505, "image_token_id": 510}
+    published = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**published, **ids}))
+    config = config_of(folder)
+    tokens = dataclasses.replace(config.tokens, never=(501, 502, 503, 504))
+    model = MMDiffModel(MMDiffConfig.of(dataclasses.replace(config, tokens=tokens))).eval()
+    load_weights(model, Weights(folder))
+    return model

@@ -1,0 +1,96 @@
+"""The objectives equal the published one, and the forward process hides what it should."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmdiff.model import MMDiffModel
+from mmdiff.schedule import masking_rate
+from mmdiff.training.corrupt import IGNORE, corrupt, draw_times
+from mmdiff.training.losses import (
+    WEIGHTINGS,
+    masked_cross_entropy,
+    mean_weights,
+    pretraining_weights,
+    region_text_loss,
+    response_weights,
+)
+
+
+def test_loss_and_gradients_equal_the_published_llada_v(reference: Path, llada_v: MMDiffModel) -> None:
+    outputs = load_file(reference / "llada-v" / "outputs.safetensors")
+    given = {name.removeprefix("train."): value for name, value in outputs.items()}
+    model = copy.deepcopy(llada_v)
+    labels = given["labels"]
+    t = given["t"][:, None].expand(labels.shape)
+    noisy = corrupt(given["input_ids"], labels, t, given["u"], mask_id=500)
+    weights = response_weights(noisy, labels, torch.zeros_like(labels))
+    logits = model(noisy.ids_BT, select=noisy.masked_BT).logits
+    loss = masked_cross_entropy(logits, labels[noisy.masked_BT], weights[noisy.masked_BT])
+    loss.backward()
+    torch.testing.assert_close(loss[None], given["loss"], rtol=1e-4, atol=1e-5)
+    q_proj = model.backbone.layers[0].self_attn.q_proj
+    torch.testing.assert_close(model.backbone.lm_head.weight.grad, given["grad_lm_head"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(q_proj.weight.grad, given["grad_q0"], rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_are_never_hidden_and_rates_are_kept() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 9, (50, 400), generator=generator)
+    labels[:, :100] = IGNORE
+    t, u = torch.full((50, 400), 0.3), torch.rand(50, 400, generator=generator)
+    noisy = corrupt(labels.clamp(min=0), labels, t, u, mask_id=99)
+    assert not noisy.masked_BT[:, :100].any()
+    assert (noisy.ids_BT[noisy.masked_BT] == 99).all()
+    assert torch.equal(noisy.ids_BT[~noisy.masked_BT], labels.clamp(min=0)[~noisy.masked_BT])
+    rate = masking_rate(torch.tensor(0.3)).item()
+    assert noisy.masked_BT[:, 100:].float().mean().item() == pytest.approx(rate, abs=0.02)
+
+
+def test_times_are_uniform_and_evenly_spread() -> None:
+    times = draw_times(8, 16, torch.Generator().manual_seed(3))
+    assert times.shape == (8, 16)
+    assert torch.equal((times.flatten() * 128).floor().sort().values, torch.arange(128.0))
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHTINGS))
+def test_weightings_by_the_slow_sum(name: str) -> None:
+    """Each weighting against its formula, written as loops over answers and positions."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 5, (3, 12), generator=generator)
+    branches = torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]] * 3)
+    labels[branches == 0] = IGNORE
+    labels[:, 6] = IGNORE
+    t = torch.rand(3, 3, generator=generator).gather(1, branches)
+    noisy = corrupt(labels.clamp(min=0), labels, t, torch.rand(3, 12, generator=generator), mask_id=9)
+    losses = torch.rand(3, 12, generator=generator)
+    got = (WEIGHTINGS[name](noisy, labels, branches) * losses).sum()
+    want, hidden = 0.0, int(noisy.masked_BT.sum())
+    for b in range(3):
+        for i in range(12):
+            if noisy.masked_BT[b, i]:
+                length = int(((branches[b] == branches[b, i]) & (labels[b] != IGNORE)).sum())
+                weight = {
+                    "pretraining": 1 / noisy.rate_BT[b, i] / 36,
+                    "response": 1 / noisy.rate_BT[b, i] / length / 6,
+                    "mean": 1 / hidden,
+                }[name]
+                want += float(weight * losses[b, i])
+    assert got.item() == pytest.approx(want, rel=1e-5)
+
+
+def test_weightings_have_names() -> None:
+    assert set(WEIGHTINGS.values()) == {pretraining_weights, response_weights, mean_weights}
+
+
+def test_region_text_loss_is_low_for_right_logits_only() -> None:
+    truth = torch.tensor([[True, False], [False, True], [False, False]])
+    shown = torch.tensor([True, True, False])
+    sure = torch.where(truth, 9.0, -9.0)
+    good, metrics = region_text_loss(sure, truth, shown)
+    bad, _ = region_text_loss(-sure, truth, shown)
+    assert good < 0.01 < 5 < bad and metrics == {"recall": 1.0, "specificity": 1.0}
+

@@ -1,0 +1,189 @@
+"""The one training loop, for every stage: batches in, a loss function, AdamW with warm-up and cosine.
+
+Batches and random draws are functions of the seed and the step alone, so a resumed run repeats the losses of an
+unbroken one bit for bit on CPU. Stop it at any time; the next call goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from mmdiff.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+
+Batch = dict[str, Any]
+Loss = Callable[[nn.Module, Batch, torch.Generator], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one stage. A step is one update of the weights."""
+
+    steps: int
+    learning_rate: float
+    rates: dict[str, float]  # name prefix -> factor on the learning rate; 0 freezes; the longest prefix counts
+    warmup_steps: int = 100
+    final_rate: float = 0.02  # of learning_rate, at the end of the cosine
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 1.0
+    accumulate: int = 1  # batches per step
+    mixed_precision: str = "no"  # "bf16" pays only where the machine multiplies it faster than float32
+    seed: int = 0
+    save_every: int = 500  # steps
+    log_every: int = 20  # steps
+    workers: int = 1  # processes that prepare batches
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then cosine down to `final_rate`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * share
+
+
+def train(
+    model: nn.Module, loss: Loss, data: Dataset[Batch], config: TrainConfig, folder: Path, title: str
+) -> dict[str, float]:
+    """Train `model` in place up to `config.steps`, resuming from the last checkpoint in `folder`.
+
+    Args:
+        data: indexed by the number of the batch, from 0; each item is a whole batch of tensors.
+        folder: gets `step-*` checkpoints, `metrics.jsonl` and TensorBoard events.
+
+    Returns:
+        the last logged metrics.
+    """
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, step_scheduler_with_optimizer=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas)
+    done = checkpoints(folder)
+    start = load_checkpoint(done[-1], model, optimizer) if done else 0
+    model, optimizer = accelerator.prepare(model, optimizer)
+    model.train()
+    batches = iter(_loader(data, config, start, accelerator))
+    metrics: dict[str, float] = {}
+    with _Log(folder, accelerator.is_main_process) as log, _progress(accelerator.is_main_process) as bar:
+        task = bar.add_task(title, total=config.steps, completed=start, note="")
+        for step in range(start, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step) * group["factor"]
+            for part in range(config.accumulate):
+                draws = torch.Generator().manual_seed(_draw_seed(config, step, part, accelerator))
+                with accelerator.autocast():
+                    value, metrics = loss(model, _to(next(batches), accelerator.device), draws)
+                accelerator.backward(value / config.accumulate)
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                metrics = {"loss": value.item(), "grad_norm": float(norm or 0.0), **metrics}
+                log.write(step + 1, {**metrics, "learning_rate": learning_rate(config, step)})
+                bar.update(task, note="  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+            bar.advance(task)
+            saving = (step + 1) % config.save_every == 0 or step + 1 == config.steps
+            if saving and accelerator.is_main_process:
+                save_checkpoint(folder, step + 1, accelerator.unwrap_model(model), optimizer)
+    return metrics
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Parameters by learning-rate factor and weight decay (matrices decay, vectors do not); factor 0 is frozen."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        matches = [prefix for prefix in config.rates if name.startswith(prefix)]
+        factor = config.rates[max(matches, key=len)] if matches else 1.0
+        parameter.requires_grad_(factor > 0)
+        decay = config.weight_decay if parameter.dim() > 1 else 0.0
+        if factor > 0:
+            groups.setdefault((factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": config.learning_rate * factor, "factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _loader(data: Dataset[Batch], config: TrainConfig, start: int, accelerator: Accelerator) -> DataLoader[Batch]:
+    share, rank = accelerator.num_processes, accelerator.process_index
+    numbers = [n * share + rank for n in range(start * config.accumulate, config.steps * config.accumulate)]
+    return DataLoader(
+        data, batch_size=None, sampler=_Fixed(numbers), num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None, worker_init_fn=_one_thread,
+    )
+
+
+class _Fixed(torch.utils.data.Sampler[int]):
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = numbers
+
+    def __iter__(self) -> Any:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _draw_seed(config: TrainConfig, step: int, part: int, accelerator: Accelerator) -> int:
+    batch = (step * config.accumulate + part) * accelerator.num_processes + accelerator.process_index
+    return config.seed * 10**12 + batch
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _progress(shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"), TimeRemainingColumn(), disable=not shown, refresh_per_second=1,
+    )
+
+
+class _Log:
+    """Metrics as JSON lines, and as TensorBoard events where that package is installed."""
+
+    def __init__(self, folder: Path, active: bool) -> None:
+        self.active, self.started = active, time.monotonic()
+        self.file = (folder / "metrics.jsonl").open("a") if active else None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.events = None
+        else:
+            self.events = SummaryWriter(str(folder)) if active else None
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        if self.file is None:
+            return
+        self.file.write(json.dumps({"step": step, "seconds": round(time.monotonic() - self.started, 1), **metrics}))
+        self.file.write("\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            if self.events is not None:
+                self.events.add_scalar(name, value, step)
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.events is not None:
+            self.events.close()

@@ -1,0 +1,59 @@
+"""Objectives: LLaDA's masked cross-entropy in its published weightings, and SigLIP's sigmoid loss.
+
+Each weighting is a plain function `(corrupted, labels_BT, branches_BT) -> weights_BT`, chosen once by a recipe.
+
+Shapes: B batch, T positions, S hidden positions, V vocabulary, X patches of a batch, M phrases.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdiff.training.corrupt import IGNORE, Corrupted
+
+
+def pretraining_weights(corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
+    """LLaDA pre-training: 1 / rate over all positions of the batch."""
+    return corrupted.masked_BT / corrupted.rate_BT / labels_BT.numel()
+
+
+def response_weights(corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
+    """LLaDA fine-tuning: 1 / rate / length of the answer, averaged over the answers of the batch."""
+    answered_BT = labels_BT != IGNORE
+    lengths_BR = torch.zeros(labels_BT.shape[0], int(branches_BT.max()) + 1, device=labels_BT.device)
+    lengths_BR.scatter_add_(1, branches_BT, answered_BT.float())
+    lengths_BT = lengths_BR.gather(1, branches_BT).clamp(min=1)
+    return corrupted.masked_BT / corrupted.rate_BT / lengths_BT / (lengths_BR > 0).sum()
+
+
+def mean_weights(corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
+    """LaViDa (arXiv 2505.16839) as released: the plain mean over hidden positions, whatever their rate."""
+    return corrupted.masked_BT / corrupted.masked_BT.sum().clamp(min=1)
+
+
+WEIGHTINGS = {"pretraining": pretraining_weights, "response": response_weights, "mean": mean_weights}
+
+
+def masked_cross_entropy(logits_SV: Tensor, labels_S: Tensor, weights_S: Tensor) -> Tensor:
+    """Weighted sum of the cross-entropies at the hidden positions, in float32."""
+    return (F.cross_entropy(logits_SV.float(), labels_S, reduction="none") * weights_S).sum()
+
+
+def region_text_loss(logits_XM: Tensor, truth_XM: Tensor, shown_X: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """SigLIP's pairwise sigmoid loss (arXiv 2303.15343) between patches and phrases, and how many pairs are told right.
+
+    A patch matches every phrase that is true of the thing it shows, and none where it shows the background. True pairs,
+    false pairs on things and false pairs on background are averaged apart, since their numbers differ by far.
+
+    Args:
+        logits_XM: of each patch with each phrase.
+        shown_X: True at patches that show a thing.
+    """
+    losses_XM = F.softplus(torch.where(truth_XM, -logits_XM, logits_XM))
+    wrong_XM = ~truth_XM & shown_X[:, None]
+    loss = losses_XM[truth_XM].mean() + losses_XM[wrong_XM].mean() + 0.2 * losses_XM[~shown_X].mean()
+    said_XM = logits_XM.detach() > 0
+    recall, specificity = said_XM[truth_XM].float().mean(), 1 - said_XM[wrong_XM].float().mean()
+    return loss, {"recall": recall.item(), "specificity": specificity.item()}

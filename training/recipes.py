@@ -1,0 +1,193 @@
+"""Named recipes: how the shipped model is made, stage by stage, all with the one loop.
+
+`tower` teaches the vision tower with SigLIP's objective, `align` fits connector and backbone to the still tower, `tune`
+trains everything on conversations. Each stage starts from the last one's weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mmdiff.checkpoint import save_folder
+from mmdiff.config import PRESETS, ModelConfig
+from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.processor import MMDiffProcessor
+from mmdiff.training import easy_vqa
+from mmdiff.training.corrupt import corrupt, draw_times
+from mmdiff.training.data import Conversations, Phrases, easy_vqa_row, scene_row
+from mmdiff.training.loop import Batch, Loss, TrainConfig, train
+from mmdiff.training.losses import WEIGHTINGS, masked_cross_entropy, region_text_loss
+from mmdiff.training.questions import CAPTION_PROMPTS, captions, questions
+from mmdiff.training.scenes import random_scene, scene_json
+from mmdiff.training.tokenizer import train_tokenizer, wrap_tokenizer
+from mmdiff.vision.connector import build_connector
+
+MODEL_INPUTS = ("attention_mask", "pixel_values", "image_sizes", "image_grids", "position_ids", "segment_ids",
+                "branch_ids")
+
+
+class TowerTrainer(nn.Module):
+    """The tower beside a small text encoder (a bag of words), which is thrown away afterwards.
+
+    Shapes: X patches of all pictures, M phrases, T tokens, D width.
+    """
+
+    def __init__(self, model: MMDiffModel, width: int = 192) -> None:
+        super().__init__()
+        assert model.vision_tower is not None and model.model_config.vision is not None
+        self.vision_tower: nn.Module = model.vision_tower
+        # A tower from scratch learns shapes far sooner when neighbours have like positions from the start.
+        positions = self.vision_tower.get_parameter("embeddings.position_embedding.weight")
+        with torch.no_grad():
+            positions.copy_(waves(model.model_config.vision.patches_per_side, positions.shape[1]))
+        self.project = nn.Linear(model.model_config.vision.hidden_size, width)
+        self.words = nn.Embedding(model.model_config.backbone.vocab_size, width)
+        self.text = build_connector(width, width)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-3.0))
+
+    def forward(self, pixel_values: Tensor, phrase_ids: Tensor, phrase_mask: Tensor) -> Tensor:
+        """Logits (X, M) of every patch with every phrase: scaled cosines and a bias, as in SigLIP."""
+        words_MD = (self.words(phrase_ids) * phrase_mask[..., None]).sum(1)
+        texts_MD = F.normalize(self.text(words_MD), dim=-1)
+        patches_XD = F.normalize(self.project(self.vision_tower(pixel_values)).flatten(0, 1), dim=-1)
+        return patches_XD @ texts_MD.T * self.log_scale.exp() + self.bias
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, (side * side, width): SimpleViT's positions (arXiv 2205.01580)."""
+    frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))  # radians per patch
+    angles_SF = torch.arange(side)[:, None] * frequencies
+    waves_SF = torch.cat((angles_SF.sin(), angles_SF.cos()), dim=1)
+    rows_SSF = waves_SF[:, None].expand(side, side, -1)
+    return 0.5 * torch.cat((rows_SSF, rows_SSF.transpose(0, 1)), dim=2).flatten(0, 1)
+
+
+def contrastive_loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    """SigLIP's loss between the patches of the pictures and the phrases of the batch."""
+    logits_XM = model(batch["pixel_values"], batch["phrase_ids"], batch["phrase_mask"])
+    owner_X = batch["owner"].flatten()
+    return region_text_loss(logits_XM.float(), batch["truth"][owner_X], owner_X > 0)
+
+
+def denoising_loss(weighting: str, mask_id: int) -> Loss:
+    """LLaDA's objective on packed conversations; `weighting` names a function of `losses.WEIGHTINGS`."""
+    weigh = WEIGHTINGS[weighting]
+
+    def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        labels_BT, branches_BT = batch["labels"], batch["branch_ids"]
+        rows, answers = labels_BT.shape[0], int(branches_BT.max()) + 1
+        # The square root leans towards late times: short answers are mostly decided from a fully masked canvas.
+        t_BR = draw_times(rows, answers, draws).sqrt().to(labels_BT.device)
+        u_BT = torch.rand(labels_BT.shape, generator=draws).to(labels_BT.device)
+        noisy = corrupt(batch["input_ids"], labels_BT, t_BR.gather(1, branches_BT), u_BT, mask_id)
+        inputs = {name: batch[name] for name in MODEL_INPUTS}
+        logits_SV = model(input_ids=noisy.ids_BT, select=noisy.masked_BT, **inputs).logits
+        weights_BT = weigh(noisy, labels_BT, branches_BT) * batch["importance"]
+        labels_S = labels_BT[noisy.masked_BT]
+        value = masked_cross_entropy(logits_SV, labels_S, weights_BT[noisy.masked_BT])
+        real_S = batch["importance"][noisy.masked_BT] == 1.0
+        right_S = logits_SV.detach().argmax(-1) == labels_S
+        return value, {"right": right_S[real_S].float().mean().item()}
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a recipe: what learns, from what, by which loss, and how."""
+
+    name: str
+    wrap: Callable[[MMDiffModel], nn.Module]
+    loss: Loss
+    data: Callable[[Path], Dataset[Batch]]  # given the tokenizer's file
+    config: TrainConfig
+
+
+def tower(model: ModelConfig, steps: int = 1800) -> Stage:
+    """Teach the vision tower: 32 pictures and 91 phrases a step."""
+
+    data = partial(Phrases, model, num_pictures=32, phrases_each=2, seed=1)
+    config = TrainConfig(steps=steps, learning_rate=1e-3, rates={}, warmup_steps=60, final_rate=0.1, save_every=100)
+    return Stage("tower", TowerTrainer, contrastive_loss, data, config)
+
+
+def align(model: ModelConfig, steps: int = 400) -> Stage:
+    """Fit connector and backbone to the still tower."""
+    config = TrainConfig(
+        steps=steps, learning_rate=2e-3, rates={"vision_tower": 0.0}, warmup_steps=50, final_rate=1.0, save_every=100
+    )
+    return Stage("align", _whole, denoising_loss("mean", model.tokens.mask), _conversations(model, seed=2), config)
+
+
+def tune(model: ModelConfig, steps: int = 2600) -> Stage:
+    """Train everything, the tower more gently."""
+    config = TrainConfig(
+        steps=steps, learning_rate=2e-3, rates={"vision_tower": 0.2}, warmup_steps=50, final_rate=0.01, save_every=100
+    )
+    return Stage("tune", _whole, denoising_loss("mean", model.tokens.mask), _conversations(model, seed=3), config)
+
+
+def _whole(model: MMDiffModel) -> nn.Module:
+    return model
+
+
+def _conversations(model: ModelConfig, seed: int) -> Callable[[Path], Dataset[Batch]]:
+    return partial(Conversations, model, sources=[scene_row] * 12 + [easy_vqa_row] * 4, seed=seed)
+
+
+RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune)}
+
+
+def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
+    """Run the stages of a recipe, going on where an earlier run in `folder` stopped.
+
+    Args:
+        scale: factor on every stage's number of steps, for a trial run.
+
+    Returns:
+        the folder of the finished model, in bfloat16, with its tokenizer.
+    """
+    config = PRESETS[recipe]
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer_file = folder / "tokenizer.json"
+    if not tokenizer_file.exists():
+        train_tokenizer(corpus(), config.backbone.vocab_size).save(str(tokenizer_file))
+    torch.manual_seed(seed)
+    model = MMDiffModel(MMDiffConfig.of(config))
+    for make_stage in RECIPES[recipe]:
+        stage = make_stage(config)
+        settings = replace(stage.config, steps=max(1, round(scale * stage.config.steps)))
+        train(stage.wrap(model), stage.loss, stage.data(tokenizer_file), settings, folder / stage.name, stage.name)
+    processor = MMDiffProcessor.of(wrap_tokenizer(Tokenizer.from_file(str(tokenizer_file))), config)
+    save_folder(model.bfloat16(), processor, folder / "model")
+    return folder / "model"
+
+
+def corpus(num_scenes: int = 4000) -> Iterator[str]:
+    """What the tokenizer learns from: questions, answers, captions and JSON of training scenes, and easy-VQA's text."""
+    for seed in range(num_scenes):
+        scene = random_scene(seed)
+        rng = np.random.default_rng(seed)
+        for qa in questions(scene, rng, 4):
+            yield from (f"\n{qa.question}", qa.answer)
+        yield from captions(scene).values()
+        yield json.dumps(scene_json(scene))
+        yield from ("user", "assistant", "system", "\n\n")
+    for picture in easy_vqa.load("train"):
+        for question, answer in picture.questions:
+            yield from (f"\n{question}", answer)
+    for prompts in CAPTION_PROMPTS.values():
+        yield from (f"\n{prompt}" for prompt in prompts * 100)

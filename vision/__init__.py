@@ -1,0 +1,4 @@
+"""Pictures -> features: open, cut into views, encode, connect."""
+
+if __name__ != "mmdiff.vision":
+    raise ImportError(f"import mmdiff.vision, not {__name__}: the rooms of mmdiff share one name")
