@@ -7,7 +7,7 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -45,9 +45,11 @@ def evaluate_task(pipeline: Pipeline, name: str, limit: int | None, batch_size: 
     right, total, steps = defaultdict(int), defaultdict(int), 0  # type: ignore[var-annotated]
     wrong: list[dict[str, str]] = []
     started = time.monotonic()
-    batches = list(_batched(questions, batch_size))
+    questions.sort(key=lambda question: question.gen_length or 0)  # a batch has answers of one length
+    batches = [b for _, same in groupby(questions, lambda q: q.gen_length) for b in _batched(same, batch_size)]
     for batch in track(batches, description=f"{name}: {len(questions)} questions"):
-        answers = pipeline.ask([question.image for question in batch], [question.text for question in batch])
+        room = {} if batch[0].gen_length is None else {"gen_length": batch[0].gen_length}
+        answers = pipeline.ask([question.image for question in batch], [question.text for question in batch], **room)
         for question, answer in zip(batch, answers, strict=True):
             got, most = question.score(answer.text)
             right[question.kind] += got

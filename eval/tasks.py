@@ -12,7 +12,7 @@ from functools import partial
 
 from PIL import Image
 
-from mmdiff.pipeline import CAPTION_PROMPTS
+from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.training import easy_vqa
 from mmdiff.training.questions import captions, questions, score_caption
 from mmdiff.training.scenes import TEST_SEEDS, Scene, example
@@ -31,6 +31,7 @@ class Question:
     kind: str
     expected: str
     score: Callable[[str], Score]
+    gen_length: int | None = None  # positions of the answer; the model's default where None
 
 
 def exact(expected: str, answer: str) -> Score:
@@ -49,16 +50,17 @@ def easy_vqa_test(limit: int | None) -> Iterator[Question]:
 
 def scenes_vqa(limit: int | None) -> Iterator[Question]:
     """Four questions about each generated test scene."""
-    for image, scene, rng in map(example, TEST_SEEDS[: limit or NUM_SCENES]):
+    for image, scene, rng in map(example, TEST_SEEDS[:NUM_SCENES][:limit]):
         for qa in questions(scene, rng, QUESTIONS_PER_SCENE):
             yield Question(image, qa.question, qa.kind, qa.answer, partial(exact, qa.answer))
 
 
 def scenes_captions(limit: int | None) -> Iterator[Question]:
     """A caption of every length for each generated test scene, scored by its facts."""
-    for image, scene, _ in map(example, TEST_SEEDS[: limit or NUM_SCENES]):
+    for image, scene, _ in map(example, TEST_SEEDS[:NUM_SCENES][:limit]):
         for length, text in captions(scene).items():
-            yield Question(image, CAPTION_PROMPTS[length], length, text, partial(_score_caption, scene, length))
+            score = partial(_score_caption, scene, length)
+            yield Question(image, CAPTION_PROMPTS[length], length, text, score, CAPTION_ROOM[length])
 
 
 def _score_caption(scene: Scene, length: str, answer: str) -> Score:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +55,8 @@ def ask(
 ) -> None:
     """Answer a question about each picture."""
     if len(pictures_and_question) < 2:
-        raise _refuse(f"got only {pictures_and_question[0]!r}; give at least one picture and then the question in quotes")
+        got = pictures_and_question[0]
+        raise _refuse(f"got only {got!r}; give at least one picture and then the question in quotes")
     *pictures, question = pictures_and_question
     decoding = _given(
         gen_length=gen_length, block_length=block_length, steps=steps, threshold=threshold, temperature=temperature,
@@ -77,13 +79,13 @@ def caption(
     seed: Seed = 0,
 ) -> None:
     """Describe each picture."""
-    from mmdiff.pipeline import CAPTION_PROMPTS
+    from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
 
-    prompt = next((text for name, text in CAPTION_PROMPTS.items() if name == length), None)
-    if prompt is None:
+    known = next((name for name in CAPTION_PROMPTS if name == length), None)
+    if known is None:
         raise _refuse(f"--length {length!r} is not known; use one of {', '.join(CAPTION_PROMPTS)}")
-    decoding = _given(threshold=threshold, steps=steps, temperature=temperature)
-    _answer(pictures, prompt, model, as_json, show_steps, device, seed, decoding)
+    decoding = _given(threshold=threshold, steps=steps, temperature=temperature) | {"gen_length": CAPTION_ROOM[known]}
+    _answer(pictures, CAPTION_PROMPTS[known], model, as_json, show_steps, device, seed, decoding)
 
 
 @app.command()
@@ -159,25 +161,30 @@ def _answer(
 
     if not question.strip():
         raise _refuse("the question is empty; say what you want to know")
+    if show_steps and as_json:
+        raise _refuse("--show-steps draws in the terminal and --json prints data; choose one of them")
     opened = [open_image(picture) for picture in pictures]  # a bad one is reported before the model loads
+    started = time.perf_counter()
     pipeline = _load(model, device)
+    loaded = time.perf_counter()
     if show_steps:
         for image in opened:
             _show(pipeline, image, question, seed, decoding)
         return
     answers = pipeline.ask(opened, [question] * len(opened), seed=seed, **decoding)
+    seconds = {"load_seconds": loaded - started, "answer_seconds": time.perf_counter() - loaded}
     for name, answer in zip(pictures, answers, strict=True):
-        typer.echo(json.dumps(_as_dict(name, question, answer)) if as_json else _line(name, answer, len(pictures)))
+        if as_json:
+            typer.echo(json.dumps(_as_dict(name, question, answer, seconds)))
+        else:
+            typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
 
 
-def _line(name: str, answer: Answer, count: int) -> str:
-    return answer.text if count == 1 else f"{name}: {answer.text}"
-
-
-def _as_dict(name: str, question: str, answer: Answer) -> dict[str, Any]:
+def _as_dict(name: str, question: str, answer: Answer, seconds: dict[str, float]) -> dict[str, Any]:
     return {
         "picture": name, "question": question, "answer": answer.text, "confidence": round(answer.confidence, 4),
         "steps": answer.steps,
+        **{part: round(value, 3) for part, value in seconds.items()},
         "tokens": [{"text": t.text, "confidence": round(t.confidence, 4), "step": t.step} for t in answer.tokens],
     }
 

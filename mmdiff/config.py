@@ -11,6 +11,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 AttentionPattern = Literal["full", "segment-causal"]
@@ -37,6 +38,10 @@ class BackboneConfig:
     attention_pattern: AttentionPattern = "full"  # "segment-causal": see attention.py
 
     def __post_init__(self) -> None:
+        _require_counts(
+            self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "max_position_embeddings",
+        )
         _require(self.hidden_size % self.num_attention_heads == 0, "num_attention_heads", self.num_attention_heads)
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0, "num_key_value_heads", self.num_key_value_heads
@@ -75,6 +80,7 @@ class VisionConfig:
     std: float = 0.5
 
     def __post_init__(self) -> None:
+        _require_counts(self, "hidden_size", "num_attention_heads", "image_size", "patch_size", "pixel_shuffle")
         _require(self.layout in typing.get_args(ViewLayout), "layout", self.layout)
         _require(self.layout_of_several in ("resize", "pad"), "layout_of_several", self.layout_of_several)
         _require(self.library in typing.get_args(TowerLibrary), "library", self.library)
@@ -124,8 +130,7 @@ class DecodingConfig:
     stop: bool = True  # end as soon as everything before the end-of-answer token is decided
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "block_length", "steps"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "it must be at least 1")
+        _require_counts(self, "gen_length", "block_length", "steps")
         _require(self.order in ("low_confidence", "random"), "order", self.order, "use low_confidence or random")
         _require(self.temperature >= 0.0, "temperature", self.temperature, "it must be 0 or more")
         _require(self.cfg_scale >= 0.0, "cfg_scale", self.cfg_scale, "it must be 0 or more")
@@ -153,7 +158,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     """Build `cls` from nested dictionaries.
 
     Raises:
-        ValueError: a key is unknown or a required one is missing; the message lists them.
+        ValueError: a key is unknown or a required one is missing (the message lists them), or a value does not fit.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -168,14 +173,21 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    options = [h for h in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(h)]
-    if options and isinstance(value, Mapping):
-        return from_dict(typing.cast(type, options[0]), value, where)
+    options = [h for h in (typing.get_args(hint) or (hint,)) if isinstance(h, type) and dataclasses.is_dataclass(h)]
+    if options and not (value is None and type(None) in typing.get_args(hint)):
+        _require(isinstance(value, Mapping), where, value, f"it must hold the keys of {options[0].__name__}")
+        return from_dict(options[0], value, where)
     return _tuples(value)
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _require_counts(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(isinstance(value, Integral) and int(value) >= 1, name, value, "it must be a whole number, at least 1")
 
 
 def _require(condition: bool, name: str, value: object, hint: str = "") -> None:
@@ -213,7 +225,7 @@ PRESETS: dict[str, ModelConfig] = {
             hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=3, image_size=96,
             patch_size=8, layout="pad", pixel_shuffle=2, newline=False,
         ),
-        decoding=DecodingConfig(gen_length=64, block_length=8, steps=64, threshold=0.9),
+        decoding=DecodingConfig(gen_length=32, block_length=8, steps=32, threshold=0.9),
     ),
     "llada-8b": ModelConfig(backbone=_LLADA_8B, tokens=LLADA_TOKENS),
     "llada-v-8b": ModelConfig(

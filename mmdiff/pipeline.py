@@ -30,6 +30,7 @@ CAPTION_PROMPTS: dict[CaptionLength, str] = {
     "short": "Describe the picture briefly.",
     "long": "Describe the picture in detail.",
 }
+CAPTION_ROOM: dict[CaptionLength, int] = {"word": 8, "short": 32, "long": 64}  # positions of the canvas
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Pipeline:
         if length not in CAPTION_PROMPTS:
             raise MMDiffError(f"length={length!r} is not known; use one of {', '.join(CAPTION_PROMPTS)}")
         prompt = CAPTION_PROMPTS[length]
+        options.setdefault("gen_length", CAPTION_ROOM[length])
         return self.ask(image, [prompt] * len(image) if isinstance(image, list) else prompt, **options)
 
     def chat(self, messages: Messages, *, seed: int = 0, **decoding: Any) -> Answer:
@@ -196,13 +198,23 @@ def load(
     Raises:
         CheckpointError: nothing is known by that name, or the checkpoint is damaged, incomplete or of another kind.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
     if dtype == "auto":
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     number_type = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(number_type, torch.dtype):
         raise MMDiffError(f"dtype={dtype!r} is not known; use float32 or bfloat16")
     return Pipeline(*load_folder(find(name), place, number_type, device_map))
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    place = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros((), device=place)
+        return torch.device(place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise MMDiffError(f"device {str(place)!r} cannot be used here ({reason}); try cpu") from None
 
 
 def find(name: str | Path) -> Path:

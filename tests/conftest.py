@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import mmdiff  # noqa: F401  (first: it lets torchvision import beside a CPU-only torch)
+
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
 
@@ -46,3 +48,23 @@ def llada_v(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> "MMDif
     model = MMDiffModel(MMDiffConfig.of(dataclasses.replace(config, tokens=tokens))).eval()
     load_weights(model, Weights(folder))
     return model
+
+
+@pytest.fixture(scope="session")
+def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sizes of `tiny`, random weights and a tokenizer learned from a few sentences."""
+    import torch
+
+    from mmdiff.checkpoint import save_folder
+    from mmdiff.config import PRESETS
+    from mmdiff.model import MMDiffConfig, MMDiffModel
+    from mmdiff.processor import MMDiffProcessor
+    from mmdiff.training.tokenizer import train_tokenizer, wrap_tokenizer
+
+    folder = tmp_path_factory.mktemp("random-tiny")
+    torch.manual_seed(0)
+    model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"])).bfloat16()
+    texts = ["user", "assistant", "system", "\n\n", "what color is the circle?", "a small red star"] * 3
+    tokenizer = wrap_tokenizer(train_tokenizer(texts, PRESETS["tiny"].backbone.vocab_size))
+    save_folder(model, MMDiffProcessor.of(tokenizer, PRESETS["tiny"]), folder)
+    return folder

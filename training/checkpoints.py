@@ -26,7 +26,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     """Write `folder/step-N` atomically and remove all but the last `keep` checkpoints."""
     target = folder / f"step-{step:08d}"
     part = folder / f".{target.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    for leftover in folder.glob(".step-*.part"):
+        shutil.rmtree(leftover)
     part.mkdir(parents=True)
     tensors, groups = _split_optimizer(optimizer.state_dict())
     save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part / "model.safetensors")
@@ -36,11 +37,12 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     (part / MANIFEST).write_text(json.dumps(sums, indent=1))
     for path in part.iterdir():
         _sync(path)
+    _sync(part)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     _sync(folder)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(folder / f".{old.name}.part"))
     return target
 
 
@@ -55,15 +57,27 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     Raises:
         CheckpointError: a file is missing or its sha256 is not the manifest's.
     """
-    for name, expected in json.loads((path / MANIFEST).read_text()).items():
+    for name, expected in _manifest(path).items():
         if not (path / name).exists() or _sha256(path / name) != expected:
-            raise CheckpointError(f"{path / name} is missing or damaged; delete {path} to resume from an earlier step")
+            raise _damaged(path / name)
     model.load_state_dict(load_file(path / "model.safetensors"))
     state = json.loads((path / "state.json").read_text())
     if optimizer is not None:
         tensors = load_file(path / "optimizer.safetensors")
         optimizer.load_state_dict(_join_optimizer(tensors, state["param_groups"]))
     return int(state["step"])
+
+
+def _manifest(path: Path) -> dict[str, str]:
+    try:
+        sums: dict[str, str] = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise _damaged(path / MANIFEST) from None
+    return sums
+
+
+def _damaged(file: Path) -> CheckpointError:
+    return CheckpointError(f"{file} is missing or damaged; delete {file.parent} to resume from an earlier step")
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

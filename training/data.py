@@ -25,13 +25,23 @@ from mmdiff.tokens import CHAT_TEMPLATE, IMAGE, segment_ids
 from mmdiff.training import easy_vqa
 from mmdiff.training.corrupt import IGNORE
 from mmdiff.training.loop import Batch
-from mmdiff.training.questions import ATTRIBUTES, CAPTION_PROMPTS, Phrase, captions, phrases, questions, truth_table
+from mmdiff.training.questions import (
+    ATTRIBUTES,
+    CAPTION_PROMPTS,
+    Length,
+    Phrase,
+    captions,
+    phrases,
+    questions,
+    truth_table,
+)
 from mmdiff.training.scenes import SHAPES, TRAIN_SEEDS, Scene, example
 from mmdiff.vision.views import make_views
 
 PADDING_IMPORTANCE = 0.1  # of an end-of-text token behind an answer, against 1 for the answer's own tokens
 CAPTION_IMPORTANCE = 0.5  # of a caption's token: one caption has as many tokens as ten answers
-CANVAS_LENGTHS, CANVAS_ODDS = (8, 16, 32, 64), (0.85, 0.1, 0.03, 0.02)  # positions; the shortest that fits at least
+CANVAS_LENGTHS, CANVAS_ODDS = (8, 16, 32), (0.6, 0.1, 0.3)  # positions; an answer too long for one gets more
+CAPTION_CANVAS: dict[Length, int] = {"word": 8, "short": 32, "long": 64}  # at least, lest the room tells the length
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Turn:
     question: str
     answer: str
     importance: float = 1.0
+    canvas: int = 0  # positions at least, however short the answer
 
 
 Row = tuple[Image.Image, list[Turn]]
@@ -53,7 +64,8 @@ def scene_row(rng: np.random.Generator, num_questions: int = 6) -> Row:
     turns = [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_questions)]
     length = list(CAPTION_PROMPTS)[int(rng.integers(len(CAPTION_PROMPTS)))]
     prompts = CAPTION_PROMPTS[length]
-    turns.append(Turn(prompts[int(rng.integers(len(prompts)))], captions(scene)[length], CAPTION_IMPORTANCE))
+    prompt = prompts[int(rng.integers(len(prompts)))]
+    turns.append(Turn(prompt, captions(scene)[length], CAPTION_IMPORTANCE, CAPTION_CANVAS[length]))
     return image, turns
 
 
@@ -169,7 +181,8 @@ def _pack_row(
     for branch, turn in enumerate(turns, start=1):
         prompt = tokenizer.encode(after.format(turn.question)).ids
         answer = [*tokenizer.encode(turn.answer).ids, tokens.eot]
-        padding = max(int(rng.choice(CANVAS_LENGTHS, p=CANVAS_ODDS)), -(-len(answer) // 8) * 8) - len(answer)
+        room = int(rng.choice(CANVAS_LENGTHS, p=CANVAS_ODDS))
+        padding = max(room, turn.canvas, -(-len(answer) // 8) * 8) - len(answer)
         canvas = answer + [tokens.eos] * padding
         prompt_segments = segment_ids(torch.tensor([start + prompt]), tokens)[0, len(start):].tolist()
         ids += prompt + canvas

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def train(
         folder: gets `step-*` checkpoints, `metrics.jsonl` and TensorBoard events.
 
     Returns:
-        the last logged metrics.
+        the last logged metrics; none where nothing was left to do.
     """
     accelerator = Accelerator(mixed_precision=config.mixed_precision, step_scheduler_with_optimizer=False)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def train(
     model.train()
     batches = iter(_loader(data, config, start, accelerator))
     metrics: dict[str, float] = {}
-    with _Log(folder, accelerator.is_main_process) as log, _progress(accelerator.is_main_process) as bar:
+    with _Log(folder, start, accelerator.is_main_process) as log, _progress(accelerator.is_main_process) as bar:
         task = bar.add_task(title, total=config.steps, completed=start, note="")
         for step in range(start, config.steps):
             for group in optimizer.param_groups:
@@ -157,17 +158,20 @@ def _progress(shown: bool) -> Progress:
 
 
 class _Log:
-    """Metrics as JSON lines, and as TensorBoard events where that package is installed."""
+    """Metrics as JSON lines, and as TensorBoard events where that package is installed.
 
-    def __init__(self, folder: Path, active: bool) -> None:
-        self.active, self.started = active, time.monotonic()
-        self.file = (folder / "metrics.jsonl").open("a") if active else None
+    What an interrupted run logged after its last checkpoint is dropped: those steps, after `start`, come again.
+    """
+
+    def __init__(self, folder: Path, start: int, active: bool) -> None:
+        self.started = time.monotonic()
+        self.file = _cut(folder / "metrics.jsonl", start).open("a") if active else None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.events = None
         else:
-            self.events = SummaryWriter(str(folder)) if active else None
+            self.events = SummaryWriter(str(folder), purge_step=start + 1) if active else None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if self.file is None:
@@ -187,3 +191,15 @@ class _Log:
             self.file.close()
         if self.events is not None:
             self.events.close()
+
+
+def _cut(path: Path, last: int) -> Path:
+    """Drop the lines of steps after `last`, and torn ones, all at once."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        steps = [re.fullmatch(r'\{"step": (\d+), .*\}\n', line) for line in lines]
+        kept = [line for line, step in zip(lines, steps, strict=True) if step and int(step[1]) <= last]
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("".join(kept))
+        part.replace(path)
+    return path

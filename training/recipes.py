@@ -116,7 +116,7 @@ class Stage:
     config: TrainConfig
 
 
-def tower(model: ModelConfig, steps: int = 1800) -> Stage:
+def tower(model: ModelConfig, steps: int = 1200) -> Stage:
     """Teach the vision tower: 32 pictures and 91 phrases a step."""
 
     data = partial(Phrases, model, num_pictures=32, phrases_each=2, seed=1)
@@ -124,7 +124,7 @@ def tower(model: ModelConfig, steps: int = 1800) -> Stage:
     return Stage("tower", TowerTrainer, contrastive_loss, data, config)
 
 
-def align(model: ModelConfig, steps: int = 400) -> Stage:
+def align(model: ModelConfig, steps: int = 250) -> Stage:
     """Fit connector and backbone to the still tower."""
     config = TrainConfig(
         steps=steps, learning_rate=2e-3, rates={"vision_tower": 0.0}, warmup_steps=50, final_rate=1.0, save_every=100
@@ -132,10 +132,10 @@ def align(model: ModelConfig, steps: int = 400) -> Stage:
     return Stage("align", _whole, denoising_loss("mean", model.tokens.mask), _conversations(model, seed=2), config)
 
 
-def tune(model: ModelConfig, steps: int = 2600) -> Stage:
+def tune(model: ModelConfig, steps: int = 1500) -> Stage:
     """Train everything, the tower more gently."""
     config = TrainConfig(
-        steps=steps, learning_rate=2e-3, rates={"vision_tower": 0.2}, warmup_steps=50, final_rate=0.01, save_every=100
+        steps=steps, learning_rate=2e-3, rates={"vision_tower": 0.3}, warmup_steps=50, final_rate=0.01, save_every=100
     )
     return Stage("tune", _whole, denoising_loss("mean", model.tokens.mask), _conversations(model, seed=3), config)
 

@@ -179,7 +179,7 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     low, high = float(values_HW.min()), float(values_HW.max())
     if image.mode == "F" and 0 <= low and high <= 1:
         low, high = 0.0, 1.0
-    elif image.mode == "F" and 0 <= low and high <= 255:
+    elif image.mode in ("I", "F") and 0 <= low and high <= 255:  # 8 bits widened, as by convert("I")
         low, high = 0.0, 255.0
     elif 0 <= low and high <= 65_535:
         low, high = 0.0, 65_535.0

@@ -21,7 +21,11 @@ from mmdiff.vision.grids import SINGLE_VIEW, picture_rows_and_columns, shrunk
 
 
 def merge_views(
-    features_VND: Tensor, size: Sequence[int], grid: Sequence[int], config: VisionConfig, newline_D: Tensor | None
+    features_VND: Tensor,
+    size: Sequence[int],
+    grid: Sequence[int],
+    config: VisionConfig,
+    newline_D: Tensor | None = None,
 ) -> Tensor:
     """The embeddings (T, D) of one picture; T is `count_tokens(size, config, layout)`.
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,23 +182,42 @@ def load_tower(tower: nn.Module, state: Mapping[str, Tensor]) -> None:
     final norm and layers beyond those built are left out.
 
     Raises:
-        CheckpointError: any other name is unknown, missing or of the wrong shape; the message lists them.
+        CheckpointError: any other name is unknown, missing, there both with and without the prefix, or of the wrong
+            shape; the message lists them.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in tower_state(tower).items()}
     num_layers = 1 + max(int(name.split(".")[2]) for name in expected if name.startswith("encoder.layers."))
-    given = {name.removeprefix("vision_model."): tensor for name, tensor in state.items()}
-    kept = {name: tensor for name, tensor in given.items() if not _is_extra(name, num_layers)}
+    names = {given: name for given, name in _published_names(state, num_layers).items() if name is not None}
+    kept = {name: state[given] for given, name in names.items()}
     wrong = [
         f"{name} is {tuple(kept[name].shape)}, not {shape}"
         for name, shape in expected.items()
         if name in kept and tuple(kept[name].shape) != shape
     ]
-    problems = {"missing": expected.keys() - kept.keys(), "unknown": kept.keys() - expected.keys(), "wrong": wrong}
+    problems = {
+        "missing": expected.keys() - kept.keys(),
+        "unknown": kept.keys() - expected.keys(),
+        "named twice": [name for name, count in Counter(names.values()).items() if count > 1],
+        "wrong": wrong,
+    }
     listed = [f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names]
     if listed:
         raise CheckpointError(f"these weights are not of a SigLIP tower of this size ({'; '.join(listed)})")
     on_meta = any(parameter.is_meta for parameter in tower.parameters())
     tower.load_state_dict(_own_names(tower, kept), assign=on_meta)
+
+
+def tower_names(names: Iterable[str], config: VisionConfig) -> dict[str, str | None]:
+    """What the names of a SigLIP checkpoint are called in `tower_state`; None for parts that `config` does not build.
+
+    A name that is not known stays as it is, so that a caller finds it when comparing with the names it expects.
+    """
+    return _published_names(names, config.num_hidden_layers)
+
+
+def _published_names(names: Iterable[str], num_layers: int) -> dict[str, str | None]:
+    bare = {name: name.removeprefix("vision_model.") for name in names}
+    return {name: None if _is_extra(short, num_layers) else short for name, short in bare.items()}
 
 
 def _is_extra(name: str, num_layers: int) -> bool:

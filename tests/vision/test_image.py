@@ -124,6 +124,7 @@ def test_16_bits(kind: str, dtype: Any) -> None:
         (np.array([[-5, 0, 5]], np.float32), [0, 128, 255]),
         (np.array([[7e9, 7e9]], np.float32), [0, 0]),
         (np.array([[0, 32_768, 65_535]], np.int32), [0, 128, 255]),
+        (np.array([[0, 100, 255]], np.int32), [0, 100, 255]),
         (np.array([[-2_000_000, 1_000_000, 2_000_000]], np.int32), [0, 191, 255]),
     ],
 )

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from mmdiff.config import PRESETS, VisionConfig
+from mmdiff.errors import CheckpointError
 from mmdiff.vision.connector import build_connector
-from mmdiff.vision.tower import build_tower, load_tower, tower_state
+from mmdiff.vision.tower import build_tower, load_tower, tower_names, tower_state
 
 LIBRARIES = ["transformers", "timm", "open_clip"]
 
@@ -140,13 +141,31 @@ def test_what_does_not_fit_is_listed(library: str, small: VisionConfig) -> None:
     del state["encoder.layers.1.self_attn.k_proj.bias"]
     state["embeddings.class_embedding"] = torch.ones(48)
     state["embeddings.position_embedding.weight"] = torch.ones(9, 48)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         load_tower(tower, state)
     message = str(caught.value)
     assert "missing: encoder.layers.1.self_attn.k_proj.bias" in message
     assert "unknown: embeddings.class_embedding" in message
     assert "embeddings.position_embedding.weight is (9, 48), not (16, 48)" in message
     assert torch.equal(tower_state(tower)["embeddings.patch_embedding.bias"], before)
+
+
+def test_names_of_published_checkpoints(small: VisionConfig) -> None:
+    assert tower_names(
+        ["vision_model.encoder.layers.1.mlp.fc1.bias", "encoder.layers.2.mlp.fc1.bias", "vision_model.head.probe",
+         "text_model.head.bias", "logit_scale", "embeddings.class_embedding"], small
+    ) == {
+        "vision_model.encoder.layers.1.mlp.fc1.bias": "encoder.layers.1.mlp.fc1.bias",
+        "encoder.layers.2.mlp.fc1.bias": None, "vision_model.head.probe": None, "text_model.head.bias": None,
+        "logit_scale": None, "embeddings.class_embedding": "embeddings.class_embedding",
+    }
+
+
+def test_a_name_with_and_without_prefix(small: VisionConfig) -> None:
+    state = random_state(small)
+    state["vision_model.embeddings.patch_embedding.bias"] = torch.ones(48)
+    with pytest.raises(CheckpointError, match=r"named twice: embeddings\.patch_embedding\.bias"):
+        load_tower(build_tower(small), state)
 
 
 def test_fewer_layers_than_are_built_are_missing(small: VisionConfig) -> None:

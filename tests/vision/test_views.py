@@ -182,3 +182,8 @@ def test_pixel_shuffle_joins_neighbours() -> None:
     patches = torch.arange(16.0).view(1, 16, 1)
     assert pixel_shuffle(patches, 1) is patches
     assert pixel_shuffle(patches, 2)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+def test_newline_may_be_left_out_where_there_is_none(small: VisionConfig) -> None:
+    config = dataclasses.replace(small, newline=False)
+    assert torch.equal(merge_views(features(1, config), (9, 5), SINGLE_VIEW, config), features(1, config)[0])

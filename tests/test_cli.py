@@ -1,0 +1,119 @@
+"""The command line: answers on stdout, and for bad input one sentence on stderr with exit code 2, no traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from mmdiff.cli import _paint, app, main
+from mmdiff.pipeline import Draft, Token
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.new("RGB", (70, 40), "red").save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["mmdiff", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_ask_prints_the_answer(monkeypatch, capsys, picture: Path, random_tiny: Path) -> None:  # type: ignore
+    code, out, err = call(monkeypatch, capsys, "ask", picture, "what?", "--model", random_tiny, "--gen-length", 8)
+    assert code == 0 and len(out.splitlines()) == 1 and "Traceback" not in err
+
+
+def test_several_pictures_get_a_line_each(monkeypatch, capsys, picture: Path, random_tiny: Path) -> None:  # type: ignore
+    code, out, _ = call(monkeypatch, capsys, "ask", picture, picture, "what?", "--model", random_tiny, "--json",
+                        "--gen-length", 8)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(rows) == 2
+    assert set(rows[0]) == {
+        "picture", "question", "answer", "confidence", "steps", "load_seconds", "answer_seconds", "tokens"
+    }
+
+
+def test_show_steps_draws(monkeypatch, capsys, picture: Path, random_tiny: Path) -> None:  # type: ignore
+    code, out, _ = call(monkeypatch, capsys, "ask", picture, "what?", "--model", random_tiny, "--show-steps",
+                        "--gen-length", 8)
+    assert code == 0 and "step" in out
+
+
+def test_open_positions_and_unsure_tokens_are_marked() -> None:
+    text = _paint(Draft(2, (Token("red", 0.99, 0), None, Token(" star", 0.4, 2))))
+    assert text.plain == "step   3  red▒ star"
+    assert [str(span.style) for span in text.spans if "dim" in str(span.style)] == ["dim"]
+
+
+def test_info_counts_parameters(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = call(monkeypatch, capsys, "info", "llada-8b")
+    assert code == 0 and json.loads(out)["parameters"]["total"] == 8_015_581_184
+
+
+BAD_FILES: dict[str, bytes] = {
+    "empty.png": b"",
+    "text.png": b"this is not a picture",
+    "cut.png": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00",
+    "huge.png": bytes.fromhex("89504e470d0a1a0a0000000d49484452000186a0000186a008020000000000000000"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / name).write_bytes(BAD_FILES[name])
+    code, out, err = call(monkeypatch, capsys, "ask", tmp_path / name, "what?")
+    assert code == 2 and out == "" and name in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ask", "nowhere.png", "what?"], "nowhere.png"),
+        (["ask", ".", "what?"], "."),
+        (["ask", "PICTURE"], "give at least one picture and then the question"),
+        (["ask", "PICTURE", " "], "the question is empty"),
+        (["ask", "PICTURE", "what?", "--model", "nothing"], "'nothing'"),
+        (["ask", "PICTURE", "what?", "--steps", "0"], "steps=0"),
+        (["ask", "PICTURE", "what?", "--gen-length", "100000"], "gen_length=100000"),
+        (["ask", "PICTURE", "what?", "--threshold", "7"], "threshold=7.0"),
+        (["ask", "PICTURE", "what?", "--device", "abacus"], "abacus"),
+        (["ask", "PICTURE", "what?", "--json", "--show-steps"], "choose one"),
+        (["caption", "PICTURE", "--length", "novel"], "'novel'"),
+        (["train", "nothing"], "'nothing'"),
+        (["train", "tiny", "--scale", "0"], "--scale 0"),
+        (["eval", "nothing"], "'nothing'"),
+        (["eval", "--limit", "0"], "--limit 0"),
+        (["info", "nothing"], "'nothing'"),
+    ],
+)
+def test_bad_arguments(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, picture: Path, random_tiny: Path, arguments: list[str], says: str
+) -> None:
+    given = [str(picture) if argument == "PICTURE" else argument for argument in arguments]
+    if "PICTURE" in arguments and "--model" not in given:
+        given += ["--model", str(random_tiny)]
+    code, out, err = call(monkeypatch, capsys, *given)
+    assert code == 2 and says in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["ask"], ["fly"], ["ask", "a", "b", "--steps", "many"]])
+def test_unknown_words_are_usage_errors(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+
+
+def test_a_closed_pipe_is_no_traceback(picture: Path, random_tiny: Path) -> None:
+    command = f"{sys.executable} -m mmdiff.cli info llada-8b | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env={**os.environ}, timeout=120)
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,45 @@
+"""The shipped default: small enough, quick to start, and right about pictures it has not seen.
+
+The full scores come from `mmdiff eval`; here a few hundred questions guard against shipping a broken file.
+"""
+
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+import mmdiff
+from mmdiff.eval.run import evaluate_task
+from mmdiff.pipeline import SHIPPED, Pipeline
+
+MOST_BYTES = 16_000_000
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Pipeline:
+    return mmdiff.load("tiny", device="cpu")
+
+
+def test_it_is_small_and_in_bfloat16() -> None:
+    files = list((SHIPPED / "tiny").iterdir())
+    assert sum(file.stat().st_size for file in files) <= MOST_BYTES
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {file.name for file in files}
+    with safe_open(SHIPPED / "tiny" / "model.safetensors", framework="pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+
+
+def test_it_answers_about_the_examples(tiny: Pipeline, root: Path) -> None:
+    shapes = root / "examples" / "shapes.png"
+    assert tiny.ask(shapes, "what color is the circle?").text == "red"
+    assert tiny.ask(shapes, "what color is the star?").text == "blue"
+    assert tiny.caption(root / "examples" / "one.png", "word").text == "ring"
+
+
+@pytest.mark.parametrize(("task", "least"), [("easy-vqa", 0.95), ("scenes-vqa", 0.85), ("scenes-captions", 0.85)])
+def test_it_is_right_about_unseen_pictures(tiny: Pipeline, task: str, least: float) -> None:
+    assert evaluate_task(tiny, task, limit=30, batch_size=32)["score"] >= least
+
+
+def test_answers_stop_early(tiny: Pipeline, root: Path) -> None:
+    answer = tiny.ask(root / "examples" / "shapes.png", "what color is the circle?")
+    assert answer.steps <= 3

@@ -1,0 +1,201 @@
+"""A whole recipe, one step a stage: what it leaves behind can be asked, and a second call has nothing to do."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mmdiff.checkpoint import canonical_state
+from mmdiff.config import PRESETS, ModelConfig
+from mmdiff.errors import CheckpointError
+from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.pipeline import Answer, load
+from mmdiff.training import recipes
+from mmdiff.training.checkpoints import checkpoints, load_checkpoint
+from mmdiff.training.data import Conversations, Phrases, easy_vqa_row, scene_row
+from mmdiff.training.recipes import RECIPES, Stage, TowerTrainer, align, corpus, denoising_loss, run, tower, tune, waves
+
+SCALE = 1e-4  # of thousands of steps: one a stage
+LAST = "step-00000001"
+
+
+def small(make: Callable[..., Stage], model: ModelConfig) -> Stage:
+    """A stage of the recipe with two pictures a batch, everything else as it is."""
+    stage = make(model)
+    data: dict[str, Any] = {
+        "tower": partial(Phrases, model, num_pictures=2, phrases_each=1, seed=1),
+        "align": partial(Conversations, model, sources=[scene_row, easy_vqa_row], seed=2),
+        "tune": partial(Conversations, model, sources=[scene_row, easy_vqa_row], seed=3),
+    }
+    return replace(stage, data=data[stage.name])
+
+
+@pytest.fixture(scope="module")
+def small_recipe() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "tiny", tuple(partial(small, make) for make in RECIPES["tiny"]))
+        patch.setattr(recipes, "corpus", partial(corpus, 20))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(small_recipe: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert run("tiny", folder, scale=SCALE) == folder / "model"
+    return folder
+
+
+def test_the_finished_model_answers(finished: Path) -> None:
+    """In bfloat16, a few megabytes, of the preset's form; three stages' weights have to survive the way there."""
+    pipeline = load(finished / "model", device="cpu")
+    assert pipeline.model.model_config == PRESETS["tiny"]
+    stored = load_file(finished / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    answers = pipeline.ask([Image.new("RGB", (64, 80), "red")] * 2, ["what shape is present?", "is it red?"])
+    assert all(isinstance(answer, Answer) and answer.steps >= 1 for answer in answers)
+    assert not any(token.text.startswith("<|") for answer in answers for token in answer.tokens)
+
+
+def test_the_finished_model_is_the_last_checkpoint(finished: Path) -> None:
+    model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
+    load_checkpoint(finished / "tune" / LAST, model)
+    stored = load_file(finished / "model" / "model.safetensors")
+    for name, tensor in canonical_state(model).items():
+        assert torch.equal(tensor.bfloat16(), stored[name]), name
+
+
+def test_stages_go_on_from_each_other(finished: Path) -> None:
+    """The tower of the first stage is not touched by the second, where it is frozen, and moves in the third."""
+    assert sorted(path.name for path in finished.iterdir() if path.is_dir()) == ["align", "model", "tower", "tune"]
+    states = {}
+    for stage in ("tower", "align", "tune"):
+        assert [path.name for path in checkpoints(finished / stage)] == [LAST]
+        assert (finished / stage / "metrics.jsonl").read_text().startswith('{"step": 1, ')
+        states[stage] = load_file(finished / stage / LAST / "model.safetensors")
+    names = [name for name in states["tune"] if name.startswith("vision_tower.")]
+    assert len(names) > 50
+    assert all(torch.equal(states["tower"][name], states["align"][name]) for name in names)
+    assert any(not torch.equal(states["align"][name], states["tune"][name]) for name in names)
+    for part in ("backbone.", "connector."):
+        ours = [name for name in states["tune"] if name.startswith(part)]
+        assert all(not torch.equal(states["align"][name], states["tune"][name]) for name in ours)
+
+
+def test_a_second_call_trains_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each finished stage is loaded as it was, and gives the very same model."""
+    def refuse(*_: object) -> Any:
+        raise AssertionError("trained again")
+
+    before = {path: path.read_bytes() for path in finished.rglob("*.safetensors")}
+    times = {path: path.stat().st_mtime_ns for path in finished.rglob("step-*/*")}
+    stages = tuple(partial(lambda make, model: replace(make(model), loss=refuse), make) for make in RECIPES["tiny"])
+    monkeypatch.setitem(RECIPES, "tiny", stages)
+    monkeypatch.setattr(recipes, "train_tokenizer", refuse)
+    run("tiny", finished, scale=SCALE)
+    assert {path: path.read_bytes() for path in finished.rglob("*.safetensors")} == before
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("step-*/*")} == times
+
+
+def test_an_interrupted_recipe_gives_the_same_model(
+    small_recipe: None, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second stage; the third must not notice."""
+    def stop(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    whole = RECIPES["tiny"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(RECIPES, "tiny", (whole[0], lambda model: replace(whole[1](model), loss=stop), whole[2]))
+        run("tiny", tmp_path, scale=SCALE)
+    assert checkpoints(tmp_path / "tower") and not checkpoints(tmp_path / "align") and not (tmp_path / "model").exists()
+    run("tiny", tmp_path, scale=SCALE)
+    model = Path("model") / "model.safetensors"
+    assert (tmp_path / model).read_bytes() == (finished / model).read_bytes()
+
+
+def test_a_damaged_checkpoint_is_not_trained_on(small_recipe: None, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "tower", tmp_path / "tower")
+    damaged = tmp_path / "tower" / LAST / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="tower/step-00000001/model.safetensors is missing or damaged"):
+        run("tiny", tmp_path, scale=SCALE)
+
+
+@pytest.mark.parametrize(("make", "frozen"), [(tower, set()), (align, {"vision_tower"}), (tune, set())])
+def test_rates_name_parts_that_exist(make: Callable[..., Stage], frozen: set[str]) -> None:
+    """A prefix that fits no parameter changes nothing, and nobody would notice."""
+    with torch.device("meta"):
+        model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
+    stage = make(PRESETS["tiny"])
+    names = [name for name, _ in model.named_parameters()]
+    assert all(any(name.startswith(prefix) for name in names) for prefix in stage.config.rates)
+    assert {prefix for prefix, rate in stage.config.rates.items() if rate == 0} == frozen
+    assert stage.config.warmup_steps < stage.config.steps and stage.config.save_every < stage.config.steps
+
+
+@pytest.mark.parametrize(("side", "width"), [(12, 192), (6, 32), (27, 64)])
+def test_waves_tell_patches_apart_and_neighbours_alike(side: int, width: int) -> None:
+    """Across and down alike; rows and columns mixed up in `flatten` would make (r, c) and (c, r) the same."""
+    table = waves(side, width)
+    assert table.shape == (side * side, width) and table.dtype == torch.float32
+    assert table.abs().max() <= 0.5
+    distance = (table[:, None] - table).norm(dim=2).view(side, side, side, side)
+    for row in range(0, side - 1, 3):
+        for column in range(0, side - 1, 3):
+            here = distance[row, column]
+            near = torch.stack((here[row, column + 1], here[row + 1, column]))
+            rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+            strangers = here[((rows - row).abs() + (columns - column).abs()) > 2]
+            assert 0.01 < near.min() and near.max() < strangers.min()
+    assert torch.allclose(distance, distance.permute(1, 0, 3, 2), atol=1e-4)  # mirrored at the diagonal
+
+
+def test_the_tower_starts_from_waves() -> None:
+    torch.manual_seed(0)
+    model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
+    trainer = TowerTrainer(model)
+    assert model.vision_tower is not None
+    positions = model.vision_tower.get_parameter("embeddings.position_embedding.weight")
+    assert torch.equal(positions, waves(12, 192))
+    assert trainer.vision_tower is model.vision_tower  # trained in place, not a copy
+    phrase_ids, mask = torch.tensor([[9, 10, 1], [10, 9, 1], [9, 10, 11]]), torch.tensor([[1, 1, 0]] * 2 + [[1, 1, 1]])
+    logits = trainer(torch.randn(2, 3, 96, 96), phrase_ids, mask.bool())
+    assert logits.shape == (2 * 144, 3)
+    torch.testing.assert_close(logits[:, 0], logits[:, 1])  # a bag of words, without its padding
+    assert not torch.allclose(logits[:, 0], logits[:, 2])
+
+
+def test_only_hidden_answers_are_scored() -> None:
+    """The loss of a model that knows the answers is 0, whatever it says anywhere else, and its draws decide it."""
+    labels = torch.tensor([[-100, -100, 8, 9, 2, 1, 1, 1, -100, 7, 2, 1]])
+    batch = {name: torch.zeros_like(labels) for name in recipes.MODEL_INPUTS} | {
+        "input_ids": labels.clamp(min=5), "labels": labels, "importance": (labels > 1).float(),
+        "branch_ids": torch.tensor([[0] * 2 + [1] * 6 + [2] * 4]),
+    }
+    seen = []
+
+    class Knowing(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, select: torch.Tensor, **_: Any) -> Any:
+            seen.append(input_ids)
+            assert torch.equal(select, input_ids == 0)  # the mask id
+            assert (labels[select] >= 0).all()
+            return type("Output", (), {"logits": 100.0 * torch.eye(10)[labels[select]]})
+
+    loss = denoising_loss("mean", mask_id=0)
+    for seed in (0, 1, 0):
+        value, metrics = loss(Knowing(), batch, torch.Generator().manual_seed(seed))
+        assert value.item() == 0 and metrics["right"] == 1
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+
+
+def test_the_corpus_holds_every_kind_of_text() -> None:
+    texts = set(corpus(30))
+    assert {"user", "assistant", "\nDescribe the picture in detail.", "\nwhat shape is in the image?", "yes"} <= texts
+    assert any(text.startswith('{"objects": [{"shape": ') for text in texts)
