@@ -75,6 +75,7 @@ class VisionConfig:
     grids: tuple[tuple[int, int], ...] = ()  # anyres: the allowed (columns, rows)
     max_base_areas: int | None = None  # anyres: shrink the tiled map to this many base views ("anyres_max_4": 4)
     pixel_shuffle: int = 1  # patches per side that are joined into one embedding (1: none)
+    connector_norm: bool = False  # a LayerNorm before the connector: raw features of a tower can be loud
     newline: bool = True  # a learned embedding at the end of every row of tiles
     mean: float = 0.5
     std: float = 0.5
@@ -223,7 +224,7 @@ PRESETS: dict[str, ModelConfig] = {
         tokens=TokenIds(mask=0, eos=1, eot=2, bos=3, pad=1, image=6, audio=7, never=(3, 4, 5, 6, 7)),
         vision=VisionConfig(
             hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=3, image_size=96,
-            patch_size=8, layout="pad", pixel_shuffle=2, newline=False,
+            patch_size=8, layout="pad", pixel_shuffle=2, connector_norm=True, newline=False,
         ),
         decoding=DecodingConfig(gen_length=32, block_length=8, steps=32, threshold=0.9),
     ),

@@ -181,7 +181,9 @@ class Prompted:
 
 def _connector(config: ModelConfig) -> nn.Sequential:
     assert config.vision is not None
-    return build_connector(config.vision.hidden_size * config.vision.pixel_shuffle**2, config.backbone.hidden_size)
+    vision = config.vision
+    width = vision.hidden_size * vision.pixel_shuffle**2
+    return build_connector(width, config.backbone.hidden_size, vision.connector_norm)
 
 
 AutoConfig.register(MMDiffConfig.model_type, MMDiffConfig)

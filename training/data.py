@@ -69,6 +69,15 @@ def scene_row(rng: np.random.Generator, num_questions: int = 6) -> Row:
     return image, turns
 
 
+def caption_row(rng: np.random.Generator, num_captions: int = 4) -> Row:
+    """A generated scene with its long caption several times, each to be hidden in another way.
+
+    Every word of a caption must be seen in the picture, so a row teaches to look as much as dozens of questions do.
+    """
+    image, scene, _ = example(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
+    return image, [Turn(CAPTION_PROMPTS["long"][0], captions(scene)["long"])] * num_captions
+
+
 def easy_vqa_row(rng: np.random.Generator, num_questions: int = 8) -> Row:
     """A picture of easy-VQA's train split, mirrored and shifted at random, with some of its questions."""
     pictures = easy_vqa.load("train")

@@ -26,7 +26,7 @@ from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processor import MMDiffProcessor
 from mmdiff.training import easy_vqa
 from mmdiff.training.corrupt import corrupt, draw_times
-from mmdiff.training.data import Conversations, Phrases, easy_vqa_row, scene_row
+from mmdiff.training.data import Conversations, Phrases, caption_row, easy_vqa_row, scene_row
 from mmdiff.training.loop import Batch, Loss, TrainConfig, train
 from mmdiff.training.losses import WEIGHTINGS, masked_cross_entropy, region_text_loss
 from mmdiff.training.questions import CAPTION_PROMPTS, captions, questions
@@ -124,28 +124,28 @@ def tower(model: ModelConfig, steps: int = 1200) -> Stage:
     return Stage("tower", TowerTrainer, contrastive_loss, data, config)
 
 
-def align(model: ModelConfig, steps: int = 250) -> Stage:
-    """Fit connector and backbone to the still tower."""
+def align(model: ModelConfig, steps: int = 400) -> Stage:
+    """Fit connector and backbone to the still tower, by captions."""
     config = TrainConfig(
-        steps=steps, learning_rate=2e-3, rates={"vision_tower": 0.0}, warmup_steps=50, final_rate=1.0, save_every=100
+        steps=steps, learning_rate=1.5e-3, rates={"vision_tower": 0.0, "connector": 0.3}, warmup_steps=50,
+        final_rate=1.0, save_every=100,
     )
-    return Stage("align", _whole, denoising_loss("mean", model.tokens.mask), _conversations(model, seed=2), config)
+    data = partial(Conversations, model, sources=[caption_row] * 16, seed=2)
+    return Stage("align", _whole, denoising_loss("mean", model.tokens.mask), data, config)
 
 
-def tune(model: ModelConfig, steps: int = 1500) -> Stage:
+def tune(model: ModelConfig, steps: int = 900) -> Stage:
     """Train everything, the tower more gently."""
     config = TrainConfig(
-        steps=steps, learning_rate=2e-3, rates={"vision_tower": 0.3}, warmup_steps=50, final_rate=0.01, save_every=100
+        steps=steps, learning_rate=1.5e-3, rates={"vision_tower": 0.3, "connector": 0.3}, warmup_steps=50,
+        final_rate=0.01, save_every=100,
     )
-    return Stage("tune", _whole, denoising_loss("mean", model.tokens.mask), _conversations(model, seed=3), config)
+    data = partial(Conversations, model, sources=[scene_row] * 12 + [easy_vqa_row] * 4, seed=3)
+    return Stage("tune", _whole, denoising_loss("mean", model.tokens.mask), data, config)
 
 
 def _whole(model: MMDiffModel) -> nn.Module:
     return model
-
-
-def _conversations(model: ModelConfig, seed: int) -> Callable[[Path], Dataset[Batch]]:
-    return partial(Conversations, model, sources=[scene_row] * 12 + [easy_vqa_row] * 4, seed=seed)
 
 
 RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune)}

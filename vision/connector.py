@@ -7,12 +7,22 @@ Shapes: V views, P patches, Q joined patches, D width.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 
-def build_connector(in_features: int, out_features: int) -> nn.Sequential:
-    """Linear, GELU, Linear with biases; state-dict names `0.*` and `2.*`, as in published checkpoints."""
-    return nn.Sequential(nn.Linear(in_features, out_features), nn.GELU(), nn.Linear(out_features, out_features))
+def build_connector(in_features: int, out_features: int, norm: bool = False) -> nn.Sequential:
+    """Linear, GELU, Linear with biases; state-dict names `0.*` and `2.*`, as in published checkpoints.
+
+    `norm` puts a LayerNorm (`norm.*`) before them, as InternVL does: the features come from before the tower's last
+    norm, and a connector learned from scratch would otherwise pass their large common part on.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict(norm=nn.LayerNorm(in_features)) if norm else OrderedDict()
+    layers["0"] = nn.Linear(in_features, out_features)
+    layers["1"] = nn.GELU()
+    layers["2"] = nn.Linear(out_features, out_features)
+    return nn.Sequential(layers)
 
 
 def pixel_shuffle(features_VPD: Tensor, factor: int) -> Tensor:

@@ -165,7 +165,7 @@ def test_the_tower_starts_from_waves() -> None:
     positions = model.vision_tower.get_parameter("embeddings.position_embedding.weight")
     assert torch.equal(positions, waves(12, 192))
     assert trainer.vision_tower is model.vision_tower  # trained in place, not a copy
-    phrase_ids, mask = torch.tensor([[9, 10, 1], [10, 9, 1], [9, 10, 11]]), torch.tensor([[1, 1, 0]] * 2 + [[1, 1, 1]])
+    phrase_ids, mask = torch.tensor([[9, 10, 1], [10, 9, 7], [9, 10, 11]]), torch.tensor([[1, 1, 0]] * 2 + [[1, 1, 1]])
     logits = trainer(torch.randn(2, 3, 96, 96), phrase_ids, mask.bool())
     assert logits.shape == (2 * 144, 3)
     torch.testing.assert_close(logits[:, 0], logits[:, 1])  # a bag of words, without its padding
