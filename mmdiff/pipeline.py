@@ -228,7 +228,7 @@ def find(name: str | Path) -> Path:
         raise CheckpointError(f"mmdiff ships no weights for {str(name)!r}; give the path of a checkpoint folder")
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
         return _fetch(str(name))
-    shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if (path / "config.json").is_file()))
+    shipped = ", ".join(preset for preset in PRESETS if (SHIPPED / preset / "config.json").is_file())
     raise CheckpointError(f"unknown model {str(name)!r}; give a shipped name ({shipped}), a folder or a hub name")
 
 

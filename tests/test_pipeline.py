@@ -70,7 +70,7 @@ def test_the_stream_ends_with_the_answer(pipeline: Pipeline) -> None:
 
 
 def test_captions(pipeline: Pipeline) -> None:
-    assert same(pipeline.caption(RED, "word"), pipeline.ask(RED, "Describe the picture in one word."))
+    assert same(pipeline.caption(RED, "word"), pipeline.ask(RED, "Describe the picture in one word.", gen_length=8))
     assert len(pipeline.caption([RED, BLUE])) == 2
     with pytest.raises(MMDiffError, match="length='novel' is not known"):
         pipeline.caption(RED, "novel")  # type: ignore[arg-type]

@@ -111,10 +111,10 @@ def scene_json(scene: Scene) -> dict[str, Any]:
     return {"objects": objects, "count": len(objects)}
 
 
-def example(seed: int) -> tuple[Image.Image, Scene, np.random.Generator]:
-    """The picture and scene of a seed, and the generator to go on with (for questions)."""
+def example(seed: int, count: int | None = None) -> tuple[Image.Image, Scene, np.random.Generator]:
+    """The picture and scene of a seed, and the generator to go on with (for questions); `count` fixes the things."""
     rng = np.random.default_rng(seed)
-    scene = random_scene(rng)
+    scene = random_scene(rng, count)
     return draw(scene, rng), scene, rng
 
 
