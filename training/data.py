@@ -31,6 +31,7 @@ from mmdiff.training.questions import (
     Length,
     Phrase,
     captions,
+    descriptions,
     phrases,
     questions,
     truth_table,
@@ -59,9 +60,10 @@ Source = Callable[[np.random.Generator], Row]
 
 
 def scene_row(rng: np.random.Generator, num_questions: int = 6) -> Row:
-    """A generated scene of the training seeds, with questions and one caption."""
+    """A generated scene of the training seeds, with questions, a description of one or two things, and one caption."""
     image, scene, rng = example(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
-    turns = [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_questions)]
+    asked = questions(scene, rng, num_questions) + descriptions(scene, rng, 2)
+    turns = [Turn(qa.question, qa.answer) for qa in asked]
     length = list(CAPTION_PROMPTS)[int(rng.integers(len(CAPTION_PROMPTS)))]
     prompts = CAPTION_PROMPTS[length]
     prompt = prompts[int(rng.integers(len(prompts)))]

@@ -118,6 +118,16 @@ def questions(scene: Scene, rng: Rng, count: int) -> list[Qa]:
     return list(found.values())
 
 
+def descriptions(scene: Scene, rng: Rng, count: int) -> list[Qa]:
+    """At most `count` requests to describe one thing in full, each told by words that fit it alone.
+
+    For training only: they join what captions teach (what is where) with what questions need (which thing is meant).
+    """
+    things = [scene.things[i] for i in rng.permutation(len(scene.things))[:count]]
+    named = [(thing, _name(thing, scene, rng)) for thing in things]
+    return [Qa(f"describe the {name}.", describe(thing, scene).text(), "describe") for thing, name in named if name]
+
+
 def _style(question: str, rng: Rng) -> str:
     """The spellings, capitals and question marks that people use."""
     if rng.random() < 0.3:

@@ -124,7 +124,7 @@ def tower(model: ModelConfig, steps: int = 1200) -> Stage:
     return Stage("tower", TowerTrainer, contrastive_loss, data, config)
 
 
-def align(model: ModelConfig, steps: int = 1500) -> Stage:
+def align(model: ModelConfig, steps: int = 900) -> Stage:
     """Fit connector and backbone to the still tower, by captions."""
     config = TrainConfig(
         steps=steps, learning_rate=1.5e-3, rates={"vision_tower": 0.0, "connector": 0.3}, warmup_steps=50,

@@ -324,14 +324,15 @@ def test_scenes_to_train_on_have_training_seeds(
     assert len(seeds) == len(set(seeds)) == 330
     assert all(seed in TRAIN_SEEDS and seed not in TEST_SEEDS and seed not in VALID_SEEDS for seed in seeds)
     assert max(seeds) > 0.9 * TRAIN_SEEDS.stop
-    assert all(len(turns) == 2 and turns[-1].importance == CAPTION_IMPORTANCE for _, turns in rows)
+    assert all(2 <= len(turns) <= 4 and turns[-1].importance == CAPTION_IMPORTANCE for _, turns in rows)
 
 
 def test_scene_rows_are_asked_and_described() -> None:
     image, turns = scene_row(np.random.default_rng(1))
-    assert image.mode == "RGB" and len(turns) == 7
-    assert len({turn.question for turn in turns}) == 7
-    assert [turn.importance for turn in turns] == [1.0] * 6 + [CAPTION_IMPORTANCE]
+    assert image.mode == "RGB" and len(turns) == 9
+    assert len({turn.question for turn in turns}) == 9
+    assert [turn.importance for turn in turns] == [1.0] * 8 + [CAPTION_IMPORTANCE]
+    assert [turn.question.startswith("describe the ") for turn in turns] == [False] * 6 + [True] * 2 + [False]
     assert any(turns[-1].question in prompts for prompts in questions.CAPTION_PROMPTS.values())
 
 

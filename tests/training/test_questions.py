@@ -17,6 +17,7 @@ from mmdiff.training.questions import (
     caption_facts,
     captions,
     describe,
+    descriptions,
     holds,
     phrases,
     questions,
@@ -258,3 +259,16 @@ def test_truth_table_agrees_with_objects() -> None:
         for true, phrase in zip(row, made, strict=True):
             said = {name: value for name, value in vars(phrase).items() if value}
             assert true == any(said.items() <= one.items() for one in objects) == holds(phrase, scene)
+
+
+def test_descriptions_are_of_the_one_thing_named() -> None:
+    """What is asked for holds of exactly the thing that the answer describes in full."""
+    for seed in range(200):
+        scene, rng = random_scene(seed), np.random.default_rng(seed)
+        for qa in descriptions(scene, rng, 2):
+            matches = [thing for thing in scene.things if describe(thing, scene).text() == qa.answer]
+            assert matches
+            words = set(qa.question.removeprefix("describe the ").removesuffix(".").split())
+            named = words - {"shape", "object", "thing"}
+            fitting = [t for t in scene.things if named <= {t.shape, t.colour, t.size}]
+            assert len(fitting) == 1 and fitting[0] in matches
