@@ -225,7 +225,9 @@ def find(name: str | Path) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if str(name) in PRESETS:
-        raise CheckpointError(f"mmdiff ships no weights for {str(name)!r}; give the path of a checkpoint folder")
+        raise CheckpointError(
+            f"mmdiff ships no weights for {str(name)!r}; give the path of a checkpoint folder, trained or downloaded"
+        )
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
         return _fetch(str(name))
     shipped = ", ".join(preset for preset in PRESETS if (SHIPPED / preset / "config.json").is_file())
