@@ -149,13 +149,13 @@ class Pipeline:
                 f"gen_length={decoding.gen_length} and a prompt of {length} tokens exceed the model's {room} "
                 "positions; ask for a shorter answer or give fewer pictures"
             )
-        with torch.inference_mode():
+        with torch.inference_mode():  # left before the first yield, or the caller would run in it between steps
             prompted = Prompted(self.model, **inputs)
             predict: Predict = prompted
             if decoding.cfg_scale > 0:
                 predict = guided(prompted, prompted.unconditional(), decoding.cfg_scale)
-            canvas = Canvas.blank(len(conversations), decoding.gen_length, config.tokens.mask, self.model.device)
-            yield from denoise(predict, canvas, decoding, config.tokens, seeds)
+        canvas = Canvas.blank(len(conversations), decoding.gen_length, config.tokens.mask, self.model.device)
+        yield from denoise(predict, canvas, decoding, config.tokens, seeds)
 
     def _answers(self, canvas: Canvas) -> list[Answer]:
         tokens = self.model.model_config.tokens

@@ -69,6 +69,13 @@ def test_the_stream_ends_with_the_answer(pipeline: Pipeline) -> None:
         assert all(before[i] in (None, token) for i, token in enumerate(draft.tokens) if i in before)
 
 
+@pytest.mark.parametrize("options", [{}, {"cfg_scale": 0.5}, {"temperature": 1.0}])
+def test_streaming_leaves_the_caller_s_gradients_alone(pipeline: Pipeline, options: dict[str, Any]) -> None:
+    """A generator that yields inside inference mode would switch gradients off for whoever reads it."""
+    for _ in pipeline.stream(RED, "what?", **options):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
 def test_captions(pipeline: Pipeline) -> None:
     assert same(pipeline.caption(RED, "word"), pipeline.ask(RED, "Describe the picture in one word.", gen_length=8))
     assert len(pipeline.caption([RED, BLUE])) == 2

@@ -117,7 +117,7 @@ class Stage:
 
 
 def tower(model: ModelConfig, steps: int = 1200) -> Stage:
-    """Teach the vision tower: 32 pictures and 91 phrases a step."""
+    """Teach the vision tower: 32 pictures and 103 phrases a step."""
 
     data = partial(Phrases, model, num_pictures=32, phrases_each=2, seed=1)
     config = TrainConfig(steps=steps, learning_rate=1e-3, rates={}, warmup_steps=60, final_rate=0.1, save_every=100)
