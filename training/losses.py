@@ -7,6 +7,8 @@ Shapes: B batch, T positions, S hidden positions, V vocabulary, X patches of a b
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,12 +35,32 @@ def mean_weights(corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -
     return corrupted.masked_BT / corrupted.masked_BT.sum().clamp(min=1)
 
 
-WEIGHTINGS = {"pretraining": pretraining_weights, "response": response_weights, "mean": mean_weights}
+Weighting = Callable[[Corrupted, Tensor, Tensor], Tensor]
+WEIGHTINGS: dict[str, Weighting] = {
+    "pretraining": pretraining_weights, "response": response_weights, "mean": mean_weights
+}
 
 
 def masked_cross_entropy(logits_SV: Tensor, labels_S: Tensor, weights_S: Tensor) -> Tensor:
     """Weighted sum of the cross-entropies at the hidden positions, in float32."""
     return (F.cross_entropy(logits_SV.float(), labels_S, reduction="none") * weights_S).sum()
+
+
+def fact_loss(logits_NF: Tensor, facts_NK: Tensor, sizes: Sequence[int]) -> tuple[Tensor, float]:
+    """Mean cross-entropy of the facts that references tell, and the share told right.
+
+    Args:
+        logits_NF: of the values of all facts, side by side.
+        facts_NK: the right value of each fact; `IGNORE` where it is open.
+        sizes: number of values of each fact; F in all.
+    """
+    parts = logits_NF.float().split(list(sizes), dim=1)
+    losses = [F.cross_entropy(part, facts_N, ignore_index=IGNORE, reduction="sum")
+              for part, facts_N in zip(parts, facts_NK.unbind(1), strict=True)]
+    told_NK = torch.stack([part.argmax(1) for part in parts], dim=1)
+    known_NK = facts_NK != IGNORE
+    count = known_NK.sum().clamp(min=1)
+    return torch.stack(losses).sum() / count, ((told_NK == facts_NK) & known_NK).sum().item() / count.item()
 
 
 def region_text_loss(logits_XM: Tensor, truth_XM: Tensor, shown_X: Tensor) -> tuple[Tensor, dict[str, float]]:

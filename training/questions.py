@@ -118,16 +118,6 @@ def questions(scene: Scene, rng: Rng, count: int) -> list[Qa]:
     return list(found.values())
 
 
-def descriptions(scene: Scene, rng: Rng, count: int) -> list[Qa]:
-    """At most `count` requests to describe one thing in full, each told by words that fit it alone.
-
-    For training only: they join what captions teach (what is where) with what questions need (which thing is meant).
-    """
-    things = [scene.things[i] for i in rng.permutation(len(scene.things))[:count]]
-    named = [(thing, _name(thing, scene, rng)) for thing in things]
-    return [Qa(f"describe the {name}.", describe(thing, scene).text(), "describe") for thing, name in named if name]
-
-
 def _style(question: str, rng: Rng) -> str:
     """The spellings, capitals and question marks that people use."""
     if rng.random() < 0.3:
@@ -155,9 +145,10 @@ def _name(thing: Thing, scene: Scene, rng: Rng, hide: str = "") -> str | None:
         phrase = Phrase(**{attribute: getattr(thing, attribute) for attribute in say})
         if hide not in say and len(_matches(phrase, scene)) == 1:
             options.append(phrase)
-    if not options:
-        return None
-    phrase = pick(rng, options[:3])
+    return _words(pick(rng, options[:3]), rng) if options else None
+
+
+def _words(phrase: Phrase, rng: Rng) -> str:
     return " ".join(word for word in (phrase.size, phrase.colour, phrase.shape or _noun(rng)) if word)
 
 
@@ -330,6 +321,100 @@ KINDS: dict[str, Callable[[Scene, Rng], Found]] = {
 }
 
 
+# References
+
+GRID = 8  # columns and rows in which a reference's thing is told to lie
+FACTS = {  # fact: number of its values
+    "shape": len(SHAPES), "colour": len(COLOURS), "size": len(SIZES), "place": len(PLACES), "column": GRID, "row": GRID,
+    "number": MAX_THINGS + 1,
+    # Of two things: is the first right of the second, below it, of the same shape, colour, size?
+    "right": 2, "below": 2, "same shape": 2, "same colour": 2, "same size": 2,
+    "rank": MAX_THINGS,  # from left to right
+}
+UNKNOWN = -100  # value of a fact that a reference leaves open: its things differ in it, or it is not about them
+NO_PAIR = (UNKNOWN,) * 5
+NOTHING = (UNKNOWN,) * len(FACTS)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Words for some things of a scene, or for none, and the value of each of `FACTS`."""
+
+    text: str
+    facts: tuple[int, ...]
+
+
+def references(scene: Scene, rng: Rng, count: int) -> list[Reference]:
+    """At most `count` ways to speak of things: by name, by what is said of them, by rank, by place, in pairs."""
+    ways = (_refer_by_name, _refer_by_claim, _refer_to_pair, _refer_by_rank, _refer_by_claim, _refer_by_place)
+    made = (ways[turn % len(ways)](scene, rng) for turn in range(count))
+    return list({reference.text: reference for reference in made if reference}.values())
+
+
+def _refer_by_name(scene: Scene, rng: Rng) -> Reference | None:
+    """The red circle."""
+    thing = pick(rng, scene.things)
+    name = _name(thing, scene, rng)
+    return Reference(f"the {name}", facts_of([thing], scene)) if name else None
+
+
+def _refer_by_claim(scene: Scene, rng: Rng) -> Reference | None:
+    """A red circle, stars, objects: some of the scene, or none."""
+    if rng.random() < 0.1:
+        return Reference(pick(rng, ("objects", "things")), facts_of(scene.things, scene))
+    phrase = _claim(scene, rng, true=rng.random() < 0.5)
+    if phrase is None:
+        return None
+    words = _words(phrase, rng)
+    return Reference(_a(words) if rng.random() < 0.6 else _plural(words), facts_of(_matches(phrase, scene), scene))
+
+
+def _refer_by_rank(scene: Scene, rng: Rng) -> Reference | None:
+    """Object 2, counted from the left, as captions do."""
+    rank = int(rng.random() * len(scene.things))
+    return Reference(f"object {rank + 1}", facts_of([reading_order(scene)[rank]], scene))
+
+
+def _refer_by_place(scene: Scene, rng: Rng) -> Reference | None:
+    """The object at the top left; of two things, also: the object above the red circle."""
+    thing = pick(rng, scene.things)
+    if len(scene.things) == 2:
+        other = scene.things[scene.things[0] is thing]
+        name, near = _name(other, scene, rng), [way for way in DIRECTIONS if _is(way, thing, other, scene)]
+        if name and near:
+            return Reference(f"the {_noun(rng)} {pick(rng, near)} the {name}", facts_of([thing], scene))
+    if not _clear_place(thing, scene):
+        return None
+    return Reference(f"the {_noun(rng)} {_at(place(thing, scene))}", facts_of([thing], scene))
+
+
+def _refer_to_pair(scene: Scene, rng: Rng) -> Reference | None:
+    """The red circle and the star."""
+    pair = _pair(scene, rng)
+    names = [_name(thing, scene, rng) for thing in pair or ()]
+    if pair is None or None in names:
+        return None
+    sides = (_is(direction, *pair, scene) for direction in ("right of", "below"))
+    same = (getattr(pair[0], attribute) == getattr(pair[1], attribute) for attribute in ("shape", "colour", "size"))
+    facts = (*(UNKNOWN if side is None else int(side) for side in sides), *map(int, same))
+    before = len(FACTS) - len(facts) - 1
+    return Reference(f"the {names[0]} and the {names[1]}", ((UNKNOWN,) * before + facts + (UNKNOWN,)))
+
+
+def facts_of(things: Sequence[Thing], scene: Scene) -> tuple[int, ...]:
+    """The values of `FACTS` that are the same of all the things, and their number."""
+    ranked = reading_order(scene)
+    rows = {(*_codes(describe(thing, scene)), *_cell(thing, scene), ranked.index(thing)) for thing in things}
+    *values, rank = ({row[i] for row in rows} for i in range(len(ATTRIBUTES) + 3))
+    known = [of.pop() if len(of) == 1 else UNKNOWN for of in (*values, rank)]
+    return *known[:-1], len(things), *NO_PAIR, known[-1]
+
+
+def _cell(thing: Thing, scene: Scene) -> tuple[int, ...]:
+    sides = zip(thing.centre, (scene.width, scene.height), strict=True)
+    return tuple(min(max(int(GRID * at / side), 0), GRID - 1) for at, side in sides)
+
+
 # Captions
 
 CAPTION_PROMPTS: dict[Length, tuple[str, ...]] = {  # the first of each is the one to test with
@@ -450,9 +535,9 @@ def phrases(scene: Scene, rng: Rng, count: int) -> list[Phrase]:
     return made
 
 
-def _codes(phrase: Phrase) -> list[int]:
+def _codes(phrase: Phrase) -> tuple[int, ...]:
     """The place of each attribute's value in `ATTRIBUTES`, -1 for what is not said."""
-    return [CODES[name].get(getattr(phrase, name), -1) for name in ATTRIBUTES]
+    return tuple(CODES[name].get(getattr(phrase, name), -1) for name in ATTRIBUTES)
 
 
 def truth_table(phrases: Sequence[Phrase], scenes: Sequence[Scene]) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:

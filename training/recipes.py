@@ -25,11 +25,11 @@ from mmdiff.config import PRESETS, ModelConfig
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processor import MMDiffProcessor
 from mmdiff.training import easy_vqa
-from mmdiff.training.corrupt import corrupt, draw_times
-from mmdiff.training.data import Conversations, Phrases, caption_row, easy_vqa_row, scene_row
+from mmdiff.training.corrupt import Corrupted, corrupt, draw_times
+from mmdiff.training.data import Conversations, Phrases, easy_vqa_row, scene_row
 from mmdiff.training.loop import Batch, Loss, TrainConfig, train
-from mmdiff.training.losses import WEIGHTINGS, masked_cross_entropy, region_text_loss
-from mmdiff.training.questions import CAPTION_PROMPTS, captions, questions
+from mmdiff.training.losses import WEIGHTINGS, Weighting, fact_loss, masked_cross_entropy, region_text_loss
+from mmdiff.training.questions import CAPTION_PROMPTS, FACTS, captions, questions
 from mmdiff.training.scenes import random_scene, scene_json
 from mmdiff.training.tokenizer import train_tokenizer, wrap_tokenizer
 from mmdiff.vision.connector import build_connector
@@ -82,27 +82,83 @@ def contrastive_loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> 
     return region_text_loss(logits_XM.float(), batch["truth"][owner_X], owner_X > 0)
 
 
+class Grounder(nn.Module):
+    """The model with small heads that tell, where things are named, what is named; thrown away afterwards.
+
+    From answers alone a small backbone takes very long to find the thing that a question is about: that needs two
+    looks, from the answer to the name and from the name to the picture, and neither is of use without the other. The
+    heads teach the second by itself.
+    """
+
+    def __init__(self, model: MMDiffModel) -> None:
+        super().__init__()
+        self.model = model
+        width, layers = model.model_config.backbone.hidden_size, len(model.backbone.layers)
+        self.layers = tuple(range(layers // 2, max(layers, 2)))  # after these; the last ones are left to the answers
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(FACTS.values()))) for _ in self.layers
+        )
+
+    def forward(self, named: Tensor, **inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The model's logits, and of each head the logits (N, values of all facts) where `named` (B, T) is not 0."""
+        hidden: list[Tensor] = []
+        hooks = [
+            self.model.backbone.layers[layer - 1].register_forward_hook(lambda _layer, _inputs, x: hidden.append(x))
+            for layer in self.layers
+        ]
+        logits = self.model(**inputs).logits
+        for hook in hooks:
+            hook.remove()
+        return logits, [head(x[named != 0]) for head, x in zip(self.heads, hidden, strict=True)]
+
+
 def denoising_loss(weighting: str, mask_id: int) -> Loss:
     """LLaDA's objective on packed conversations; `weighting` names a function of `losses.WEIGHTINGS`."""
     weigh = WEIGHTINGS[weighting]
 
     def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        labels_BT, branches_BT = batch["labels"], batch["branch_ids"]
-        rows, answers = labels_BT.shape[0], int(branches_BT.max()) + 1
-        # The square root leans towards late times: short answers are mostly decided from a fully masked canvas.
-        t_BR = draw_times(rows, answers, draws).sqrt().to(labels_BT.device)
-        u_BT = torch.rand(labels_BT.shape, generator=draws).to(labels_BT.device)
-        noisy = corrupt(batch["input_ids"], labels_BT, t_BR.gather(1, branches_BT), u_BT, mask_id)
-        inputs = {name: batch[name] for name in MODEL_INPUTS}
-        logits_SV = model(input_ids=noisy.ids_BT, select=noisy.masked_BT, **inputs).logits
-        weights_BT = weigh(noisy, labels_BT, branches_BT) * batch["importance"]
-        labels_S = labels_BT[noisy.masked_BT]
-        value = masked_cross_entropy(logits_SV, labels_S, weights_BT[noisy.masked_BT])
-        real_S = batch["importance"][noisy.masked_BT] == 1.0
-        right_S = logits_SV.detach().argmax(-1) == labels_S
-        return value, {"right": right_S[real_S].float().mean().item()}
+        noisy, inputs = _hide(batch, draws, mask_id)
+        return _denoising(model(**inputs).logits, batch, noisy, weigh)
 
     return loss
+
+
+def grounded_loss(weighting: str, mask_id: int) -> Loss:
+    """`denoising_loss` of a `Grounder`, and the loss of its heads."""
+    weigh = WEIGHTINGS[weighting]
+
+    def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        noisy, inputs = _hide(batch, draws, mask_id)
+        logits_SV, told = model(batch["named"], **inputs)
+        value, metrics = _denoising(logits_SV, batch, noisy, weigh)
+        parts = [fact_loss(logits_NF, batch["facts"], list(FACTS.values())) for logits_NF in told]
+        grounding = torch.stack([part for part, _ in parts]).mean()
+        return value + grounding, {**metrics, "grounding": grounding.item(), "told": parts[-1][1]}
+
+    return loss
+
+
+def _hide(batch: Batch, draws: torch.Generator, mask_id: int) -> tuple[Corrupted, dict[str, Tensor]]:
+    """Tokens of the answers hidden, and the inputs that a model then gets."""
+    labels_BT, branches_BT = batch["labels"], batch["branch_ids"]
+    rows, answers = labels_BT.shape[0], int(branches_BT.max()) + 1
+    # The square root leans towards late times: short answers are mostly decided from a fully masked canvas.
+    t_BR = draw_times(rows, answers, draws).sqrt().to(labels_BT.device)
+    u_BT = torch.rand(labels_BT.shape, generator=draws).to(labels_BT.device)
+    noisy = corrupt(batch["input_ids"], labels_BT, t_BR.gather(1, branches_BT), u_BT, mask_id)
+    inputs = {name: batch[name] for name in MODEL_INPUTS}
+    return noisy, {"input_ids": noisy.ids_BT, "select": noisy.masked_BT, **inputs}
+
+
+def _denoising(
+    logits_SV: Tensor, batch: Batch, noisy: Corrupted, weigh: Weighting
+) -> tuple[Tensor, dict[str, float]]:
+    weights_BT = weigh(noisy, batch["labels"], batch["branch_ids"]) * batch["importance"]
+    labels_S = batch["labels"][noisy.masked_BT]
+    value = masked_cross_entropy(logits_SV, labels_S, weights_BT[noisy.masked_BT])
+    real_S = batch["importance"][noisy.masked_BT] == 1.0
+    right_S = logits_SV.detach().argmax(-1) == labels_S
+    return value, {"right": right_S[real_S].float().mean().item()}
 
 
 @dataclass(frozen=True)
@@ -116,7 +172,7 @@ class Stage:
     config: TrainConfig
 
 
-def tower(model: ModelConfig, steps: int = 1200) -> Stage:
+def tower(model: ModelConfig, steps: int = 2600) -> Stage:
     """Teach the vision tower: 32 pictures and 103 phrases a step."""
 
     data = partial(Phrases, model, num_pictures=32, phrases_each=2, seed=1)
@@ -124,28 +180,24 @@ def tower(model: ModelConfig, steps: int = 1200) -> Stage:
     return Stage("tower", TowerTrainer, contrastive_loss, data, config)
 
 
-def align(model: ModelConfig, steps: int = 900) -> Stage:
-    """Fit connector and backbone to the still tower, by captions."""
+def align(model: ModelConfig, steps: int = 300) -> Stage:
+    """Fit connector and backbone to the still tower."""
     config = TrainConfig(
-        steps=steps, learning_rate=1.5e-3, rates={"vision_tower": 0.0, "connector": 0.3}, warmup_steps=50,
-        final_rate=1.0, save_every=100,
+        steps=steps, learning_rate=1.5e-3, rates={"model.vision_tower": 0.0}, warmup_steps=50, final_rate=1.0,
+        save_every=100,
     )
-    data = partial(Conversations, model, sources=[caption_row] * 16, seed=2)
-    return Stage("align", _whole, denoising_loss("mean", model.tokens.mask), data, config)
+    data = partial(Conversations, model, sources=[scene_row] * 16, seed=2)
+    return Stage("align", Grounder, grounded_loss("mean", model.tokens.mask), data, config)
 
 
-def tune(model: ModelConfig, steps: int = 4000) -> Stage:
+def tune(model: ModelConfig, steps: int = 3000) -> Stage:
     """Train everything, the tower more gently."""
     config = TrainConfig(
-        steps=steps, learning_rate=1.5e-3, rates={"vision_tower": 0.3, "connector": 0.3}, warmup_steps=50,
-        final_rate=0.01, save_every=100,
+        steps=steps, learning_rate=1.5e-3, rates={"model.vision_tower": 0.1}, warmup_steps=50, final_rate=0.01,
+        save_every=100,
     )
     data = partial(Conversations, model, sources=[scene_row] * 12 + [easy_vqa_row] * 4, seed=3)
-    return Stage("tune", _whole, denoising_loss("mean", model.tokens.mask), data, config)
-
-
-def _whole(model: MMDiffModel) -> nn.Module:
-    return model
+    return Stage("tune", Grounder, grounded_loss("mean", model.tokens.mask), data, config)
 
 
 RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune)}

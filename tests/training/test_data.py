@@ -34,8 +34,8 @@ from mmdiff.training.data import (
     scene_row,
 )
 from mmdiff.training.loop import Batch
-from mmdiff.training.questions import ATTRIBUTES, Phrase, describe
-from mmdiff.training.recipes import corpus
+from mmdiff.training.questions import ATTRIBUTES, FACTS, UNKNOWN, Phrase, Reference, describe, facts_of, references
+from mmdiff.training.recipes import MODEL_INPUTS, corpus
 from mmdiff.training.scenes import (
     COLOURS,
     TEST_SEEDS,
@@ -53,7 +53,7 @@ from mmdiff.vision.views import make_views
 CONFIG = PRESETS["tiny"]
 TOKENS = CONFIG.tokens
 GREY = Background("plain", (240, 240, 240), (240, 240, 240))
-ROWS: list[Row] = [
+ROWS: list[tuple[Image.Image, list[Turn]]] = [
     (example(3)[0], [
         Turn("what color is the circle?", "red"),
         Turn("Describe the picture {in} detail.", "a small red circle at the top left, and a teal ring", 0.5, 64),
@@ -180,7 +180,7 @@ def test_packed_logits_are_those_of_the_sampler(
     draws = torch.rand(batch["labels"].shape, generator=torch.Generator().manual_seed(1))
     masked = (draws < hidden) & (batch["labels"] != IGNORE)
     ids = torch.where(masked, TOKENS.mask, batch["input_ids"])
-    given = {name: value for name, value in batch.items() if name not in ("input_ids", "labels", "importance")}
+    given = {name: batch[name] for name in MODEL_INPUTS}
     with torch.inference_mode():
         packed = model(input_ids=ids, **given).logits
         assert torch.equal(model(input_ids=ids, select=masked, **given).logits, packed[masked])
@@ -324,16 +324,58 @@ def test_scenes_to_train_on_have_training_seeds(
     assert len(seeds) == len(set(seeds)) == 330
     assert all(seed in TRAIN_SEEDS and seed not in TEST_SEEDS and seed not in VALID_SEEDS for seed in seeds)
     assert max(seeds) > 0.9 * TRAIN_SEEDS.stop
-    assert all(2 <= len(turns) <= 4 and turns[-1].importance == CAPTION_IMPORTANCE for _, turns in rows)
+    kinds = [[type(turn) for turn in turns] for _, turns in rows]
+    assert all(row[:2] == [Scene, Turn] and row[-1] is Reference for row in kinds)
 
 
-def test_scene_rows_are_asked_and_described() -> None:
-    image, turns = scene_row(np.random.default_rng(1))
-    assert image.mode == "RGB" and len(turns) == 9
-    assert len({turn.question for turn in turns}) == 9
-    assert [turn.importance for turn in turns] == [1.0] * 8 + [CAPTION_IMPORTANCE]
-    assert [turn.question.startswith("describe the ") for turn in turns] == [False] * 6 + [True] * 2 + [False]
+def test_scene_rows_are_asked_described_and_named() -> None:
+    image, row = scene_row(np.random.default_rng(1))
+    turns = [turn for turn in row if isinstance(turn, Turn)]
+    named = [turn for turn in row if isinstance(turn, Reference)]
+    assert image.mode == "RGB" and len(turns) == 7 and 7 <= len(named) <= 15 and len(row) == 8 + len(named)
+    assert len({turn.question for turn in turns}) == 7
+    assert [turn.importance for turn in turns] == [1.0] * 6 + [CAPTION_IMPORTANCE]
     assert any(turns[-1].question in prompts for prompts in questions.CAPTION_PROMPTS.values())
+
+
+def test_references_are_read_behind_the_picture(tokenizer: Tokenizer, batch: Batch) -> None:
+    """Their words stand where a question's would, and their last one is told from; nothing is answered."""
+    assert not batch["named"].any() and batch["facts"].shape == (0, len(FACTS))
+    scene = example(3)[1]
+    said = references(scene, np.random.default_rng(0), 4)
+    rows: list[Row] = [(image, [*turns, *said]) for image, turns in ROWS]
+    packed = pack(rows, tokenizer, CONFIG, np.random.default_rng(0))
+    assert packed["facts"].tolist() == [list(reference.facts) for _ in rows for reference in said]
+    for row, (_, turns) in enumerate(ROWS):
+        ends = packed["named"][row].nonzero()[:, 0].tolist()
+        assert len(ends) == len(said)
+        for number, (end, reference) in enumerate(zip(ends, said, strict=True), start=len(turns) + 1):
+            own = packed["branch_ids"][row] == number
+            assert tokenizer.decode(packed["input_ids"][row, own].tolist()) == f"\n{reference.text}"
+            assert own.nonzero()[-1, 0] == end and (packed["labels"][row, own] == IGNORE).all()
+            first = int(own.nonzero()[0, 0])
+            asked = batch["input_ids"][row] == tokenizer.encode("\n").ids[0]
+            assert packed["segment_ids"][row, first] == batch["segment_ids"][row, asked][0]
+            assert packed["position_ids"][row, first] == batch["position_ids"][row, asked][0]
+
+
+def test_a_scene_is_told_at_the_tokens_of_its_picture(tokenizer: Tokenizer) -> None:
+    """Row by row, each token tells of the thing that most of it shows, and only those of its own picture."""
+    image, scene, _ = example(3)
+    blank = (Image.new("RGB", (64, 64)), [Turn("is it?", "no")])
+    said = references(scene, np.random.default_rng(0), 1)
+    packed = pack([blank, (image, [scene, *blank[1], *said])], tokenizer, CONFIG, np.random.default_rng(0))
+    pictured = packed["input_ids"] == TOKENS.image
+    assert not packed["named"][0].any() and packed["named"][1].sum() == 37
+    assert packed["named"][1, pictured[1]].all()
+    assert packed["facts"][36].tolist() == list(said[0].facts)
+    owners = patch_owners(scene, 12)
+    for token in range(36):
+        row, column = divmod(token, 6)
+        shown = [int(owners[12 * (2 * row + down) + 2 * column + across]) for down in (0, 1) for across in (0, 1)]
+        things = [scene.things[owner - 1] for owner in shown if owner]
+        told = packed["facts"][token].tolist()
+        assert told in [list(facts_of([thing], scene)) for thing in things] or (not things and set(told) == {UNKNOWN})
 
 
 def test_captions_are_asked_for_as_they_were_trained() -> None:

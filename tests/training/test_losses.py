@@ -12,6 +12,7 @@ from mmdiff.schedule import masking_rate
 from mmdiff.training.corrupt import IGNORE, corrupt, draw_times
 from mmdiff.training.losses import (
     WEIGHTINGS,
+    fact_loss,
     masked_cross_entropy,
     mean_weights,
     pretraining_weights,
@@ -94,3 +95,22 @@ def test_region_text_loss_is_low_for_right_logits_only() -> None:
     bad, _ = region_text_loss(-sure, truth, shown)
     assert good < 0.01 < 5 < bad and metrics == {"recall": 1.0, "specificity": 1.0}
 
+
+
+def test_fact_loss_is_the_mean_over_what_is_known() -> None:
+    sizes, generator = (3, 2), torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, generator=generator)
+    facts = torch.tensor([[0, 1], [IGNORE, 0], [2, IGNORE], [IGNORE, IGNORE]])
+    losses, right = [], []
+    for row, values in zip(logits, facts.tolist(), strict=True):
+        for part, value in zip((row[:3], row[3:]), values, strict=True):
+            if value != IGNORE:
+                losses.append(-part.log_softmax(0)[value].item())
+                right.append(part.argmax().item() == value)
+    value, share = fact_loss(logits, facts, sizes)
+    assert value.item() == pytest.approx(sum(losses) / 4) and share == pytest.approx(sum(right) / 4)
+
+
+def test_fact_loss_of_nothing_is_nothing() -> None:
+    value, share = fact_loss(torch.zeros(0, 5, requires_grad=True), torch.zeros(0, 2, dtype=torch.long), (3, 2))
+    assert value.item() == 0 and share == 0

@@ -10,21 +10,34 @@ import pytest
 
 from mmdiff.training.questions import (
     CAPTION_PROMPTS,
+    FACTS,
     KINDS,
+    UNKNOWN,
     Fact,
     Phrase,
     Qa,
     caption_facts,
     captions,
     describe,
-    descriptions,
     holds,
     phrases,
     questions,
+    references,
     score_caption,
     truth_table,
 )
-from mmdiff.training.scenes import COLOURS, SHAPES, Background, Scene, Thing, place, random_scene, scene_json
+from mmdiff.training.scenes import (
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Background,
+    Scene,
+    Thing,
+    place,
+    random_scene,
+    scene_json,
+)
 
 SCENES = [random_scene(seed) for seed in range(800)]
 ASKED = [(scene, qa) for i, scene in enumerate(SCENES) for qa in questions(scene, np.random.default_rng(i), 5)]
@@ -261,14 +274,68 @@ def test_truth_table_agrees_with_objects() -> None:
             assert true == any(said.items() <= one.items() for one in objects) == holds(phrase, scene)
 
 
-def test_descriptions_are_of_the_one_thing_named() -> None:
-    """What is asked for holds of exactly the thing that the answer describes in full."""
-    for seed in range(200):
+def test_references_tell_the_facts_of_what_they_name() -> None:
+    """By the words and the scene's JSON alone; a fact is told where all that is named agrees on it."""
+    seen: defaultdict[str, set[int]] = defaultdict(set)
+    forms: Counter[str] = Counter()
+    for seed in range(400):
         scene, rng = random_scene(seed), np.random.default_rng(seed)
-        for qa in descriptions(scene, rng, 2):
-            matches = [thing for thing in scene.things if describe(thing, scene).text() == qa.answer]
-            assert matches
-            words = set(qa.question.removeprefix("describe the ").removesuffix(".").split())
-            named = words - {"shape", "object", "thing"}
-            fitting = [t for t in scene.things if named <= {t.shape, t.colour, t.size}]
-            assert len(fitting) == 1 and fitting[0] in matches
+        for reference in references(scene, rng, 12):
+            told = dict(zip(FACTS, reference.facts, strict=True))
+            form, named = read(reference.text, scene)
+            forms[form] += 1
+            if form == "pair":
+                wanted = dict.fromkeys(FACTS, UNKNOWN) | pair_facts(*named, scene)
+            else:
+                names = [*list(FACTS)[:6], "rank"]
+                values = {name: {fact(name, thing, scene) for thing in named} for name in names}
+                wanted = dict.fromkeys(FACTS, UNKNOWN) | {"number": len(named)}
+                wanted |= {name: min(of) for name, of in values.items() if len(of) == 1}
+            assert told == wanted, (reference, scene)
+            for name, value in told.items():
+                seen[name].add(value)
+    assert all({*range(number), UNKNOWN} <= seen[name] for name, number in FACTS.items() if name not in GRID_FACTS)
+    assert min(forms.values()) > 100 and len(forms) == 5, forms
+
+
+GRID_FACTS = ("column", "row", "number")  # things are never in some cells, and seldom six of a kind
+
+
+def read(text: str, scene: Scene) -> tuple[str, list[Thing]]:
+    """Which form the words have, and which things they name."""
+    if " and the " in text:
+        return "pair", [the(name.removeprefix("the "), scene) for name in text.split(" and ")]
+    if found := re.fullmatch(r"the (object|shape|thing) (?:to the )?(left of|right of|above|below) the (.+)", text):
+        other = the(found[3], scene)
+        thing = scene.things[1] if other is scene.things[0] else scene.things[0]
+        axis = int(found[2] in ("above", "below"))
+        offset = (thing.centre[axis] - other.centre[axis]) * (-1 if found[2] in ("left of", "above") else 1)
+        assert len(scene.things) == 2 and offset > 0
+        return "place", [thing]
+    if found := re.fullmatch(r"the (?:object|shape|thing) (?:at|in|on) the (.+)", text):
+        return "place", [thing for thing in scene.things if place(thing, scene) == found[1]]
+    if found := re.fullmatch(r"object (\d)", text):
+        return "rank", [thing for thing in scene.things if fact("rank", thing, scene) == int(found[1]) - 1]
+    if text.startswith("the "):
+        return "name", [the(text.removeprefix("the "), scene)]
+    return "claim", [thing for thing in scene.things if fits(re.sub(r"^an? ", "", text), thing)]
+
+
+def pair_facts(one: Thing, other: Thing, scene: Scene) -> dict[str, int]:
+    across = (one.centre[0] - other.centre[0]) / scene.width
+    down = (one.centre[1] - other.centre[1]) / scene.height
+    close = {"right": abs(across) < 0.12, "below": abs(down) < 0.12}
+    facts = {"right": across > 0, "below": down > 0, "same shape": one.shape == other.shape,
+             "same colour": one.colour == other.colour, "same size": one.size == other.size}
+    return {name: UNKNOWN if close.get(name) else int(value) for name, value in facts.items()}
+
+
+def fact(name: str, thing: Thing, scene: Scene) -> int:
+    values = {"shape": SHAPES, "colour": tuple(COLOURS), "size": SIZES, "place": PLACES}
+    if name in values:
+        return values[name].index(place(thing, scene) if name == "place" else getattr(thing, name))
+    if name == "rank":
+        return sum(other.x + other.width / 2 < thing.x + thing.width / 2 for other in scene.things)
+    at, side = (thing.x + thing.width / 2, scene.width) if name == "column" else (
+        thing.y + thing.height / 2, scene.height)
+    return int(at / side * 8)

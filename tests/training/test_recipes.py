@@ -20,7 +20,22 @@ from mmdiff.pipeline import Answer, load
 from mmdiff.training import recipes
 from mmdiff.training.checkpoints import checkpoints, load_checkpoint
 from mmdiff.training.data import Conversations, Phrases, easy_vqa_row, scene_row
-from mmdiff.training.recipes import RECIPES, Stage, TowerTrainer, align, corpus, denoising_loss, run, tower, tune, waves
+from mmdiff.training.questions import FACTS
+from mmdiff.training.recipes import (
+    RECIPES,
+    Grounder,
+    Stage,
+    TowerTrainer,
+    align,
+    corpus,
+    denoising_loss,
+    grounded_loss,
+    run,
+    tower,
+    tune,
+    waves,
+)
+from mmdiff.training.tokenizer import train_tokenizer
 
 SCALE = 1e-4  # of thousands of steps: one a stage
 LAST = "step-00000001"
@@ -65,7 +80,7 @@ def test_the_finished_model_answers(finished: Path) -> None:
 
 def test_the_finished_model_is_the_last_checkpoint(finished: Path) -> None:
     model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
-    load_checkpoint(finished / "tune" / LAST, model)
+    load_checkpoint(finished / "tune" / LAST, Grounder(model))
     stored = load_file(finished / "model" / "model.safetensors")
     for name, tensor in canonical_state(model).items():
         assert torch.equal(tensor.bfloat16(), stored[name]), name
@@ -78,7 +93,8 @@ def test_stages_go_on_from_each_other(finished: Path) -> None:
     for stage in ("tower", "align", "tune"):
         assert [path.name for path in checkpoints(finished / stage)] == [LAST]
         assert (finished / stage / "metrics.jsonl").read_text().startswith('{"step": 1, ')
-        states[stage] = load_file(finished / stage / LAST / "model.safetensors")
+        stored = load_file(finished / stage / LAST / "model.safetensors")
+        states[stage] = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
     names = [name for name in states["tune"] if name.startswith("vision_tower.")]
     assert len(names) > 50
     assert all(torch.equal(states["tower"][name], states["align"][name]) for name in names)
@@ -128,13 +144,13 @@ def test_a_damaged_checkpoint_is_not_trained_on(small_recipe: None, finished: Pa
         run("tiny", tmp_path, scale=SCALE)
 
 
-@pytest.mark.parametrize(("make", "frozen"), [(tower, set()), (align, {"vision_tower"}), (tune, set())])
+@pytest.mark.parametrize(("make", "frozen"), [(tower, set()), (align, {"model.vision_tower"}), (tune, set())])
 def test_rates_name_parts_that_exist(make: Callable[..., Stage], frozen: set[str]) -> None:
     """A prefix that fits no parameter changes nothing, and nobody would notice."""
+    stage = make(PRESETS["tiny"])
     with torch.device("meta"):
         model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
-    stage = make(PRESETS["tiny"])
-    names = [name for name, _ in model.named_parameters()]
+        names = [name for name, _ in stage.wrap(model).named_parameters()]
     assert all(any(name.startswith(prefix) for name in names) for prefix in stage.config.rates)
     assert {prefix for prefix, rate in stage.config.rates.items() if rate == 0} == frozen
     assert stage.config.warmup_steps < stage.config.steps and stage.config.save_every < stage.config.steps
@@ -193,6 +209,41 @@ def test_only_hidden_answers_are_scored() -> None:
         value, metrics = loss(Knowing(), batch, torch.Generator().manual_seed(seed))
         assert value.item() == 0 and metrics["right"] == 1
     assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+
+
+def test_heads_tell_from_the_hidden_states_of_inner_layers() -> None:
+    """And change nothing about the model's own output; their loss reaches the tower."""
+    torch.manual_seed(0)
+    model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"])).eval()
+    grounder = Grounder(model)
+    ids = torch.tensor([[7, 8, 9, 10], [11, 12, 13, 14]])
+    named = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 1]])
+    logits, told = grounder(named, input_ids=ids)
+    assert torch.equal(logits, model(input_ids=ids).logits)
+    assert [part.shape for part in told] == [(3, sum(FACTS.values()))] * 2 and grounder.layers == (2, 3)
+    assert not any(layer._forward_hooks for layer in model.backbone.layers)
+    hidden: list[torch.Tensor] = []
+    for layer in model.backbone.layers:
+        layer.register_forward_hook(lambda _layer, _inputs, x: hidden.append(x))
+    model(input_ids=ids)
+    for number, head, part in zip(grounder.layers, grounder.heads, told, strict=True):
+        x = hidden[number - 1]
+        torch.testing.assert_close(part, head(torch.stack((x[0, 1], x[0, 3], x[1, 3]))))
+
+
+def test_the_grounded_loss_is_the_answers_and_the_heads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
+    train_tokenizer(corpus(20), 640).save(str(tmp_path / "tokenizer.json"))
+    batch = Conversations(PRESETS["tiny"], tmp_path / "tokenizer.json", [scene_row, easy_vqa_row], seed=0)[0]
+    grounder = Grounder(model)
+    value, metrics = grounded_loss("mean", 0)(grounder, batch, torch.Generator().manual_seed(1))
+    answers, _ = denoising_loss("mean", 0)(model, batch, torch.Generator().manual_seed(1))
+    assert value.item() == pytest.approx(answers.item() + metrics["grounding"], rel=1e-5)
+    (value - answers.detach()).backward()
+    assert all(parameter.grad is not None for parameter in grounder.heads.parameters())
+    assert model.vision_tower is not None
+    assert all(p.grad is not None for p in model.vision_tower.parameters() if p.requires_grad)
 
 
 def test_the_corpus_holds_every_kind_of_text() -> None:
