@@ -14,9 +14,6 @@ from mmdiff.pipeline import SHIPPED, Pipeline
 
 MOST_BYTES = 16_000_000
 
-if not (SHIPPED / "tiny" / "model.safetensors").is_file():
-    pytest.skip("the weights of tiny are not there; make them with: mmdiff train tiny", allow_module_level=True)
-
 
 @pytest.fixture(scope="module")
 def tiny() -> Pipeline:

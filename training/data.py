@@ -29,15 +29,17 @@ from mmdiff.training.questions import (
     ATTRIBUTES,
     CAPTION_PROMPTS,
     FACTS,
-    NOTHING,
+    Facts,
     Length,
     Phrase,
     Reference,
+    caption_spans,
     captions,
     facts_of,
     phrases,
     questions,
     references,
+    tell,
     truth_table,
 )
 from mmdiff.training.scenes import SHAPES, TRAIN_SEEDS, Scene, example, pick
@@ -46,6 +48,7 @@ from mmdiff.vision.views import make_views
 PADDING_IMPORTANCE = 0.1  # of an end-of-text token behind an answer, against 1 for the answer's own tokens
 CAPTION_IMPORTANCE = 0.8  # of a caption's token: one caption has as many tokens as ten answers
 CANVAS_LENGTHS, CANVAS_ODDS = (8, 16, 32), (0.75, 0.1, 0.15)  # positions; an answer too long for one gets more
+LEARNED_LAST = ("relation", "same")  # the kinds of question that compare two things, so asked more often
 CAPTION_MIX: tuple[Length, ...] = ("word", "short", "short", "long", "long")  # the shares of the lengths
 CAPTION_CANVAS: dict[Length, int] = {"word": 8, "short": 32, "long": 64}  # at least, lest the room tells the length
 
@@ -58,20 +61,24 @@ class Turn:
     answer: str
     importance: float = 1.0
     canvas: int = 0  # positions at least, however short the answer
+    spans: Sequence[tuple[int, int, Facts]] = ()  # where the answer speaks of what: characters, facts
 
 
 Row = tuple[Image.Image, Sequence[Turn | Reference | Scene]]
 Source = Callable[[np.random.Generator], Row]
 
 
-def scene_row(rng: np.random.Generator, num_questions: int = 6, num_references: int = 15) -> Row:
+def scene_row(rng: np.random.Generator, num_questions: int = 6, num_compared: int = 2, num_references: int = 16) -> Row:
     """A generated scene of the training seeds, with its contents, questions, one caption, and words for its things."""
     image, scene, rng = example(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
     turns = [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_questions)]
+    turns += [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_compared, LEARNED_LAST)]
     length = pick(rng, CAPTION_MIX)
     prompts = CAPTION_PROMPTS[length]
     prompt = prompts[int(rng.integers(len(prompts)))]
-    turns.append(Turn(prompt, captions(scene)[length], CAPTION_IMPORTANCE, CAPTION_CANVAS[length]))
+    text = captions(scene)[length]
+    spans = caption_spans(text, scene) if length != "word" else []
+    turns.append(Turn(prompt, text, CAPTION_IMPORTANCE, CAPTION_CANVAS[length], spans))
     return image, [scene, *turns, *references(scene, rng, num_references)]
 
 
@@ -164,69 +171,75 @@ def patch_owners(scene: Scene, patches_per_side: int) -> Tensor:
 def pack(rows: Sequence[Row], tokenizer: Tokenizer, config: ModelConfig, rng: np.random.Generator) -> Batch:
     """One batch: the chat prompt of each picture once, its questions and answers as branches behind it.
 
-    A `Reference` is a branch of its words alone; `named` (B, T) is 1 at the last of them, and at the picture's tokens
-    where the row has its `Scene`. `facts` (N, K) holds what is to be told there, in reading order.
+    A `Reference` is a branch of its words alone. `named` (B, T) is 1 at their end, in answers where they speak
+    of something, and at the picture's tokens where the row has its `Scene`. `facts` (N, K) holds what is to be told
+    there, in reading order.
     """
     assert config.vision is not None and config.tokens.image is not None
     before, after = _prompt_parts()
     start = tokenizer.encode(before).ids + [config.tokens.image] * config.vision.tokens_per_side**2
-    packed = [_pack_row(turns, start, after, tokenizer, config, rng) for _, turns in rows]
-    for (_, turns), row in zip(rows, packed, strict=True):
-        if any(isinstance(turn, Scene) for turn in turns):
-            row["named"][: len(start)] = [int(token == config.tokens.image) for token in start]
+    packed, facts = zip(*(_pack_row(turns, start, after, tokenizer, config, rng) for _, turns in rows), strict=True)
     fills = {"input_ids": config.tokens.pad, "labels": IGNORE, "importance": 0.0}
     batch: Batch = {name: _pad([row[name] for row in packed], fills.get(name, 0)) for name in packed[0]}
     batch["attention_mask"] = _pad([[1] * len(row["input_ids"]) for row in packed], 0).bool()
     batch["pixel_values"] = _pixels([image for image, _ in rows], config)
     batch["image_sizes"] = torch.tensor([image.size for image, _ in rows])
     batch["image_grids"] = torch.zeros(len(rows), 2, dtype=torch.long)
-    facts = [fact for _, turns in rows for turn in turns for fact in _facts(turn, config)]
-    batch["facts"] = torch.tensor(facts, dtype=torch.long).view(-1, len(FACTS))
+    batch["facts"] = torch.tensor([fact for row in facts for fact in row], dtype=torch.long).view(-1, len(FACTS))
     return batch
 
 
 def _pack_row(
-    turns: Sequence[Turn | Reference | Scene], start: list[int], after: str, tokenizer: Tokenizer, config: ModelConfig,
-    rng: np.random.Generator,
-) -> dict[str, list[int] | list[float]]:
+    turns: Sequence[Turn | Reference | Scene], start: list[int], question: str, tokenizer: Tokenizer,
+    config: ModelConfig, rng: np.random.Generator,
+) -> tuple[dict[str, list[int] | list[float]], list[Facts]]:
     tokens = config.tokens
-    ids, labels, importance, named = list(start), [IGNORE] * len(start), [0.0] * len(start), [0] * len(start)
+    ids, labels, importance = list(start), [IGNORE] * len(start), [0.0] * len(start)
     segments = segment_ids(torch.tensor([start]), tokens)[0].tolist()
     positions, branches = list(range(len(start))), [0] * len(start)
+    told: list[Facts | None] = [None] * len(start)
+    for scene in (turn for turn in turns if isinstance(turn, Scene)):
+        shown = iter(_shown_facts(scene, config))
+        told = [next(shown) if token == tokens.image else None for token in start]
     for branch, turn in enumerate((turn for turn in turns if not isinstance(turn, Scene)), start=1):
         canvas: list[int] = []
         weights: list[float] = []
         if isinstance(turn, Reference):
             prompt = tokenizer.encode(f"\n{turn.text}").ids
+            after = tokenizer.encode(turn.after).ids if turn.after else []
+            told += [None] * (len(prompt) - 1) + [turn.facts] + [None] * len(after)
+            prompt += after
         else:
-            prompt = tokenizer.encode(after.format(turn.question)).ids
-            answer = [*tokenizer.encode(turn.answer).ids, tokens.eot]
+            prompt = tokenizer.encode(question.format(turn.question)).ids
+            encoded = tokenizer.encode(turn.answer)
+            answer = [*encoded.ids, tokens.eot]
             room = int(rng.choice(CANVAS_LENGTHS, p=CANVAS_ODDS))
             padding = max(room, turn.canvas, -(-len(answer) // 8) * 8) - len(answer)
             canvas = answer + [tokens.eos] * padding
             weights = [turn.importance] * len(answer) + [PADDING_IMPORTANCE] * padding
+            about = [next((facts for first, end, facts in turn.spans if first < stop <= end), None)
+                     for _, stop in encoded.offsets]
+            told += [None] * len(prompt) + about + [None] * (1 + padding)
         prompt_segments = segment_ids(torch.tensor([start + prompt]), tokens)[0, len(start):].tolist()
         ids += prompt + canvas
         labels += [IGNORE] * len(prompt) + canvas
         importance += [0.0] * len(prompt) + weights
-        named += [0] * (len(prompt) - 1) + [int(not canvas)] + [0] * len(canvas)
         segments += prompt_segments + [prompt_segments[-1] + 1] * len(canvas)
         positions += range(len(start), len(start) + len(prompt) + len(canvas))
         branches += [branch] * (len(prompt) + len(canvas))
-    return {"input_ids": ids, "labels": labels, "importance": importance, "named": named, "segment_ids": segments,
-            "position_ids": positions, "branch_ids": branches}
+    row: dict[str, list[int] | list[float]] = {
+        "input_ids": ids, "labels": labels, "importance": importance, "segment_ids": segments,
+        "position_ids": positions, "branch_ids": branches, "named": [int(facts is not None) for facts in told],
+    }
+    return row, [facts for facts in told if facts is not None]
 
 
-def _facts(turn: Turn | Reference | Scene, config: ModelConfig) -> list[tuple[int, ...]]:
-    """What is told at a reference's last word, or at each of a picture's tokens of the thing that it shows."""
-    if isinstance(turn, Reference):
-        return [turn.facts]
-    if isinstance(turn, Turn):
-        return []
+def _shown_facts(scene: Scene, config: ModelConfig) -> list[Facts]:
+    """For each of a picture's tokens, what is so of the thing that it shows."""
     assert config.vision is not None
     side, merged = config.vision.tokens_per_side, config.vision.pixel_shuffle
-    owners = patch_owners(turn, config.vision.patches_per_side).view(side, merged, side, merged)
-    facts = [NOTHING, *(facts_of([thing], turn) for thing in turn.things)]
+    owners = patch_owners(scene, config.vision.patches_per_side).view(side, merged, side, merged)
+    facts = [tell({}), *(facts_of([thing], scene) for thing in scene.things)]
     return [facts[owner] for owner in owners.amax((1, 3)).flatten().tolist()]
 
 

@@ -47,7 +47,9 @@ def masked_cross_entropy(logits_SV: Tensor, labels_S: Tensor, weights_S: Tensor)
 
 
 def fact_loss(logits_NF: Tensor, facts_NK: Tensor, sizes: Sequence[int]) -> tuple[Tensor, float]:
-    """Mean cross-entropy of the facts that references tell, and the share told right.
+    """Cross-entropy of what references tell, averaged per fact and then over the facts, and the share told right.
+
+    Some facts are known of nearly every reference and some of few, which may be the harder ones; so each counts alike.
 
     Args:
         logits_NF: of the values of all facts, side by side.
@@ -55,12 +57,14 @@ def fact_loss(logits_NF: Tensor, facts_NK: Tensor, sizes: Sequence[int]) -> tupl
         sizes: number of values of each fact; F in all.
     """
     parts = logits_NF.float().split(list(sizes), dim=1)
-    losses = [F.cross_entropy(part, facts_N, ignore_index=IGNORE, reduction="sum")
-              for part, facts_N in zip(parts, facts_NK.unbind(1), strict=True)]
+    sums_K = torch.stack([F.cross_entropy(part, facts_N, ignore_index=IGNORE, reduction="sum")
+                          for part, facts_N in zip(parts, facts_NK.unbind(1), strict=True)])
     told_NK = torch.stack([part.argmax(1) for part in parts], dim=1)
     known_NK = facts_NK != IGNORE
-    count = known_NK.sum().clamp(min=1)
-    return torch.stack(losses).sum() / count, ((told_NK == facts_NK) & known_NK).sum().item() / count.item()
+    counts_K = known_NK.sum(0)
+    loss = (sums_K / counts_K.clamp(min=1)).sum() / (counts_K > 0).sum().clamp(min=1)
+    right = ((told_NK == facts_NK) & known_NK).sum().item()
+    return loss, right / max(1, int(counts_K.sum()))
 
 
 def region_text_loss(logits_XM: Tensor, truth_XM: Tensor, shown_X: Tensor) -> tuple[Tensor, dict[str, float]]:

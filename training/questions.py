@@ -102,9 +102,9 @@ DIRECTIONS = {  # wording: axis and sign of the first thing's offset from the se
 }
 
 
-def questions(scene: Scene, rng: Rng, count: int) -> list[Qa]:
-    """At most `count` different questions, sampled evenly over the kinds that the scene allows."""
-    kinds = list(KINDS)
+def questions(scene: Scene, rng: Rng, count: int, kinds: Sequence[str] | None = None) -> list[Qa]:
+    """At most `count` different questions, sampled evenly over those of the kinds that the scene allows."""
+    kinds = list(kinds or KINDS)
     found: dict[str, Qa] = {}
     for turn in range(10 * count):
         if len(found) >= count:
@@ -289,21 +289,25 @@ def _ask_beside(scene: Scene, rng: Rng) -> Found:
 
 
 def _ask_same(scene: Scene, rng: Rng) -> Found:
-    """Whether two things share an attribute. The wanted answer comes first: few pairs are the same."""
-    answer, attribute = pick(rng, YES_NO), pick(rng, ("shape", "colour", "size"))
-    pairs = [(a, b) for i, a in enumerate(scene.things) for b in scene.things[i + 1 :]]
-    fit = [(a, b) for a, b in pairs if (getattr(a, attribute) == getattr(b, attribute)) == (answer == "yes")]
-    if not fit or rng.random() > SAME_KEPT[answer]:
+    """Whether two things share an attribute."""
+    found = _likeness(scene, rng)
+    if found is None:
         return None
-    one, other = (_name(thing, scene, rng, hide=attribute) for thing in pick(rng, fit))
+    (one, other), attribute, answer = found
     word = "color" if attribute == "colour" else attribute
     if len(scene.things) == 2 and rng.random() < 0.4:
         return f"{pick(rng, ('are the two objects', 'do the two objects have'))} the same {word}?", answer
-    if one is None or other is None:
-        return None
-    return pick(rng, ("do the {} and the {} have the same {}?", "are the {} and the {} the same {}?")).format(
-        one, other, word
-    ), answer
+    names = [_name(thing, scene, rng, hide=attribute) for thing in (one, other)]
+    template = pick(rng, ("do the {} and the {} have the same {}?", "are the {} and the {} the same {}?"))
+    return (template.format(*names, word), answer) if None not in names else None
+
+
+def _likeness(scene: Scene, rng: Rng) -> tuple[tuple[Thing, Thing], str, str] | None:
+    """Two things, an attribute, and whether it is the same. The wanted answer comes first: few pairs are the same."""
+    answer, attribute = pick(rng, YES_NO), pick(rng, ("shape", "colour", "size"))
+    pairs = [(a, b) for i, a in enumerate(scene.things) for b in scene.things[i + 1 :]]
+    fit = [(a, b) for a, b in pairs if (getattr(a, attribute) == getattr(b, attribute)) == (answer == "yes")]
+    return (pick(rng, fit), attribute, answer) if fit and rng.random() <= SAME_KEPT[answer] else None
 
 
 SAME_KEPT = {"yes": 1.0, "no": 0.85}  # measured: evens out the answers over random scenes
@@ -326,29 +330,38 @@ KINDS: dict[str, Callable[[Scene, Rng], Found]] = {
 GRID = 8  # columns and rows in which a reference's thing is told to lie
 FACTS = {  # fact: number of its values
     "shape": len(SHAPES), "colour": len(COLOURS), "size": len(SIZES), "place": len(PLACES), "column": GRID, "row": GRID,
-    "number": MAX_THINGS + 1,
-    # Of two things: is the first right of the second, below it, of the same shape, colour, size?
-    "right": 2, "below": 2, "same shape": 2, "same colour": 2, "same size": 2,
     "rank": MAX_THINGS,  # from left to right
+    "number": MAX_THINGS + 1,
+    # Of two things, of which the facts above tell the second: of what kind is the first; is it right of the second,
+    # below it, of the same shape, colour, size?
+    "first shape": len(SHAPES), "first colour": len(COLOURS), "first size": len(SIZES),
+    "right": 2, "below": 2, "same shape": 2, "same colour": 2, "same size": 2,
+    "holds": 2,  # whether the answer to a question that compares two things is yes
 }
 UNKNOWN = -100  # value of a fact that a reference leaves open: its things differ in it, or it is not about them
-NO_PAIR = (UNKNOWN,) * 5
-NOTHING = (UNKNOWN,) * len(FACTS)
+Facts = tuple[int, ...]  # a value for each of FACTS
+
+
+def tell(known: dict[str, int]) -> Facts:
+    """The values of `FACTS`, unknown where not given."""
+    return tuple(known.get(fact, UNKNOWN) for fact in FACTS)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Words for some things of a scene, or for none, and the value of each of `FACTS`."""
+    """Words for some things of a scene, or for none, and the values of `FACTS` that are told at the last of them."""
 
     text: str
-    facts: tuple[int, ...]
+    facts: Facts
+    after: str = ""  # what the question goes on with
 
 
 def references(scene: Scene, rng: Rng, count: int) -> list[Reference]:
     """At most `count` ways to speak of things: by name, by what is said of them, by rank, by place, in pairs."""
-    ways = (_refer_by_name, _refer_by_claim, _refer_to_pair, _refer_by_rank, _refer_by_claim, _refer_by_place)
+    ways = (_refer_by_name, _refer_to_pair, _refer_by_likeness, _refer_by_rank, _refer_by_claim, _refer_to_pair,
+            _refer_by_likeness, _refer_by_place)
     made = (ways[turn % len(ways)](scene, rng) for turn in range(count))
-    return list({reference.text: reference for reference in made if reference}.values())
+    return list({(said.text, said.after): said for said in made if said}.values())
 
 
 def _refer_by_name(scene: Scene, rng: Rng) -> Reference | None:
@@ -389,25 +402,51 @@ def _refer_by_place(scene: Scene, rng: Rng) -> Reference | None:
 
 
 def _refer_to_pair(scene: Scene, rng: Rng) -> Reference | None:
-    """The red circle and the star."""
+    """The red circle and the star; or as questions begin, such as: is the red circle left of the star."""
     pair = _pair(scene, rng)
     names = [_name(thing, scene, rng) for thing in pair or ()]
     if pair is None or None in names:
         return None
-    sides = (_is(direction, *pair, scene) for direction in ("right of", "below"))
-    same = (getattr(pair[0], attribute) == getattr(pair[1], attribute) for attribute in ("shape", "colour", "size"))
-    facts = (*(UNKNOWN if side is None else int(side) for side in sides), *map(int, same))
-    before = len(FACTS) - len(facts) - 1
-    return Reference(f"the {names[0]} and the {names[1]}", ((UNKNOWN,) * before + facts + (UNKNOWN,)))
+    if rng.random() < 0.3:
+        wording = pick(rng, ("the {} and the {}", "do the {} and the {}", "are the {} and the {}"))
+        return Reference(wording.format(*names), facts_of_pair(*pair, scene))
+    way = pick(rng, tuple(DIRECTIONS))
+    facts = facts_of_pair(*pair, scene, holds=_is(way, *pair, scene))
+    return Reference(f"is the {names[0]} {way} the {names[1]}", facts)
 
 
-def facts_of(things: Sequence[Thing], scene: Scene) -> tuple[int, ...]:
-    """The values of `FACTS` that are the same of all the things, and their number."""
-    ranked = reading_order(scene)
-    rows = {(*_codes(describe(thing, scene)), *_cell(thing, scene), ranked.index(thing)) for thing in things}
-    *values, rank = ({row[i] for row in rows} for i in range(len(ATTRIBUTES) + 3))
-    known = [of.pop() if len(of) == 1 else UNKNOWN for of in (*values, rank)]
-    return *known[:-1], len(things), *NO_PAIR, known[-1]
+def _refer_by_likeness(scene: Scene, rng: Rng) -> Reference | None:
+    """Do the red circle and the star (have the same size)."""
+    found = _likeness(scene, rng)
+    if found is None:
+        return None
+    pair, attribute, answer = found
+    names = [_name(thing, scene, rng, hide=attribute) for thing in pair]
+    if None in names:
+        return None
+    verb, after = pick(rng, (("do", " have the same {}"), ("are", " the same {}")))
+    facts = facts_of_pair(*pair, scene, holds=answer == "yes")
+    word = "color" if attribute == "colour" else attribute
+    return Reference(f"{verb} the {names[0]} and the {names[1]}", facts, after.format(word))
+
+
+def facts_of(things: Sequence[Thing], scene: Scene) -> Facts:
+    """What is the same of all the things, and their number."""
+    ranked, names = reading_order(scene), (*ATTRIBUTES, "column", "row", "rank")
+    rows = [(*_codes(describe(thing, scene)), *_cell(thing, scene), ranked.index(thing)) for thing in things]
+    same = {fact: of[0] for fact, *of in zip(names, *rows, strict=True) if len(set(of)) == 1}
+    return tell({**same, "number": len(things)})
+
+
+def facts_of_pair(first: Thing, second: Thing, scene: Scene, holds: bool | None = None) -> Facts:
+    """What the second is, what the first is, how the two compare, and whether what is asked of them holds."""
+    known = dict(zip(FACTS, facts_of([second], scene), strict=True))
+    known_or_not = {"right": _is("right of", first, second, scene), "below": _is("below", first, second, scene)}
+    known |= {fact: UNKNOWN if so is None else int(so) for fact, so in {**known_or_not, "holds": holds}.items()}
+    for attribute in ("shape", "colour", "size"):
+        known[f"first {attribute}"] = CODES[attribute][getattr(first, attribute)]
+        known[f"same {attribute}"] = int(getattr(first, attribute) == getattr(second, attribute))
+    return tell({**known, "number": 2})
 
 
 def _cell(thing: Thing, scene: Scene) -> tuple[int, ...]:
@@ -449,6 +488,14 @@ def captions(scene: Scene, rng: Rng | None = None) -> dict[Length, str]:
         listed = [_a(shape) if counts[shape] == 1 else f"{counts[shape]} {_plural(shape)}" for shape in groups]
         short = f"{len(things)} objects: {_join(listed)}"
     return {"word": main.shape, "short": short, "long": _join([describe(thing, scene).text() for thing in things])}
+
+
+def caption_spans(caption: str, scene: Scene) -> list[tuple[int, int, Facts]]:
+    """Where a caption of `scene` speaks of one thing: first and last + 1 character, and what is so of it."""
+    parts = list(re.finditer(r"(?:an? )?(?:(?!, | and ).)+", caption))
+    if len(parts) != len(scene.things) or ":" in caption:
+        return []
+    return [(*part.span(), facts_of([thing], scene)) for part, thing in zip(parts, reading_order(scene), strict=True)]
 
 
 def _join(parts: list[str]) -> str:

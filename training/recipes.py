@@ -37,6 +37,8 @@ from mmdiff.vision.connector import build_connector
 MODEL_INPUTS = ("attention_mask", "pixel_values", "image_sizes", "image_grids", "position_ids", "segment_ids",
                 "branch_ids")
 
+GROUNDING = 2.0  # weight of the heads' loss, which the backbone needs most, beside that of the answers
+
 
 class TowerTrainer(nn.Module):
     """The tower beside a small text encoder (a bag of words), which is thrown away afterwards.
@@ -94,7 +96,7 @@ class Grounder(nn.Module):
         super().__init__()
         self.model = model
         width, layers = model.model_config.backbone.hidden_size, len(model.backbone.layers)
-        self.layers = tuple(range(layers // 2, max(layers, 2)))  # after these; the last ones are left to the answers
+        self.layers = (layers // 2, layers - 1)  # after so many of them; the last is left to the answers
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(FACTS.values()))) for _ in self.layers
         )
@@ -106,9 +108,11 @@ class Grounder(nn.Module):
             self.model.backbone.layers[layer - 1].register_forward_hook(lambda _layer, _inputs, x: hidden.append(x))
             for layer in self.layers
         ]
-        logits = self.model(**inputs).logits
-        for hook in hooks:
-            hook.remove()
+        try:
+            logits = self.model(**inputs).logits
+        finally:
+            for hook in hooks:
+                hook.remove()
         return logits, [head(x[named != 0]) for head, x in zip(self.heads, hidden, strict=True)]
 
 
@@ -133,7 +137,7 @@ def grounded_loss(weighting: str, mask_id: int) -> Loss:
         value, metrics = _denoising(logits_SV, batch, noisy, weigh)
         parts = [fact_loss(logits_NF, batch["facts"], list(FACTS.values())) for logits_NF in told]
         grounding = torch.stack([part for part, _ in parts]).mean()
-        return value + grounding, {**metrics, "grounding": grounding.item(), "told": parts[-1][1]}
+        return value + GROUNDING * grounding, {**metrics, "grounding": grounding.item(), "told": parts[-1][1]}
 
     return loss
 
@@ -190,13 +194,13 @@ def align(model: ModelConfig, steps: int = 300) -> Stage:
     return Stage("align", Grounder, grounded_loss("mean", model.tokens.mask), data, config)
 
 
-def tune(model: ModelConfig, steps: int = 3000) -> Stage:
+def tune(model: ModelConfig, steps: int = 6600) -> Stage:
     """Train everything, the tower more gently."""
     config = TrainConfig(
-        steps=steps, learning_rate=1.5e-3, rates={"model.vision_tower": 0.1}, warmup_steps=50, final_rate=0.01,
+        steps=steps, learning_rate=1.5e-3, rates={"model.vision_tower": 0.2}, warmup_steps=50, final_rate=0.01,
         save_every=100,
     )
-    data = partial(Conversations, model, sources=[scene_row] * 12 + [easy_vqa_row] * 4, seed=3)
+    data = partial(Conversations, model, sources=[scene_row] * 14 + [easy_vqa_row] * 2, seed=3)
     return Stage("tune", Grounder, grounded_loss("mean", model.tokens.mask), data, config)
 
 

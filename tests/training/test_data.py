@@ -332,9 +332,9 @@ def test_scene_rows_are_asked_described_and_named() -> None:
     image, row = scene_row(np.random.default_rng(1))
     turns = [turn for turn in row if isinstance(turn, Turn)]
     named = [turn for turn in row if isinstance(turn, Reference)]
-    assert image.mode == "RGB" and len(turns) == 7 and 7 <= len(named) <= 15 and len(row) == 8 + len(named)
-    assert len({turn.question for turn in turns}) == 7
-    assert [turn.importance for turn in turns] == [1.0] * 6 + [CAPTION_IMPORTANCE]
+    assert image.mode == "RGB" and len(turns) == 9 and 6 <= len(named) <= 16 and len(row) == 10 + len(named)
+    assert [turn.importance for turn in turns] == [1.0] * 8 + [CAPTION_IMPORTANCE]
+    assert len({turn.question for turn in turns[:6]}) == 6 and all(turn.answer in ("yes", "no") for turn in turns[6:8])
     assert any(turns[-1].question in prompts for prompts in questions.CAPTION_PROMPTS.values())
 
 
@@ -351,8 +351,10 @@ def test_references_are_read_behind_the_picture(tokenizer: Tokenizer, batch: Bat
         assert len(ends) == len(said)
         for number, (end, reference) in enumerate(zip(ends, said, strict=True), start=len(turns) + 1):
             own = packed["branch_ids"][row] == number
-            assert tokenizer.decode(packed["input_ids"][row, own].tolist()) == f"\n{reference.text}"
-            assert own.nonzero()[-1, 0] == end and (packed["labels"][row, own] == IGNORE).all()
+            words = packed["input_ids"][row, own].tolist()
+            told = tokenizer.decode(words[: end + 1 - int(own.nonzero()[0, 0])])
+            assert told == f"\n{reference.text}" and tokenizer.decode(words) == told + reference.after
+            assert (packed["labels"][row, own] == IGNORE).all()
             first = int(own.nonzero()[0, 0])
             asked = batch["input_ids"][row] == tokenizer.encode("\n").ids[0]
             assert packed["segment_ids"][row, first] == batch["segment_ids"][row, asked][0]
@@ -376,6 +378,18 @@ def test_a_scene_is_told_at_the_tokens_of_its_picture(tokenizer: Tokenizer) -> N
         things = [scene.things[owner - 1] for owner in shown if owner]
         told = packed["facts"][token].tolist()
         assert told in [list(facts_of([thing], scene)) for thing in things] or (not things and set(told) == {UNKNOWN})
+
+
+def test_a_caption_tells_of_the_thing_it_speaks_of(tokenizer: Tokenizer) -> None:
+    """At the tokens of the words for it, hidden or not, and at no others."""
+    first, second = tuple(range(len(FACTS))), tuple(range(1, 1 + len(FACTS)))
+    turn = Turn("what is it?", "a red star and a ring", spans=[(0, 10, first), (15, 21, second)])
+    packed = pack([(ROWS[0][0], [turn])], tokenizer, CONFIG, np.random.default_rng(0))
+    named = packed["named"][0].bool()
+    told = [tokenizer.decode([i]) for i in packed["input_ids"][0, named].tolist()]
+    cut = packed["facts"].tolist().index(list(second))
+    assert ("".join(told[:cut]), "".join(told[cut:])) == ("a red star", " a ring")
+    assert packed["facts"].tolist() == [list(first)] * cut + [list(second)] * (len(told) - cut)
 
 
 def test_captions_are_asked_for_as_they_were_trained() -> None:

@@ -97,18 +97,19 @@ def test_region_text_loss_is_low_for_right_logits_only() -> None:
 
 
 
-def test_fact_loss_is_the_mean_over_what_is_known() -> None:
-    sizes, generator = (3, 2), torch.Generator().manual_seed(0)
-    logits = torch.randn(4, 5, generator=generator)
-    facts = torch.tensor([[0, 1], [IGNORE, 0], [2, IGNORE], [IGNORE, IGNORE]])
-    losses, right = [], []
-    for row, values in zip(logits, facts.tolist(), strict=True):
-        for part, value in zip((row[:3], row[3:]), values, strict=True):
-            if value != IGNORE:
-                losses.append(-part.log_softmax(0)[value].item())
-                right.append(part.argmax().item() == value)
+def test_fact_loss_is_the_mean_over_facts_of_the_mean_over_what_is_known() -> None:
+    sizes, generator = (3, 2, 4), torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 9, generator=generator)
+    facts = torch.tensor([[0, 1], [IGNORE, 0], [2, 1], [IGNORE, IGNORE]])
+    facts = torch.cat((facts, torch.full((4, 1), IGNORE)), dim=1)  # nothing is known of the last
+    means, right = [], []
+    for part, values in zip(logits.split(sizes, dim=1), facts.T.tolist(), strict=True):
+        known = [(row, value) for row, value in zip(part, values, strict=True) if value != IGNORE]
+        losses = [-row.log_softmax(0)[value].item() for row, value in known]
+        right += [row.argmax().item() == value for row, value in known]
+        means += [sum(losses) / len(losses)] if losses else []
     value, share = fact_loss(logits, facts, sizes)
-    assert value.item() == pytest.approx(sum(losses) / 4) and share == pytest.approx(sum(right) / 4)
+    assert value.item() == pytest.approx(sum(means) / 2) and share == pytest.approx(sum(right) / 5)
 
 
 def test_fact_loss_of_nothing_is_nothing() -> None:

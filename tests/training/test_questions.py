@@ -17,8 +17,10 @@ from mmdiff.training.questions import (
     Phrase,
     Qa,
     caption_facts,
+    caption_spans,
     captions,
     describe,
+    facts_of,
     holds,
     phrases,
     questions,
@@ -36,6 +38,7 @@ from mmdiff.training.scenes import (
     Thing,
     place,
     random_scene,
+    reading_order,
     scene_json,
 )
 
@@ -278,16 +281,20 @@ def test_references_tell_the_facts_of_what_they_name() -> None:
     """By the words and the scene's JSON alone; a fact is told where all that is named agrees on it."""
     seen: defaultdict[str, set[int]] = defaultdict(set)
     forms: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
     for seed in range(400):
         scene, rng = random_scene(seed), np.random.default_rng(seed)
-        for reference in references(scene, rng, 12):
+        for reference in references(scene, rng, 16):
             told = dict(zip(FACTS, reference.facts, strict=True))
             form, named = read(reference.text, scene)
             forms[form] += 1
             if form == "pair":
                 wanted = dict.fromkeys(FACTS, UNKNOWN) | pair_facts(*named, scene)
+                if told["holds"] != UNKNOWN:
+                    wanted["holds"] = int(answer(reference.text + reference.after, scene) == "yes")
+                    asked[reference.after] += 1
             else:
-                names = [*list(FACTS)[:6], "rank"]
+                names = list(FACTS)[:7]
                 values = {name: {fact(name, thing, scene) for thing in named} for name in names}
                 wanted = dict.fromkeys(FACTS, UNKNOWN) | {"number": len(named)}
                 wanted |= {name: min(of) for name, of in values.items() if len(of) == 1}
@@ -296,6 +303,23 @@ def test_references_tell_the_facts_of_what_they_name() -> None:
                 seen[name].add(value)
     assert all({*range(number), UNKNOWN} <= seen[name] for name, number in FACTS.items() if name not in GRID_FACTS)
     assert min(forms.values()) > 100 and len(forms) == 5, forms
+    assert min(asked.values()) > 20 and len(asked) == 7, asked
+
+
+def test_captions_say_where_they_speak_of_what() -> None:
+    for seed in range(200):
+        scene = random_scene(seed)
+        made = captions(scene)
+        for length in ("short", "long"):
+            spans = caption_spans(made[length], scene)
+            if length == "short" and len(scene.things) > 3:
+                assert not spans
+                continue
+            words = [made[length][first:end] for first, end, _ in spans]
+            assert [facts for *_, facts in spans] == [facts_of([thing], scene) for thing in reading_order(scene)]
+            assert [caption_facts(word) for word in words] == [
+                Counter([Fact(1, thing.size, thing.colour, thing.shape, place(thing, scene)) if length == "long"
+                         else Fact(1, None, thing.colour, thing.shape, None)]) for thing in reading_order(scene)]
 
 
 GRID_FACTS = ("column", "row", "number")  # things are never in some cells, and seldom six of a kind
@@ -303,8 +327,10 @@ GRID_FACTS = ("column", "row", "number")  # things are never in some cells, and 
 
 def read(text: str, scene: Scene) -> tuple[str, list[Thing]]:
     """Which form the words have, and which things they name."""
-    if " and the " in text:
-        return "pair", [the(name.removeprefix("the "), scene) for name in text.split(" and ")]
+    ways = r"and|(?:to the )?left of|(?:to the )?right of|above|below"
+    if " and the " in text or not text.startswith("the ") and " the " in text:
+        names = re.sub("^(?:is |do |are )?the ", "", text)
+        return "pair", [the(name, scene) for name in re.split(f" (?:{ways}) the ", names)]
     if found := re.fullmatch(r"the (object|shape|thing) (?:to the )?(left of|right of|above|below) the (.+)", text):
         other = the(found[3], scene)
         thing = scene.things[1] if other is scene.things[0] else scene.things[0]
@@ -327,7 +353,10 @@ def pair_facts(one: Thing, other: Thing, scene: Scene) -> dict[str, int]:
     close = {"right": abs(across) < 0.12, "below": abs(down) < 0.12}
     facts = {"right": across > 0, "below": down > 0, "same shape": one.shape == other.shape,
              "same colour": one.colour == other.colour, "same size": one.size == other.size}
-    return {name: UNKNOWN if close.get(name) else int(value) for name, value in facts.items()}
+    compared = {name: UNKNOWN if close.get(name) else int(value) for name, value in facts.items()}
+    first = {f"first {name}": fact(name, one, scene) for name in ("shape", "colour", "size")}
+    second = {name: fact(name, other, scene) for name in list(FACTS)[:7]}
+    return {**compared, **first, **second, "number": 2}
 
 
 def fact(name: str, thing: Thing, scene: Scene) -> int:

@@ -22,6 +22,7 @@ from mmdiff.training.checkpoints import checkpoints, load_checkpoint
 from mmdiff.training.data import Conversations, Phrases, easy_vqa_row, scene_row
 from mmdiff.training.questions import FACTS
 from mmdiff.training.recipes import (
+    GROUNDING,
     RECIPES,
     Grounder,
     Stage,
@@ -239,7 +240,7 @@ def test_the_grounded_loss_is_the_answers_and_the_heads(tmp_path: Path) -> None:
     grounder = Grounder(model)
     value, metrics = grounded_loss("mean", 0)(grounder, batch, torch.Generator().manual_seed(1))
     answers, _ = denoising_loss("mean", 0)(model, batch, torch.Generator().manual_seed(1))
-    assert value.item() == pytest.approx(answers.item() + metrics["grounding"], rel=1e-5)
+    assert value.item() == pytest.approx(answers.item() + GROUNDING * metrics["grounding"], rel=1e-5)
     (value - answers.detach()).backward()
     assert all(parameter.grad is not None for parameter in grounder.heads.parameters())
     assert model.vision_tower is not None
