@@ -1,4 +1,4 @@
-"""Sound -> features. Nothing is built here yet."""
+"""Sound -> features: decoding, spectrograms, Whisper's encoder, connectors, segments."""
 
 if __name__ != "mmdiff.audio":
     raise ImportError(f"import mmdiff.audio, not {__name__}: the rooms of mmdiff share one name")

@@ -6,7 +6,8 @@ import datetime
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
@@ -16,8 +17,12 @@ from rich.progress import track
 from rich.table import Table
 
 import mmdiff
-from mmdiff.eval.tasks import TASKS, Question
+from mmdiff.eval import speech
+from mmdiff.eval.tasks import TASKS as PICTURE_TASKS
+from mmdiff.eval.tasks import Question
 from mmdiff.pipeline import Pipeline
+
+Task = Callable[[Pipeline, int | None, int], dict[str, Any]]
 
 
 def evaluate(pipeline: Pipeline, tasks: Sequence[str], limit: int | None, batch_size: int) -> dict[str, Any]:
@@ -33,15 +38,15 @@ def evaluate(pipeline: Pipeline, tasks: Sequence[str], limit: int | None, batch_
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else _processor(),
         "limit": limit,
-        "tasks": {name: evaluate_task(pipeline, name, limit, batch_size) for name in tasks},
+        "tasks": {name: TASKS[name](pipeline, limit, batch_size) for name in tasks},
     }
     Console().print(_table(report))
     return report
 
 
-def evaluate_task(pipeline: Pipeline, name: str, limit: int | None, batch_size: int) -> dict[str, Any]:
-    """The score of one task, its parts by kind of question, and some wrong answers."""
-    questions = list(TASKS[name](limit))
+def ask_all(name: str, pipeline: Pipeline, limit: int | None, batch_size: int) -> dict[str, Any]:
+    """The score of one task about pictures, its parts by kind of question, and some wrong answers."""
+    questions = list(PICTURE_TASKS[name](limit))
     right, total, steps = defaultdict(int), defaultdict(int), 0  # type: ignore[var-annotated]
     wrong: list[dict[str, str]] = []
     started = time.monotonic()
@@ -69,6 +74,14 @@ def evaluate_task(pipeline: Pipeline, name: str, limit: int | None, batch_size: 
     }
 
 
+TASKS: dict[str, Task] = {
+    **{name: partial(ask_all, name) for name in PICTURE_TASKS},
+    "speech-words": speech.transcripts,
+    "speech-questions": speech.questions,
+}
+GROUPS = {"pictures": tuple(PICTURE_TASKS), "speech": ("speech-words", "speech-questions")}
+
+
 def _batched(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
     rest = iter(questions)
     while batch := list(islice(rest, size)):
@@ -80,10 +93,12 @@ def _processor() -> str:
 
 
 def _table(report: dict[str, Any]) -> Table:
-    table = Table("task", "kind", "score", "right / of", "steps per answer")
+    table = Table("task", "kind", "score", "right / of", "steps per answer",
+                  caption="score: share that is right; of speech-words: the word error rate")
     for name, task in report["tasks"].items():
         counts = f"{task['right']} / {task['of']}"
-        table.add_row(name, "all", f"{task['score']:.2%}", counts, f"{task['steps_per_answer']:.1f}")
+        steps = f"{task['steps_per_answer']:.1f}" if "steps_per_answer" in task else ""
+        table.add_row(name, task.get("of_what", "all"), f"{task['score']:.2%}", counts, steps)
         for kind, score in task["kinds"].items():
             table.add_row("", kind, f"{score:.2%}", "", "")
     return table

@@ -30,7 +30,10 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 # Published name -> ours, as regular expressions that must match the whole name; a target of None is dropped on purpose.
 LAYOUTS: dict[str, dict[str, str | None]] = {
-    "mmdiff": {r"(backbone|vision_tower|connector)\..*": r"\g<0>", r"image_newline": r"\g<0>"},
+    "mmdiff": {
+        r"(backbone|vision_tower|connector|audio_tower|audio_connector)\..*": r"\g<0>",
+        r"image_newline": r"\g<0>",
+    },
     "llada": {
         r"model\.transformer\.wte\.weight": "backbone.embed_tokens.weight",
         r"model\.transformer\.ln_f\.weight": "backbone.norm.weight",

@@ -15,9 +15,10 @@ import typer
 
 if TYPE_CHECKING:
     from mmdiff.pipeline import Answer, Draft, Pipeline
+    from mmdiff.transcript import Transcript
 
 app = typer.Typer(
-    help="Ask a masked-diffusion language model about pictures.",
+    help="Ask a masked-diffusion language model about pictures and sound.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,6 +42,7 @@ def ask(
     pictures_and_question: Annotated[
         list[str], typer.Argument(metavar="PICTURE... QUESTION", help="One or more pictures, then the question.")
     ],
+    speech: Annotated[str | None, typer.Option(help="A sound file with the question, instead of words.")] = None,
     model: Model = "tiny",
     as_json: Json = False,
     show_steps: ShowSteps = False,
@@ -54,15 +56,81 @@ def ask(
     seed: Seed = 0,
 ) -> None:
     """Answer a question about each picture."""
-    if len(pictures_and_question) < 2:
+    if speech is None and len(pictures_and_question) < 2:
         got = pictures_and_question[0]
         raise _refuse(f"got only {got!r}; give at least one picture and then the question in quotes")
-    *pictures, question = pictures_and_question
+    *pictures, question = pictures_and_question if speech is None else [*pictures_and_question, ""]
     decoding = _given(
         gen_length=gen_length, block_length=block_length, steps=steps, threshold=threshold, temperature=temperature,
         cfg_scale=cfg_scale,
     )
-    _answer(pictures, question, model, as_json, show_steps, device, seed, decoding)
+    _answer(pictures, question, model, as_json, show_steps, device, seed, decoding, speech)
+
+
+@app.command()
+def transcribe(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="WAV, FLAC, OGG, MP3, M4A, WebM, ...")],
+    form: Annotated[str, typer.Option("--format", help="text, json, verbose_json, srt or vtt.")] = "text",
+    gate: Annotated[bool, typer.Option(help="Leave out what holds no speech.")] = True,
+    model: Model = "tiny",
+    device: Device = None,
+    batch_size: Annotated[int, typer.Option(help="Segments transcribed at once.")] = 8,
+    threshold: Threshold = None,
+    steps: Steps = None,
+) -> None:
+    """Write down what is said in each sound."""
+    from mmdiff.transcript import FORMATS
+
+    if form not in FORMATS:
+        raise _refuse(f"--format {form!r} is not known; use one of {', '.join(FORMATS)}")
+    if batch_size < 1:
+        raise _refuse(f"--batch-size {batch_size} must be at least 1")
+    _check_sounds(files)
+    pipeline = _load(model, device)
+    decoding = _given(threshold=threshold, steps=steps)
+    for name in files:
+        transcript = _with_progress(pipeline, name, gate=gate, batch_size=batch_size, **decoding)
+        mark = f"{name}: " if len(files) > 1 and form == "text" else ""
+        typer.echo(mark + FORMATS[form](transcript), nl=False)
+
+
+@app.command()
+def listen(
+    sound: Annotated[str, typer.Argument(metavar="FILE")],
+    question: Annotated[str, typer.Argument()],
+    model: Model = "tiny",
+    as_json: Json = False,
+    device: Device = None,
+    gen_length: GenLength = None,
+    threshold: Threshold = None,
+    steps: Steps = None,
+) -> None:
+    """Answer a question about a sound."""
+    if not question.strip():
+        raise _refuse("the question is empty; say what you want to know")
+    _check_sounds([sound])
+    answer = _load(model, device).listen(
+        sound, question, **_given(gen_length=gen_length, threshold=threshold, steps=steps)
+    )
+    typer.echo(json.dumps({"sound": sound, **_as_dict(question, answer)}) if as_json else answer.text)
+
+
+@app.command()
+def refine(
+    sound: Annotated[str, typer.Argument(metavar="FILE")],
+    draft: Annotated[str, typer.Option(help="The transcript to put right.")],
+    share: Annotated[float, typer.Option(help="Share of the draft that is opened again (0 to 1).")] = 0.3,
+    mode: Annotated[str, typer.Option(help="low_confidence, or chunks: one part after the other.")] = "low_confidence",
+    model: Model = "tiny",
+    as_json: Json = False,
+    device: Device = None,
+) -> None:
+    """Put a draft transcript of a sound right."""
+    if not draft.strip():
+        raise _refuse("--draft is empty; give the words to put right, or use mmdiff transcribe")
+    _check_sounds([sound])
+    answer = _load(model, device).refine(sound, draft, share=share, mode=mode)  # type: ignore[arg-type]
+    typer.echo(json.dumps({"sound": sound, "draft": draft, **_as_dict("", answer)}) if as_json else answer.text)
 
 
 @app.command()
@@ -107,23 +175,28 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    tasks: Annotated[list[str] | None, typer.Argument(help="easy-vqa, scenes-vqa, scenes-captions; or all.")] = None,
+    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks, or pictures, or speech.")] = None,
     model: Model = "tiny",
     limit: Annotated[int | None, typer.Option(help="Only the first so many pictures of each task.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 64,
     device: Device = None,
 ) -> None:
-    """Measure a model on pictures it was not trained on."""
+    """Measure a model on pictures and speech it was not trained on."""
+    from mmdiff.eval.run import GROUPS, TASKS
     from mmdiff.eval.run import evaluate as run_tasks
-    from mmdiff.eval.tasks import TASKS
 
-    names = tasks or list(TASKS)
+    names = [task for name in tasks or GROUPS for task in GROUPS.get(name, (name,))]
     if unknown := [name for name in names if name not in TASKS]:
-        raise _refuse(f"unknown task {unknown[0]!r}; known are {', '.join(TASKS)}")
+        raise _refuse(f"unknown task {unknown[0]!r}; known are {', '.join((*GROUPS, *TASKS))}")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise _refuse(f"--batch-size {batch_size} and --limit {limit} must be at least 1")
-    report = run_tasks(_load(model, device), names, limit, batch_size)
+    pipeline = _load(model, device)
+    if pipeline.model.model_config.audio is None and (deaf := [name for name in names if name in GROUPS["speech"]]):
+        if tasks:
+            raise _refuse(f"{deaf[0]!r} needs a model that hears, and {model!r} takes no sounds; name another --model")
+        names = [name for name in names if name not in deaf]
+    report = run_tasks(pipeline, names, limit, batch_size)
     if out:
         out.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -135,9 +208,10 @@ def info(
     """Say what a model is made of, without loading its weights."""
     from mmdiff.checkpoint import config_of, describe
     from mmdiff.config import PRESETS
-    from mmdiff.pipeline import find
+    from mmdiff.pipeline import SHIPPED, find
 
-    typer.echo(json.dumps(describe(PRESETS[model] if model in PRESETS else config_of(find(model))), indent=1))
+    only_preset = model in PRESETS and not (SHIPPED / model / "config.json").is_file()
+    typer.echo(json.dumps(describe(PRESETS[model] if only_preset else config_of(find(model))), indent=1))
 
 
 def main() -> None:
@@ -155,36 +229,58 @@ def main() -> None:
 
 def _answer(
     pictures: list[str], question: str, model: str, as_json: bool, show_steps: bool, device: str | None, seed: int,
-    decoding: dict[str, Any],
+    decoding: dict[str, Any], speech: str | None = None,
 ) -> None:
     from mmdiff.vision.image import open_image
 
-    if not question.strip():
+    if speech is None and not question.strip():
         raise _refuse("the question is empty; say what you want to know")
     if show_steps and as_json:
         raise _refuse("--show-steps draws in the terminal and --json prints data; choose one of them")
     opened = [open_image(picture) for picture in pictures]  # a bad one is reported before the model loads
+    if speech is not None:
+        _check_sounds([speech])
     started = time.perf_counter()
     pipeline = _load(model, device)
     loaded = time.perf_counter()
+    if speech is not None:
+        question = pipeline.heard(speech)
+        typer.echo(f"heard: {question}", err=True)
     if show_steps:
         for image in opened:
             _show(pipeline, image, question, seed, decoding)
         return
     answers = pipeline.ask(opened, [question] * len(opened), seed=seed, **decoding)
-    seconds = {"load_seconds": loaded - started, "answer_seconds": time.perf_counter() - loaded}
+    parts = {"load_seconds": loaded - started, "answer_seconds": time.perf_counter() - loaded}
+    seconds = {part: round(value, 3) for part, value in parts.items()}
     for name, answer in zip(pictures, answers, strict=True):
         if as_json:
-            typer.echo(json.dumps(_as_dict(name, question, answer, seconds)))
+            typer.echo(json.dumps({"picture": name, **_as_dict(question, answer), **seconds}))
         else:
             typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
 
 
-def _as_dict(name: str, question: str, answer: Answer, seconds: dict[str, float]) -> dict[str, Any]:
+def _check_sounds(names: list[str]) -> None:
+    """A bad file is reported before the model loads."""
+    from mmdiff.audio.decode import load_audio
+
+    for name in names:
+        load_audio(name)
+
+
+def _with_progress(pipeline: Pipeline, name: str, **options: Any) -> Transcript:
+    """With a bar in the terminal, unless the output's reader is a program."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(Path(name).name, total=1.0)
+        return pipeline.transcribe(name, progress=lambda share: bar.update(task, completed=share), **options)
+
+
+def _as_dict(question: str, answer: Answer) -> dict[str, Any]:
     return {
-        "picture": name, "question": question, "answer": answer.text, "confidence": round(answer.confidence, 4),
-        "steps": answer.steps,
-        **{part: round(value, 3) for part, value in seconds.items()},
+        "question": question, "answer": answer.text, "confidence": round(answer.confidence, 4), "steps": answer.steps,
         "tokens": [{"text": t.text, "confidence": round(t.confidence, 4), "step": t.step} for t in answer.tokens],
     }
 

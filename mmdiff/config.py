@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 AttentionPattern = Literal["full", "segment-causal"]
 ViewLayout = Literal["anyres", "resize", "pad"]
 TowerLibrary = Literal["transformers", "timm", "open_clip"]
+AudioConnector = Literal["stack", "dual"]
 T = TypeVar("T")
 
 
@@ -100,6 +101,45 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class AudioConfig:
+    """A Whisper encoder (arXiv 2212.04356) and the connector behind it; see `audio/`.
+
+    `num_hidden_layers` counts the layers that are built. Whisper's own features are those of its last layer after
+    `final_norm`; for the penultimate layer's, build one layer fewer and no norm.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_mels: int = 80
+    max_positions: int = 1500  # encoder frames of 20 ms in the longest window
+    final_norm: bool = True
+    connector: AudioConnector = "stack"
+    frames_per_token: int = 4  # encoder frames that are joined into one embedding: 12.5 embeddings per second
+    taps: tuple[int, ...] = ()  # "dual": numbers of the layers whose inputs the queries look at
+    num_queries: int = 64  # "dual": embeddings of each window besides those for its frames
+    qformer_layers: int = 2
+    qformer_heads: int = 12
+    qformer_intermediate_size: int = 3072
+    segment_seconds: float = 30.0  # of the longest piece of speech that is transcribed at once
+    drafts: bool = False  # whether the model's outputs at a sound's embeddings spell it (CTC; blank: end of text)
+
+    def __post_init__(self) -> None:
+        _require_counts(
+            self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_mels",
+            "max_positions", "frames_per_token", "num_queries", "qformer_layers", "qformer_heads",
+            "qformer_intermediate_size",
+        )
+        _require(self.hidden_size % self.num_attention_heads == 0, "num_attention_heads", self.num_attention_heads)
+        _require(self.connector in typing.get_args(AudioConnector), "connector", self.connector)
+        _require(all(0 <= tap < self.num_hidden_layers for tap in self.taps), "taps", self.taps,
+                 f"they are numbers of the {self.num_hidden_layers} layers, from 0")
+        _require((self.connector == "dual") == bool(self.taps), "taps", self.taps,
+                 "the dual adapter needs some, the stacking connector takes none")
+
+
+@dataclass(frozen=True)
 class TokenIds:
     """Special ids by name; no literal id stands anywhere else."""
 
@@ -146,6 +186,7 @@ class ModelConfig:
     backbone: BackboneConfig
     tokens: TokenIds
     vision: VisionConfig | None = None
+    audio: AudioConfig | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     system_prompt: str = ""
 
@@ -217,7 +258,7 @@ _LLADA_V_SYSTEM = (
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         backbone=BackboneConfig(
-            vocab_size=640, hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=6,
+            vocab_size=768, hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=6,
             num_key_value_heads=6, rope_theta=10_000.0, max_position_embeddings=1024,
             attention_pattern="segment-causal",
         ),
@@ -226,6 +267,10 @@ PRESETS: dict[str, ModelConfig] = {
             hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=3, image_size=96,
             patch_size=8, layout="pad", pixel_shuffle=2, connector_norm=True, newline=False,
         ),
+        audio=AudioConfig(
+            hidden_size=384, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=6, segment_seconds=10.0,
+            drafts=True,
+        ),  # openai/whisper-tiny.en
         decoding=DecodingConfig(gen_length=32, block_length=8, steps=32, threshold=0.9),
     ),
     "llada-8b": ModelConfig(backbone=_LLADA_8B, tokens=LLADA_TOKENS),

@@ -1,7 +1,7 @@
 """`MMDiffModel`: towers, connectors and backbone as one `transformers.PreTrainedModel`.
 
-`embed` turns ids and pixels into embeddings; `forward` gives logits where they are asked for. Denoising is in
-`sampler.py`, published layouts in `checkpoint.py`.
+`embed` turns ids, pixels and spectrograms into embeddings; `forward` gives logits where they are asked for. Denoising
+is in `sampler.py`, published layouts in `checkpoint.py`.
 
 Shapes: B batch, T positions, D width, V vocabulary, S selected positions, N views, P patches, W views of one picture.
 """
@@ -18,6 +18,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from mmdiff import config as settings
 from mmdiff.attention import visibility
+from mmdiff.audio.connector import CONNECTORS
+from mmdiff.audio.tower import WhisperTower
 from mmdiff.backbone import Backbone
 from mmdiff.config import ModelConfig
 from mmdiff.fuse import fuse
@@ -57,10 +59,10 @@ class MMDiffModel(PreTrainedModel):
     config_class = MMDiffConfig
     config: MMDiffConfig
     main_input_name = "input_ids"
-    input_modalities = ["text", "image"]
+    input_modalities = ["text", "image", "audio"]
     supports_gradient_checkpointing = False
     _supports_sdpa = True
-    _no_split_modules = ["Block", "SiglipEncoderLayer"]
+    _no_split_modules = ["Block", "SiglipEncoderLayer", "WhisperEncoderLayer"]
 
     def __init__(self, config: MMDiffConfig) -> None:
         super().__init__(config)
@@ -68,8 +70,11 @@ class MMDiffModel(PreTrainedModel):
         self.backbone = Backbone(model.backbone)
         self.vision_tower = build_tower(model.vision) if model.vision else None
         self.connector = _connector(model) if model.vision else None
+        self.audio_tower: nn.Module | None = WhisperTower(model.audio) if model.audio else None
+        width = model.backbone.hidden_size
+        self.audio_connector = CONNECTORS[model.audio.connector](model.audio, width) if model.audio else None
         has_newline = model.vision is not None and model.vision.newline
-        self.image_newline = nn.Parameter(torch.zeros(model.backbone.hidden_size)) if has_newline else None
+        self.image_newline = nn.Parameter(torch.zeros(width)) if has_newline else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -100,20 +105,35 @@ class MMDiffModel(PreTrainedModel):
         laid_out = zip(pictures, sizes, grids, strict=True)
         return [merge_views(views_WPD, size, grid, vision, newline) for views_WPD, size, grid in laid_out]
 
+    def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
+        """The embeddings (tokens, D) of each window.
+
+        Args:
+            input_features: log-mel spectrograms of all windows in reading order, zero behind their ends, (N, M, F).
+            feature_lengths: frames of each window, (N).
+        """
+        assert self.audio_tower is not None and self.audio_connector is not None
+        return self.audio_connector(*self.audio_tower(input_features.to(self.dtype), feature_lengths))
+
     def embed(
         self,
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
         image_grids: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_lengths: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings (B, T, D) of the ids, with each picture's embeddings at its placeholders."""
+        """Embeddings (B, T, D) of the ids, with those of each picture and sound at its placeholders."""
+        tokens = self.model_config.tokens
         embeds_BTD: Tensor = self.backbone.embed_tokens(input_ids)
-        if pixel_values is None or image_sizes is None or image_grids is None:
-            return embeds_BTD
-        pictures = self.encode_images(pixel_values, image_sizes, image_grids)
-        here_BT = torch.eq(input_ids, self.model_config.tokens.image or 0)
-        return fuse(embeds_BTD, here_BT, torch.cat(pictures))
+        if pixel_values is not None and image_sizes is not None and image_grids is not None:
+            pictures = self.encode_images(pixel_values, image_sizes, image_grids)
+            embeds_BTD = fuse(embeds_BTD, torch.eq(input_ids, tokens.image or 0), torch.cat(pictures))
+        if input_features is not None and feature_lengths is not None:
+            sounds = self.encode_audio(input_features, feature_lengths)
+            embeds_BTD = fuse(embeds_BTD, torch.eq(input_ids, tokens.audio or 0), torch.cat(sounds))
+        return embeds_BTD
 
     def forward(
         self,
@@ -122,6 +142,8 @@ class MMDiffModel(PreTrainedModel):
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
         image_grids: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_lengths: Tensor | None = None,
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         branch_ids: Tensor | None = None,
@@ -137,7 +159,8 @@ class MMDiffModel(PreTrainedModel):
         positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids
         segments_BT = derive_segments(input_ids, tokens) if segment_ids is None else segment_ids
         mask_B1TT = visibility(valid_BT, segments_BT, pattern, branch_ids)
-        embeds_BTD = self.embed(input_ids, pixel_values, image_sizes, image_grids)
+        media = (pixel_values, image_sizes, image_grids, input_features, feature_lengths)
+        embeds_BTD = self.embed(input_ids, *media)
         hidden_BTD = self.backbone(embeds_BTD, positions_BT, mask_B1TT)
         return ModelOutput(logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select]))
 
@@ -157,6 +180,7 @@ class Prompted:
         valid_BP = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         self.valid_BP = valid_BP.bool()
         self.segments_BP = derive_segments(input_ids, model.model_config.tokens)
+        self.sounds_BP = torch.eq(input_ids, model.model_config.tokens.audio or 0)
 
     def unconditional(self) -> Prompted:
         """The same prompts with every token and picture hidden behind the mask embedding."""
@@ -164,6 +188,15 @@ class Prompted:
         mask = torch.tensor(self.model.model_config.tokens.mask, device=self.embeds_BPD.device)
         other.embeds_BPD = self.model.backbone.embed_tokens(mask).expand_as(self.embeds_BPD)
         return other
+
+    @torch.inference_mode()
+    def outputs(self, where_BP: Tensor) -> Tensor:
+        """Logits (N, V) at the True positions of the prompts, which see no canvas."""
+        backbone = self.model.backbone
+        mask_B1PP = visibility(self.valid_BP, self.segments_BP, backbone.config.attention_pattern)
+        positions_BP = (self.valid_BP.cumsum(1) - 1).clamp(min=0)
+        logits_NV: Tensor = backbone.lm_head(backbone(self.embeds_BPD, positions_BP, mask_B1PP)[where_BP])
+        return logits_NV
 
     @torch.inference_mode()
     def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Tensor:

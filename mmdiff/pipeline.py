@@ -1,4 +1,6 @@
-"""The verbs people use: ask, caption, chat, stream. The only place where model, processor and sampler meet.
+"""The verbs people use: ask, caption, transcribe, listen, refine, chat, stream.
+
+The only place where model, processor and sampler meet.
 
 `load("tiny")` gives the shipped default; a folder or a hub name gives a published checkpoint.
 """
@@ -6,21 +8,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 
+from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
+from mmdiff.audio.draft import best_path
+from mmdiff.audio.segment import Span, quiet_segments, speech_segments
 from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import load_folder
-from mmdiff.config import PRESETS, DecodingConfig
+from mmdiff.config import PRESETS, AudioConfig, DecodingConfig
 from mmdiff.errors import CheckpointError, MMDiffError
 from mmdiff.model import MMDiffModel, Prompted
 from mmdiff.processor import Messages, MMDiffProcessor
 from mmdiff.sampler import Predict, denoise, guided
+from mmdiff.transcript import Segment, Transcript
 from mmdiff.vision.image import open_image
 
 SHIPPED = Path(__file__).parent / "models"
@@ -31,6 +39,9 @@ CAPTION_PROMPTS: dict[CaptionLength, str] = {
     "long": "Describe the picture in detail.",
 }
 CAPTION_ROOM: dict[CaptionLength, int] = {"word": 8, "short": 32, "long": 64}  # positions of the canvas
+TRANSCRIBE_PROMPT, REFINE_PROMPT = "Transcribe the audio.", "Correct the transcript of the audio."
+TOKENS_PER_SECOND = 6  # room for the words of fast speech, where no draft tells their number
+RefineMode = Literal["low_confidence", "chunks"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class Answer:
     text: str
     tokens: tuple[Token, ...]
     steps: int
+    heard: str = ""  # the question, where it was spoken
 
     @property
     def confidence(self) -> float:
@@ -72,10 +84,21 @@ class Pipeline:
         self.processor = processor
 
     @overload
-    def ask(self, image: Any, question: str, *, seed: int = 0, **decoding: Any) -> Answer: ...
+    def ask(
+        self, image: Any, question: str | None = None, *, speech: Any = None, sample_rate: int | None = None,
+        seed: int = 0, **decoding: Any,
+    ) -> Answer: ...
+    @overload
+    def ask(
+        self, image: Any, question: list[str] | None = None, *, speech: list[Any], sample_rate: int | None = None,
+        seed: int = 0, **decoding: Any,
+    ) -> list[Answer]: ...
     @overload
     def ask(self, image: Any, question: list[str], *, seed: int = 0, **decoding: Any) -> list[Answer]: ...
-    def ask(self, image: Any, question: str | list[str], *, seed: int = 0, **decoding: Any) -> Answer | list[Answer]:
+    def ask(
+        self, image: Any, question: str | list[str] | None = None, *, speech: Any = None,
+        sample_rate: int | None = None, seed: int = 0, **decoding: Any,
+    ) -> Answer | list[Answer]:
         """Answer a question about a picture, or about several pictures given as a list.
 
         With a list of questions, `image` is a list of the same length (each entry a picture or a list of pictures), and
@@ -83,11 +106,25 @@ class Pipeline:
 
         Args:
             image: whatever `vision.image.open_image` takes: path, bytes, file, array or PIL image; None for no picture.
+            speech: the question as a sound instead of words, in any form that `audio.decode.load_audio` takes, or a
+                list of them. It is written down first (`Answer.heard`) and then asked.
+            sample_rate: of speech that is given as arrays, in Hz.
             seed: for temperature and random order; the n-th question of a list uses `seed + n`.
 
         Raises:
             MMDiffError: a picture cannot be read, a question is empty, or a setting does not fit.
         """
+        if speech is not None:
+            if question is not None:
+                raise MMDiffError("give the question in words or as speech, not both")
+            if isinstance(speech, list):
+                heard = [self.heard(sound, sample_rate) for sound in speech]
+                answers = self.ask(image, heard, seed=seed, **decoding)
+                return [dataclasses.replace(answer, heard=text) for answer, text in zip(answers, heard, strict=True)]
+            heard_once = self.heard(speech, sample_rate)
+            return dataclasses.replace(self.ask(image, heard_once, seed=seed, **decoding), heard=heard_once)
+        if question is None:
+            raise MMDiffError("there is no question; give it in words, or as a sound with speech=")
         if isinstance(question, str):
             return self.chat([_user(image, question)], seed=seed, **decoding)
         if not isinstance(image, list) or len(image) != len(question):
@@ -103,6 +140,81 @@ class Pipeline:
         prompt = CAPTION_PROMPTS[length]
         options.setdefault("gen_length", CAPTION_ROOM[length])
         return self.ask(image, [prompt] * len(image) if isinstance(image, list) else prompt, **options)
+
+    def transcribe(
+        self, audio: AudioSource, *, sample_rate: int | None = None, gate: bool = True,
+        max_seconds: float | None = None, batch_size: int = 8, progress: Callable[[float], None] | None = None,
+        **decoding: Any,
+    ) -> Transcript:
+        """Write down what is said in a sound of any length, segment by segment.
+
+        Args:
+            audio: a path, bytes, a stream, or an array with its `sample_rate` in Hz.
+            gate: leave out what silero-vad takes for no speech, and cut at pauses; without it the whole sound is
+                transcribed, cut at its quietest points, and silence may be given words.
+            max_seconds: of a segment; what the model was taught on by default.
+            batch_size: segments transcribed at once; it does not change the words.
+            progress: is told the share that is done, from 0 to 1.
+
+        Raises:
+            MMDiffError: the sound cannot be read, or the model takes none.
+        """
+        config = self._audio_config()
+        samples = load_audio(audio, sample_rate)
+        longest = min(max_seconds or config.segment_seconds, 2 * config.max_positions / 100)
+        spans = speech_segments(samples, longest) if gate else quiet_segments(samples, longest)
+        segments: list[Segment] = []
+        for room, alike in groupby(sorted(spans, key=_room), _room):  # a canvas of another length, other words
+            for batch in _batched(alike, batch_size):
+                segments += self._transcribe(samples, batch, {"gen_length": room, **decoding})
+                if progress is not None:
+                    progress(len(segments) / len(spans))
+        said = sorted((segment for segment in segments if segment.text), key=lambda segment: segment.start)
+        return Transcript(tuple(said), len(samples) / SAMPLE_RATE)
+
+    def listen(
+        self, audio: AudioSource, question: str, *, sample_rate: int | None = None, seed: int = 0, **decoding: Any
+    ) -> Answer:
+        """Answer a question about a sound, all of which is heard at once."""
+        self._audio_config()
+        return self.chat([_listener(load_audio(audio, sample_rate), question)], seed=seed, **decoding)
+
+    def refine(
+        self, audio: AudioSource, draft: str, *, sample_rate: int | None = None, share: float = 0.3,
+        mode: RefineMode = "low_confidence", chunks: int = 4, slack: int = 2, **decoding: Any,
+    ) -> Answer:
+        """Put a draft transcript right: open what the model doubts most, and denoise it with the sound in view.
+
+        Sources: Whisper-LLaDA's deliberation (arXiv 2509.16622), and slack, with which words can be put in or dropped.
+
+        Args:
+            draft: words from elsewhere, or of an earlier `transcribe`.
+            share: of the draft's tokens that are opened, from 0 to 1; for "low_confidence".
+            mode: "low_confidence" opens the least likely tokens, all at once; "chunks" opens each of `chunks` equal
+                parts in turn with the others in view.
+            slack: open positions that each run of open tokens gets beyond its own.
+
+        Returns:
+            the transcript; tokens that were kept have step -1.
+        """
+        self._audio_config()
+        ids = list(self.processor.tokenizer(draft.strip(), add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise MMDiffError("the draft is empty; give the words to put right, or transcribe the sound")
+        if not 0 <= share <= 1 or slack < 0 or mode not in ("low_confidence", "chunks") or chunks < 1:
+            raise MMDiffError(f"mode={mode!r}, share={share}, chunks={chunks} and slack={slack} do not fit: use "
+                              "low_confidence or chunks, a share from 0 to 1, at least 1 chunk and no negative slack")
+        prompted = self._prompt([[_listener(load_audio(audio, sample_rate), REFINE_PROMPT)]], len(ids))
+        settings = self.decoding(**decoding)
+        if mode == "low_confidence":
+            likely = self._likelihoods(prompted, ids)
+            doubted = set(sorted(range(len(ids)), key=lambda place: likely[place])[: round(share * len(ids))])
+            return self._answers(self._reopen(prompted, [ids], [doubted], slack, settings), revised=True)[0]
+        ends = [len(ids) * part // chunks for part in range(chunks + 1)]
+        for first, end in reversed(list(zip(ends, ends[1:], strict=False))):  # from behind, so that places stay
+            canvas = self._reopen(prompted, [ids], [set(range(first, end))], slack, settings)
+            ids = self._kept(canvas)[0]
+        return self._answers(canvas, revised=True)[0]
 
     def chat(self, messages: Messages, *, seed: int = 0, **decoding: Any) -> Answer:
         """Answer a conversation in the chat format: roles, and contents with text and image parts."""
@@ -135,6 +247,16 @@ class Pipeline:
     def _denoise(
         self, conversations: Sequence[Messages], seeds: Sequence[int] | None, decoding: DecodingConfig
     ) -> Iterator[Canvas]:
+        prompted = self._prompt(conversations, decoding.gen_length)
+        predict: Predict = prompted
+        if decoding.cfg_scale > 0:
+            predict = guided(prompted, prompted.unconditional(), decoding.cfg_scale)
+        tokens = self.model.model_config.tokens
+        canvas = Canvas.blank(len(conversations), decoding.gen_length, tokens.mask, self.model.device)
+        yield from denoise(predict, canvas, decoding, tokens, seeds)
+
+    def _prompt(self, conversations: Sequence[Messages], gen_length: int) -> Prompted:
+        """The model with the conversations before it, if there is room for an answer behind the longest."""
         config = self.model.model_config
         for messages in conversations:
             _check(messages)
@@ -144,29 +266,87 @@ class Pipeline:
             [list(messages) for messages in conversations], tokenize=True, return_dict=True, add_generation_prompt=True
         ).to(self.model.device)
         length, room = inputs["input_ids"].shape[1], config.backbone.max_position_embeddings
-        if length + decoding.gen_length > room:
+        if length + gen_length > room:
             raise MMDiffError(
-                f"gen_length={decoding.gen_length} and a prompt of {length} tokens exceed the model's {room} "
-                "positions; ask for a shorter answer or give fewer pictures"
+                f"gen_length={gen_length} and a prompt of {length} tokens exceed the model's {room} "
+                "positions; ask for a shorter answer or give fewer pictures and shorter sounds"
             )
         with torch.inference_mode():  # left before the first yield, or the caller would run in it between steps
-            prompted = Prompted(self.model, **inputs)
-            predict: Predict = prompted
-            if decoding.cfg_scale > 0:
-                predict = guided(prompted, prompted.unconditional(), decoding.cfg_scale)
-        canvas = Canvas.blank(len(conversations), decoding.gen_length, config.tokens.mask, self.model.device)
-        yield from denoise(predict, canvas, decoding, config.tokens, seeds)
+            return Prompted(self.model, **inputs)
 
-    def _answers(self, canvas: Canvas) -> list[Answer]:
+    def _audio_config(self) -> AudioConfig:
+        if self.model.model_config.audio is None:
+            raise MMDiffError("this model takes no sounds; load another one")
+        return self.model.model_config.audio
+
+    def heard(self, speech: AudioSource, sample_rate: int | None = None) -> str:
+        """A spoken question in words; an MMDiffError where nobody speaks."""
+        text = self.transcribe(speech, sample_rate=sample_rate).text
+        if not text:
+            raise MMDiffError("no speech was found in the spoken question; say it again, nearer to the microphone")
+        return text
+
+    def _transcribe(self, samples: Samples, spans: Sequence[Span], decoding: dict[str, Any]) -> list[Segment]:
+        """One segment for each span, in one batch."""
+        settings = self.decoding(**decoding)
+        conversations = [[_listener(samples[span.start : span.end], TRANSCRIBE_PROMPT)] for span in spans]
+        (canvas,) = deque(self._denoise(conversations, None, settings), maxlen=1)
+        rows = zip(spans, self._answers(canvas), self._kept(canvas), strict=True)
+        return [
+            Segment(*span.seconds, answer.text, _mean([token.confidence for token in answer.tokens]), tuple(ids))
+            for span, answer, ids in rows
+        ]
+
+    def _drafts(self, prompted: Prompted) -> list[tuple[list[int], list[float]]]:
+        """What the outputs at each row's sound spell, and the confidence of each token."""
         tokens = self.model.model_config.tokens
-        lengths = [len(ids) for ids in canvas.answers((tokens.eos, tokens.eot))]
+        rows = prompted.outputs(prompted.sounds_BP).split(prompted.sounds_BP.sum(1).tolist())
+        return [best_path(logits_TV, tokens.eos) for logits_TV in rows]
+
+    def _likelihoods(self, prompted: Prompted, ids: list[int]) -> list[float]:
+        """How likely each token is with its neighbours on both sides in view: two passes, every other one hidden."""
+        device, mask = self.model.device, self.model.model_config.tokens.mask
+        row_G = torch.tensor([*ids, self.model.model_config.tokens.eot], device=device)
+        first_row = torch.zeros(1, dtype=torch.long, device=device)
+        likely = torch.zeros(len(row_G), device=device)
+        for turn in (0, 1):
+            hidden_G = torch.arange(len(row_G), device=device) % 2 == turn
+            logits_NV = prompted(row_G.masked_fill(hidden_G, mask)[None], first_row, hidden_G[None]).float()
+            likely[hidden_G] = logits_NV.softmax(-1).gather(1, row_G[hidden_G, None])[:, 0]
+        return likely[:-1].tolist()
+
+    def _reopen(
+        self, prompted: Prompted, rows: Sequence[list[int]], doubted: Sequence[set[int]], slack: int,
+        decoding: DecodingConfig,
+    ) -> Canvas:
+        """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may stand in a place."""
+        tokens = self.model.model_config.tokens
+        drafts = zip(rows, doubted, strict=True)
+        opened = [[*_opened(ids, places, slack, tokens.mask), tokens.eot] for ids, places in drafts]
+        length = max(map(len, opened))
+        padded = [row + [tokens.eos] * (length - len(row)) for row in opened]
+        canvas = Canvas.of(torch.tensor(padded, device=self.model.device), tokens.mask)
+        settings = dataclasses.replace(decoding, gen_length=length, block_length=length)
+        inside = dataclasses.replace(tokens, eos=tokens.eot, never=(*tokens.never, tokens.eot))
+        return deque([canvas, *denoise(prompted, canvas, settings, inside)], maxlen=1)[0]
+
+    def _kept(self, canvas: Canvas) -> list[list[int]]:
+        """The ids of each row before its end, without the places where nothing stands."""
+        tokens = self.model.model_config.tokens
+        return [[token for token in row if token != tokens.eos] for row in canvas.answers((tokens.eot,))]
+
+    def _answers(self, canvas: Canvas, revised: bool = False) -> list[Answer]:
+        """The answers of a finished canvas; in a revised draft, end-of-text tokens are places with nothing in them."""
+        tokens = self.model.model_config.tokens
+        rows = canvas.answers((tokens.eot,) if revised else (tokens.eos, tokens.eot))
+        kept = [[place for place, token in enumerate(row) if token != tokens.eos] for row in rows]
         return [
             Answer(
-                text=self.processor.tokenizer.decode(canvas.ids_BG[row, :length], skip_special_tokens=True).strip(),
-                tokens=tuple(self._token(canvas, row, position) for position in range(length)),
+                text=self.processor.tokenizer.decode(canvas.ids_BG[row, places], skip_special_tokens=True).strip(),
+                tokens=tuple(self._token(canvas, row, place) for place in places),
                 steps=int(canvas.step_BG[row].max()) + 1,
             )
-            for row, length in enumerate(lengths)
+            for row, places in enumerate(kept)
         ]
 
     def _draft(self, canvas: Canvas) -> Draft:
@@ -244,6 +424,35 @@ def _fetch(name: str) -> Path:
             f"{name!r} is neither a folder here nor could it be fetched from the hub ({error.__class__.__name__}); "
             "check the name, or give the path of a downloaded folder"
         ) from None
+
+
+def _opened(ids: Sequence[int], places: set[int], slack: int, mask: int) -> list[int]:
+    """The ids with masks at these places, and `slack` more behind each run of them."""
+    made: list[int] = []
+    for place, token in enumerate(ids):
+        made.append(mask if place in places else token)
+        if place in places and place + 1 not in places:
+            made += [mask] * slack
+    return made
+
+
+def _batched(spans: Iterable[Span], size: int) -> Iterator[list[Span]]:
+    rest = iter(spans)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _room(span: Span) -> int:
+    """Positions for the words of a segment."""
+    return 32 * math.ceil((8 + TOKENS_PER_SECOND * (span.end - span.start) / SAMPLE_RATE) / 32)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _listener(samples: Samples, text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "audio", "audio": samples}, {"type": "text", "text": text}]}
 
 
 def _user(image: Any, question: str) -> dict[str, Any]:

@@ -1,128 +1,207 @@
-"""Messages with text and pictures -> one ragged batch of tensors, by the conventions of Hugging Face processors.
+"""Messages with text, pictures and sounds -> one ragged batch of tensors, as Hugging Face processors do it.
 
 Prompts are padded on the left, so that every row's answer starts in the same column. Pictures may be anything
-`vision.image.open_image` takes; addresses on the network are not fetched. Sound is not handled yet.
+`vision.image.open_image` takes and sounds what `audio.decode.load_audio` takes; nothing is fetched from the network.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from mmdiff.config import ModelConfig, TokenIds, VisionConfig, from_dict
+from mmdiff.audio.connector import count_tokens as count_sound_tokens
+from mmdiff.audio.decode import SAMPLE_RATE, load_audio
+from mmdiff.audio.features import log_mel, pad_mels, split_windows
+from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict
 from mmdiff.errors import MMDiffError
 from mmdiff.model import MMDiffConfig
-from mmdiff.tokens import CHAT_TEMPLATE, IMAGE
+from mmdiff.tokens import AUDIO, CHAT_TEMPLATE, IMAGE
 from mmdiff.vision.image import open_image
 from mmdiff.vision.views import Views, count_tokens, make_views
 
+MARKS = re.compile(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})")
 Messages = Sequence[Mapping[str, Any]]
 
 
 class MMDiffProcessor(ProcessorMixin):
-    """Tokenizer and picture preparation of one model."""
+    """Tokenizer, and preparation of pictures and sounds, of one model."""
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         token_ids: Mapping[str, Any],
         vision: Mapping[str, Any] | None = None,
+        audio: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
         self.token_ids = dict(token_ids)
         self.vision = dict(vision) if vision else None
+        self.audio = dict(audio) if audio else None
         super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> MMDiffProcessor:
         vision = dataclasses.asdict(config.vision) if config.vision else None
-        return cls(tokenizer, dataclasses.asdict(config.tokens), vision)
+        audio = dataclasses.asdict(config.audio) if config.audio else None
+        return cls(tokenizer, dataclasses.asdict(config.tokens), vision, audio)
 
     @property
     def tokens(self) -> TokenIds:
         return from_dict(TokenIds, self.token_ids)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers`, with control tokens in what people wrote made harmless."""
-        return super().apply_chat_template(_harmless(conversation), *args, **kwargs)
+        """As in `transformers`, with control tokens in what people wrote made harmless.
+
+        A sound's file is read by `load_audio`; a sound that is an array has 16 kHz.
+        """
+        return super().apply_chat_template(_heard(_harmless(conversation)), *args, **kwargs)
 
     def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
+        audio: Any = None,
         *,
+        sampling_rate: int = SAMPLE_RATE,
         return_tensors: str = "pt",
         **unused: Any,
     ) -> BatchFeature:
-        """Tokens and pixels of one prompt or several.
+        """Tokens, pixels and spectrograms of one prompt or several.
 
         Args:
             images: the pictures of the prompt, or one list of pictures per prompt.
-            text: prompts in the chat format, with one `<|image|>` per picture.
+            text: prompts in the chat format, with one `<|image|>` per picture and one `<|audio|>` per sound.
+            audio: the sounds of all prompts in reading order, in one list or one list per prompt.
+            sampling_rate: of sounds that are given as arrays, in Hz; files know their own.
 
         Returns:
             input_ids and attention_mask (B, T), padded on the left; with pictures also pixel_values (views of all of
-            them, N, 3, H, W), image_sizes and image_grids (pictures, 2), as `MMDiffModel` takes them.
+            them, N, 3, H, W), image_sizes and image_grids (pictures, 2); with sounds also input_features (windows of
+            at most 30 s of all of them, N, M, F) and feature_lengths (N), as `MMDiffModel` takes them.
 
         Raises:
-            MMDiffError: pictures and `<|image|>` marks differ in number, or the model takes no pictures.
+            MMDiffError: media and their marks differ in number, or the model takes none of the kind.
         """
         if return_tensors != "pt":
             raise MMDiffError(f"return_tensors={return_tensors!r} is not supported; use 'pt'")
-        texts = [text] if isinstance(text, str) else list(text or [])
-        rows = _rows_of_images(images, len(texts), single=isinstance(text, str))
-        encoded = [self._encode(prompt, pictures) for prompt, pictures in zip(texts, rows, strict=True)]
-        width = max((len(ids) for ids, _ in encoded), default=0)
-        pads = [width - len(ids) for ids, _ in encoded]
-        rows_of_ids = [[self.tokens.pad] * pad + ids for pad, (ids, _) in zip(pads, encoded, strict=True)]
+        texts, single = [text] if isinstance(text, str) else list(text or []), isinstance(text, str)
+        pictures, sounds = _rows_of_pictures(images, len(texts), single), _rows_of_sounds(audio, texts)
+        rows = [self._encode(prompt, self._views(prompt, seen), self._mels(heard, sampling_rate))
+                for prompt, seen, heard in zip(texts, pictures, sounds, strict=True)]
+        width = max((len(row.ids) for row in rows), default=0)
+        pads = [width - len(row.ids) for row in rows]
         batch: dict[str, Any] = {
-            "input_ids": torch.tensor(rows_of_ids),
+            "input_ids": torch.tensor([[self.tokens.pad] * pad + row.ids for pad, row in zip(pads, rows, strict=True)]),
             "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]),
         }
-        if views := [view for _, own in encoded for view in own]:
+        if views := [view for row in rows for view in row.views]:
             batch["pixel_values"] = torch.cat([view.pixels_V3HW for view in views])
             batch["image_sizes"] = torch.tensor([view.size for view in views])
             batch["image_grids"] = torch.tensor([view.grid for view in views])
+        if mels := [mel for row in rows for windows in row.mels for mel in windows]:
+            batch["input_features"], batch["feature_lengths"] = pad_mels(mels)
         return BatchFeature(batch)
 
-    def _encode(self, prompt: str, pictures: Sequence[Any]) -> tuple[list[int], list[Views]]:
-        parts = prompt.split(IMAGE)
-        if len(parts) - 1 != len(pictures):
-            raise MMDiffError(f"the prompt has {len(parts) - 1} {IMAGE} marks for {len(pictures)} pictures")
-        ids = self._ids(parts[0])
-        if not pictures:
-            return ids, []
-        placeholder = self.tokens.image
-        if self.vision is None or placeholder is None:
+    def _encode(self, prompt: str, views: list[Views], mels: list[list[Tensor]]) -> _Row:
+        """The prompt's ids, with as many placeholders for each mark as its picture or sound has embeddings."""
+        counts = {IMAGE: iter([self._count_view(view, len(views)) for view in views]),
+                  AUDIO: iter([self._count_windows(windows) for windows in mels])}
+        placeholders = {IMAGE: self.tokens.image or 0, AUDIO: self.tokens.audio or 0}
+        ids: list[int] = []
+        for part in MARKS.split(prompt):
+            ids += [placeholders[part]] * next(counts[part]) if part in counts else self._ids(part)
+        return _Row(ids, views, mels)
+
+    def _views(self, prompt: str, pictures: Sequence[Any]) -> list[Views]:
+        _check_marks([prompt], IMAGE, len(pictures), "pictures")
+        if pictures and (self.vision is None or self.tokens.image is None):
             raise MMDiffError("this model takes no pictures; ask it in words alone or load another model")
-        vision = from_dict(VisionConfig, self.vision)
-        layout = vision.layout if len(pictures) == 1 else vision.layout_of_several
-        views = [make_views(open_image(picture), vision, layout) for picture in pictures]
-        for view, part in zip(views, parts[1:], strict=True):
-            ids += [placeholder] * count_tokens(view.size, vision, layout) + self._ids(part)
-        return ids, views
+        return [make_views(open_image(picture), self._vision, self._layout(len(pictures))) for picture in pictures]
+
+    def _mels(self, sounds: Sequence[Any], rate: int) -> list[list[Tensor]]:
+        """The spectrograms of each sound's windows."""
+        if sounds and (self.audio is None or self.tokens.audio is None):
+            raise MMDiffError("this model takes no sounds; ask it in words or load another model")
+        loaded = [load_audio(sound, rate if isinstance(sound, np.ndarray) else None) for sound in sounds]
+        return [[log_mel(window, self._audio.num_mels) for window in split_windows(samples)] for samples in loaded]
+
+    def _count_view(self, view: Views, num_pictures: int) -> int:
+        return count_tokens(view.size, self._vision, self._layout(num_pictures))
+
+    def _count_windows(self, mels: Sequence[Tensor]) -> int:
+        return sum(count_sound_tokens(mel.shape[1], self._audio) for mel in mels)
+
+    def _layout(self, num_pictures: int) -> ViewLayout:
+        return self._vision.layout if num_pictures == 1 else self._vision.layout_of_several
+
+    @property
+    def _vision(self) -> VisionConfig:
+        return from_dict(VisionConfig, self.vision or {})
+
+    @property
+    def _audio(self) -> AudioConfig:
+        return from_dict(AudioConfig, self.audio or {})
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "image_sizes", "image_grids"]
+        return ["input_ids", "attention_mask", "pixel_values", "image_sizes", "image_grids", "input_features",
+                "feature_lengths"]
 
 
-def _rows_of_images(images: Any, num_texts: int, single: bool) -> list[list[Any]]:
+@dataclass(frozen=True)
+class _Row:
+    ids: list[int]
+    views: list[Views]
+    mels: list[list[Tensor]]
+
+
+def _check_marks(prompts: Sequence[str], mark: str, given: int, what: str) -> None:
+    if (marks := sum(prompt.count(mark) for prompt in prompts)) != given:
+        raise MMDiffError(f"the prompt has {marks} {mark} marks for {given} {what}")
+
+
+def _rows_of_pictures(images: Any, num_texts: int, single: bool) -> list[list[Any]]:
     if images is None:
         return [[] for _ in range(num_texts)]
     rows = images if isinstance(images, list) else [images]
     if single:
-        return [[picture for item in rows for picture in (item if isinstance(item, list) else [item])]]
+        return [_flat(rows)]
     if len(rows) != num_texts:
         raise MMDiffError(f"{len(rows)} lists of pictures for {num_texts} prompts; give one list per prompt")
     return [row if isinstance(row, list) else [row] for row in rows]
+
+
+def _rows_of_sounds(audio: Any, prompts: Sequence[str]) -> list[list[Any]]:
+    """As many for each prompt as it has marks: `transformers` hands the sounds of a batch on in one list."""
+    sounds = [] if audio is None else _flat(audio if isinstance(audio, list) else [audio])
+    _check_marks(prompts, AUDIO, len(sounds), "sounds")
+    left = iter(sounds)
+    return [[next(left) for _ in range(prompt.count(AUDIO))] for prompt in prompts]
+
+
+def _flat(media: Sequence[Any]) -> list[Any]:
+    return [medium for item in media for medium in (item if isinstance(item, list) else [item])]
+
+
+def _heard(value: Any) -> Any:
+    """The conversation with the sounds in it decoded."""
+    if isinstance(value, Mapping):
+        if value.get("type") == "audio" and (keys := [key for key in ("audio", "url", "path") if key in value]):
+            source = value[keys[0]]
+            return {"type": "audio", "audio": source if isinstance(source, np.ndarray) else load_audio(source)}
+        return {name: _heard(item) for name, item in value.items()}
+    return [_heard(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _harmless(value: Any, key: str = "") -> Any:

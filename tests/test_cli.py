@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,6 +21,12 @@ from mmdiff.pipeline import Draft, Token
 def picture(tmp_path: Path) -> Path:
     Image.new("RGB", (70, 40), "red").save(tmp_path / "red.png")
     return tmp_path / "red.png"
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(16_000) * 0.4) / 3, 16_000)
+    return tmp_path / "tone.wav"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
@@ -48,6 +56,19 @@ def test_show_steps_draws(monkeypatch, capsys, picture: Path, random_tiny: Path)
     code, out, _ = call(monkeypatch, capsys, "ask", picture, "what?", "--model", random_tiny, "--show-steps",
                         "--gen-length", 8)
     assert code == 0 and "step" in out
+
+
+def test_a_tone_is_transcribed_to_nothing(monkeypatch, capsys, sound: Path, random_tiny: Path) -> None:  # type: ignore
+    code, out, _ = call(monkeypatch, capsys, "transcribe", sound, "--model", random_tiny, "--format", "vtt")
+    assert code == 0 and out == "WEBVTT\n\n"
+
+
+def test_listen_and_refine_print_an_answer(monkeypatch, capsys, sound: Path, random_tiny: Path) -> None:  # type: ignore
+    code, out, _ = call(monkeypatch, capsys, "listen", sound, "what?", "--model", random_tiny, "--gen-length", 8,
+                        "--json")
+    assert code == 0 and json.loads(out)["sound"] == str(sound)
+    code, out, _ = call(monkeypatch, capsys, "refine", sound, "--draft", "a star", "--share", 0, "--model", random_tiny)
+    assert code == 0 and out == "a star\n"
 
 
 def test_open_positions_and_unsure_tokens_are_marked() -> None:
@@ -90,18 +111,28 @@ def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # t
         (["ask", "PICTURE", "what?", "--device", "abacus"], "abacus"),
         (["ask", "PICTURE", "what?", "--json", "--show-steps"], "choose one"),
         (["caption", "PICTURE", "--length", "novel"], "'novel'"),
+        (["ask", "PICTURE", "--speech", "nowhere.wav"], "nowhere.wav"),
+        (["transcribe", "nowhere.wav"], "nowhere.wav"),
+        (["transcribe", "PICTURE"], "red.png"),
+        (["transcribe", "SOUND", "--format", "docx"], "'docx'"),
+        (["transcribe", "SOUND", "--batch-size", "0"], "--batch-size 0"),
+        (["listen", "SOUND", " "], "the question is empty"),
+        (["refine", "SOUND", "--draft", " "], "--draft is empty"),
+        (["refine", "SOUND", "--draft", "a star", "--share", "2"], "share=2.0"),
         (["train", "nothing"], "'nothing'"),
         (["train", "tiny", "--scale", "0"], "--scale 0"),
         (["eval", "nothing"], "'nothing'"),
         (["eval", "--limit", "0"], "--limit 0"),
+        (["eval", "speech", "--model", "tiny"], "'tiny' takes no sounds"),
         (["info", "nothing"], "'nothing'"),
     ],
 )
 def test_bad_arguments(  # type: ignore[no-untyped-def]
-    monkeypatch, capsys, picture: Path, random_tiny: Path, arguments: list[str], says: str
+    monkeypatch, capsys, picture: Path, sound: Path, random_tiny: Path, arguments: list[str], says: str
 ) -> None:
-    given = [str(picture) if argument == "PICTURE" else argument for argument in arguments]
-    if "PICTURE" in arguments and "--model" not in given:
+    files = {"PICTURE": str(picture), "SOUND": str(sound)}
+    given = [files.get(argument, argument) for argument in arguments]
+    if files.keys() & set(arguments) and "--model" not in given:
         given += ["--model", str(random_tiny)]
     code, out, err = call(monkeypatch, capsys, *given)
     assert code == 2 and says in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err

@@ -185,7 +185,7 @@ def check(command: str) -> None:
 
 def check_values(name: str, values: dict[str, Any]) -> None:
     from mmdiff.config import PRESETS
-    from mmdiff.eval.tasks import TASKS
+    from mmdiff.eval.run import GROUPS, TASKS
     from mmdiff.pipeline import CAPTION_PROMPTS
     from mmdiff.training.recipes import RECIPES
 
@@ -195,7 +195,7 @@ def check_values(name: str, values: dict[str, Any]) -> None:
     if name == "train":
         assert values["recipe"] in {*RECIPES, "NAME"}
     if name == "eval":
-        assert set(values["tasks"] or []) <= {*TASKS, "NAME"}
+        assert set(values["tasks"] or []) <= {*TASKS, *GROUPS, "NAME"}
     if name == "info":
         assert values["model"] in PRESETS
 

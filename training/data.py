@@ -1,13 +1,16 @@
 """Batches as a function of their number: phrases for the tower, packed conversations for the whole model.
 
 A packed row is one picture with several questions behind it, each a branch that sees the picture and itself only
-(`attention.visibility`), so the picture is encoded once for all of them.
+(`attention.visibility`), so the picture is encoded once for all of them. Sounds are short: a row of them has no
+picture, and in each branch a sound of its own.
 
-Shapes: B pictures, T positions, M phrases, R branches of a row.
+Shapes: B rows, T positions, M phrases, R branches of a row, M mels and F frames (10 ms) of a
+sound.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +23,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmdiff.audio.connector import count_tokens
+from mmdiff.audio.features import pad_mels
 from mmdiff.config import ModelConfig
 from mmdiff.tokens import CHAT_TEMPLATE, IMAGE, segment_ids
 from mmdiff.training import easy_vqa
@@ -43,36 +48,42 @@ from mmdiff.training.questions import (
     truth_table,
 )
 from mmdiff.training.scenes import SHAPES, TRAIN_SEEDS, Scene, example, pick
+from mmdiff.training.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question
+from mmdiff.training.speech import Speech
 from mmdiff.vision.views import make_views
 
 PADDING_IMPORTANCE = 0.1  # of an end-of-text token behind an answer, against 1 for the answer's own tokens
 CAPTION_IMPORTANCE = 0.8  # of a caption's token: one caption has as many tokens as ten answers
 CANVAS_LENGTHS, CANVAS_ODDS = (8, 16, 32), (0.75, 0.1, 0.15)  # positions; an answer too long for one gets more
-LEARNED_LAST = ("relation", "same")  # the kinds of question that compare two things, so asked more often
+LEARNED_LAST = ("relation", "same", "count")  # kinds of question that take long to learn, so asked more often
 CAPTION_MIX: tuple[Length, ...] = ("word", "short", "short", "long", "long")  # the shares of the lengths
+MAX_FRAMES = 800  # of 10 ms, of a sound that another may follow
 CAPTION_CANVAS: dict[Length, int] = {"word": 8, "short": 32, "long": 64}  # at least, lest the room tells the length
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question about the row's picture and its answer."""
+    """A question about the row's picture, or about a sound, and its answer."""
 
     question: str
     answer: str
     importance: float = 1.0
     canvas: int = 0  # positions at least, however short the answer
     spans: Sequence[tuple[int, int, Facts]] = ()  # where the answer speaks of what: characters, facts
+    sound: Tensor | None = None  # a spectrogram, (M, F)
+    said: str = ""  # the words in the sound, for the draft at its embeddings
+    slack: bool = False  # runs of the answer are open and may be too long; nothing is said in what is left over
 
 
-Row = tuple[Image.Image, Sequence[Turn | Reference | Scene]]
+Row = tuple[Image.Image | None, Sequence[Turn | Reference | Scene]]
 Source = Callable[[np.random.Generator], Row]
 
 
-def scene_row(rng: np.random.Generator, num_questions: int = 6, num_compared: int = 2, num_references: int = 16) -> Row:
+def scene_row(rng: np.random.Generator, num_questions: int = 6, num_hard: int = 3, num_references: int = 16) -> Row:
     """A generated scene of the training seeds, with its contents, questions, one caption, and words for its things."""
     image, scene, rng = example(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
     turns = [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_questions)]
-    turns += [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_compared, LEARNED_LAST)]
+    turns += [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_hard, LEARNED_LAST)]
     length = pick(rng, CAPTION_MIX)
     prompts = CAPTION_PROMPTS[length]
     prompt = prompts[int(rng.integers(len(prompts)))]
@@ -95,6 +106,30 @@ def easy_vqa_row(rng: np.random.Generator, num_questions: int = 8) -> Row:
     moved.paste(image, (shift_x, shift_y))
     asked = rng.permutation(len(picture.questions))[:num_questions]
     return moved, [Turn(*picture.questions[i]) for i in asked]
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """A source of rows of spoken sentences, each to be written down, put right, or asked about."""
+
+    speech: Speech
+    per_row: int = 7
+
+    def __call__(self, rng: np.random.Generator) -> Row:
+        return None, [self._turn(rng) for _ in range(self.per_row)]
+
+    def _turn(self, rng: np.random.Generator) -> Turn:
+        sound, said = self.speech[int(rng.integers(self.speech.count))]
+        while rng.random() < 0.15 and sound.shape[1] < MAX_FRAMES:
+            more, words = self.speech[int(rng.integers(self.speech.count))]
+            sound, said = torch.cat((sound, more), dim=1), f"{said} {words}"
+        sound = _blotted(sound, rng)
+        form = rng.random()
+        if form < 0.65:
+            return Turn(pick(rng, TRANSCRIBE_PROMPTS), said, sound=sound, said=said)
+        if form < 0.8:
+            return Turn(REFINE_PROMPT, said, sound=sound, said=said, slack=True)
+        return Turn(*heard_question(said, rng), sound=sound, said=said)
 
 
 class Conversations(Dataset[Batch]):
@@ -152,6 +187,39 @@ class Phrases(Dataset[Batch]):
         }
 
 
+class Spoken(Dataset[Batch]):
+    """The spectrograms of `num_clips` clips, and the tokens of what is said."""
+
+    def __init__(self, speech: Speech, tokenizer_file: Path, num_clips: int, seed: int) -> None:
+        self.speech, self.tokenizer_file, self.num_clips, self.seed = speech, tokenizer_file, num_clips, seed
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.tokenizer_file))
+
+    def __getitem__(self, number: int) -> Batch:
+        rng = np.random.default_rng((self.seed, number))
+        heard, said = zip(*(self.speech[int(n)] for n in rng.integers(self.speech.count, size=self.num_clips)),
+                          strict=True)
+        return _sound_inputs([_blotted(sound, rng) for sound in heard], said, self.tokenizer)
+
+
+def _sound_inputs(heard: Sequence[Tensor], said: Sequence[str], tokenizer: Tokenizer) -> Batch:
+    mels, lengths = pad_mels(heard)
+    spelled = _pad([tokenizer.encode(text).ids for text in said], IGNORE)
+    return {"input_features": mels, "feature_lengths": lengths, "said": spelled}
+
+
+def _blotted(mel_MF: Tensor, rng: np.random.Generator) -> Tensor:
+    """With a few bands and moments hidden at random: SpecAugment (arXiv 1904.08779)."""
+    mel_MF = mel_MF.clone()
+    for axis, most in ((0, 12), (0, 12), (1, 12), (1, 12)):
+        length = mel_MF.shape[axis]
+        size = int(rng.random() * min(most, length // 8))
+        mel_MF.narrow(axis, int(rng.random() * (length - size)), size).fill_(float(mel_MF.mean()))
+    return mel_MF
+
+
 def patch_owners(scene: Scene, patches_per_side: int) -> Tensor:
     """Which thing each patch of the padded square shows, (P): 0 for background, else 1 + its number in the scene.
 
@@ -177,14 +245,24 @@ def pack(rows: Sequence[Row], tokenizer: Tokenizer, config: ModelConfig, rng: np
     """
     assert config.vision is not None and config.tokens.image is not None
     before, after = _prompt_parts()
-    start = tokenizer.encode(before).ids + [config.tokens.image] * config.vision.tokens_per_side**2
-    packed, facts = zip(*(_pack_row(turns, start, after, tokenizer, config, rng) for _, turns in rows), strict=True)
+    opening = tokenizer.encode(before).ids
+    shown = opening + [config.tokens.image] * config.vision.tokens_per_side**2
+    packed, facts = zip(
+        *(_pack_row(turns, shown if image else opening, after, tokenizer, config, rng) for image, turns in rows),
+        strict=True,
+    )
+    images = [image for image, _ in rows if image is not None]
+    sounds = [turn for _, turns in rows for turn in turns if isinstance(turn, Turn) and turn.sound is not None]
     fills = {"input_ids": config.tokens.pad, "labels": IGNORE, "importance": 0.0}
     batch: Batch = {name: _pad([row[name] for row in packed], fills.get(name, 0)) for name in packed[0]}
     batch["attention_mask"] = _pad([[1] * len(row["input_ids"]) for row in packed], 0).bool()
-    batch["pixel_values"] = _pixels([image for image, _ in rows], config)
-    batch["image_sizes"] = torch.tensor([image.size for image, _ in rows])
-    batch["image_grids"] = torch.zeros(len(rows), 2, dtype=torch.long)
+    if images:
+        batch["pixel_values"] = _pixels(images, config)
+        batch["image_sizes"] = torch.tensor([image.size for image in images])
+        batch["image_grids"] = torch.zeros(len(images), 2, dtype=torch.long)
+    if sounds:
+        heard = [turn.sound for turn in sounds if turn.sound is not None]
+        batch.update(_sound_inputs(heard, [turn.said for turn in sounds], tokenizer))
     batch["facts"] = torch.tensor([fact for row in facts for fact in row], dtype=torch.long).view(-1, len(FACTS))
     return batch
 
@@ -204,25 +282,31 @@ def _pack_row(
     for branch, turn in enumerate((turn for turn in turns if not isinstance(turn, Scene)), start=1):
         canvas: list[int] = []
         weights: list[float] = []
+        open_here: list[bool] = []
         if isinstance(turn, Reference):
             prompt = tokenizer.encode(f"\n{turn.text}").ids
             after = tokenizer.encode(turn.after).ids if turn.after else []
             told += [None] * (len(prompt) - 1) + [turn.facts] + [None] * len(after)
             prompt += after
         else:
-            prompt = tokenizer.encode(question.format(turn.question)).ids
+            prompt = _placeholders(turn, config) + tokenizer.encode(question.format(turn.question)).ids
             encoded = tokenizer.encode(turn.answer)
             answer = [*encoded.ids, tokens.eot]
             room = int(rng.choice(CANVAS_LENGTHS, p=CANVAS_ODDS))
             padding = max(room, turn.canvas, -(-len(answer) // 8) * 8) - len(answer)
             canvas = answer + [tokens.eos] * padding
-            weights = [turn.importance] * len(answer) + [PADDING_IMPORTANCE] * padding
+            open_here = [True] * len(canvas)
+            if turn.slack:
+                reopened, open_here = _reopened(encoded.ids, tokens.eos, rng)
+                canvas, open_here, padding = [*reopened, tokens.eot], [*open_here, False], 0
+            weights = [turn.importance] * (len(canvas) - padding) + [PADDING_IMPORTANCE] * padding
             about = [next((facts for first, end, facts in turn.spans if first < stop <= end), None)
                      for _, stop in encoded.offsets]
-            told += [None] * len(prompt) + about + [None] * (1 + padding)
+            told += [None] * len(prompt) + about + [None] * (len(canvas) - len(about))
         prompt_segments = segment_ids(torch.tensor([start + prompt]), tokens)[0, len(start):].tolist()
         ids += prompt + canvas
-        labels += [IGNORE] * len(prompt) + canvas
+        labels += [IGNORE] * len(prompt)
+        labels += [token if here else IGNORE for token, here in zip(canvas, open_here, strict=True)]
         importance += [0.0] * len(prompt) + weights
         segments += prompt_segments + [prompt_segments[-1] + 1] * len(canvas)
         positions += range(len(start), len(start) + len(prompt) + len(canvas))
@@ -234,13 +318,53 @@ def _pack_row(
     return row, [facts for facts in told if facts is not None]
 
 
+def _placeholders(turn: Turn, config: ModelConfig) -> list[int]:
+    """As many as the turn's sound has embeddings."""
+    if turn.sound is None:
+        return []
+    assert config.audio is not None and config.tokens.audio is not None
+    return [config.tokens.audio] * count_tokens(turn.sound.shape[1], config.audio)
+
+
+def _reopened(ids: list[int], nothing: int, rng: np.random.Generator) -> tuple[list[int], list[bool]]:
+    """The ids with open runs that are too long, and where they are; `nothing` fills what is left over of a run."""
+    made: list[int] = []
+    is_open: list[bool] = []
+    at = 0
+    while at < len(ids):
+        length = 1 + int(rng.random() * 3) if rng.random() < 0.25 else 0
+        run = ids[at : at + length]
+        if run or rng.random() < 0.08:
+            run = run + [nothing] * int((rng.random() if run else 0.4 + 0.6 * rng.random()) * 3)
+            made, is_open = made + run, is_open + [True] * len(run)
+        if not length:
+            made, is_open = [*made, ids[at]], [*is_open, False]
+        at += max(length, 1)
+    tail = 1 + int(rng.random() * 2)
+    return made + [nothing] * tail, is_open + [True] * tail
+
+
 def _shown_facts(scene: Scene, config: ModelConfig) -> list[Facts]:
     """For each of a picture's tokens, what is so of the thing that it shows."""
     assert config.vision is not None
     side, merged = config.vision.tokens_per_side, config.vision.pixel_shuffle
     owners = patch_owners(scene, config.vision.patches_per_side).view(side, merged, side, merged)
-    facts = [tell({}), *(facts_of([thing], scene) for thing in scene.things)]
-    return [facts[owner] for owner in owners.amax((1, 3)).flatten().tolist()]
+    counts = {name: Counter(getattr(thing, name) for thing in scene.things) for name in ("shape", "colour")}
+    known = [dict(zip(FACTS, facts_of([thing], scene), strict=True)) for thing in scene.things]
+    length = max(scene.width, scene.height) / side  # of a token's side, in pixels
+    margins = ((max(scene.width, scene.height) - extent) // 2 for extent in (scene.width, scene.height))
+    left, top = margins
+    told = []
+    for token, owner in enumerate(owners.amax((1, 3)).flatten().tolist()):
+        if owner == 0:
+            told.append(tell({}))
+            continue
+        thing = scene.things[owner - 1]
+        x, y = thing.centre
+        here = (int((x + left) / length), int((y + top) / length)) == (token % side, token // side)
+        alike = {f"of its {name}": counts[name][getattr(thing, name)] for name in counts}
+        told.append(tell({**known[owner - 1], "centre": int(here), **alike}))
+    return told
 
 
 def _prompt_parts() -> tuple[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmdiff.training.corrupt import IGNORE, Corrupted
 
@@ -44,6 +45,21 @@ WEIGHTINGS: dict[str, Weighting] = {
 def masked_cross_entropy(logits_SV: Tensor, labels_S: Tensor, weights_S: Tensor) -> Tensor:
     """Weighted sum of the cross-entropies at the hidden positions, in float32."""
     return (F.cross_entropy(logits_SV.float(), labels_S, reduction="none") * weights_S).sum()
+
+
+def draft_loss(logits_SV: Tensor, counts: Sequence[int], said_NU: Tensor, blank: int) -> Tensor:
+    """CTC (Graves et al., 2006) between the outputs at the sounds' embeddings and the words, per token of the words.
+
+    Args:
+        logits_SV: at the embeddings of all sounds, in reading order.
+        counts: embeddings of each sound; S in all.
+        said_NU: tokens of each sound's words, `IGNORE` behind them. Words with more tokens than the sound has room for
+            count nothing.
+    """
+    log_probs_NTV = pad_sequence(logits_SV.float().log_softmax(-1).split(list(counts)), batch_first=True)
+    lengths_N = (said_NU != IGNORE).sum(1)
+    return F.ctc_loss(log_probs_NTV.transpose(0, 1), said_NU.clamp(min=0), torch.tensor(counts), lengths_N, blank,
+                      zero_infinity=True)
 
 
 def fact_loss(logits_NF: Tensor, facts_NK: Tensor, sizes: Sequence[int]) -> tuple[Tensor, float]:

@@ -330,13 +330,15 @@ KINDS: dict[str, Callable[[Scene, Rng], Found]] = {
 GRID = 8  # columns and rows in which a reference's thing is told to lie
 FACTS = {  # fact: number of its values
     "shape": len(SHAPES), "colour": len(COLOURS), "size": len(SIZES), "place": len(PLACES), "column": GRID, "row": GRID,
-    "rank": MAX_THINGS,  # from left to right
+    "rank": MAX_THINGS,  # in reading order
     "number": MAX_THINGS + 1,
     # Of two things, of which the facts above tell the second: of what kind is the first; is it right of the second,
     # below it, of the same shape, colour, size?
     "first shape": len(SHAPES), "first colour": len(COLOURS), "first size": len(SIZES),
     "right": 2, "below": 2, "same shape": 2, "same colour": 2, "same size": 2,
     "holds": 2,  # whether the answer to a question that compares two things is yes
+    # Of the thing that a picture's token shows: is its centre there; how many are of its shape, of its colour?
+    "centre": 2, "of its shape": MAX_THINGS + 1, "of its colour": MAX_THINGS + 1,
 }
 UNKNOWN = -100  # value of a fact that a reference leaves open: its things differ in it, or it is not about them
 Facts = tuple[int, ...]  # a value for each of FACTS
@@ -479,23 +481,30 @@ class Fact(NamedTuple):
 def captions(scene: Scene, rng: Rng | None = None) -> dict[Length, str]:
     """One caption a length. `rng` changes nothing: a scene has one right caption, so that it can be scored."""
     things = reading_order(scene)
-    main = min(things, key=lambda thing: thing.size != "large")  # the leftmost of the large ones
+    main = min(things, key=lambda thing: thing.size != "large")  # the first of the large ones
     if len(things) <= 3:
         short = _join([Phrase(thing.shape, thing.colour).text() for thing in things])
     else:
-        counts = Counter(thing.shape for thing in things)
-        groups = sorted(counts, key=lambda shape: (-counts[shape], SHAPES.index(shape)))
-        listed = [_a(shape) if counts[shape] == 1 else f"{counts[shape]} {_plural(shape)}" for shape in groups]
+        listed = [_a(shape) if len(alike) == 1 else f"{len(alike)} {_plural(shape)}" for shape, alike in _groups(scene)]
         short = f"{len(things)} objects: {_join(listed)}"
     return {"word": main.shape, "short": short, "long": _join([describe(thing, scene).text() for thing in things])}
 
 
+def _groups(scene: Scene) -> list[tuple[str, list[Thing]]]:
+    """The shapes that are there, in the order of `SHAPES`, and the things of each."""
+    alike = ((shape, [thing for thing in scene.things if thing.shape == shape]) for shape in SHAPES)
+    return [(shape, things) for shape, things in alike if things]
+
+
 def caption_spans(caption: str, scene: Scene) -> list[tuple[int, int, Facts]]:
-    """Where a caption of `scene` speaks of one thing: first and last + 1 character, and what is so of it."""
-    parts = list(re.finditer(r"(?:an? )?(?:(?!, | and ).)+", caption))
-    if len(parts) != len(scene.things) or ":" in caption:
+    """Where a caption of `scene` speaks of which things: first and last + 1 character, and what is so of them."""
+    about = [[thing] for thing in reading_order(scene)]
+    if ":" in caption:
+        about = [list(scene.things), *(things for _, things in _groups(scene))]
+    parts = list(re.finditer(r"(?:(?!, | and |: ).)+", caption))
+    if len(parts) != len(about):
         return []
-    return [(*part.span(), facts_of([thing], scene)) for part, thing in zip(parts, reading_order(scene), strict=True)]
+    return [(*part.span(), facts_of(things, scene)) for part, things in zip(parts, about, strict=True)]
 
 
 def _join(parts: list[str]) -> str:

@@ -20,22 +20,26 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from mmdiff.audio.connector import count_tokens
 from mmdiff.checkpoint import save_folder
 from mmdiff.config import PRESETS, ModelConfig
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processor import MMDiffProcessor
 from mmdiff.training import easy_vqa
 from mmdiff.training.corrupt import Corrupted, corrupt, draw_times
-from mmdiff.training.data import Conversations, Phrases, easy_vqa_row, scene_row
+from mmdiff.training.data import Conversations, Phrases, Sounds, Spoken, easy_vqa_row, scene_row
 from mmdiff.training.loop import Batch, Loss, TrainConfig, train
-from mmdiff.training.losses import WEIGHTINGS, Weighting, fact_loss, masked_cross_entropy, region_text_loss
+from mmdiff.training.losses import WEIGHTINGS, Weighting, draft_loss, fact_loss, masked_cross_entropy, region_text_loss
 from mmdiff.training.questions import CAPTION_PROMPTS, FACTS, captions, questions
 from mmdiff.training.scenes import random_scene, scene_json
+from mmdiff.training.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question, sentence
+from mmdiff.training.speech import prepare
 from mmdiff.training.tokenizer import train_tokenizer, wrap_tokenizer
+from mmdiff.training.whisper import whisper_tower
 from mmdiff.vision.connector import build_connector
 
-MODEL_INPUTS = ("attention_mask", "pixel_values", "image_sizes", "image_grids", "position_ids", "segment_ids",
-                "branch_ids")
+MODEL_INPUTS = ("attention_mask", "pixel_values", "image_sizes", "image_grids", "input_features", "feature_lengths",
+                "position_ids", "segment_ids", "branch_ids")
 
 GROUNDING = 2.0  # weight of the heads' loss, which the backbone needs most, beside that of the answers
 
@@ -116,6 +120,32 @@ class Grounder(nn.Module):
         return logits, [head(x[named != 0]) for head, x in zip(self.heads, hidden, strict=True)]
 
 
+class Speller(nn.Module):
+    """Audio tower and connector with the backbone's head right behind them: each embedding learns to spell its part.
+
+    These pass CTC's long beginning, in which nothing but blanks are written, far sooner than the whole model.
+    """
+
+    def __init__(self, model: MMDiffModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
+        """Logits (embeddings, V) of each sound."""
+        embeds = self.model.encode_audio(input_features, feature_lengths)
+        return [self.model.backbone.lm_head(self.model.backbone.norm(embeds_TD)) for embeds_TD in embeds]
+
+
+def spelling_loss(blank: int) -> Loss:
+    """CTC of a `Speller`."""
+
+    def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rows = model(batch["input_features"], batch["feature_lengths"])
+        return draft_loss(torch.cat(rows), [len(row) for row in rows], batch["said"], blank), {}
+
+    return loss
+
+
 def denoising_loss(weighting: str, mask_id: int) -> Loss:
     """LLaDA's objective on packed conversations; `weighting` names a function of `losses.WEIGHTINGS`."""
     weigh = WEIGHTINGS[weighting]
@@ -127,17 +157,24 @@ def denoising_loss(weighting: str, mask_id: int) -> Loss:
     return loss
 
 
-def grounded_loss(weighting: str, mask_id: int) -> Loss:
-    """`denoising_loss` of a `Grounder`, and the loss of its heads."""
-    weigh = WEIGHTINGS[weighting]
+def grounded_loss(weighting: str, config: ModelConfig) -> Loss:
+    """`denoising_loss` of a `Grounder`, the loss of its heads, and that of the drafts at the embeddings of sounds."""
+    weigh, tokens = WEIGHTINGS[weighting], config.tokens
 
     def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        noisy, inputs = _hide(batch, draws, mask_id)
+        noisy, inputs = _hide(batch, draws, tokens.mask)
+        sounds_BT = torch.eq(noisy.ids_BT, -1 if tokens.audio is None else tokens.audio)
+        select_BT = inputs["select"] = noisy.masked_BT | sounds_BT
         logits_SV, told = model(batch["named"], **inputs)
-        value, metrics = _denoising(logits_SV, batch, noisy, weigh)
+        value, metrics = _denoising(logits_SV[noisy.masked_BT[select_BT]], batch, noisy, weigh)
         parts = [fact_loss(logits_NF, batch["facts"], list(FACTS.values())) for logits_NF in told]
         grounding = torch.stack([part for part, _ in parts]).mean()
-        return value + GROUNDING * grounding, {**metrics, "grounding": grounding.item(), "told": parts[-1][1]}
+        value, metrics = value + GROUNDING * grounding, {**metrics, "grounding": grounding.item(), "told": parts[-1][1]}
+        if config.audio is not None and "said" in batch:
+            counts = [count_tokens(frames, config.audio) for frames in batch["feature_lengths"].tolist()]
+            draft = draft_loss(logits_SV[sounds_BT[select_BT]], counts, batch["said"], tokens.eos)
+            value, metrics = value + draft, {**metrics, "draft": draft.item()}
+        return value, metrics
 
     return loss
 
@@ -150,7 +187,7 @@ def _hide(batch: Batch, draws: torch.Generator, mask_id: int) -> tuple[Corrupted
     t_BR = draw_times(rows, answers, draws).sqrt().to(labels_BT.device)
     u_BT = torch.rand(labels_BT.shape, generator=draws).to(labels_BT.device)
     noisy = corrupt(batch["input_ids"], labels_BT, t_BR.gather(1, branches_BT), u_BT, mask_id)
-    inputs = {name: batch[name] for name in MODEL_INPUTS}
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     return noisy, {"input_ids": noisy.ids_BT, "select": noisy.masked_BT, **inputs}
 
 
@@ -191,7 +228,7 @@ def align(model: ModelConfig, steps: int = 300) -> Stage:
         save_every=100,
     )
     data = partial(Conversations, model, sources=[scene_row] * 16, seed=2)
-    return Stage("align", Grounder, grounded_loss("mean", model.tokens.mask), data, config)
+    return Stage("align", Grounder, grounded_loss("mean", model), data, config)
 
 
 def tune(model: ModelConfig, steps: int = 6600) -> Stage:
@@ -201,10 +238,41 @@ def tune(model: ModelConfig, steps: int = 6600) -> Stage:
         save_every=100,
     )
     data = partial(Conversations, model, sources=[scene_row] * 14 + [easy_vqa_row] * 2, seed=3)
-    return Stage("tune", Grounder, grounded_loss("mean", model.tokens.mask), data, config)
+    return Stage("tune", Grounder, grounded_loss("mean", model), data, config)
 
 
-RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune)}
+def spell(model: ModelConfig, steps: int = 8000, clips: int = 40_000) -> Stage:
+    """Teach audio tower and connector to spell, 24 clips a step; the tower starts from Whisper's and moves slowly."""
+    audio = model.audio
+    assert audio is not None
+    rates = {"model": 0.0, "model.audio_connector": 1.0, "model.audio_tower": 0.2, "model.backbone.lm_head": 0.5}
+    config = TrainConfig(steps=steps, learning_rate=1.5e-3, rates=rates, warmup_steps=200, save_every=200)
+
+    def data(tokenizer_file: Path) -> Spoken:
+        speech = prepare(tokenizer_file.parent / "speech", audio.num_mels, clips)
+        return Spoken(speech, tokenizer_file, num_clips=24, seed=5)
+
+    return Stage("spell", Speller, spelling_loss(model.tokens.eos), data, config)
+
+
+def hear(model: ModelConfig, steps: int = 3000, clips: int = 40_000) -> Stage:
+    """Go on with pictures, and learn to write down and understand speech; the audio tower stands still."""
+    audio = model.audio
+    assert audio is not None
+    config = TrainConfig(
+        steps=steps, learning_rate=7e-4, rates={"model.vision_tower": 0.2, "model.audio_tower": 0.0}, warmup_steps=50,
+        final_rate=0.01, save_every=100,
+    )
+
+    def data(tokenizer_file: Path) -> Conversations:
+        speech = prepare(tokenizer_file.parent / "speech", audio.num_mels, clips)
+        sources = [scene_row] * 10 + [easy_vqa_row] + [Sounds(speech)] * 3
+        return Conversations(model, tokenizer_file, sources, seed=4)
+
+    return Stage("hear", Grounder, grounded_loss("mean", model), data, config)
+
+
+RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune, spell, hear)}
 
 
 def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
@@ -223,6 +291,8 @@ def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
         train_tokenizer(corpus(), config.backbone.vocab_size).save(str(tokenizer_file))
     torch.manual_seed(seed)
     model = MMDiffModel(MMDiffConfig.of(config))
+    if config.audio:
+        model.audio_tower = whisper_tower(config.audio)
     for make_stage in RECIPES[recipe]:
         stage = make_stage(config)
         settings = replace(stage.config, steps=max(1, round(scale * stage.config.steps)))
@@ -241,9 +311,12 @@ def corpus(num_scenes: int = 4000) -> Iterator[str]:
             yield from (f"\n{qa.question}", qa.answer)
         yield from captions(scene).values()
         yield json.dumps(scene_json(scene))
+        for said in (sentence(rng) for _ in range(3)):
+            yield from (said, *(f"\n{part}" for part in heard_question(said, rng)))
         yield from ("user", "assistant", "system", "\n\n")
     for picture in easy_vqa.load("train"):
         for question, answer in picture.questions:
             yield from (f"\n{question}", answer)
     for prompts in CAPTION_PROMPTS.values():
         yield from (f"\n{prompt}" for prompt in prompts * 100)
+    yield from (f"\n{prompt}" for prompt in (*TRANSCRIBE_PROMPTS, REFINE_PROMPT) * 100)

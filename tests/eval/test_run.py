@@ -13,7 +13,7 @@ from PIL import Image
 
 import mmdiff
 from mmdiff.eval import tasks
-from mmdiff.eval.run import evaluate, evaluate_task
+from mmdiff.eval.run import ask_all, evaluate
 from mmdiff.eval.tasks import NUM_SCENES, QUESTIONS_PER_SCENE, TASKS, Question, exact
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, Answer
 from mmdiff.training import easy_vqa
@@ -116,8 +116,8 @@ def test_captions_are_given_the_room_they_have_elsewhere() -> None:
 def test_batch_size_changes_no_score(batch_size: int) -> None:
     """Also the last, smaller batch is asked and counted."""
     pipeline: Any = Known(["scenes-vqa"], limit=5, say=lambda text: text if len(text) % 2 else "no")
-    task = evaluate_task(pipeline, "scenes-vqa", 5, batch_size)
-    other = evaluate_task(pipeline, "scenes-vqa", 5, 3)
+    task = ask_all("scenes-vqa", pipeline, 5, batch_size)
+    other = ask_all("scenes-vqa", pipeline, 5, 3)
     assert {**task, "seconds": 0} == {**other, "seconds": 0}
     count = task["questions"]
     assert pipeline.batches[: -(-count // batch_size)] == [

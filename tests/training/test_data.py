@@ -27,7 +27,10 @@ from mmdiff.training.data import (
     Conversations,
     Phrases,
     Row,
+    Sounds,
     Turn,
+    _reopened,
+    _shown_facts,
     easy_vqa_row,
     pack,
     patch_owners,
@@ -180,7 +183,7 @@ def test_packed_logits_are_those_of_the_sampler(
     draws = torch.rand(batch["labels"].shape, generator=torch.Generator().manual_seed(1))
     masked = (draws < hidden) & (batch["labels"] != IGNORE)
     ids = torch.where(masked, TOKENS.mask, batch["input_ids"])
-    given = {name: batch[name] for name in MODEL_INPUTS}
+    given = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     with torch.inference_mode():
         packed = model(input_ids=ids, **given).logits
         assert torch.equal(model(input_ids=ids, select=masked, **given).logits, packed[masked])
@@ -332,9 +335,10 @@ def test_scene_rows_are_asked_described_and_named() -> None:
     image, row = scene_row(np.random.default_rng(1))
     turns = [turn for turn in row if isinstance(turn, Turn)]
     named = [turn for turn in row if isinstance(turn, Reference)]
-    assert image.mode == "RGB" and len(turns) == 9 and 6 <= len(named) <= 16 and len(row) == 10 + len(named)
-    assert [turn.importance for turn in turns] == [1.0] * 8 + [CAPTION_IMPORTANCE]
-    assert len({turn.question for turn in turns[:6]}) == 6 and all(turn.answer in ("yes", "no") for turn in turns[6:8])
+    assert image.mode == "RGB" and len(turns) == 10 and 5 <= len(named) <= 16 and len(row) == 11 + len(named)
+    assert [turn.importance for turn in turns] == [1.0] * 9 + [CAPTION_IMPORTANCE]
+    assert len({turn.question for turn in turns[:6]}) == 6
+    assert all(turn.answer in ("yes", "no", *"0123456") for turn in turns[6:9])
     assert any(turns[-1].question in prompts for prompts in questions.CAPTION_PROMPTS.values())
 
 
@@ -377,7 +381,29 @@ def test_a_scene_is_told_at_the_tokens_of_its_picture(tokenizer: Tokenizer) -> N
         shown = [int(owners[12 * (2 * row + down) + 2 * column + across]) for down in (0, 1) for across in (0, 1)]
         things = [scene.things[owner - 1] for owner in shown if owner]
         told = packed["facts"][token].tolist()
-        assert told in [list(facts_of([thing], scene)) for thing in things] or (not things and set(told) == {UNKNOWN})
+        if not things:
+            assert set(told) == {UNKNOWN}
+            continue
+        *told, centre, of_its_shape, of_its_colour = told
+        assert centre in (0, 1)
+        assert (told, of_its_shape, of_its_colour) in [
+            (list(facts_of([thing], scene))[:-3], sum(other.shape == thing.shape for other in scene.things),
+             sum(other.colour == thing.colour for other in scene.things)) for thing in things]
+
+
+def test_a_thing_has_its_centre_on_one_token() -> None:
+    """Unless a later thing covers it: then on none."""
+    place = list(FACTS).index("centre")
+    for seed in range(100):
+        _, scene, _ = example(seed)
+        side, extent = 6, max(scene.width, scene.height)
+        wanted = set()
+        for thing in scene.things:
+            x = thing.centre[0] + (extent - scene.width) // 2
+            y = thing.centre[1] + (extent - scene.height) // 2
+            wanted.add(side * int(y * side / extent) + int(x * side / extent))
+        marked = {token for token, facts in enumerate(_shown_facts(scene, CONFIG)) if facts[place] == 1}
+        assert marked <= wanted and len(marked) >= len(wanted) - 1
 
 
 def test_a_caption_tells_of_the_thing_it_speaks_of(tokenizer: Tokenizer) -> None:
@@ -438,3 +464,36 @@ def test_easy_vqa_pictures_are_moved_but_keep_their_shape(monkeypatch: pytest.Mo
     lefts, tops = {left for left, _ in seen}, {top for _, top in seen}
     assert lefts <= {*range(7, 14), *range(31, 38)} and tops <= set(range(17, 24))
     assert min(lefts) < 14 <= max(lefts) and len(tops) > 4
+
+
+class TwoClips:
+    count = 2
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, str]:
+        return torch.randn(80, 150 + 100 * number), ("stop", "is there a red circle")[number]
+
+
+def test_each_sound_is_a_branch_with_its_own_placeholders(tokenizer: Tokenizer) -> None:
+    """12.5 of them a second, behind the opening and before the question; the row has no picture."""
+    row = Sounds(TwoClips(), per_row=6)(np.random.default_rng(1))  # type: ignore[arg-type]
+    packed = pack([ROWS[0], row], tokenizer, CONFIG, np.random.default_rng(0))
+    assert packed["pixel_values"].shape[0] == 1 and packed["input_features"].shape[0] == 6 == len(packed["said"])
+    assert not (packed["input_ids"][1] == TOKENS.image).any() and not (packed["input_ids"][0] == TOKENS.audio).any()
+    for branch, turn in enumerate(row[1], start=1):
+        assert isinstance(turn, Turn) and turn.sound is not None
+        here = packed["branch_ids"][1] == branch
+        sounds = packed["input_ids"][1, here] == TOKENS.audio
+        assert sounds.sum() == -(-turn.sound.shape[1] // 8) and sounds[: int(sounds.sum())].all()
+        segments = packed["segment_ids"][1, here]
+        assert len(segments[sounds].unique()) == 1 and (segments[~sounds] > segments[sounds][0]).all()
+    assert packed["feature_lengths"].tolist() == [turn.sound.shape[1] for turn in row[1]]  # type: ignore[union-attr]
+
+
+def test_reopened_drafts_keep_their_words_and_say_nothing_in_the_slack() -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        ids = rng.integers(10, 99, int(rng.integers(1, 20))).tolist()
+        made, is_open = _reopened(ids, 1, rng)
+        assert [token for token in made if token != 1] == ids and len(made) == len(is_open)
+        assert all(here for token, here in zip(made, is_open, strict=True) if token == 1)
+        assert any(is_open) and is_open[-1] and made[-1] == 1

@@ -19,27 +19,45 @@ from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Answer, load
 from mmdiff.training import recipes
 from mmdiff.training.checkpoints import checkpoints, load_checkpoint
-from mmdiff.training.data import Conversations, Phrases, easy_vqa_row, scene_row
+from mmdiff.training.data import Conversations, Phrases, Sounds, Spoken, easy_vqa_row, scene_row
 from mmdiff.training.questions import FACTS
 from mmdiff.training.recipes import (
     GROUNDING,
     RECIPES,
     Grounder,
+    Speller,
     Stage,
     TowerTrainer,
     align,
     corpus,
     denoising_loss,
     grounded_loss,
+    hear,
     run,
+    spell,
+    spelling_loss,
     tower,
     tune,
     waves,
 )
 from mmdiff.training.tokenizer import train_tokenizer
+from mmdiff.training.whisper import whisper_tower
 
 SCALE = 1e-4  # of thousands of steps: one a stage
 LAST = "step-00000001"
+
+
+class FakeSpeech:
+    """Noise for speech."""
+
+    count = 3
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, str]:
+        generator = torch.Generator().manual_seed(number)
+        return torch.randn(80, 100 + 19 * number, generator=generator), ("stop", "two one", "is there a circle")[number]
+
+
+SPEECH: Any = FakeSpeech()
 
 
 def small(make: Callable[..., Stage], model: ModelConfig) -> Stage:
@@ -49,6 +67,8 @@ def small(make: Callable[..., Stage], model: ModelConfig) -> Stage:
         "tower": partial(Phrases, model, num_pictures=2, phrases_each=1, seed=1),
         "align": partial(Conversations, model, sources=[scene_row, easy_vqa_row], seed=2),
         "tune": partial(Conversations, model, sources=[scene_row, easy_vqa_row], seed=3),
+        "spell": partial(Spoken, SPEECH, num_clips=2, seed=4),
+        "hear": partial(Conversations, model, sources=[scene_row, Sounds(SPEECH, 2)], seed=5),
     }
     return replace(stage, data=data[stage.name])
 
@@ -81,7 +101,7 @@ def test_the_finished_model_answers(finished: Path) -> None:
 
 def test_the_finished_model_is_the_last_checkpoint(finished: Path) -> None:
     model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
-    load_checkpoint(finished / "tune" / LAST, Grounder(model))
+    load_checkpoint(finished / "hear" / LAST, Grounder(model))
     stored = load_file(finished / "model" / "model.safetensors")
     for name, tensor in canonical_state(model).items():
         assert torch.equal(tensor.bfloat16(), stored[name]), name
@@ -89,7 +109,8 @@ def test_the_finished_model_is_the_last_checkpoint(finished: Path) -> None:
 
 def test_stages_go_on_from_each_other(finished: Path) -> None:
     """The tower of the first stage is not touched by the second, where it is frozen, and moves in the third."""
-    assert sorted(path.name for path in finished.iterdir() if path.is_dir()) == ["align", "model", "tower", "tune"]
+    assert sorted(path.name for path in finished.iterdir() if path.is_dir()) == [
+        "align", "hear", "model", "spell", "tower", "tune"]
     states = {}
     for stage in ("tower", "align", "tune"):
         assert [path.name for path in checkpoints(finished / stage)] == [LAST]
@@ -103,6 +124,21 @@ def test_stages_go_on_from_each_other(finished: Path) -> None:
     for part in ("backbone.", "connector."):
         ours = [name for name in states["tune"] if name.startswith(part)]
         assert all(not torch.equal(states["align"][name], states["tune"][name]) for name in ours)
+
+
+def test_the_audio_tower_starts_from_whispers(finished: Path) -> None:
+    """Tower, connector and head learn to spell; then the tower stands still, and the rest learns to hear."""
+    assert PRESETS["tiny"].audio is not None
+    whisper = whisper_tower(PRESETS["tiny"].audio).state_dict()
+    states = {stage: load_file(finished / stage / LAST / "model.safetensors") for stage in ("tune", "spell", "hear")}
+    for name, tensor in whisper.items():
+        stored = {stage: state[f"model.audio_tower.{name}"] for stage, state in states.items()}
+        assert torch.equal(stored["tune"], tensor) and torch.equal(stored["spell"], stored["hear"]), name
+    moved = {name for name in states["spell"] if not torch.equal(states["spell"][name], states["tune"][name])}
+    assert {name.split(".")[1] for name in moved} == {"audio_connector", "audio_tower", "backbone"}
+    assert {name for name in moved if "backbone" in name} == {"model.backbone.lm_head.weight"}
+    assert not torch.equal(states["hear"]["model.audio_connector.norm.weight"],
+                           states["spell"]["model.audio_connector.norm.weight"])
 
 
 def test_a_second_call_trains_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +165,7 @@ def test_an_interrupted_recipe_gives_the_same_model(
 
     whole = RECIPES["tiny"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setitem(RECIPES, "tiny", (whole[0], lambda model: replace(whole[1](model), loss=stop), whole[2]))
+        patch.setitem(RECIPES, "tiny", (whole[0], lambda model: replace(whole[1](model), loss=stop), *whole[2:]))
         run("tiny", tmp_path, scale=SCALE)
     assert checkpoints(tmp_path / "tower") and not checkpoints(tmp_path / "align") and not (tmp_path / "model").exists()
     run("tiny", tmp_path, scale=SCALE)
@@ -145,7 +181,10 @@ def test_a_damaged_checkpoint_is_not_trained_on(small_recipe: None, finished: Pa
         run("tiny", tmp_path, scale=SCALE)
 
 
-@pytest.mark.parametrize(("make", "frozen"), [(tower, set()), (align, {"model.vision_tower"}), (tune, set())])
+@pytest.mark.parametrize(
+    ("make", "frozen"),
+    [(tower, set()), (align, {"model.vision_tower"}), (tune, set()), (spell, {"model"}), (hear, {"model.audio_tower"})],
+)
 def test_rates_name_parts_that_exist(make: Callable[..., Stage], frozen: set[str]) -> None:
     """A prefix that fits no parameter changes nothing, and nobody would notice."""
     stage = make(PRESETS["tiny"])
@@ -238,13 +277,47 @@ def test_the_grounded_loss_is_the_answers_and_the_heads(tmp_path: Path) -> None:
     train_tokenizer(corpus(20), 640).save(str(tmp_path / "tokenizer.json"))
     batch = Conversations(PRESETS["tiny"], tmp_path / "tokenizer.json", [scene_row, easy_vqa_row], seed=0)[0]
     grounder = Grounder(model)
-    value, metrics = grounded_loss("mean", 0)(grounder, batch, torch.Generator().manual_seed(1))
+    value, metrics = grounded_loss("mean", PRESETS["tiny"])(grounder, batch, torch.Generator().manual_seed(1))
     answers, _ = denoising_loss("mean", 0)(model, batch, torch.Generator().manual_seed(1))
     assert value.item() == pytest.approx(answers.item() + GROUNDING * metrics["grounding"], rel=1e-5)
     (value - answers.detach()).backward()
     assert all(parameter.grad is not None for parameter in grounder.heads.parameters())
     assert model.vision_tower is not None
     assert all(p.grad is not None for p in model.vision_tower.parameters() if p.requires_grad)
+
+
+def test_sounds_add_the_loss_of_their_drafts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = PRESETS["tiny"]
+    model = MMDiffModel(MMDiffConfig.of(config))
+    train_tokenizer(corpus(20), 768).save(str(tmp_path / "tokenizer.json"))
+    batch = Conversations(config, tmp_path / "tokenizer.json", [scene_row, Sounds(SPEECH, 3)], seed=0)[0]
+    grounder = Grounder(model)
+    value, metrics = grounded_loss("mean", config)(grounder, batch, torch.Generator().manual_seed(1))
+    value.backward()
+    assert model.audio_connector is not None and metrics["draft"] > 0
+    assert all(p.grad is not None for p in model.audio_connector.parameters())
+    silent = {name: tensor for name, tensor in batch.items() if name != "said"}
+    without, _ = grounded_loss("mean", config)(grounder, silent, torch.Generator().manual_seed(1))
+    assert value.item() == pytest.approx(without.item() + metrics["draft"], rel=1e-4)
+
+
+def test_a_speller_learns_to_spell(tmp_path: Path) -> None:
+    """Three sounds by heart."""
+    torch.manual_seed(0)
+    model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
+    train_tokenizer(corpus(20), 768).save(str(tmp_path / "tokenizer.json"))
+    batch, speller = Spoken(SPEECH, tmp_path / "tokenizer.json", 6, seed=0)[0], Speller(model)
+    assert model.audio_connector is not None
+    optimizer = torch.optim.AdamW([*model.audio_connector.parameters(), model.backbone.lm_head.weight], lr=3e-3)
+    losses = []
+    for _ in range(60):
+        value, _ = spelling_loss(PRESETS["tiny"].tokens.eos)(speller, batch, torch.Generator())
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(value.item())
+    assert losses[-1] < 0.1 * losses[0]
 
 
 def test_the_corpus_holds_every_kind_of_text() -> None:

@@ -95,7 +95,7 @@ def test_things_stay_visible() -> None:
             top[max(thing.y, 0) : thing.y + thing.height, max(thing.x, 0) : thing.x + thing.width] = i
         for i, thing in enumerate(scene.things):
             assert (top == i).sum() >= 0.65 * thing.width * thing.height
-        centres = [thing.centre[0] for thing in reading_order(scene)]
+        centres = sorted(thing.centre[0] for thing in scene.things)
         assert all(right - left >= 0.02 * scene.width for left, right in zip(centres, centres[1:], strict=False))
 
 
@@ -134,3 +134,10 @@ def test_place_and_json() -> None:
         "count": 2,
     }
     assert json.loads(json.dumps(scene_json(SCENES[0]))) == scene_json(SCENES[0])
+
+
+def test_reading_order_goes_down_the_thirds_from_left_to_right() -> None:
+    for scene in SCENES:
+        ninths = [(PLACES.index(place(t, scene)) % 3, PLACES.index(place(t, scene)) // 3, t.centre[0])
+                  for t in reading_order(scene)]
+        assert ninths == sorted(ninths) and len(ninths) == len(scene.things)
