@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from mmdiff.audio.tower import WhisperTower, encoder_state, whisper_config
 from mmdiff.config import PRESETS, SO400M_PENULTIMATE, BackboneConfig, ModelConfig, TokenIds, VisionConfig, to_dict
 from mmdiff.errors import CheckpointError
 from mmdiff.model import MMDiffConfig, MMDiffModel
@@ -282,6 +283,17 @@ def load_folder(
     else:
         torch.nn.Module.to(model, device)
     return model, MMDiffProcessor.of(_tokenizer(folder), config)
+
+
+def load_whisper(folder: Path, **changes: Any) -> WhisperTower:
+    """A tower with the encoder of a published Whisper checkpoint; `changes` of its settings, such as the connector.
+
+    Raises:
+        CheckpointError: the folder is incomplete or damaged, or holds no Whisper model.
+    """
+    tower = WhisperTower(whisper_config(read_json(folder / "config.json"), **changes))
+    tower.load_state_dict(encoder_state(Weights(folder), tower))
+    return tower
 
 
 def config_of(folder: Path) -> ModelConfig:

@@ -3,7 +3,8 @@
 `embed` turns ids, pixels and spectrograms into embeddings; `forward` gives logits where they are asked for. Denoising
 is in `sampler.py`, published layouts in `checkpoint.py`.
 
-Shapes: B batch, T positions, D width, V vocabulary, S selected positions, N views, P patches, W views of one picture.
+Shapes: B batch, T positions, D width, V vocabulary, S selected positions, N views or windows, P patches, W views of one
+picture.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from mmdiff.tokens import segment_ids as derive_segments
 from mmdiff.vision.connector import build_connector, pixel_shuffle
 from mmdiff.vision.merge import merge_views
 from mmdiff.vision.tower import build_tower
+
+WINDOWS_AT_ONCE = 8  # windows of sound that the tower sees together
 
 
 class MMDiffConfig(PreTrainedConfig):
@@ -113,7 +116,14 @@ class MMDiffModel(PreTrainedModel):
             feature_lengths: frames of each window, (N).
         """
         assert self.audio_tower is not None and self.audio_connector is not None
-        return self.audio_connector(*self.audio_tower(input_features.to(self.dtype), feature_lengths))
+        embeds: dict[int, Tensor] = {}
+        # Windows about as long as each other together: little of what the tower sees is then padding.
+        for numbers_G in feature_lengths.argsort().split(WINDOWS_AT_ONCE):
+            lengths_G = feature_lengths[numbers_G]
+            mels_GMF = input_features[numbers_G, :, : int(lengths_G.max())]
+            made = self.audio_connector(*self.audio_tower(mels_GMF.to(self.dtype), lengths_G))
+            embeds.update(zip(numbers_G.tolist(), made, strict=True))
+        return [embeds[number] for number in range(len(feature_lengths))]
 
     def embed(
         self,

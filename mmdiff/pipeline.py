@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
+from torch import Tensor
 
 from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
 from mmdiff.audio.draft import best_path
@@ -32,6 +33,7 @@ from mmdiff.transcript import Segment, Transcript
 from mmdiff.vision.image import open_image
 
 SHIPPED = Path(__file__).parent / "models"
+T = TypeVar("T", int, float)
 CaptionLength = Literal["word", "short", "long"]
 CAPTION_PROMPTS: dict[CaptionLength, str] = {
     "word": "Describe the picture in one word.",
@@ -41,6 +43,7 @@ CAPTION_PROMPTS: dict[CaptionLength, str] = {
 CAPTION_ROOM: dict[CaptionLength, int] = {"word": 8, "short": 32, "long": 64}  # positions of the canvas
 TRANSCRIBE_PROMPT, REFINE_PROMPT = "Transcribe the audio.", "Correct the transcript of the audio."
 TOKENS_PER_SECOND = 6  # room for the words of fast speech, where no draft tells their number
+DOUBT = 0.9  # a draft's token below this confidence is denoised anew
 RefineMode = Literal["low_confidence", "chunks"]
 
 
@@ -289,13 +292,28 @@ class Pipeline:
     def _transcribe(self, samples: Samples, spans: Sequence[Span], decoding: dict[str, Any]) -> list[Segment]:
         """One segment for each span, in one batch."""
         settings = self.decoding(**decoding)
-        conversations = [[_listener(samples[span.start : span.end], TRANSCRIBE_PROMPT)] for span in spans]
-        (canvas,) = deque(self._denoise(conversations, None, settings), maxlen=1)
-        rows = zip(spans, self._answers(canvas), self._kept(canvas), strict=True)
+        write = self._from_drafts if self._audio_config().drafts else self._from_nothing
+        written = write([samples[span.start : span.end] for span in spans], settings)
         return [
             Segment(*span.seconds, answer.text, _mean([token.confidence for token in answer.tokens]), tuple(ids))
-            for span, answer, ids in rows
+            for span, (answer, ids) in zip(spans, written, strict=True)
         ]
+
+    def _from_nothing(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[tuple[Answer, list[int]]]:
+        """The words of each sound and their ids, denoised from masks alone."""
+        conversations = [[_listener(sound, TRANSCRIBE_PROMPT)] for sound in sounds]
+        (canvas,) = deque(self._denoise(conversations, None, decoding), maxlen=1)
+        tokens = self.model.model_config.tokens
+        return list(zip(self._answers(canvas), canvas.answers((tokens.eos, tokens.eot)), strict=True))
+
+    def _from_drafts(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[tuple[Answer, list[int]]]:
+        """The words of each sound as its embeddings spell them; tokens below `DOUBT` are opened and denoised."""
+        prompted = self._prompt([[_listener(sound, REFINE_PROMPT)] for sound in sounds], decoding.gen_length)
+        drafts = self._drafts(prompted)
+        doubted = [{place for place, sure in enumerate(confidences) if sure < DOUBT} for _, confidences in drafts]
+        ids, confidences = zip(*drafts, strict=True)
+        canvas = self._reopen(prompted, ids, doubted, 1, decoding, confidences)
+        return list(zip(self._answers(canvas, revised=True), self._kept(canvas), strict=True))
 
     def _drafts(self, prompted: Prompted) -> list[tuple[list[int], list[float]]]:
         """What the outputs at each row's sound spell, and the confidence of each token."""
@@ -317,15 +335,22 @@ class Pipeline:
 
     def _reopen(
         self, prompted: Prompted, rows: Sequence[list[int]], doubted: Sequence[set[int]], slack: int,
-        decoding: DecodingConfig,
+        decoding: DecodingConfig, confidences: Sequence[list[float]] = (),
     ) -> Canvas:
-        """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may stand in a place."""
+        """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may stand in a place.
+
+        Args:
+            confidences: of the tokens of each draft; 1 by default.
+        """
         tokens = self.model.model_config.tokens
-        drafts = zip(rows, doubted, strict=True)
-        opened = [[*_opened(ids, places, slack, tokens.mask), tokens.eot] for ids, places in drafts]
-        length = max(map(len, opened))
-        padded = [row + [tokens.eos] * (length - len(row)) for row in opened]
-        canvas = Canvas.of(torch.tensor(padded, device=self.model.device), tokens.mask)
+        opened = [[*_opened(ids, places, slack, tokens.mask), tokens.eot]
+                  for ids, places in zip(rows, doubted, strict=True)]
+        canvas = Canvas.of(_padded(opened, tokens.eos).to(self.model.device), tokens.mask)
+        if confidences:
+            sure = [[*_opened(each, places, slack, 0.0), 1.0]
+                    for each, places in zip(confidences, doubted, strict=True)]
+            canvas = dataclasses.replace(canvas, confidence_BG=_padded(sure, 1.0).to(self.model.device))
+        length = canvas.ids_BG.shape[1]
         settings = dataclasses.replace(decoding, gen_length=length, block_length=length)
         inside = dataclasses.replace(tokens, eos=tokens.eot, never=(*tokens.never, tokens.eot))
         return deque([canvas, *denoise(prompted, canvas, settings, inside)], maxlen=1)[0]
@@ -426,14 +451,20 @@ def _fetch(name: str) -> Path:
         ) from None
 
 
-def _opened(ids: Sequence[int], places: set[int], slack: int, mask: int) -> list[int]:
-    """The ids with masks at these places, and `slack` more behind each run of them."""
-    made: list[int] = []
-    for place, token in enumerate(ids):
-        made.append(mask if place in places else token)
+def _opened(values: Sequence[T], places: set[int], slack: int, mask: T) -> list[T]:
+    """The values with the mask at these places, and `slack` more behind each run of them."""
+    made: list[T] = []
+    for place, value in enumerate(values):
+        made.append(mask if place in places else value)
         if place in places and place + 1 not in places:
             made += [mask] * slack
     return made
+
+
+def _padded(rows: Sequence[Sequence[T]], filler: T) -> Tensor:
+    """Rows of several lengths as one tensor, (rows, longest)."""
+    longest = max(map(len, rows))
+    return torch.tensor([list(row) + [filler] * (longest - len(row)) for row in rows])
 
 
 def _batched(spans: Iterable[Span], size: int) -> Iterator[list[Span]]:

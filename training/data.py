@@ -28,6 +28,7 @@ from mmdiff.audio.features import pad_mels
 from mmdiff.config import ModelConfig
 from mmdiff.tokens import CHAT_TEMPLATE, IMAGE, segment_ids
 from mmdiff.training import easy_vqa
+from mmdiff.training.augment import augment
 from mmdiff.training.corrupt import IGNORE
 from mmdiff.training.loop import Batch
 from mmdiff.training.questions import (
@@ -57,6 +58,7 @@ CAPTION_IMPORTANCE = 0.8  # of a caption's token: one caption has as many tokens
 CANVAS_LENGTHS, CANVAS_ODDS = (8, 16, 32), (0.75, 0.1, 0.15)  # positions; an answer too long for one gets more
 LEARNED_LAST = ("relation", "same", "count")  # kinds of question that take long to learn, so asked more often
 CAPTION_MIX: tuple[Length, ...] = ("word", "short", "short", "long", "long")  # the shares of the lengths
+ALIKE = 12  # a batch of clips is drawn among so many times its number that follow each other in length
 MAX_FRAMES = 800  # of 10 ms, of a sound that another may follow
 CAPTION_CANVAS: dict[Length, int] = {"word": 8, "short": 32, "long": 64}  # at least, lest the room tells the length
 
@@ -123,9 +125,9 @@ class Sounds:
         while rng.random() < 0.15 and sound.shape[1] < MAX_FRAMES:
             more, words = self.speech[int(rng.integers(self.speech.count))]
             sound, said = torch.cat((sound, more), dim=1), f"{said} {words}"
-        sound = _blotted(sound, rng)
+        sound = augment(sound, rng)
         form = rng.random()
-        if form < 0.65:
+        if form < 0.45:
             return Turn(pick(rng, TRANSCRIBE_PROMPTS), said, sound=sound, said=said)
         if form < 0.8:
             return Turn(REFINE_PROMPT, said, sound=sound, said=said, slack=True)
@@ -188,7 +190,7 @@ class Phrases(Dataset[Batch]):
 
 
 class Spoken(Dataset[Batch]):
-    """The spectrograms of `num_clips` clips, and the tokens of what is said."""
+    """The spectrograms of `num_clips` clips about as long as each other, and the tokens of what is said."""
 
     def __init__(self, speech: Speech, tokenizer_file: Path, num_clips: int, seed: int) -> None:
         self.speech, self.tokenizer_file, self.num_clips, self.seed = speech, tokenizer_file, num_clips, seed
@@ -199,25 +201,17 @@ class Spoken(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))
-        heard, said = zip(*(self.speech[int(n)] for n in rng.integers(self.speech.count, size=self.num_clips)),
-                          strict=True)
-        return _sound_inputs([_blotted(sound, rng) for sound in heard], said, self.tokenizer)
+        span = min(ALIKE * self.num_clips, self.speech.count)
+        start = int(rng.integers(self.speech.count - span + 1))
+        numbers = rng.choice(self.speech.by_length[start : start + span], self.num_clips)
+        heard, said = zip(*(self.speech[int(number)] for number in numbers), strict=True)
+        return _sound_inputs([augment(sound, rng) for sound in heard], said, self.tokenizer)
 
 
 def _sound_inputs(heard: Sequence[Tensor], said: Sequence[str], tokenizer: Tokenizer) -> Batch:
     mels, lengths = pad_mels(heard)
     spelled = _pad([tokenizer.encode(text).ids for text in said], IGNORE)
     return {"input_features": mels, "feature_lengths": lengths, "said": spelled}
-
-
-def _blotted(mel_MF: Tensor, rng: np.random.Generator) -> Tensor:
-    """With a few bands and moments hidden at random: SpecAugment (arXiv 1904.08779)."""
-    mel_MF = mel_MF.clone()
-    for axis, most in ((0, 12), (0, 12), (1, 12), (1, 12)):
-        length = mel_MF.shape[axis]
-        size = int(rng.random() * min(most, length // 8))
-        mel_MF.narrow(axis, int(rng.random() * (length - size)), size).fill_(float(mel_MF.mean()))
-    return mel_MF
 
 
 def patch_owners(scene: Scene, patches_per_side: int) -> Tensor:

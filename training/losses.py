@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mmdiff.training.corrupt import IGNORE, Corrupted
 
@@ -56,9 +55,12 @@ def draft_loss(logits_SV: Tensor, counts: Sequence[int], said_NU: Tensor, blank:
         said_NU: tokens of each sound's words, `IGNORE` behind them. Words with more tokens than the sound has room for
             count nothing.
     """
-    log_probs_NTV = pad_sequence(logits_SV.float().log_softmax(-1).split(list(counts)), batch_first=True)
+    counts_N = torch.tensor(counts)
+    real_NT = (torch.arange(int(counts_N.max())) < counts_N[:, None]).to(logits_SV.device)
+    log_probs_NTV = logits_SV.new_zeros(*real_NT.shape, logits_SV.shape[1], dtype=torch.float32)
+    log_probs_NTV[real_NT] = logits_SV.float().log_softmax(-1)
     lengths_N = (said_NU != IGNORE).sum(1)
-    return F.ctc_loss(log_probs_NTV.transpose(0, 1), said_NU.clamp(min=0), torch.tensor(counts), lengths_N, blank,
+    return F.ctc_loss(log_probs_NTV.transpose(0, 1), said_NU.clamp(min=0), counts_N, lengths_N, blank,
                       zero_infinity=True)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mmdiff.audio.connector import count_tokens
-from mmdiff.checkpoint import save_folder
+from mmdiff.checkpoint import load_whisper, save_folder
 from mmdiff.config import PRESETS, ModelConfig
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processor import MMDiffProcessor
@@ -275,11 +275,12 @@ def hear(model: ModelConfig, steps: int = 3000, clips: int = 40_000) -> Stage:
 RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune, spell, hear)}
 
 
-def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
+def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0, whisper: Path | None = None) -> Path:
     """Run the stages of a recipe, going on where an earlier run in `folder` stopped.
 
     Args:
         scale: factor on every stage's number of steps, for a trial run.
+        whisper: folder of a Whisper checkpoint whose encoder the audio tower starts from, instead of tiny.en's.
 
     Returns:
         the folder of the finished model, in bfloat16, with its tokenizer.
@@ -290,9 +291,13 @@ def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
     if not tokenizer_file.exists():
         train_tokenizer(corpus(), config.backbone.vocab_size).save(str(tokenizer_file))
     torch.manual_seed(seed)
-    model = MMDiffModel(MMDiffConfig.of(config))
+    tower = None
     if config.audio:
-        model.audio_tower = whisper_tower(config.audio)
+        kept = {name: getattr(config.audio, name) for name in ("frames_per_token", "segment_seconds", "drafts")}
+        tower = load_whisper(whisper, **kept) if whisper else whisper_tower(config.audio)
+        config = replace(config, audio=tower.config)
+    model = MMDiffModel(MMDiffConfig.of(config))
+    model.audio_tower = tower
     for make_stage in RECIPES[recipe]:
         stage = make_stage(config)
         settings = replace(stage.config, steps=max(1, round(scale * stage.config.steps)))

@@ -67,6 +67,12 @@ class Speech:
         return torch.from_numpy(frames[first:end].astype(np.float32)).T, text
 
     @cached_property
+    def by_length(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The numbers of all clips, the shortest first."""
+        lengths = [end - first for _, clips in self._shards for _, first, end in clips][: self.count]
+        return np.argsort(lengths, kind="stable")
+
+    @cached_property
     def _shards(self) -> list[tuple[np.ndarray[tuple[int, int], np.dtype[np.float16]], list[tuple[str, int, int]]]]:
         folders = [_shard(self.folder, number) for number in range(-(-self.count // SHARD))]
         return [(np.load(folder / "mels.npy", mmap_mode="r"), json.loads((folder / "clips.json").read_text()))

@@ -67,6 +67,19 @@ def test_long_sounds_are_several_windows_at_one_mark(hearing: Hearing) -> None:
 
 
 @torch.no_grad()
+def test_many_windows_are_encoded_each_as_alone(hearing: Hearing) -> None:
+    """More than the tower sees together, in no order of length."""
+    model, processor = hearing
+    sounds = [sound(0.3 + 0.37 * (7 * number % 11), number) for number in range(11)]
+    batch = prepare(processor, [user(each) for each in sounds])
+    together = model.encode_audio(batch["input_features"], batch["feature_lengths"])
+    for each, embeds in zip(sounds, together, strict=True):
+        alone = prepare(processor, user(each))
+        torch.testing.assert_close(embeds, model.encode_audio(alone["input_features"], alone["feature_lengths"])[0],
+                                   rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
 def test_rows_with_and_without_media_are_as_alone(hearing: Hearing) -> None:
     model, processor = hearing
     rows = [user(sound(1.3), "what?"), user("hello"), user(RED, sound(0.4, 1), sound(2.2, 2), "which?"), user(RED, "?")]

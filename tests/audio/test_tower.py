@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import WhisperConfig
+from transformers import WhisperConfig, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmdiff.audio.connector import CONNECTORS, DualAdapter, StackConnector, count_tokens
 from mmdiff.audio.features import pad_mels
 from mmdiff.audio.tower import WhisperTower, encoder_state, sinusoids, whisper_config
+from mmdiff.checkpoint import load_whisper
 from mmdiff.config import AudioConfig
 from mmdiff.errors import CheckpointError
 
@@ -127,6 +128,26 @@ def test_published_sizes() -> None:
     assert sum(p.numel() for p in tower.parameters()) == 636_968_960 - 1500 * 1280
     with pytest.raises(CheckpointError, match="'llama' is no Whisper model"):
         whisper_config({"model_type": "llama"})
+
+
+def test_a_published_checkpoint_gives_its_encoder(tmp_path: Path) -> None:
+    """A folder as `transformers` writes it, with the decoder that is not needed, in half precision."""
+    torch.manual_seed(0)
+    published = WhisperModel(WhisperConfig(
+        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, decoder_layers=1,
+        decoder_attention_heads=2, decoder_ffn_dim=64, num_mel_bins=128, vocab_size=64, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )).half().eval()
+    published.save_pretrained(tmp_path)
+    tower = load_whisper(tmp_path, drafts=True, frames_per_token=8).eval()
+    assert tower.config.drafts and tower.config.frames_per_token == 8 and tower.config.num_mels == 128
+    mels = torch.randn(1, 128, 3000)
+    with torch.no_grad():
+        (features,), _ = tower(mels, torch.tensor([3000]))
+        torch.testing.assert_close(features, published.float().encoder(mels).last_hidden_state, rtol=1e-2, atol=5e-3)
+    (tmp_path / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_whisper(tmp_path)
 
 
 def test_weights_that_do_not_fit_are_named() -> None:

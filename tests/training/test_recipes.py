@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import WhisperConfig, WhisperModel
 
 from mmdiff.checkpoint import canonical_state
 from mmdiff.config import PRESETS, ModelConfig
@@ -51,6 +53,7 @@ class FakeSpeech:
     """Noise for speech."""
 
     count = 3
+    by_length = np.arange(3)
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, str]:
         generator = torch.Generator().manual_seed(number)
@@ -97,6 +100,18 @@ def test_the_finished_model_answers(finished: Path) -> None:
     answers = pipeline.ask([Image.new("RGB", (64, 80), "red")] * 2, ["what shape is present?", "is it red?"])
     assert all(isinstance(answer, Answer) and answer.steps >= 1 for answer in answers)
     assert not any(token.text.startswith("<|") for answer in answers for token in answer.tokens)
+
+
+def test_another_whisper_may_be_heard_with(
+    small_recipe: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "tiny", RECIPES["tiny"][-2:-1])  # it learns to spell
+    sizes = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    WhisperModel(WhisperConfig(**sizes, decoder_layers=1)).save_pretrained(tmp_path / "whisper")
+    pipeline = load(run("tiny", tmp_path / "run", scale=SCALE, whisper=tmp_path / "whisper"), device="cpu")
+    audio = pipeline.model.model_config.audio
+    assert audio is not None and (audio.hidden_size, audio.num_hidden_layers, audio.drafts) == (64, 2, True)
+    assert pipeline.transcribe(np.zeros(16_000, np.float32), sample_rate=16_000).text == ""
 
 
 def test_the_finished_model_is_the_last_checkpoint(finished: Path) -> None:
