@@ -82,18 +82,19 @@ def sinusoids(length: int, width: int, device: torch.device | None = None) -> Te
 
 
 def whisper_config(published: Mapping[str, Any], **changes: Any) -> AudioConfig:
-    """Our settings for the `config.json` of a Whisper checkpoint; `changes` choose connector, layer and so on.
+    """Our settings for the `config.json` of a Whisper checkpoint; `changes` choose connector, layers and so on.
 
     Raises:
         CheckpointError: it is no Whisper model.
     """
     if published.get("model_type") != "whisper":
         raise CheckpointError(f"model_type {published.get('model_type')!r} is no Whisper model: name such a checkpoint")
-    return AudioConfig(
-        hidden_size=published["d_model"], intermediate_size=published["encoder_ffn_dim"],
-        num_hidden_layers=published["encoder_layers"], num_attention_heads=published["encoder_attention_heads"],
-        num_mels=published["num_mel_bins"], max_positions=published["max_source_positions"], **changes,
-    )
+    sizes = {
+        "hidden_size": published["d_model"], "intermediate_size": published["encoder_ffn_dim"],
+        "num_hidden_layers": published["encoder_layers"], "num_attention_heads": published["encoder_attention_heads"],
+        "num_mels": published["num_mel_bins"], "max_positions": published["max_source_positions"],
+    }
+    return AudioConfig(**sizes | changes)
 
 
 def encoder_state(weights: Mapping[str, Tensor], tower: WhisperTower) -> dict[str, Tensor]:

@@ -144,7 +144,11 @@ def test_a_published_checkpoint_gives_its_encoder(tmp_path: Path) -> None:
     mels = torch.randn(1, 128, 3000)
     with torch.no_grad():
         (features,), _ = tower(mels, torch.tensor([3000]))
-        torch.testing.assert_close(features, published.float().encoder(mels).last_hidden_state, rtol=1e-2, atol=5e-3)
+        states = published.float().encoder(mels, output_hidden_states=True)
+        torch.testing.assert_close(features, states.last_hidden_state, rtol=1e-2, atol=5e-3)
+        penultimate = load_whisper(tmp_path, num_hidden_layers=1, final_norm=False).eval()
+        (features,), _ = penultimate(mels, torch.tensor([3000]))
+        torch.testing.assert_close(features, states.hidden_states[-2], rtol=1e-2, atol=5e-3)
     (tmp_path / "model.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="damaged"):
         load_whisper(tmp_path)

@@ -1,0 +1,50 @@
+"""The shipped model through the command line, on recordings: people, music, beeps. They come with Debian packages."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmdiff.eval.speech import ASTERISK, POCKETSPHINX, _pocketsphinx, word_errors
+
+CARDS, MUSIC = POCKETSPHINX / "cards", ASTERISK.parents[1] / "moh"
+PACKAGES = {CARDS: "pocketsphinx-testdata", ASTERISK: "asterisk-core-sounds-en-g722",
+            MUSIC: "asterisk-moh-opsound-g722"}
+
+
+def needs(folder: Path) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not folder.is_dir(), reason=f"not installed: {PACKAGES[folder]}")
+
+
+def mmdiff(*arguments: object) -> str:
+    command = [sys.executable, "-m", "mmdiff.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+
+
+@needs(CARDS)
+def test_people_are_written_down_with_times() -> None:
+    """Words the model was taught, by people it never heard: more are right than wrong."""
+    recordings = list(_pocketsphinx(CARDS))
+    out = mmdiff("transcribe", *[file for file, _ in recordings], "--format", "verbose_json")
+    written = [json.loads(line) for line in out.splitlines()]
+    assert len(written) == len(recordings) == 5
+    for each in written:
+        assert each["text"] == " ".join(segment["text"] for segment in each["segments"])
+        assert all(0 <= segment["start"] < segment["end"] <= each["duration"] for segment in each["segments"])
+    wrong, words = word_errors([text for _, text in recordings], [each["text"] for each in written])
+    assert wrong < words
+
+
+@needs(ASTERISK)
+def test_beeps_and_silence_are_not_given_words() -> None:
+    files = [*sorted(ASTERISK.glob("*beep*.g722")), *sorted(ASTERISK.glob("*2tone.g722")),
+             ASTERISK / "silence" / "5.g722"]
+    assert len(files) >= 4 and mmdiff("transcribe", *files, "--format", "srt").strip() == ""
+
+
+@needs(MUSIC)
+def test_music_is_not_given_words() -> None:
+    """Instruments only."""
+    assert mmdiff("transcribe", MUSIC / "manolo_camp-morning_coffee.g722").strip() == ""
