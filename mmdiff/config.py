@@ -124,6 +124,7 @@ class AudioConfig:
     qformer_intermediate_size: int = 3072
     segment_seconds: float = 30.0  # of the longest piece of speech that is transcribed at once
     drafts: bool = False  # whether the model's outputs at a sound's embeddings spell it (CTC; blank: end of text)
+    doubt: float = 0.0  # confidence (0 to 1) below which a token of such a draft is denoised anew in a transcript
 
     def __post_init__(self) -> None:
         _require_counts(
@@ -135,6 +136,7 @@ class AudioConfig:
         _require(self.connector in typing.get_args(AudioConnector), "connector", self.connector)
         _require(all(0 <= tap < self.num_hidden_layers for tap in self.taps), "taps", self.taps,
                  f"they are numbers of the {self.num_hidden_layers} layers, from 0")
+        _require(0.0 <= self.doubt <= 1.0, "doubt", self.doubt, "it must lie between 0 and 1")
         _require((self.connector == "dual") == bool(self.taps), "taps", self.taps,
                  "the dual adapter needs some, the stacking connector takes none")
 

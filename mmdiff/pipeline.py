@@ -43,7 +43,6 @@ CAPTION_PROMPTS: dict[CaptionLength, str] = {
 CAPTION_ROOM: dict[CaptionLength, int] = {"word": 8, "short": 32, "long": 64}  # positions of the canvas
 TRANSCRIBE_PROMPT, REFINE_PROMPT = "Transcribe the audio.", "Correct the transcript of the audio."
 TOKENS_PER_SECOND = 6  # room for the words of fast speech, where no draft tells their number
-DOUBT = 0.9  # a draft's token below this confidence is denoised anew
 RefineMode = Literal["low_confidence", "chunks"]
 
 
@@ -307,10 +306,10 @@ class Pipeline:
         return list(zip(self._answers(canvas), canvas.answers((tokens.eos, tokens.eot)), strict=True))
 
     def _from_drafts(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[tuple[Answer, list[int]]]:
-        """The words of each sound as its embeddings spell them; tokens below `DOUBT` are opened and denoised."""
+        """The words of each sound as its embeddings spell them; what is in doubt is opened and denoised."""
         prompted = self._prompt([[_listener(sound, REFINE_PROMPT)] for sound in sounds], decoding.gen_length)
-        drafts = self._drafts(prompted)
-        doubted = [{place for place, sure in enumerate(confidences) if sure < DOUBT} for _, confidences in drafts]
+        drafts, doubt = self._drafts(prompted), self._audio_config().doubt
+        doubted = [{place for place, sure in enumerate(confidences) if sure < doubt} for _, confidences in drafts]
         ids, confidences = zip(*drafts, strict=True)
         canvas = self._reopen(prompted, ids, doubted, 1, decoding, confidences)
         return list(zip(self._answers(canvas, revised=True), self._kept(canvas), strict=True))

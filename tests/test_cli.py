@@ -1,5 +1,6 @@
 """The command line: answers on stdout, and for bad input one sentence on stderr with exit code 2, no traceback."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,11 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from mmdiff.checkpoint import load_folder, save_folder
 from mmdiff.cli import _paint, app, main
+from mmdiff.config import PRESETS
+from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Draft, Token
+from mmdiff.processor import MMDiffProcessor
 
 
 @pytest.fixture
@@ -71,6 +77,15 @@ def test_listen_and_refine_print_an_answer(monkeypatch, capsys, sound: Path, ran
     assert code == 0 and out == "a star\n"
 
 
+def test_a_deaf_model_is_not_asked_to_hear(monkeypatch, capsys, random_tiny: Path, tmp_path: Path) -> None:  # type: ignore
+    _, processor = load_folder(random_tiny, torch.device("cpu"), torch.float32)
+    config = dataclasses.replace(PRESETS["tiny"], audio=None)
+    save_folder(MMDiffModel(MMDiffConfig.of(config)), MMDiffProcessor.of(processor.tokenizer, config), tmp_path)
+    capsys.readouterr()
+    code, _, err = call(monkeypatch, capsys, "eval", "speech", "--model", tmp_path)
+    assert code == 2 and "takes no sounds" in err and len(err.strip().splitlines()) == 1
+
+
 def test_open_positions_and_unsure_tokens_are_marked() -> None:
     text = _paint(Draft(2, (Token("red", 0.99, 0), None, Token(" star", 0.4, 2))))
     assert text.plain == "step   3  red▒ star"
@@ -121,9 +136,9 @@ def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # t
         (["refine", "SOUND", "--draft", "a star", "--share", "2"], "share=2.0"),
         (["train", "nothing"], "'nothing'"),
         (["train", "tiny", "--scale", "0"], "--scale 0"),
+        (["train", "tiny", "--whisper", "nothing"], "'nothing'"),
         (["eval", "nothing"], "'nothing'"),
         (["eval", "--limit", "0"], "--limit 0"),
-        (["eval", "speech", "--model", "tiny"], "'tiny' takes no sounds"),
         (["info", "nothing"], "'nothing'"),
     ],
 )

@@ -220,7 +220,8 @@ def test_options_exist(page: str) -> None:
     from mmdiff.cli import app
 
     group: Any = typer.main.get_command(app)
-    known = {opt for command in group.commands.values() for parameter in command.params for opt in parameter.opts}
+    parameters = [parameter for command in group.commands.values() for parameter in command.params]
+    known = {opt for parameter in parameters for opt in (*parameter.opts, *parameter.secondary_opts)}
     named = {code.split()[0] for code in inline_code(page) if code.startswith("--")}
     assert named <= known | {"--help"}
 
@@ -234,15 +235,12 @@ def test_readme_shows_what_make_demo_asks() -> None:
 
 
 @pytest.fixture
-def tiny_is_random(monkeypatch: pytest.MonkeyPatch, random_tiny: Path) -> None:
-    from mmdiff.pipeline import load
-
-    monkeypatch.setattr(mmdiff, "load", lambda *names, **options: load(random_tiny, **options), raising=False)
+def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
 @every_page
-def test_python_blocks_run(page: str, tiny_is_random: None) -> None:
+def test_python_blocks_run(page: str, in_the_repository: None) -> None:
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), {})
 
@@ -252,7 +250,7 @@ def test_every_example_compiles_and_says_what_it_is_for() -> None:
     assert scripts and all(ast.get_docstring(ast.parse(script.read_text("utf-8"))) for script in scripts)
 
 
-def test_asking_from_python(tiny_is_random: None, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore
+def test_asking_from_python(in_the_repository: None, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore
     monkeypatch.setattr(sys, "argv", ["ask.py"])
     runpy.run_path(str(ROOT / "examples" / "ask.py"), run_name="__main__")
     assert "what color is the circle?" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 The full scores come from `mmdiff eval`; here a few hundred questions guard against shipping a broken file.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import mmdiff
 from mmdiff.eval.run import TASKS
 from mmdiff.pipeline import SHIPPED, Pipeline
 
-MOST_BYTES = 16_000_000
+MOST_BYTES = 24_000_000
+ENGINES = [name for name in ("espeak-ng", "flite", "text2wave") if not shutil.which(name)]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,19 @@ def test_it_answers_about_the_examples(tiny: Pipeline, root: Path) -> None:
 @pytest.mark.parametrize(("task", "least"), [("easy-vqa", 0.95), ("scenes-vqa", 0.9), ("scenes-captions", 0.75)])
 def test_it_is_right_about_unseen_pictures(tiny: Pipeline, task: str, least: float) -> None:
     assert TASKS[task](tiny, 30, 32)["score"] >= least
+
+
+def test_it_hears_a_voice_it_was_not_taught_by(tiny: Pipeline, root: Path) -> None:
+    answer = tiny.ask(root / "examples" / "shapes.png", speech=root / "examples" / "question.flac")
+    assert (answer.heard, answer.text) == ("what color is the circle", "red")
+    talk = tiny.transcribe(root / "examples" / "talk.flac")
+    assert [segment.text for segment in talk.segments] == ["turn on the kitchen lights",
+                                                          "is there a red triangle at the top"]
+
+
+@pytest.mark.skipif(bool(ENGINES), reason=f"not installed: {', '.join(ENGINES)}")
+def test_it_understands_spoken_questions(tiny: Pipeline) -> None:
+    assert TASKS["speech-questions"](tiny, 30, 8)["score"] >= 0.9
 
 
 def test_answers_stop_early(tiny: Pipeline, root: Path) -> None:

@@ -241,7 +241,7 @@ def tune(model: ModelConfig, steps: int = 6600) -> Stage:
     return Stage("tune", Grounder, grounded_loss("mean", model), data, config)
 
 
-def spell(model: ModelConfig, steps: int = 8000, clips: int = 40_000) -> Stage:
+def spell(model: ModelConfig, steps: int = 2000, clips: int = 30_000) -> Stage:
     """Teach audio tower and connector to spell, 24 clips a step; the tower starts from Whisper's and moves slowly."""
     audio = model.audio
     assert audio is not None
@@ -255,7 +255,7 @@ def spell(model: ModelConfig, steps: int = 8000, clips: int = 40_000) -> Stage:
     return Stage("spell", Speller, spelling_loss(model.tokens.eos), data, config)
 
 
-def hear(model: ModelConfig, steps: int = 3000, clips: int = 40_000) -> Stage:
+def hear(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
     """Go on with pictures, and learn to write down and understand speech; the audio tower stands still."""
     audio = model.audio
     assert audio is not None

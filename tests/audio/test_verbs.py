@@ -1,6 +1,7 @@
 """Transcribe, listen, refine and spoken questions, on random weights: forms, times, bounds and bad input."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,40 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pipeline(random_tiny: Path) -> Pipeline:
-    """Random weights that go on to the end of their canvas."""
+    """Random weights that go on to the end of their canvas, and spell no drafts."""
     loaded = load(random_tiny, device="cpu")
     config = loaded.model.model_config
     decoding = dataclasses.replace(config.decoding, threshold=None, block_length=8, steps=24)
     ends = (config.tokens.eos, config.tokens.eot, *range(len(loaded.processor.tokenizer), config.backbone.vocab_size))
     tokens = dataclasses.replace(config.tokens, never=(*config.tokens.never, *ends))
-    loaded.model.model_config = dataclasses.replace(config, decoding=decoding, tokens=tokens)
+    audio = dataclasses.replace(config.audio, drafts=False)  # type: ignore[type-var]
+    loaded.model.model_config = dataclasses.replace(config, decoding=decoding, tokens=tokens, audio=audio)
     return loaded
+
+
+@pytest.fixture
+def spelling(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Pipeline]:
+    """The same model where its drafts are read, each with two tokens it is sure of and one that it doubts."""
+    monkeypatch.setattr(verbs, "best_path", lambda logits, blank: ([40, 41, 42], [0.9, 0.3, 0.8]))
+    config = pipeline.model.model_config
+
+    def with_doubt(doubt: float) -> Pipeline:
+        audio = dataclasses.replace(config.audio, drafts=True, doubt=doubt)  # type: ignore[type-var]
+        monkeypatch.setattr(pipeline.model, "model_config", dataclasses.replace(config, audio=audio))
+        return pipeline
+
+    return with_doubt
+
+
+def test_a_draft_is_kept_where_it_is_not_in_doubt(
+    spelling: Callable[[float], Pipeline], two_spans: list[Span]
+) -> None:
+    kept = spelling(0.0).transcribe(noise(4.5), sample_rate=16_000).segments
+    assert [segment.token_ids for segment in kept] == [(40, 41, 42)] * 2
+    assert [segment.confidence for segment in kept] == pytest.approx([2 / 3] * 2)
+    for segment in spelling(0.5).transcribe(noise(4.5), sample_rate=16_000).segments:
+        assert (segment.token_ids[0], segment.token_ids[-1]) == (40, 42) and segment.token_ids[1:-1] != (41,)
+        assert segment.confidence != pytest.approx(2 / 3)
 
 
 @pytest.fixture
