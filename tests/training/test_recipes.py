@@ -107,7 +107,8 @@ def test_another_whisper_may_be_heard_with(
 ) -> None:
     monkeypatch.setitem(RECIPES, "tiny", RECIPES["tiny"][-2:-1])  # it learns to spell
     sizes = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
-    WhisperModel(WhisperConfig(**sizes, decoder_layers=1)).save_pretrained(tmp_path / "whisper")
+    sizes |= {"decoder_layers": 1, "decoder_attention_heads": 2}
+    WhisperModel(WhisperConfig(**sizes)).save_pretrained(tmp_path / "whisper")
     pipeline = load(run("tiny", tmp_path / "run", scale=SCALE, whisper=tmp_path / "whisper"), device="cpu")
     audio = pipeline.model.model_config.audio
     assert audio is not None and (audio.hidden_size, audio.num_hidden_layers, audio.drafts) == (64, 2, True)
