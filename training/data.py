@@ -116,6 +116,8 @@ class Sounds:
 
     speech: Speech
     per_row: int = 7
+    transcribe: float = 0.45  # share of the sounds to be written down
+    refine: float = 0.35  # share to be put right; the rest is asked about
 
     def __call__(self, rng: np.random.Generator) -> Row:
         return None, [self._turn(rng) for _ in range(self.per_row)]
@@ -127,9 +129,9 @@ class Sounds:
             sound, said = torch.cat((sound, more), dim=1), f"{said} {words}"
         sound = augment(sound, rng)
         form = rng.random()
-        if form < 0.45:
+        if form < self.transcribe:
             return Turn(pick(rng, TRANSCRIBE_PROMPTS), said, sound=sound, said=said)
-        if form < 0.8:
+        if form < self.transcribe + self.refine:
             return Turn(REFINE_PROMPT, said, sound=sound, said=said, slack=True)
         return Turn(*heard_question(said, rng), sound=sound, said=said)
 
