@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmdiff.errors import MMDiffError, require_extra
+from mmdiff.files import open_file, read_stream
 
 SAMPLE_RATE = 16_000  # Hz, of everything behind this file
 MIN_RATE, MAX_RATE = 4_000, 192_000  # Hz
@@ -79,37 +79,11 @@ def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[tuple
     if isinstance(source, bytes | bytearray | memoryview):
         yield io.BytesIO(source), "the sound"
     elif isinstance(source, str | os.PathLike):
-        with _open_file(str(source)) as file:
+        with open_file(str(source), "sound", AudioError) as file:
             yield file, str(source)
     else:
         name = str(getattr(source, "name", "the sound"))
-        try:
-            if source.seekable():
-                source.seek(0)
-            content = source.read()
-        except (OSError, ValueError, AttributeError) as error:
-            raise AudioError(f"{name} cannot be read ({error}): give an open binary stream") from error
-        if not isinstance(content, bytes):
-            raise AudioError(f"{name} was opened as text: open it with mode 'rb'")
-        yield io.BytesIO(content), name
-
-
-def _open_file(path: str) -> BinaryIO:
-    if not path:
-        raise AudioError("the path of the sound is empty: give the path of a sound file")
-    if path.startswith(("http://", "https://", "data:")):
-        raise AudioError(f"{path[:80]} is an address, not a file: download the sound and give its path")
-    try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISREG(kind):
-            return open(path, "rb")
-    except FileNotFoundError as error:
-        raise AudioError(f"{path} does not exist: give the path of a sound file") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise AudioError(f"{path!r} cannot be read ({reason}): give the path of a readable sound file") from error
-    what = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
-    raise AudioError(f"{path} is {what}: give the path of a sound file")
+        yield read_stream(source, name, AudioError), name
 
 
 Blocks = Iterable[npt.NDArray[np.float32]]  # (samples, channels) each

@@ -23,7 +23,7 @@ import numpy as np
 from rich.progress import track
 
 from mmdiff.audio.decode import SAMPLE_RATE, AudioSource
-from mmdiff.errors import MMDiffError, require_extra
+from mmdiff.errors import NoSpeechError, require_extra
 from mmdiff.pipeline import Pipeline
 from mmdiff.training import easy_vqa
 from mmdiff.training.scenes import TEST_SEEDS
@@ -63,7 +63,7 @@ def questions(pipeline: Pipeline, limit: int | None, batch_size: int) -> dict[st
     for recording, picture, answer in track(asked, f"speech-questions: {len(asked)} questions"):
         try:
             got = pipeline.ask(picture.open(), speech=recording.sound, sample_rate=SAMPLE_RATE)
-        except MMDiffError:
+        except NoSpeechError:
             got = None
         if got is not None and got.text.lower() == answer:
             right += 1

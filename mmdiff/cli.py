@@ -181,7 +181,7 @@ def train(
 def evaluate(
     tasks: Annotated[list[str] | None, typer.Argument(help="Tasks, or pictures, or speech.")] = None,
     model: Model = "tiny",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many pictures of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many of each kind.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 64,
     device: Device = None,

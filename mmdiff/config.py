@@ -136,6 +136,7 @@ class AudioConfig:
         _require(self.connector in typing.get_args(AudioConnector), "connector", self.connector)
         _require(all(0 <= tap < self.num_hidden_layers for tap in self.taps), "taps", self.taps,
                  f"they are numbers of the {self.num_hidden_layers} layers, from 0")
+        _require(self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "it must be above 0")
         _require(0.0 <= self.doubt <= 1.0, "doubt", self.doubt, "it must lie between 0 and 1")
         _require((self.connector == "dual") == bool(self.taps), "taps", self.taps,
                  "the dual adapter needs some, the stacking connector takes none")

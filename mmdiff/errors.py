@@ -1,6 +1,5 @@
 """What a user can cause, as `ValueError`s that the command line prints as one sentence (exit code 2)."""
 
-
 from __future__ import annotations
 
 import importlib
@@ -9,6 +8,10 @@ from typing import Any
 
 class MMDiffError(ValueError):
     """Bad input: the message names the offending value and says what to do."""
+
+
+class NoSpeechError(MMDiffError):
+    """Nobody speaks where a question was expected."""
 
 
 class CheckpointError(MMDiffError):

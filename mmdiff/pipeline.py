@@ -25,7 +25,7 @@ from mmdiff.audio.segment import Span, quiet_segments, speech_segments
 from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import load_folder
 from mmdiff.config import PRESETS, AudioConfig, DecodingConfig
-from mmdiff.errors import CheckpointError, MMDiffError
+from mmdiff.errors import CheckpointError, MMDiffError, NoSpeechError
 from mmdiff.model import MMDiffModel, Prompted
 from mmdiff.processor import Messages, MMDiffProcessor
 from mmdiff.sampler import Predict, denoise, guided
@@ -159,10 +159,13 @@ class Pipeline:
             progress: is told the share that is done, from 0 to 1.
 
         Raises:
-            MMDiffError: the sound cannot be read, or the model takes none.
+            MMDiffError: the sound cannot be read, the model takes none, or `max_seconds` or `batch_size` do not fit.
         """
         config = self._audio_config()
         samples = load_audio(audio, sample_rate)
+        if batch_size < 1 or (max_seconds is not None and max_seconds <= 0):
+            raise MMDiffError(f"batch_size={batch_size} and max_seconds={max_seconds} do not fit: give at least 1 "
+                              "segment at once, and more than 0 seconds")
         longest = min(max_seconds or config.segment_seconds, 2 * config.max_positions / 100)
         spans = speech_segments(samples, longest) if gate else quiet_segments(samples, longest)
         segments: list[Segment] = []
@@ -282,10 +285,10 @@ class Pipeline:
         return self.model.model_config.audio
 
     def heard(self, speech: AudioSource, sample_rate: int | None = None) -> str:
-        """A spoken question in words; an MMDiffError where nobody speaks."""
+        """A spoken question in words; a NoSpeechError where nobody speaks."""
         text = self.transcribe(speech, sample_rate=sample_rate).text
         if not text:
-            raise MMDiffError("no speech was found in the spoken question; say it again, nearer to the microphone")
+            raise NoSpeechError("no speech was found in the spoken question; say it again, nearer to the microphone")
         return text
 
     def _transcribe(self, samples: Samples, spans: Sequence[Span], decoding: dict[str, Any]) -> list[Segment]:

@@ -64,7 +64,9 @@ def draw_voice(split: Split, rng: Rng) -> Voice:
 
 
 def say(text: str, voice: Voice, rng: Rng) -> Samples:
-    """The sentence read aloud by the voice, (S,), at a speed and pitch drawn by `rng`.
+    """The sentence read aloud by the voice, (S,), at a speed drawn by `rng`, and with espeak-ng at a pitch too.
+
+    Festival's voice has its own speed.
 
     Raises:
         MMDiffError: the program is not installed, or says nothing.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from typing import BinaryIO
 
 import numpy as np
@@ -26,6 +25,7 @@ from PIL import (
 )
 
 from mmdiff.errors import MMDiffError
+from mmdiff.files import open_file, read_stream
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -64,44 +64,14 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     if isinstance(source, Image.Image):
         return _to_rgb(source, f"the Pillow picture of mode {source.mode}", max_pixels)
     if isinstance(source, str | os.PathLike):
-        with _open_file(str(source)) as file:
+        with open_file(str(source), "picture", ImageError) as file:
             return _to_rgb(_identify(file, str(source)), str(source), max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         return _to_rgb(_identify(io.BytesIO(source), "the picture"), "the picture", max_pixels)
     if not callable(getattr(source, "read", None)):
         raise ImageError(f"a {type(source).__name__} is no picture: give a path, bytes, a Pillow picture or an array")
     name = str(getattr(source, "name", "the picture"))
-    return _to_rgb(_identify(_read_stream(source, name), name), name, max_pixels)
-
-
-def _open_file(path: str) -> BinaryIO:
-    if not path:
-        raise ImageError("the path of the picture is empty: give the path of a picture file")
-    if path.startswith(("http://", "https://", "data:")):
-        raise ImageError(f"{path[:80]} is an address, not a file: download the picture and give its path")
-    try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISREG(kind):
-            return open(path, "rb")
-    except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist: give the path of a picture file") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ImageError(f"{path!r} cannot be read ({reason}): give the path of a readable picture file") from error
-    what = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
-    raise ImageError(f"{path} is {what}: give the path of a picture file")
-
-
-def _read_stream(stream: BinaryIO, name: str) -> BinaryIO:
-    try:
-        if stream.seekable():
-            stream.seek(0)  # a picture just saved into a buffer leaves it at its end
-        content = stream.read()
-    except (OSError, ValueError, AttributeError) as error:
-        raise ImageError(f"{name} cannot be read ({error}): give an open binary stream") from error
-    if not isinstance(content, bytes):
-        raise ImageError(f"{name} was opened as text: open it with mode 'rb'")
-    return io.BytesIO(content)
+    return _to_rgb(_identify(read_stream(source, name, ImageError), name), name, max_pixels)
 
 
 def _identify(file: BinaryIO, name: str) -> Image.Image:

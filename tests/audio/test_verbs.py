@@ -159,6 +159,12 @@ def test_refining_refuses_what_does_not_fit(pipeline: Pipeline, change: dict[str
         pipeline.refine(noise(1), **{"draft": "a star", "sample_rate": 16_000, **change})
 
 
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"max_seconds": 0.0}, {"max_seconds": -3.0}])
+def test_segments_that_do_not_fit_are_refused(pipeline: Pipeline, change: dict[str, Any]) -> None:
+    with pytest.raises(MMDiffError, match=str(next(iter(change.values())))):
+        pipeline.transcribe(noise(1), sample_rate=16_000, **change)
+
+
 def test_a_model_without_ears_says_so(random_tiny: Path) -> None:
     deaf = load(random_tiny, device="cpu")
     deaf.model.model_config = dataclasses.replace(deaf.model.model_config, audio=None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mmdiff.errors import MMDiffError, NoSpeechError
 from mmdiff.eval import speech
 from mmdiff.eval.speech import Recording, missing_recordings, normalise, recorded, word_errors
 from mmdiff.pipeline import Answer
@@ -46,3 +47,15 @@ def test_the_reports_count_what_is_right(monkeypatch: pytest.MonkeyPatch) -> Non
     red = SimpleNamespace(ask=lambda *_, **__: Answer("Red", (), 1, heard="what is it"))
     report = speech.questions(red, None, 8)  # type: ignore[arg-type]
     assert report["score"] == 0.5 and report["some_wrong"][0]["heard"] == "what is it"
+
+    def refuse(error: Exception) -> Any:
+        def ask(*_: object, **__: object) -> Answer:
+            raise error
+
+        return SimpleNamespace(ask=ask)
+
+    monkeypatch.setattr(speech, "spoken_questions", lambda limit: iter(asked))
+    assert speech.questions(refuse(NoSpeechError("nobody speaks")), None, 8)["score"] == 0.0
+    monkeypatch.setattr(speech, "spoken_questions", lambda limit: iter(asked))
+    with pytest.raises(MMDiffError, match="soxr"):  # what is not the model's fault is not counted against it
+        speech.questions(refuse(MMDiffError("soxr is not installed")), None, 8)
