@@ -36,7 +36,7 @@ def evaluate(pipeline: Pipeline, tasks: Sequence[str], limit: int | None, batch_
         "date": datetime.date.today().isoformat(),
         "mmdiff": mmdiff.__version__,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else processor_name(),
         "limit": limit,
         "tasks": {name: TASKS[name](pipeline, limit, batch_size) for name in tasks},
     }
@@ -44,22 +44,25 @@ def evaluate(pipeline: Pipeline, tasks: Sequence[str], limit: int | None, batch_
     return report
 
 
-def ask_all(name: str, pipeline: Pipeline, limit: int | None, batch_size: int) -> dict[str, Any]:
+def ask_all(
+    name: str, pipeline: Pipeline, limit: int | None, batch_size: int, **decoding: Any
+) -> dict[str, Any]:
     """The score of one task about pictures, its parts by kind of question, and some wrong answers."""
     questions = list(PICTURE_TASKS[name](limit))
-    right, total, steps = defaultdict(int), defaultdict(int), 0  # type: ignore[var-annotated]
+    right, total, steps, passes = defaultdict(int), defaultdict(int), 0, 0  # type: ignore[var-annotated]
     wrong: list[dict[str, str]] = []
     started = time.monotonic()
     questions.sort(key=lambda question: question.gen_length or 0)  # a batch has answers of one length
     batches = [b for _, same in groupby(questions, lambda q: q.gen_length) for b in _batched(same, batch_size)]
     for batch in track(batches, description=f"{name}: {len(questions)} questions"):
         room = {} if batch[0].gen_length is None else {"gen_length": batch[0].gen_length}
-        answers = pipeline.ask([question.image for question in batch], [question.text for question in batch], **room)
+        pictures, texts = [question.image for question in batch], [question.text for question in batch]
+        answers = pipeline.ask(pictures, texts, **room, **decoding)
         for question, answer in zip(batch, answers, strict=True):
             got, most = question.score(answer.text)
             right[question.kind] += got
             total[question.kind] += most
-            steps += answer.steps
+            steps, passes = steps + answer.steps, passes + answer.passes
             if got < most and len(wrong) < 20:
                 wrong.append({"question": question.text, "expected": question.expected, "answer": answer.text})
     return {
@@ -69,6 +72,7 @@ def ask_all(name: str, pipeline: Pipeline, limit: int | None, batch_size: int) -
         "of": sum(total.values()),
         "kinds": {kind: right[kind] / total[kind] for kind in sorted(total)},
         "steps_per_answer": steps / len(questions),
+        "passes_per_answer": passes / len(questions),
         "seconds": round(time.monotonic() - started, 1),
         "some_wrong": wrong,
     }
@@ -88,7 +92,7 @@ def _batched(questions: Iterable[Question], size: int) -> Iterator[list[Question
         yield batch
 
 
-def _processor() -> str:
+def processor_name() -> str:
     return f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}"
 
 

@@ -19,13 +19,14 @@ def rotary_tables(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines (B, 1, T, K) in float32 for the half-rotation form of RoPE (arXiv 2104.09864).
 
+    The sines of the left half are negated, as `rotate` needs them.
     `ntk_factor` > 1 raises the base so that positions up to that many times the trained length stay in range.
     """
     base = theta * ntk_factor ** (head_dim / (head_dim - 2))
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_BT.device) / head_dim
     angles_BTK = positions_BT[..., None].float() * (base**-exponents)
-    angles_B1TK = torch.cat((angles_BTK, angles_BTK), dim=-1)[:, None]
-    return angles_B1TK.cos(), angles_B1TK.sin()
+    cos_B1TK, sin_B1TK = angles_BTK.cos()[:, None], angles_BTK.sin()[:, None]
+    return torch.cat((cos_B1TK, cos_B1TK), dim=-1), torch.cat((-sin_B1TK, sin_B1TK), dim=-1)
 
 
 def rotate(x_BHTK: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
@@ -33,7 +34,7 @@ def rotate(x_BHTK: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     cos_B1TK, sin_B1TK = tables
     x = x_BHTK.float()
     left, right = x.chunk(2, dim=-1)
-    return (x * cos_B1TK + torch.cat((-right, left), dim=-1) * sin_B1TK).to(x_BHTK.dtype)
+    return torch.addcmul(x * cos_B1TK, torch.cat((right, left), dim=-1), sin_B1TK).to(x_BHTK.dtype)
 
 
 def visibility(

@@ -1,17 +1,20 @@
 """LLaDA's bidirectional transformer (arXiv 2502.09992) with Llama's names: embeddings in, hidden states out.
 
-Left out: sampling, pictures and sound (they arrive as embeddings), caches.
+Left out: sampling, pictures and sound (they arrive as embeddings), what is kept between steps (see cache.py).
 
-Shapes: B batch, T positions, D width, H heads, K head width, V vocabulary.
+Shapes: B batch, T positions, S positions looked at, D width, H heads, K head width, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdiff.attention import attention, rotary_tables, rotate
+from mmdiff.cache import Keep
 from mmdiff.config import BackboneConfig
 
 
@@ -41,12 +44,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TT: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: Keep | None = None
+    ) -> Tensor:
         q_BHTK, k_BHTK, v_BHTK = (
             proj(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out_BHTK = attention(rotate(q_BHTK, rotary), rotate(k_BHTK, rotary), v_BHTK, mask_B1TT)
+        q_BHTK, k_BHSK, v_BHSK = rotate(q_BHTK, rotary), rotate(k_BHTK, rotary), v_BHTK
+        if keep is not None:
+            k_BHSK, v_BHSK = keep(k_BHSK, v_BHSK)
+        out_BHTK = attention(q_BHTK, k_BHSK, v_BHSK, mask_B1TS)
         out_BTD: Tensor = self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
         return out_BTD
 
@@ -75,8 +83,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TT: Tensor | None) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TT)
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: Keep | None = None
+    ) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, keep)
         out_BTD: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
         return out_BTD
 
@@ -104,17 +114,24 @@ class Backbone(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.5)
 
-    def forward(self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor | None = None, keeps: Sequence[Keep] = ()
+    ) -> Tensor:
         """Hidden states (B, T, D) after the last norm; `lm_head` turns the rows that matter into logits.
 
         Args:
             x_BTD: token, picture and sound embeddings.
             positions_BT: rotary positions, counted per row.
-            mask_B1TT: True where a position may look; None lets every position see every other (no causal mask).
+            mask_B1TS: True where a position may look; None lets every position see every other (no causal mask).
+            keeps: one per layer, where keys and values are kept; positions then see all that are kept there.
         """
         config = self.config
         rotary = rotary_tables(positions_BT, config.head_dim, config.rope_theta, config.rope_ntk_factor)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, rotary, mask_B1TT)
+        for number, layer in enumerate(self.layers):
+            x_BTD = layer(x_BTD, rotary, mask_B1TS, keeps[number] if keeps else None)
         out_BTD: Tensor = self.norm(x_BTD)
         return out_BTD
+
+    def aligned(self, hidden_BTD: Tensor) -> Tensor:
+        """The hidden states from which each position's logits are made: its own, or those of the one before it."""
+        return torch.cat((hidden_BTD[:, :1], hidden_BTD[:, :-1]), dim=1) if self.config.shifted else hidden_BTD

@@ -24,6 +24,7 @@ from mmdiff.config import PRESETS, SO400M_PENULTIMATE, BackboneConfig, ModelConf
 from mmdiff.errors import CheckpointError
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processor import MMDiffProcessor
+from mmdiff.quantize import Bits, quantize
 from mmdiff.vision.tower import load_tower, tower_state
 
 TOWER = "vision_tower."
@@ -207,7 +208,7 @@ TOWERS: dict[str, VisionConfig] = {
 
 
 def config_of_published(folder: Path) -> ModelConfig:
-    """Our settings for a published LLaDA or LLaDA-V folder.
+    """Our settings for a published LLaDA, LLaDA-V or Dream folder.
 
     LLaDA's special ids are used where the vocabulary is LLaDA's; a smaller one must name its mask and EOS ids.
 
@@ -218,12 +219,14 @@ def config_of_published(folder: Path) -> ModelConfig:
     for key, value in _UNSUPPORTED.items():
         if published.get(key) is value:
             raise CheckpointError(f"{folder}: config.json says {key}={value}, which mmdiff's backbone does not do")
-    found = {
+    found: dict[str, Any] = {
         ours: next((published[key] for key in keys if published.get(key) is not None), None)
         for ours, keys in _BACKBONE_KEYS.items()
     }
     if missing := [name for name in list(_BACKBONE_KEYS)[:6] if found[name] is None]:
         raise CheckpointError(f"{folder}: config.json does not say {', '.join(missing)}; this is no LLaDA-style model")
+    if published.get("model_type") == "Dream":  # Qwen2's layers, which always have these biases; logits one place early
+        found |= {"qkv_bias": True, "shifted": True}
     backbone = BackboneConfig(**{name: value for name, value in found.items() if value is not None})
     vision = _vision_of(published, folder) if published.get("mm_vision_tower") else None
     preset = PRESETS["llada-v-8b" if vision else "llada-8b"]
@@ -232,7 +235,7 @@ def config_of_published(folder: Path) -> ModelConfig:
 
 
 def _tokens_of(published: Mapping[str, Any], vocab_size: int, usual: TokenIds) -> TokenIds:
-    if vocab_size > usual.eot:
+    if vocab_size > usual.eot and published.get("mask_token_id", usual.mask) == usual.mask:
         return usual
     if "mask_token_id" not in published:
         raise CheckpointError(f"config.json names no mask_token_id, and a vocabulary of {vocab_size} is not LLaDA's")
@@ -265,7 +268,7 @@ def _siglip(sizes: Mapping[str, Any]) -> VisionConfig:
 
 
 def load_folder(
-    folder: Path, device: torch.device, dtype: torch.dtype, device_map: str | None = None
+    folder: Path, device: torch.device, dtype: torch.dtype, device_map: str | None = None, bits: Bits | None = None
 ) -> tuple[MMDiffModel, MMDiffProcessor]:
     """A model and its processor from a folder of ours or of a published layout, every weight accounted for.
 
@@ -276,6 +279,8 @@ def load_folder(
     with torch.device("meta"):
         model = MMDiffModel(MMDiffConfig.of(config))
     load_weights(model, Weights(folder), dtype=dtype)
+    if bits is not None:
+        quantize(model.backbone.layers, bits)
     if device_map is not None:
         from accelerate import dispatch_model, infer_auto_device_map
 

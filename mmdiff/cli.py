@@ -35,6 +35,11 @@ Threshold = Annotated[float | None, typer.Option(help="Commit every position thi
 Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token.")]
 CfgScale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 0 is none.")]
 Seed = Annotated[int, typer.Option(help="For a temperature above 0.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any decoding setting, such as rule=wino; may be given again."),
+]
+Quantize = Annotated[str | None, typer.Option(help="8bit or 4bit: the layers' weights in fewer bits.")]
 
 
 @app.command()
@@ -53,7 +58,9 @@ def ask(
     threshold: Threshold = None,
     temperature: Temperature = None,
     cfg_scale: CfgScale = None,
+    settings: Settings = None,
     seed: Seed = 0,
+    quantize: Quantize = None,
 ) -> None:
     """Answer a question about each picture."""
     if speech is None and len(pictures_and_question) < 2:
@@ -63,8 +70,8 @@ def ask(
     decoding = _given(
         gen_length=gen_length, block_length=block_length, steps=steps, threshold=threshold, temperature=temperature,
         cfg_scale=cfg_scale,
-    )
-    _answer(pictures, question, model, as_json, show_steps, device, seed, decoding, speech)
+    ) | _settings(settings)
+    _answer(pictures, question, model, as_json, show_steps, device, seed, decoding, speech, quantize)
 
 
 @app.command()
@@ -144,6 +151,7 @@ def caption(
     threshold: Threshold = None,
     steps: Steps = None,
     temperature: Temperature = None,
+    settings: Settings = None,
     seed: Seed = 0,
 ) -> None:
     """Describe each picture."""
@@ -153,6 +161,7 @@ def caption(
     if known is None:
         raise _refuse(f"--length {length!r} is not known; use one of {', '.join(CAPTION_PROMPTS)}")
     decoding = _given(threshold=threshold, steps=steps, temperature=temperature) | {"gen_length": CAPTION_ROOM[known]}
+    decoding |= _settings(settings)
     _answer(pictures, CAPTION_PROMPTS[known], model, as_json, show_steps, device, seed, decoding)
 
 
@@ -206,6 +215,81 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    settings: Annotated[list[str] | None, typer.Argument(help="Some of the settings; all by default.")] = None,
+    model: Model = "tiny",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many pictures of each task.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw score against passes here (PNG, SVG or PDF).")] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 64,
+    device: Device = None,
+) -> None:
+    """Measure accuracy against forward passes for each rule and cache."""
+    from mmdiff.eval import tradeoff
+
+    if unknown := [name for name in settings or [] if name not in tradeoff.SETTINGS]:
+        raise _refuse(f"unknown setting {unknown[0]!r}; known are {'; '.join(tradeoff.SETTINGS)}")
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise _refuse(f"--batch-size {batch_size} and --limit {limit} must be at least 1")
+    report = tradeoff.compare(_load(model, device), settings or list(tradeoff.SETTINGS), limit, batch_size)
+    if out:
+        out.write_text(json.dumps(report, indent=1) + "\n")
+    if plot:
+        tradeoff.plot(report, plot)
+
+
+@app.command()
+def bench(
+    model: Annotated[str | None, typer.Option(help="A shipped model, a checkpoint folder or a hub name.")] = None,
+    preset: Annotated[str, typer.Option(help="Sizes of a model with random weights: small, llada-8b, ...")] = "small",
+    prompt: Annotated[list[int] | None, typer.Option(help="Positions before the answer; may be given again.")] = None,
+    cache: Annotated[list[str] | None, typer.Option(help="none, prefix, block, ...; may be given again.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Answers at once; may be given again.")] = None,
+    gen_length: Annotated[int, typer.Option(help="Positions of the answer.")] = 128,
+    block_length: Annotated[int, typer.Option(help="Positions of a block.")] = 32,
+    steps: Annotated[int, typer.Option(help="Steps in all, for the rule quota.")] = 128,
+    rule: Annotated[str | None, typer.Option(help="What a step commits.")] = None,
+    threshold: Threshold = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Device = None,
+    repeats: Annotated[int, typer.Option(help="Answers measured, of which the medians are shown.")] = 3,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also measure the obvious versions.")] = False,
+    divergence: Annotated[bool, typer.Option("--divergence", help="Also tell how far caches are from exact.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the layers; CUDA graphs on a GPU.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+) -> None:
+    """Measure the speed of answers, with random weights or a model's."""
+    import torch
+
+    from mmdiff.config import DecodingConfig, from_dict
+    from mmdiff.eval.speed import SIZES, Load, bench, compile_layers, random_model
+    from mmdiff.pipeline import choose_device, load
+
+    if model is None and preset not in SIZES:
+        raise _refuse(f"--preset {preset!r} is not known; use one of {', '.join(SIZES)}")
+    if dtype not in ("float32", "bfloat16"):
+        raise _refuse(f"--dtype {dtype!r} is not known; use float32 or bfloat16")
+    counts = {"--prompt": prompt or [729], "--batch": batch or [1], "--repeats": [repeats]}
+    for name, values in counts.items():
+        if min(values) < 1:
+            raise _refuse(f"{name} {min(values)} does not fit; it must be at least 1")
+    settings = {"gen_length": gen_length, "block_length": block_length, "steps": steps, "rule": rule,
+                "threshold": threshold, "stop": False}
+    try:
+        plans = [from_dict(DecodingConfig, {**settings, "cache": each}) for each in cache or ["none", "prefix"]]
+    except ValueError as error:
+        raise _refuse(str(error)) from None
+    place, number_type = choose_device(device), getattr(torch, dtype)
+    measured = load(model, device=place, dtype=number_type).model if model else random_model(preset, place, number_type)
+    loads = [Load(length, rows, plan) for length in counts["--prompt"] for rows in counts["--batch"] for plan in plans]
+    if compiled:
+        compile_layers(measured)
+    report = bench(measured, loads, repeats, baselines, divergence)
+    if out is not None:
+        out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+@app.command()
 def info(
     model: Annotated[str, typer.Argument(help="A preset, a shipped model or a checkpoint folder.")] = "tiny",
 ) -> None:
@@ -233,7 +317,7 @@ def main() -> None:
 
 def _answer(
     pictures: list[str], question: str, model: str, as_json: bool, show_steps: bool, device: str | None, seed: int,
-    decoding: dict[str, Any], speech: str | None = None,
+    decoding: dict[str, Any], speech: str | None = None, quantize: str | None = None,
 ) -> None:
     from mmdiff.vision.image import open_image
 
@@ -245,7 +329,7 @@ def _answer(
     if speech is not None:
         _check_sounds([speech])
     started = time.perf_counter()
-    pipeline = _load(model, device)
+    pipeline = _load(model, device, quantize)
     loaded = time.perf_counter()
     if speech is not None:
         question = pipeline.heard(speech)
@@ -285,6 +369,7 @@ def _with_progress(pipeline: Pipeline, name: str, **options: Any) -> Transcript:
 def _as_dict(question: str, answer: Answer) -> dict[str, Any]:
     return {
         "question": question, "answer": answer.text, "confidence": round(answer.confidence, 4), "steps": answer.steps,
+        "passes": answer.passes,
         "tokens": [{"text": t.text, "confidence": round(t.confidence, 4), "step": t.step} for t in answer.tokens],
     }
 
@@ -311,14 +396,28 @@ def _paint(draft: Draft) -> Any:
     return line
 
 
-def _load(model: str, device: str | None) -> Pipeline:
+def _load(model: str, device: str | None, quantize: str | None = None) -> Pipeline:
     from mmdiff.pipeline import load
 
-    return load(model, device=device)
+    return load(model, device=device, quantize=quantize)  # type: ignore[arg-type]
 
 
 def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def _settings(given: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE by name, numbers and none as JSON has them."""
+    found: dict[str, Any] = {}
+    for each in given or []:
+        name, equals, value = each.partition("=")
+        if not (name and equals):
+            raise _refuse(f"--set {each!r} does not fit; give NAME=VALUE, such as rule=wino")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def _refuse(message: str) -> Exception:

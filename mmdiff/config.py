@@ -8,16 +8,22 @@ known sizes. What a published `config.json` calls these things is translated in 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
 AttentionPattern = Literal["full", "segment-causal"]
 ViewLayout = Literal["anyres", "resize", "pad"]
 TowerLibrary = Literal["transformers", "timm", "open_clip"]
 AudioConnector = Literal["stack", "dual"]
+Order = Literal["low_confidence", "margin", "entropy", "random", "left_to_right"]
+Rule = Literal["quota", "threshold", "factor", "entropy_bounded", "dilated", "local", "first_hitting",
+               "running_confidence", "saber", "wino"]
+Schedule = Literal["uniform", "shifted", "cosine", "dream"]
+Cache = Literal["none", "prefix", "block", "dual", "delayed"]
 T = TypeVar("T")
 
 
@@ -37,6 +43,7 @@ class BackboneConfig:
     qkv_bias: bool = False
     max_position_embeddings: int = 4096
     attention_pattern: AttentionPattern = "full"  # "segment-causal": see attention.py
+    shifted: bool = False  # whether a position's logits come out one position before it (Dream)
 
     def __post_init__(self) -> None:
         _require_counts(
@@ -158,28 +165,43 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How an answer is denoised; `sampler.py` says what each does.
-
-    `steps` is the total over all blocks for the fixed-quota rules; `threshold` is the confidence (0 to 1) of the
-    threshold rule, which ignores `steps`.
-    """
+    """How an answer is denoised; `sampler.py`, `rules.py`, `schedule.py` and `cache.py` say what each does."""
 
     gen_length: int = 128  # positions in the canvas
     block_length: int = 128
-    steps: int = 128
-    order: Literal["low_confidence", "random"] = "low_confidence"
-    threshold: float | None = None
+    steps: int = 128  # in all blocks together, for the rule "quota"
+    start_length: int | None = None  # with which an answer starts, to grow up to gen_length; by default gen_length
+    schedule: Schedule = "uniform"  # how the steps of a block share its positions, for the rule "quota"
+    order: Order = "low_confidence"
+    rule: Rule | None = None  # by default "threshold" where one is given, else "quota"
+    threshold: float | None = None  # confidence (0 to 1), for the rule "threshold"
+    factor: float = 1.0  # for the rule "factor"
+    gamma: float = 0.1  # nats, for the rule "entropy_bounded"
     temperature: float = 0.0
+    top_k: int | None = None  # ids that may be drawn at a position, the likeliest; the others count nothing anywhere
     cfg_scale: float = 0.0
     stop: bool = True  # end as soon as everything before the end-of-answer token is decided
+    cache: Cache | None = None  # by default "prefix" where it is exact, else "none"
+    refresh: int | None = None  # steps after which a cache computes everything anew; by default its own choice
+    lookahead: int = 0  # likely next canvases computed in each pass, with no or an exact cache; same answer
 
     def __post_init__(self) -> None:
         _require_counts(self, "gen_length", "block_length", "steps")
-        _require(self.order in ("low_confidence", "random"), "order", self.order, "use low_confidence or random")
-        _require(self.temperature >= 0.0, "temperature", self.temperature, "it must be 0 or more")
-        _require(self.cfg_scale >= 0.0, "cfg_scale", self.cfg_scale, "it must be 0 or more")
-        _require(self.threshold is None or 0.0 <= self.threshold <= 1.0, "threshold", self.threshold,
-                 "it must lie between 0 and 1")
+        for name, known in {"order": Order, "schedule": Schedule, "rule": Rule, "cache": Cache}.items():
+            value, names = getattr(self, name), typing.get_args(known)
+            unset = value is None and name in ("rule", "cache")
+            _require(unset or value in names, name, value, f"use one of {', '.join(names)}")
+        for name in ("temperature", "cfg_scale", "factor", "gamma"):
+            _require(_is_number(getattr(self, name)) and getattr(self, name) >= 0.0, name, getattr(self, name),
+                     "it must be a number, 0 or more")
+        _require(self.threshold is None or (_is_number(self.threshold) and 0.0 <= self.threshold <= 1.0), "threshold",
+                 self.threshold, "it must lie between 0 and 1")
+        _require(isinstance(self.stop, bool), "stop", self.stop, "it must be true or false")
+        _require(self.rule != "threshold" or self.threshold is not None, "rule", self.rule, "give a threshold as well")
+        given = [name for name in ("top_k", "refresh", "start_length") if getattr(self, name) is not None]
+        _require_counts(self, *given)
+        _require(isinstance(self.lookahead, int) and self.lookahead >= 0, "lookahead", self.lookahead,
+                 "it must be a whole number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -205,7 +227,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     Raises:
         ValueError: a key is unknown or a required one is missing (the message lists them), or a value does not fit.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     missing = sorted(
@@ -215,6 +237,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     if unknown or missing:
         raise ValueError(f"{where} ({cls.__name__}): unknown keys {unknown}, missing keys {missing}")
     return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -233,6 +260,10 @@ def _require_counts(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(isinstance(value, Integral) and int(value) >= 1, name, value, "it must be a whole number, at least 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _require(condition: bool, name: str, value: object, hint: str = "") -> None:

@@ -9,7 +9,6 @@ picture.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from mmdiff.audio.tower import WhisperTower
 from mmdiff.backbone import Backbone
 from mmdiff.config import ModelConfig
 from mmdiff.fuse import fuse
+from mmdiff.store import Encoder
 from mmdiff.tokens import segment_ids as derive_segments
 from mmdiff.vision.connector import build_connector, pixel_shuffle
 from mmdiff.vision.merge import merge_views
@@ -133,15 +133,20 @@ class MMDiffModel(PreTrainedModel):
         image_grids: Tensor | None = None,
         input_features: Tensor | None = None,
         feature_lengths: Tensor | None = None,
+        encoder: Encoder | None = None,
     ) -> Tensor:
-        """Embeddings (B, T, D) of the ids, with those of each picture and sound at its placeholders."""
-        tokens = self.model_config.tokens
+        """Embeddings (B, T, D) of the ids, with those of each picture and sound at its placeholders.
+
+        Args:
+            encoder: what encodes pictures and sounds in the model's stead.
+        """
+        tokens, encoder = self.model_config.tokens, encoder or self
         embeds_BTD: Tensor = self.backbone.embed_tokens(input_ids)
         if pixel_values is not None and image_sizes is not None and image_grids is not None:
-            pictures = self.encode_images(pixel_values, image_sizes, image_grids)
+            pictures = encoder.encode_images(pixel_values, image_sizes, image_grids)
             embeds_BTD = fuse(embeds_BTD, torch.eq(input_ids, tokens.image or 0), torch.cat(pictures))
         if input_features is not None and feature_lengths is not None:
-            sounds = self.encode_audio(input_features, feature_lengths)
+            sounds = encoder.encode_audio(input_features, feature_lengths)
             embeds_BTD = fuse(embeds_BTD, torch.eq(input_ids, tokens.audio or 0), torch.cat(sounds))
         return embeds_BTD
 
@@ -171,55 +176,8 @@ class MMDiffModel(PreTrainedModel):
         mask_B1TT = visibility(valid_BT, segments_BT, pattern, branch_ids)
         media = (pixel_values, image_sizes, image_grids, input_features, feature_lengths)
         embeds_BTD = self.embed(input_ids, *media)
-        hidden_BTD = self.backbone(embeds_BTD, positions_BT, mask_B1TT)
+        hidden_BTD = self.backbone.aligned(self.backbone(embeds_BTD, positions_BT, mask_B1TT))
         return ModelOutput(logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select]))
-
-
-class Prompted:
-    """A model with a batch of prompts: logits at canvas positions, for `sampler.denoise`.
-
-    Pictures and prompt embeddings are computed once, here. Prompts are padded on the left, so every row's canvas starts
-    in the same column; rotary positions are counted per row, so a row's numbers are those it has alone.
-
-    Shapes: B rows, P prompt positions, A active rows, G canvas positions, N selected positions.
-    """
-
-    def __init__(self, model: MMDiffModel, input_ids: Tensor, attention_mask: Tensor | None = None, **media: Any):
-        self.model = model
-        self.embeds_BPD = model.embed(input_ids, **media)
-        valid_BP = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        self.valid_BP = valid_BP.bool()
-        self.segments_BP = derive_segments(input_ids, model.model_config.tokens)
-        self.sounds_BP = torch.eq(input_ids, model.model_config.tokens.audio or 0)
-
-    def unconditional(self) -> Prompted:
-        """The same prompts with every token and picture hidden behind the mask embedding."""
-        other = copy.copy(self)
-        mask = torch.tensor(self.model.model_config.tokens.mask, device=self.embeds_BPD.device)
-        other.embeds_BPD = self.model.backbone.embed_tokens(mask).expand_as(self.embeds_BPD)
-        return other
-
-    @torch.inference_mode()
-    def outputs(self, where_BP: Tensor) -> Tensor:
-        """Logits (N, V) at the True positions of the prompts, which see no canvas."""
-        backbone = self.model.backbone
-        mask_B1PP = visibility(self.valid_BP, self.segments_BP, backbone.config.attention_pattern)
-        positions_BP = (self.valid_BP.cumsum(1) - 1).clamp(min=0)
-        logits_NV: Tensor = backbone.lm_head(backbone(self.embeds_BPD, positions_BP, mask_B1PP)[where_BP])
-        return logits_NV
-
-    @torch.inference_mode()
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Tensor:
-        backbone, (num_rows, length) = self.model.backbone, ids_AG.shape
-        valid_AP, segments_AP = self.valid_BP[rows_A], self.segments_BP[rows_A]
-        embeds_ATD = torch.cat((self.embeds_BPD[rows_A], backbone.embed_tokens(ids_AG)), dim=1)
-        valid_AT = torch.cat((valid_AP, valid_AP.new_ones(num_rows, length)), dim=1)
-        segments_AT = torch.cat((segments_AP, (segments_AP[:, -1:] + 1).expand(-1, length)), dim=1)
-        mask_A1TT = visibility(valid_AT, segments_AT, backbone.config.attention_pattern)
-        positions_AT = (valid_AT.cumsum(1) - 1).clamp(min=0)
-        hidden_ATD = backbone(embeds_ATD, positions_AT, mask_A1TT)
-        logits_NV: Tensor = backbone.lm_head(hidden_ATD[:, -length:][select_AG])
-        return logits_NV
 
 
 def _connector(config: ModelConfig) -> nn.Sequential:

@@ -26,9 +26,12 @@ from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import load_folder
 from mmdiff.config import PRESETS, AudioConfig, DecodingConfig
 from mmdiff.errors import CheckpointError, MMDiffError, NoSpeechError
-from mmdiff.model import MMDiffModel, Prompted
+from mmdiff.model import MMDiffModel
 from mmdiff.processor import Messages, MMDiffProcessor
-from mmdiff.sampler import Predict, denoise, guided
+from mmdiff.prompted import Prompted, cached
+from mmdiff.quantize import QUANTIZED, Bits
+from mmdiff.sampler import Batch, Denoiser, Finished, Guided, denoise
+from mmdiff.store import Store
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.vision.image import open_image
 
@@ -57,11 +60,12 @@ class Token:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer; `steps` is how many forward passes its row took."""
+    """A finished answer; `steps` is how often its row was denoised, `passes` how many forward passes had it in them."""
 
     text: str
     tokens: tuple[Token, ...]
     steps: int
+    passes: int = 0
     heard: str = ""  # the question, where it was spoken
 
     @property
@@ -81,9 +85,14 @@ class Draft:
 class Pipeline:
     """A model ready to be asked. Every verb takes decoding settings by name (`steps=16`, `temperature=0.7`)."""
 
-    def __init__(self, model: MMDiffModel, processor: MMDiffProcessor) -> None:
+    def __init__(self, model: MMDiffModel, processor: MMDiffProcessor, store_bytes: int = 2**28) -> None:
+        """
+        Args:
+            store_bytes: room for what later questions may share, such as an encoded picture; 0 for nothing.
+        """
         self.model = model.eval()
         self.processor = processor
+        self.store = Store(store_bytes)
 
     @overload
     def ask(
@@ -214,12 +223,13 @@ class Pipeline:
         if mode == "low_confidence":
             likely = self._likelihoods(prompted, ids)
             doubted = set(sorted(range(len(ids)), key=lambda place: likely[place])[: round(share * len(ids))])
-            return self._answers(self._reopen(prompted, [ids], [doubted], slack, settings), revised=True)[0]
+            canvas = self._reopen(prompted, [ids], [doubted], slack, settings)
+            return self._answers(canvas, prompted.passes_B.tolist(), revised=True)[0]
         ends = [len(ids) * part // chunks for part in range(chunks + 1)]
         for first, end in reversed(list(zip(ends, ends[1:], strict=False))):  # from behind, so that places stay
             canvas = self._reopen(prompted, [ids], [set(range(first, end))], slack, settings)
             ids = self._kept(canvas)[0]
-        return self._answers(canvas, revised=True)[0]
+        return self._answers(canvas, prompted.passes_B.tolist(), revised=True)[0]
 
     def chat(self, messages: Messages, *, seed: int = 0, **decoding: Any) -> Answer:
         """Answer a conversation in the chat format: roles, and contents with text and image parts."""
@@ -231,34 +241,51 @@ class Pipeline:
         """Answer several conversations at once, of any lengths and numbers of pictures."""
         if not conversations:
             return []
-        (last,) = deque(self._denoise(conversations, seeds, self.decoding(**decoding)), maxlen=1)
-        return self._answers(last)
+        return self.answers(_finish(self.start(conversations, seeds=seeds, **decoding)))
 
     def stream(self, image: Any, question: str, *, seed: int = 0, **decoding: Any) -> Iterator[Draft]:
         """The answer being denoised: one draft after each step, the last one complete."""
-        for canvas in self._denoise([[_user(image, question)]], [seed], self.decoding(**decoding)):
-            yield self._draft(canvas)
+        batch = self.start([[_user(image, question)]], seeds=[seed], **decoding)
+        while batch.working:
+            yield self._draft(batch.step())
+
+    def start(
+        self, conversations: Sequence[Messages], *, seeds: Sequence[int] | None = None,
+        limits: Sequence[int] | None = None, **decoding: Any,
+    ) -> Denoiser:
+        """The answers to several conversations before their first step, for whoever steps them: a server, say.
+
+        Batches that were started with the same settings may `join`.
+
+        Args:
+            limits: positions that each answer may have at most; `gen_length` by default, and never more.
+        """
+        settings = self.decoding(**decoding)
+        prompted = self._prompt(conversations, settings.gen_length)
+        batch: Batch = cached(prompted, settings)
+        if settings.cfg_scale > 0:
+            batch = Guided(batch, cached(prompted.unconditional(), settings), settings.cfg_scale)
+        tokens, most = self.model.model_config.tokens, settings.gen_length
+        limits = [min(limit, most) for limit in limits or [most] * len(conversations)]
+        lengths = [min(limit, settings.start_length or most) for limit in limits]
+        canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
+        return Denoiser(batch, canvas, settings, tokens, seeds, limits)
+
+    def answers(self, finished: Finished) -> list[Answer]:
+        """What the rows say that have left a batch."""
+        return self._answers(finished.canvas, finished.passes)
 
     def decoding(self, **changes: Any) -> DecodingConfig:
         """The model's decoding settings with changes; an unknown name or a misfit is an MMDiffError."""
         known = {field.name for field in dataclasses.fields(DecodingConfig)}
         if unknown := sorted(changes.keys() - known):
             raise MMDiffError(f"unknown decoding setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        if "steps" in changes and not {"threshold", "rule"} & changes.keys():
+            changes["threshold"] = None  # a number of steps has no meaning to the model's usual threshold
         try:
             return dataclasses.replace(self.model.model_config.decoding, **changes)
         except (ValueError, TypeError) as error:
             raise MMDiffError(str(error)) from None
-
-    def _denoise(
-        self, conversations: Sequence[Messages], seeds: Sequence[int] | None, decoding: DecodingConfig
-    ) -> Iterator[Canvas]:
-        prompted = self._prompt(conversations, decoding.gen_length)
-        predict: Predict = prompted
-        if decoding.cfg_scale > 0:
-            predict = guided(prompted, prompted.unconditional(), decoding.cfg_scale)
-        tokens = self.model.model_config.tokens
-        canvas = Canvas.blank(len(conversations), decoding.gen_length, tokens.mask, self.model.device)
-        yield from denoise(predict, canvas, decoding, tokens, seeds)
 
     def _prompt(self, conversations: Sequence[Messages], gen_length: int) -> Prompted:
         """The model with the conversations before it, if there is room for an answer behind the longest."""
@@ -277,7 +304,7 @@ class Pipeline:
                 "positions; ask for a shorter answer or give fewer pictures and shorter sounds"
             )
         with torch.inference_mode():  # left before the first yield, or the caller would run in it between steps
-            return Prompted(self.model, **inputs)
+            return Prompted(self.model, store=self.store, **inputs)
 
     def _audio_config(self) -> AudioConfig:
         if self.model.model_config.audio is None:
@@ -304,9 +331,9 @@ class Pipeline:
     def _from_nothing(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[tuple[Answer, list[int]]]:
         """The words of each sound and their ids, denoised from masks alone."""
         conversations = [[_listener(sound, TRANSCRIBE_PROMPT)] for sound in sounds]
-        (canvas,) = deque(self._denoise(conversations, None, decoding), maxlen=1)
+        finished = _finish(self.start(conversations, **dataclasses.asdict(decoding)))
         tokens = self.model.model_config.tokens
-        return list(zip(self._answers(canvas), canvas.answers((tokens.eos, tokens.eot)), strict=True))
+        return list(zip(self.answers(finished), finished.canvas.answers((tokens.eos, tokens.eot)), strict=True))
 
     def _from_drafts(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[tuple[Answer, list[int]]]:
         """The words of each sound as its embeddings spell them; what is in doubt is opened and denoised."""
@@ -315,7 +342,8 @@ class Pipeline:
         doubted = [{place for place, sure in enumerate(confidences) if sure < doubt} for _, confidences in drafts]
         ids, confidences = zip(*drafts, strict=True)
         canvas = self._reopen(prompted, ids, doubted, 1, decoding, confidences)
-        return list(zip(self._answers(canvas, revised=True), self._kept(canvas), strict=True))
+        answers = self._answers(canvas, prompted.passes_B.tolist(), revised=True)
+        return list(zip(answers, self._kept(canvas), strict=True))
 
     def _drafts(self, prompted: Prompted) -> list[tuple[list[int], list[float]]]:
         """What the outputs at each row's sound spell, and the confidence of each token."""
@@ -355,14 +383,14 @@ class Pipeline:
         length = canvas.ids_BG.shape[1]
         settings = dataclasses.replace(decoding, gen_length=length, block_length=length)
         inside = dataclasses.replace(tokens, eos=tokens.eot, never=(*tokens.never, tokens.eot))
-        return deque([canvas, *denoise(prompted, canvas, settings, inside)], maxlen=1)[0]
+        return deque([canvas, *denoise(cached(prompted, settings), canvas, settings, inside)], maxlen=1)[0]
 
     def _kept(self, canvas: Canvas) -> list[list[int]]:
         """The ids of each row before its end, without the places where nothing stands."""
         tokens = self.model.model_config.tokens
         return [[token for token in row if token != tokens.eos] for row in canvas.answers((tokens.eot,))]
 
-    def _answers(self, canvas: Canvas, revised: bool = False) -> list[Answer]:
+    def _answers(self, canvas: Canvas, passes: Sequence[int], revised: bool = False) -> list[Answer]:
         """The answers of a finished canvas; in a revised draft, end-of-text tokens are places with nothing in them."""
         tokens = self.model.model_config.tokens
         rows = canvas.answers((tokens.eot,) if revised else (tokens.eos, tokens.eot))
@@ -372,6 +400,7 @@ class Pipeline:
                 text=self.processor.tokenizer.decode(canvas.ids_BG[row, places], skip_special_tokens=True).strip(),
                 tokens=tuple(self._token(canvas, row, place) for place in places),
                 steps=int(canvas.step_BG[row].max()) + 1,
+                passes=passes[row],
             )
             for row, places in enumerate(kept)
         ]
@@ -388,33 +417,49 @@ class Pipeline:
         return Token(text, float(canvas.confidence_BG[row, position]), int(canvas.step_BG[row, position]))
 
 
+def _finish(batch: Denoiser) -> Finished:
+    while batch.working:
+        batch.step()
+    return batch.leave()
+
+
 def load(
     name: str | Path = "tiny",
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
     device_map: str | None = None,
+    quantize: Bits | None = None,
+    store_bytes: int = 2**28,
 ) -> Pipeline:
     """A pipeline from a shipped model's name, a checkpoint folder, or a hub name such as "GSAI-ML/LLaDA-V".
 
     Args:
         device: "cpu", "cuda", ...; the GPU where there is one.
         dtype: of the weights; "auto" is float32 on CPU (bfloat16 is slow on most) and bfloat16 elsewhere.
-        device_map: "auto" spreads a large model over the devices there are (Accelerate).
+        device_map: "auto" spreads a large model over the GPUs there are, and what they cannot hold over the processor's
+            memory (Accelerate).
+        quantize: "8bit" or "4bit" keeps the layers' weights smaller (bitsandbytes), at some loss of quality.
+        store_bytes: room for what later questions may share, such as an encoded picture; 0 for nothing.
 
     Raises:
         CheckpointError: nothing is known by that name, or the checkpoint is damaged, incomplete or of another kind.
     """
-    place = _device(device)
+    place = choose_device(device)
     if dtype == "auto":
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     number_type = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(number_type, torch.dtype):
         raise MMDiffError(f"dtype={dtype!r} is not known; use float32 or bfloat16")
-    return Pipeline(*load_folder(find(name), place, number_type, device_map))
+    if quantize not in (None, *QUANTIZED):
+        raise MMDiffError(f"quantize={quantize!r} is not known; use {' or '.join(QUANTIZED)}")
+    if quantize is not None and device_map is not None:
+        raise MMDiffError(f"quantize={quantize!r} and device_map={device_map!r} do not go together; choose one of them")
+    return Pipeline(*load_folder(find(name), place, number_type, device_map, quantize), store_bytes)
 
 
-def _device(name: str | torch.device | None) -> torch.device:
+def choose_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name; without one the GPU where there is one."""
     place = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros((), device=place)

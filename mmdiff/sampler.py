@@ -1,63 +1,90 @@
-"""The one denoising loop: a generator of canvases, with rules that choose positions and guidance as a wrapped model.
+"""The one denoising loop: rows of canvases, rules that choose positions, and guidance as a wrapped model.
 
 Semantics are LLaDA's (arXiv 2502.09992; ML-GSAI/LLaDA `generate.py`): a quota of commits per step, blocks from left to
 right, committed tokens are final. Added: a row stops as soon as everything before its end token is decided, every row
-has its own seed, and a row never depends on its neighbours. Left out: caches, and rules that take commits back.
+has its own seed, rows may start short and grow, rows join and leave between steps, and a row never depends on its
+neighbours. Which positions are committed is decided in rules.py, what is computed for it in cache.py.
 
 Shapes: B rows, A rows still at work, G canvas positions, N eligible positions of the active rows in reading order,
-V vocabulary, S steps.
+S positions whose logits are asked for, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.errors import MMDiffError
-from mmdiff.schedule import commit_quota, even_shares
+from mmdiff.rules import ORDERS, Revising, Votes, make_rule, rule_name
+from mmdiff.schedule import SCHEDULES, even_shares
+
+# DAEDAL's first stage (arXiv 2508.00819): a canvas is long enough when its last positions expect the end.
+END_WINDOW = 32  # positions
+END_EXPECTED = 0.5  # mean probability of the end tokens there
+GROWTH = 8  # positions
 
 
 class Predict(Protocol):
-    """A model with its prompts: logits (N, V) at the True positions of `select_AG`, for the canvas ids of some rows."""
+    """A model with its prompts: logits (S, V) at the True positions of `select_AG`, for the canvas ids of some rows.
 
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Tensor: ...
+    For a rule that reads tokens as if they were hidden, the positions of `hidden_AG` follow, in reading order too.
+    """
 
-
-Rule = Callable[[Tensor, Tensor, Tensor], Tensor]  # (score_AG, eligible_AG, quota_A) -> positions_AG
-
-
-def quota_rule(score_AG: Tensor, eligible_AG: Tensor, quota_A: Tensor) -> Tensor:
-    """LLaDA: each row's best positions, as many as its quota says; ties go to the lowest index."""
-    order_AG = score_AG.masked_fill(~eligible_AG, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank_G = torch.arange(order_AG.shape[1], device=order_AG.device)
-    rank_AG = torch.empty_like(order_AG).scatter_(1, order_AG, rank_G.expand_as(order_AG))
-    return (rank_AG < quota_A[:, None]) & eligible_AG
+    def __call__(
+        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+    ) -> Tensor: ...
 
 
-def threshold_rule(threshold: float) -> Rule:
-    """Fast-dLLM (arXiv 2505.22618): every position at least this confident, and always the best one."""
+@runtime_checkable
+class Batch(Predict, Protocol):
+    """A `Predict` whose rows can change between steps."""
 
-    def rule(score_AG: Tensor, eligible_AG: Tensor, quota_A: Tensor) -> Tensor:
-        best_AG = quota_rule(score_AG, eligible_AG, torch.ones_like(quota_A))
-        return best_AG | ((score_AG >= threshold) & eligible_AG)
+    @property
+    def passes_B(self) -> Tensor:
+        """How many passes through the backbone each row took part in."""
+        ...
 
-    return rule
+    def take(self, rows_A: Tensor) -> None:
+        """Keep these rows only, in this order; a row may be named several times."""
+        ...
+
+    def join(self, other: Batch) -> None:
+        """Take the rows of another batch of the same kind behind these."""
+        ...
 
 
-def guided(conditional: Predict, unconditional: Predict, scale: float) -> Predict:
+class Guided:
     """Classifier-free guidance (arXiv 2207.12598) in LLaDA's form: u + (scale + 1)(c - u)."""
 
-    def predict(ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Tensor:
-        with_prompt_NV = conditional(ids_AG, rows_A, select_AG)
-        without_NV = unconditional(ids_AG, rows_A, select_AG)
-        return without_NV + (scale + 1) * (with_prompt_NV - without_NV)
+    def __init__(self, conditional: Batch, unconditional: Batch, scale: float) -> None:
+        self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
 
-    return predict
+    @property
+    def passes_B(self) -> Tensor:
+        return self.conditional.passes_B + self.unconditional.passes_B
+
+    def take(self, rows_A: Tensor) -> None:
+        """As `Batch.take`."""
+        self.conditional.take(rows_A)
+        self.unconditional.take(rows_A)
+
+    def join(self, other: Batch) -> None:
+        """As `Batch.join`."""
+        assert isinstance(other, Guided) and other.scale == self.scale
+        self.conditional.join(other.conditional)
+        self.unconditional.join(other.unconditional)
+
+    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+        hidden = () if hidden_AG is None else (hidden_AG,)
+        with_prompt_SV = self.conditional(ids_AG, rows_A, select_AG, *hidden)
+        without_SV = self.unconditional(ids_AG, rows_A, select_AG, *hidden)
+        return without_SV + (self.scale + 1) * (with_prompt_SV - without_SV)
 
 
 def denoise(
@@ -66,54 +93,189 @@ def denoise(
     decoding: DecodingConfig,
     tokens: TokenIds,
     seeds: Sequence[int] | None = None,
+    limits: Sequence[int] | None = None,
 ) -> Iterator[Canvas]:
-    """Yield the canvas after every step until all rows are finished.
+    """Yield the canvas after every step until all rows are finished; arguments and errors as of `Denoiser`."""
+    batch = Denoiser(predict, canvas, decoding, tokens, seeds, limits)
+    while batch.working:
+        yield batch.step()
 
-    Args:
-        predict: logits at the positions that may be committed now; nothing else is computed.
-        canvas: what is fixed and what is open.
-        decoding: its `gen_length` is not read here, the canvas has its own.
-        seeds: one per row, for temperature and random order; row number by default.
 
-    Raises:
-        MMDiffError: fewer steps than blocks, or another number of seeds than of rows.
+class Finished(NamedTuple):
+    """Rows that have left: their names, their canvases, and the passes that each took part in."""
+
+    names: list[int]
+    canvas: Canvas
+    passes: list[int]
+
+
+class Denoiser:
+    """Rows being denoised together: each step is one pass for all that are not finished.
+
+    Between steps rows may `join`, and those that are finished may `leave`.
     """
-    device, num_rows = canvas.ids_BG.device, canvas.ids_BG.shape[0]
-    seeds = range(num_rows) if seeds is None else seeds
-    if len(seeds) != num_rows:
-        raise MMDiffError(f"{len(seeds)} seeds for {num_rows} rows; give one seed per row")
-    rule = quota_rule if decoding.threshold is None else threshold_rule(decoding.threshold)
-    quotas_BS = plan_quotas(canvas, decoding)
-    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
-    banned = torch.tensor(tokens.never, dtype=torch.long, device=device)
-    end_ids = (tokens.eos, tokens.eot) if decoding.stop else ()
-    for step in range(canvas.ids_BG.shape[1]):
-        rows_A = (~canvas.finished(end_ids)).nonzero()[:, 0]
-        if len(rows_A) == 0:
-            return
-        part = canvas.take(rows_A)
-        eligible_AG = part.eligible(decoding.block_length)
-        logits_NV = predict(part.ids_BG, rows_A, eligible_AG).float().index_fill(1, banned, -torch.inf)
-        counts = dict(zip(rows_A.tolist(), eligible_AG.sum(dim=1).tolist(), strict=True))
-        row_draws = [(draws[row], n) for row, n in counts.items()]
-        ids_N, confidence_N = sample(logits_NV, tokens.mask, decoding.temperature, row_draws)
+
+    def __init__(
+        self, predict: Predict, canvas: Canvas, decoding: DecodingConfig, tokens: TokenIds,
+        seeds: Sequence[int] | None = None, limits: Sequence[int] | None = None,
+    ) -> None:
+        """
+        Args:
+            predict: logits at the positions that may be committed now; nothing else is computed.
+            canvas: what is fixed and what is open.
+            decoding: its `gen_length` is not read here, the canvas has its own.
+            seeds: one per row, for temperature and random order; row number by default.
+            limits: positions that each row may grow to, where the model expects its answer to be longer.
+
+        Raises:
+            MMDiffError: fewer steps than blocks, or another number of seeds than of rows.
+        """
+        num_rows = len(canvas.ids_BG)
+        seeds = range(num_rows) if seeds is None else seeds
+        if len(seeds) != num_rows:
+            raise MMDiffError(f"{len(seeds)} seeds for {num_rows} rows; give one seed per row")
+        self.predict, self.canvas, self.decoding, self.tokens = predict, canvas, decoding, tokens
+        self.rule, self.order = make_rule(decoding), ORDERS[decoding.order]
+        self.names = list(range(num_rows))  # of the rows, also when others have left
+        self.draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.quotas_BS = plan_quotas(canvas, decoding)
+        self.steps_B = torch.zeros(num_rows, dtype=torch.long, device=canvas.ids_BG.device)  # of each row so far
+        self.growth_B = torch.zeros_like(self.steps_B)  # those of them in which it grew
+        self.limits_B = canvas.length_B if limits is None else torch.tensor(limits, device=canvas.ids_BG.device)
+        self.growing_B = canvas.length_B < self.limits_B
+        self._banned = torch.tensor(tokens.never, dtype=torch.long, device=canvas.ids_BG.device)
+        self._end_ids = (tokens.eos, tokens.eot) if decoding.stop else ()
+        self._next_name = num_rows
+
+    @property
+    def working(self) -> bool:
+        """Whether any row is not finished."""
+        return not bool(self._finished().all())
+
+    def step(self) -> Canvas:
+        """One pass, and what it decides."""
+        rows_A = (~self._finished()).nonzero()[:, 0]
+        part, growing_A = self.canvas.take(rows_A), self.growing_B[rows_A]
+        eligible_AG = part.eligible(self.decoding.block_length) & ~growing_A[:, None]
+        tail_AG = part.tail(END_WINDOW) & growing_A[:, None]
+        logits_SV, logits_MV, decided_AG = self._predict(part, rows_A, eligible_AG, tail_AG)
+        counts = zip(rows_A.tolist(), eligible_AG.sum(dim=1).tolist(), strict=True)
+        draws = [(self.draws[row], count) for row, count in counts]
+        asked_AG = eligible_AG | tail_AG
+        if growing_A.any():
+            self._grow(rows_A[growing_A], logits_SV[tail_AG[asked_AG]].split(tail_AG.sum(1)[growing_A].tolist()))
+        logits_NV = logits_SV[eligible_AG[asked_AG]]
+        ids_N = sample(logits_NV, self.tokens.mask, self.decoding.temperature, draws)
+        places_A1 = (self.steps_B - self.growth_B)[rows_A, None].clamp(max=self.quotas_BS.shape[1] - 1)
+        votes = Votes(part, eligible_AG, logits_NV, ids_N, self.quotas_BS[rows_A].gather(1, places_A1)[:, 0],
+                      self.decoding.block_length, draws, [self.names[row] for row in rows_A.tolist()], decided_AG,
+                      logits_MV)
+        here_AG = self.rule(votes, self.order(votes))
         ids_AG = part.ids_BG.masked_scatter(eligible_AG, ids_N)
-        confidence_AG = part.confidence_BG.masked_scatter(eligible_AG, confidence_N)
-        score_AG = confidence_AG
-        if decoding.order == "random":
-            lots_N = torch.cat([torch.rand(n, generator=generator) for generator, n in row_draws]).to(device)
-            score_AG = confidence_AG.masked_scatter(eligible_AG, lots_N)
-        here_AG = rule(score_AG, eligible_AG, quotas_BS[rows_A, min(step, quotas_BS.shape[1] - 1)])
-        canvas = canvas.commit(rows_A, here_AG, ids_AG, confidence_AG, step)
-        yield canvas
+        steps_A = self.steps_B[rows_A]
+        self.canvas = self.canvas.commit(rows_A, here_AG, ids_AG, votes.confidence_AG, steps_A)
+        if isinstance(self.rule, Revising):
+            taken_back_AG = self.rule.takes_back(votes, self.canvas.take(rows_A))
+            self.canvas = self.canvas.reopen(rows_A, taken_back_AG, self.tokens.mask)
+        self.steps_B[rows_A] = steps_A + 1
+        self.growth_B[rows_A] += growing_A
+        return self.canvas
+
+    def join(self, other: Denoiser) -> list[int]:
+        """Take over the rows of another one with the same settings; gives their names. The other is used up."""
+        assert other.decoding == self.decoding and isinstance(self.predict, Batch) and isinstance(other.predict, Batch)
+        self.predict.join(other.predict)
+        names = [self._next_name + number for number in range(len(other.names))]
+        self._next_name += len(names)
+        self.names, self.draws = self.names + names, self.draws + other.draws
+        self.canvas = self.canvas.joined(other.canvas)
+        width = max(self.quotas_BS.shape[1], other.quotas_BS.shape[1])
+        self.quotas_BS = torch.cat([F.pad(each.quotas_BS, (0, width - each.quotas_BS.shape[1]))
+                                    for each in (self, other)])
+        self.steps_B, self.growth_B, self.limits_B, self.growing_B = (
+            torch.cat(pair) for pair in zip(self._row_state(), other._row_state(), strict=True))
+        return names
+
+    def leave(self) -> Finished:
+        """Let the finished rows go."""
+        assert isinstance(self.predict, Batch)
+        finished_B = self._finished()
+        gone_A, rest_A = (here_B.nonzero()[:, 0] for here_B in (finished_B, ~finished_B))
+        passes = self.predict.passes_B[gone_A.cpu()].tolist()
+        finished = Finished([self.names[row] for row in gone_A.tolist()], self.canvas.take(gone_A), passes)
+        if finished.names:
+            self.predict.take(rest_A)
+            self.canvas, self.quotas_BS = self.canvas.take(rest_A), self.quotas_BS[rest_A]
+            self.names, self.draws = ([each[row] for row in rest_A.tolist()] for each in (self.names, self.draws))
+            self.steps_B, self.growth_B, self.limits_B, self.growing_B = (each[rest_A] for each in self._row_state())
+        return finished
+
+    def _row_state(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.steps_B, self.growth_B, self.limits_B, self.growing_B
+
+    def _finished(self) -> Tensor:
+        return self.canvas.finished(self._end_ids)
+
+    def _predict(
+        self, part: Canvas, rows_A: Tensor, eligible_AG: Tensor, tail_AG: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits at the eligible positions and the tails, those at what the rule looks back at, and where that is."""
+        reads = self.rule.reads if isinstance(self.rule, Revising) else None
+        decided_AG = torch.zeros_like(eligible_AG)
+        if reads is not None:
+            decided_AG = _decided(part, eligible_AG, self.decoding.block_length)
+        asked_AG = eligible_AG | tail_AG
+        if reads == "hidden" and decided_AG.any():
+            both_SV = self._usable(self.predict(part.ids_BG, rows_A, asked_AG, decided_AG))
+            count = int(asked_AG.sum())
+            return both_SV[:count], both_SV[count:], decided_AG
+        select_AG = asked_AG | decided_AG
+        both_SV = self._usable(self.predict(part.ids_BG, rows_A, select_AG))
+        return both_SV[asked_AG[select_AG]], both_SV[decided_AG[select_AG]], decided_AG
+
+    def _usable(self, logits_SV: Tensor) -> Tensor:
+        logits_SV = logits_SV.float().index_fill(1, self._banned, -torch.inf)
+        return logits_SV if self.decoding.top_k is None else keep_likeliest(logits_SV, self.decoding.top_k)
+
+    def _grow(self, rows_A: Tensor, tails: Sequence[Tensor]) -> None:
+        """Lengthen the rows whose tails (n, V) do not expect the end; the others have their length."""
+        ends = torch.tensor((self.tokens.eos, self.tokens.eot), device=rows_A.device).unique()
+        expected = [_end_expected(tail_NV, ends) for tail_NV in tails]
+        length_A = self.canvas.length_B[rows_A]
+        wanted_A = torch.minimum(length_A + GROWTH, self.limits_B[rows_A])
+        short_A = torch.tensor([share < END_EXPECTED for share in expected], device=rows_A.device)
+        self.canvas = self.canvas.lengthened(rows_A, torch.where(short_A, wanted_A, length_A), self.tokens.mask)
+        self.growing_B[rows_A] = short_A & (wanted_A < self.limits_B[rows_A])
+        quotas_BS = plan_quotas(self.canvas.take(rows_A), self.decoding)
+        width = max(quotas_BS.shape[1], self.quotas_BS.shape[1])
+        self.quotas_BS = F.pad(self.quotas_BS, (0, width - self.quotas_BS.shape[1]))
+        self.quotas_BS[rows_A] = F.pad(quotas_BS, (0, width - quotas_BS.shape[1]))
+
+
+def _end_expected(tail_NV: Tensor, end_ids: Tensor) -> float:
+    """The mean probability of the end tokens over the last positions, those counted at whose likeliest token is one."""
+    probs_NV = tail_NV.softmax(dim=-1)
+    expects_N = torch.isin(tail_NV.argmax(dim=-1), end_ids).flip(0).cumprod(0).flip(0)
+    return float((probs_NV[:, end_ids].sum(1) * expects_N).mean())
+
+
+def _decided(part: Canvas, eligible_AG: Tensor, block_length: int) -> Tensor:
+    """Positions of each row's current block (A, G) that were decided here."""
+    numbers_G = torch.arange(eligible_AG.shape[1], device=eligible_AG.device) // block_length
+    block_A1 = eligible_AG.int().argmax(dim=1, keepdim=True) // block_length
+    return (numbers_G == block_A1) & (part.step_BG >= 0) & eligible_AG.any(1, keepdim=True)
+
+
+def keep_likeliest(logits_SV: Tensor, count: int) -> Tensor:
+    """The logits with all but each position's likeliest ids at minus infinity; ties with the last one stay."""
+    least_S1 = logits_SV.topk(min(count, logits_SV.shape[1]), dim=-1).values[:, -1:]
+    return logits_SV.masked_fill(logits_SV < least_S1, -torch.inf)
 
 
 def sample(
     logits_NV: Tensor, mask_id: int, temperature: float, draws: Sequence[tuple[torch.Generator, int]]
-) -> tuple[Tensor, Tensor]:
-    """Draw an id for every position, never the mask, and that id's un-noised probability as its confidence.
-
-    The mask's own probability stays in the sum, as in LLaDA: a position that would rather stay masked is less sure.
+) -> Tensor:
+    """Draw an id (N) for every position, never the mask.
 
     The noise is added in float64 as minus the logarithm of an exponential draw, which does not saturate: float32
     uniforms would cut off the tail (arXiv 2409.02908).
@@ -128,28 +290,25 @@ def sample(
             for generator, n in draws
         ]).log().neg()
         noisy_NV = noisy_NV.double() + temperature * noise_NV.to(logits_NV.device)
-    ids_N = noisy_NV.argmax(dim=-1)
-    log_probs_N = logits_NV.gather(1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
-    return ids_N, log_probs_N.exp()
+    return noisy_NV.argmax(dim=-1)
 
 
 def plan_quotas(canvas: Canvas, decoding: DecodingConfig) -> Tensor:
-    """How many positions each row commits at each step (B, S): LLaDA's even shares within every block.
+    """How many positions each row commits at each step (B, S), by the schedule within every block.
 
     Steps are shared evenly over the blocks; neither need divide the other.
     """
-    blocks = canvas.open_BG.split(decoding.block_length, dim=1)
-    if decoding.steps < len(blocks) and decoding.threshold is None:
+    blocks, schedule = canvas.open_BG.split(decoding.block_length, dim=1), SCHEDULES[decoding.schedule]
+    if decoding.steps < len(blocks) and rule_name(decoding) == "quota":
         raise MMDiffError(
             f"steps={decoding.steps} is fewer than the {len(blocks)} blocks of length {decoding.block_length}; "
             f"raise steps or block_length"
         )
     block_steps = [max(1, share) for share in even_shares(decoding.steps, len(blocks))]
     rows = [
-        [quota for block, steps in zip(row, block_steps, strict=True) for quota in commit_quota(block, steps)]
+        [quota for block, steps in zip(row, block_steps, strict=True) for quota in schedule(block, steps) if quota]
         for row in torch.stack([block.sum(dim=1) for block in blocks], dim=1).tolist()
     ]
     longest = max(map(len, rows), default=0)
     padded = [row + [0] * (max(longest, 1) - len(row)) for row in rows]
     return torch.tensor(padded, device=canvas.ids_BG.device)
-

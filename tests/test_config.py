@@ -122,10 +122,17 @@ def test_decoding_counts_are_whole_and_positive(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "fits", "misfits"),
     [
-        ("threshold", [None, 0.0, 0.5, 1.0], [-0.1, 1.1, float("nan")]),
-        ("temperature", [0.0, 2.0], [-1.0, float("nan")]),
+        ("threshold", [None, 0.0, 0.5, 1.0], [-0.1, 1.1, float("nan"), "high"]),
+        ("temperature", [0.0, 2.0], [-1.0, float("nan"), "hot", True]),
+        ("start_length", [None, 4], [0, 1.5, "x"]),
+        ("top_k", [None, 50], [0, 2.5]),
+        ("refresh", [None, 3], [0, "often"]),
+        ("lookahead", [0, 4], [-1, 1.5, None]),
+        ("stop", [True, False], ["maybe", 1]),
+        ("rule", [None, "wino"], ["winoo", 3]),
+        ("cache", [None, "dual"], ["yes", False]),
         ("cfg_scale", [0.0, 3.0], [-0.5, float("nan")]),
-        ("order", ["low_confidence", "random"], ["entropy"]),
+        ("order", ["low_confidence", "random"], ["alphabetical"]),
     ],
 )
 def test_decoding_bounds(name: str, fits: list[Any], misfits: list[Any]) -> None:

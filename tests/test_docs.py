@@ -22,7 +22,8 @@ from PIL import Image, ImageChops
 import mmdiff
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/training.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in (
+    "architecture", "decoding", "performance", "training"))]
 EXTERNAL = {"arecord", "bash", "cd", "git", "source", "tensorboard"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 every_page = pytest.mark.parametrize("page", PAGES)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from mmdiff.canvas import Canvas
 from mmdiff.config import DecodingConfig
-from mmdiff.model import MMDiffModel, Prompted
+from mmdiff.model import MMDiffModel
+from mmdiff.prompted import Prompted
 from mmdiff.sampler import denoise
 from mmdiff.vision.image import open_image
 from mmdiff.vision.views import count_tokens, make_views

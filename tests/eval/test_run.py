@@ -71,7 +71,8 @@ def test_perfect_answers_score_one_of_one() -> None:
     assert list(report["tasks"]) == list(TASKS)
     for task in report["tasks"].values():
         assert task.keys() == {
-            "questions", "score", "right", "of", "kinds", "steps_per_answer", "seconds", "some_wrong"
+            "questions", "score", "right", "of", "kinds", "steps_per_answer", "passes_per_answer", "seconds",
+            "some_wrong",
         }
         assert task["score"] == 1.0 and task["right"] == task["of"] >= task["questions"]
         assert set(task["kinds"].values()) == {1.0} and task["some_wrong"] == [] and task["steps_per_answer"] == 3

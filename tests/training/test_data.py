@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mmdiff.config import PRESETS
-from mmdiff.model import MMDiffConfig, MMDiffModel, Prompted
+from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.processor import MMDiffProcessor
+from mmdiff.prompted import Prompted
 from mmdiff.tokens import segment_ids
 from mmdiff.training import data, easy_vqa, questions
 from mmdiff.training.corrupt import IGNORE

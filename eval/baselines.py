@@ -1,0 +1,96 @@
+"""The obvious versions that `speed.py` measures against: LLaDA's loop as described, and caches that grow by joining.
+
+Written from the descriptions in arXiv 2502.09992 and 2505.22618. They do what the published loops do at temperature 0
+and nothing more; `tests/eval/test_speed.py` holds that they give the ids of the sampler.
+
+Shapes: B rows, T positions, D width, H heads, K head width, V vocabulary, G canvas positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmdiff.attention import attention, rotary_tables, rotate
+from mmdiff.backbone import Backbone, Block
+from mmdiff.schedule import even_shares
+
+Pair = tuple[Tensor, Tensor]
+
+
+@torch.inference_mode()
+def llada_loop(
+    backbone: Backbone, prompt_BT: Tensor, gen_length: int, block_length: int, steps: int, mask: int
+) -> Tensor:
+    """LLaDA's sampler: logits at every position, float64 softmax over all of them, top-k per row in a Python loop."""
+    canvas_BG = torch.full((len(prompt_BT), gen_length), mask, device=prompt_BT.device)
+    ids_BT, start = torch.cat((prompt_BT, canvas_BG), dim=1), prompt_BT.shape[1]
+    positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+    blocks = gen_length // block_length
+    for block in range(blocks):
+        end = start + (block + 1) * block_length
+        for quota in even_shares(block_length, steps // blocks):
+            hidden_BTD = backbone(backbone.embed_tokens(ids_BT), positions_BT)
+            _commit(ids_BT, backbone.lm_head(hidden_BTD), quota, end, mask)
+    return ids_BT
+
+
+@torch.inference_mode()
+def joining_caches(
+    backbone: Backbone, prompt_BT: Tensor, gen_length: int, block_length: int, steps: int, mask: int, dual: bool
+) -> Tensor:
+    """Fast-dLLM's two caches in their obvious form: keys kept unrotated, joined and rotated anew at every step."""
+    canvas_BG = torch.full((len(prompt_BT), gen_length), mask, device=prompt_BT.device)
+    ids_BT, start = torch.cat((prompt_BT, canvas_BG), dim=1), prompt_BT.shape[1]
+    blocks = gen_length // block_length
+    for block in range(blocks):
+        first, end = start + block * block_length, start + (block + 1) * block_length
+        kept: list[Pair] = []
+        for step, quota in enumerate(even_shares(block_length, steps // blocks)):
+            if step == 0:
+                logits_BTV, kept = _joined(backbone, ids_BT, [], [])
+                _commit(ids_BT, logits_BTV, quota, end, mask)
+                continue
+            before = [(k[:, :, :first], v[:, :, :first]) for k, v in kept]
+            after = [(k[:, :, end:], v[:, :, end:]) for k, v in kept] if dual else []
+            part_BT = ids_BT[:, first : end if dual else None]
+            logits_BQV, _ = _joined(backbone, part_BT, before, after)
+            _commit(part_BT, logits_BQV, quota, block_length, mask)
+            ids_BT[:, first : first + part_BT.shape[1]] = part_BT
+    return ids_BT
+
+
+def _joined(backbone: Backbone, ids_BT: Tensor, before: list[Pair], after: list[Pair]) -> tuple[Tensor, list[Pair]]:
+    """Logits of these positions, and their unrotated keys and values."""
+    config, x_BTD, made = backbone.config, backbone.embed_tokens(ids_BT), []
+    first = before[0][0].shape[2] if before else 0
+    length = first + ids_BT.shape[1] + (after[0][0].shape[2] if after else 0)
+    positions_1T = torch.arange(length, device=ids_BT.device)[None]
+    for number, layer in enumerate(backbone.layers):
+        assert isinstance(layer, Block)
+        own, h_BTD = layer.self_attn, layer.input_layernorm(x_BTD)
+        q, k, v = (proj(h_BTD).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
+                   for proj in (own.q_proj, own.k_proj, own.v_proj))
+        made.append((k, v))
+        if before:
+            k, v = (torch.cat((old, new), dim=2) for old, new in zip(before[number], (k, v), strict=True))
+        if after:
+            k, v = (torch.cat((new, old), dim=2) for new, old in zip((k, v), after[number], strict=True))
+        tables = rotary_tables(positions_1T, config.head_dim, config.rope_theta, config.rope_ntk_factor)
+        own_tables = tuple(table[:, :, first : first + ids_BT.shape[1]] for table in tables)
+        out_BHTK = attention(rotate(q, (own_tables[0], own_tables[1])), rotate(k, tables), v, None)
+        x_BTD = x_BTD + own.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+        x_BTD = x_BTD + layer.mlp(layer.post_attention_layernorm(x_BTD))
+    return backbone.lm_head(backbone.norm(x_BTD)), made
+
+
+def _commit(ids_BT: Tensor, logits_BTV: Tensor, quota: int, end: int, mask: int) -> None:
+    """Put the most confident tokens before `end` in place."""
+    logits_BTV[..., mask] = -torch.inf
+    best_BT = logits_BTV.argmax(-1)
+    confidence_BT = logits_BTV.double().softmax(-1).gather(-1, best_BT[..., None])[..., 0]
+    confidence_BT[:, end:] = -torch.inf
+    confidence_BT = torch.where(ids_BT == mask, confidence_BT, -torch.inf)
+    for row in range(len(ids_BT)):
+        places = confidence_BT[row].topk(quota).indices
+        ids_BT[row, places] = best_BT[row, places]

@@ -1,0 +1,285 @@
+"""How fast answers are made: passes, milliseconds, tokens, memory, and how far that is from what the machine allows.
+
+Useful tokens are those before the first end token; the prompt is never counted. Random weights are as fast as trained
+ones per pass; how many tokens a pass commits is only told by a trained model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from mmdiff.canvas import Canvas
+from mmdiff.config import PRESETS, BackboneConfig, DecodingConfig, ModelConfig, TokenIds
+from mmdiff.errors import MMDiffError
+from mmdiff.eval.baselines import joining_caches, llada_loop
+from mmdiff.eval.run import processor_name
+from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.prompted import Prompted, cached
+from mmdiff.sampler import Denoiser, denoise
+
+SMALL = ModelConfig(
+    backbone=BackboneConfig(vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=12,
+                            num_attention_heads=8, num_key_value_heads=8),
+    tokens=TokenIds(mask=8191, eos=8190, eot=8189, bos=8188, pad=8190),
+)
+SIZES: dict[str, ModelConfig] = {"small": SMALL, **PRESETS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is asked of the model."""
+
+    prompt_length: int  # positions, those of pictures and sounds among them
+    batch: int
+    decoding: DecodingConfig
+
+
+def random_model(name: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> MMDiffModel:
+    """The language model of a preset with random weights, made where it will run; towers are left out.
+
+    Raises:
+        MMDiffError: there is no room for it.
+    """
+    config = dataclasses.replace(SIZES[name], vision=None, audio=None)
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        model = torch.nn.Module.to(MMDiffModel(MMDiffConfig.of(config)), dtype)
+    needed, free = sum(weight.nbytes for weight in model.parameters()), free_bytes(device)
+    if needed > free:
+        raise MMDiffError(f"{name} takes {needed / 2**30:.1f} GiB in {str(dtype)[6:]}, and {device.type} has "
+                          f"{free / 2**30:.1f} GiB free; use a smaller preset, bfloat16, or another device")
+    model.to_empty(device=device)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        else:
+            torch.nn.init.ones_(parameter)
+    return model.eval()
+
+
+def bench(
+    model: MMDiffModel, loads: Sequence[Load], repeats: int, baselines: bool, diverging: bool = False
+) -> dict[str, Any]:
+    """Every load measured, and beside them the obvious versions; also printed as a table.
+
+    Args:
+        diverging: also tell how far each cache is from computing everything.
+    """
+    machine = measure_machine(model.device, model.dtype)
+    rows = []
+    for load in track(loads, "bench"):
+        rows.append({**_row(load), **measure(model, load, repeats, machine)})
+        if diverging and load.decoding.cache != "none":
+            rows[-1] |= divergence(model, load)
+    if baselines:
+        for load in {tuple(_row(load).values()): load for load in loads}.values():
+            rows += [{**_row(load), **row} for row in measure_baselines(model, load, repeats)]
+    report = {
+        "date": datetime.date.today().isoformat(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else processor_name(),
+        "dtype": str(model.dtype).removeprefix("torch."), **machine, "rows": rows,
+    }
+    Console().print(_table(report))
+    return report
+
+
+def measure(model: MMDiffModel, load: Load, repeats: int, machine: dict[str, float]) -> dict[str, Any]:
+    """The medians of several answers to random prompts, after one that is not counted."""
+    _answer(model, _short(load), 0)
+    runs = [_answer(model, load, seed) for seed in range(repeats)]
+    passes = statistics.median(run["passes"] for run in runs)
+    seconds = statistics.median(run["seconds"] for run in runs)
+    useful = statistics.median(run["useful"] for run in runs)
+    step_ms = statistics.median(itertools.chain.from_iterable(run["steps_ms"] for run in runs))
+    floor_ms = 1000 * floor_seconds(model, load, machine)
+    return {
+        "how": f"cache {load.decoding.cache}", "passes": passes, "seconds": round(seconds, 4),
+        "ms_per_pass": round(1000 * seconds / passes, 3), "ms_of_a_step": round(step_ms, 3),
+        "floor_ms": round(floor_ms, 3), "tokens_per_pass": round(useful / passes / load.batch, 3),
+        "tokens_per_second": round(useful / seconds, 1),
+        "first_commit_ms": round(statistics.median(run["first_ms"] for run in runs), 2),
+        "peak_mebibytes": round(peak_mebibytes(model.device)),
+    }
+
+
+def divergence(model: MMDiffModel, load: Load) -> dict[str, float]:
+    """How far a cache is from computing everything: in logits on its own way, and in the ids at its end.
+
+    `logits_off` is the mean absolute difference over the standard deviation of the exact logits; `ids_equal` the share
+    of ids that are those without a cache.
+    """
+    tokens, plain = model.model_config.tokens, dataclasses.replace(load.decoding, cache="none")
+    prompt, canvas = random_prompt(model, load, 0), _blank(model, load)
+    with torch.inference_mode():
+        exact, kept = Prompted(model, prompt), cached(Prompted(model, prompt), load.decoding)
+    off: list[float] = []
+
+    def both(ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+        wanted, got = exact(ids_AG, rows_A, select_AG), kept(ids_AG, rows_A, select_AG)
+        off.append(float((wanted - got).abs().mean() / wanted.std()))
+        return got
+
+    *_, one = denoise(both, canvas, load.decoding, tokens)
+    *_, other = denoise(exact, canvas, plain, tokens)
+    same = float((one.ids_BG == other.ids_BG).float().mean())
+    return {"logits_off": round(statistics.mean(off), 4), "ids_equal": round(same, 4)}
+
+
+def measure_baselines(model: MMDiffModel, load: Load, repeats: int) -> Iterator[dict[str, Any]]:
+    """The obvious loops, for fixed quotas and without an early end: the same number of passes."""
+    decoding, mask = load.decoding, model.model_config.tokens.mask
+    lengths = (decoding.gen_length, decoding.block_length, decoding.steps, mask)
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "llada_loop": lambda ids: llada_loop(model.backbone, ids, *lengths),
+        "joining block": lambda ids: joining_caches(model.backbone, ids, *lengths, dual=False),
+        "joining dual": lambda ids: joining_caches(model.backbone, ids, *lengths, dual=True),
+    }
+    for name, way in track(ways.items(), "the obvious versions"):
+        seconds = []
+        for seed in range(repeats):
+            prompt, started = random_prompt(model, load, seed), time.perf_counter()
+            way(prompt)
+            _wait(model.device)
+            seconds.append(time.perf_counter() - started)
+        middle = statistics.median(seconds)
+        yield {"how": name, "passes": decoding.steps, "seconds": round(middle, 4),
+               "ms_per_pass": round(1000 * middle / decoding.steps, 3)}
+
+
+def random_prompt(model: MMDiffModel, load: Load, seed: int) -> Tensor:
+    """Ids (batch, prompt length) that are no special tokens."""
+    tokens, draws = model.model_config.tokens, torch.Generator().manual_seed(seed)
+    special = {tokens.mask, tokens.eos, tokens.eot, tokens.bos, tokens.pad, tokens.image, tokens.audio, *tokens.never}
+    ids = torch.randint(model.model_config.backbone.vocab_size, (load.batch, load.prompt_length), generator=draws)
+    other = next(number for number in itertools.count() if number not in special)
+    special_ids = torch.tensor([number for number in special if number is not None])
+    return ids.masked_fill(torch.isin(ids, special_ids), other).to(model.device)
+
+
+def compile_layers(model: MMDiffModel) -> None:
+    """Let PyTorch compile each layer of the backbone, with CUDA graphs on a GPU."""
+    mode = "reduce-overhead" if model.device.type == "cuda" else "default"
+    for layer in model.backbone.layers:
+        layer.compile(mode=mode)
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Bytes per second of a large copy (read and written), and operations per second of a large product."""
+    large = device.type == "cuda"
+    source = torch.empty((1 << 30) if large else (1 << 27), dtype=torch.uint8, device=device)
+    target, size = torch.empty_like(source), 8192 if large else 2048
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    copied = _fastest(lambda: target.copy_(source), device)
+    multiplied = _fastest(lambda: matrix @ matrix, device)
+    return {"bytes_per_second": 2 * source.numel() / copied, "operations_per_second": 2 * size**3 / multiplied}
+
+
+def floor_seconds(model: MMDiffModel, load: Load, machine: dict[str, float]) -> float:
+    """The least a step can take that computes one block against what is kept: its bytes or its operations.
+
+    Bytes: weights of layers and head once, keys and values of prompt and canvas once. Operations: two for each weight
+    and position, and attention's two products.
+    """
+    config, decoding = model.backbone.config, load.decoding
+    weights = sum(p.numel() for p in model.backbone.layers.parameters()) + model.backbone.lm_head.weight.numel()
+    item, total = model.backbone.lm_head.weight.element_size(), load.prompt_length + decoding.gen_length
+    width = {"none": total, "dual": decoding.block_length}.get(decoding.cache or "none", decoding.gen_length)
+    keys = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * total * load.batch
+    layer_weights = weights - model.backbone.lm_head.weight.numel()
+    products = 4 * config.num_hidden_layers * config.hidden_size * width * total
+    head = model.backbone.lm_head.weight.numel() * decoding.block_length
+    operations = load.batch * (2 * layer_weights * width + products + 2 * head)
+    moved = item * (weights + keys)
+    return max(moved / machine["bytes_per_second"], operations / machine["operations_per_second"])
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of the GPU, or of the machine where there is none."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def peak_mebibytes(device: torch.device) -> float:
+    """Of the GPU, or of the process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _blank(model: MMDiffModel, load: Load) -> Canvas:
+    return Canvas.blank(load.batch, load.decoding.gen_length, model.model_config.tokens.mask, model.device)
+
+
+def _short(load: Load) -> Load:
+    """One step a block: enough to have every kernel at hand."""
+    decoding = load.decoding
+    blocks = -(-decoding.gen_length // decoding.block_length)
+    return dataclasses.replace(load, decoding=dataclasses.replace(decoding, steps=blocks))
+
+
+def _answer(model: MMDiffModel, load: Load, seed: int) -> dict[str, Any]:
+    tokens, decoding = model.model_config.tokens, load.decoding
+    prompt = random_prompt(model, load, seed)
+    canvas = _blank(model, load)
+    _wait(model.device)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        predict = cached(Prompted(model, prompt), decoding)
+    batch, times = Denoiser(predict, canvas, decoding, tokens), []
+    while batch.working:
+        batch.step()
+        _wait(model.device)
+        times.append(time.perf_counter())
+    ends = (tokens.eos, tokens.eot) if decoding.stop else ()
+    return {
+        "seconds": times[-1] - started, "first_ms": 1000 * (times[0] - started),
+        "passes": int(predict.passes_B.max()),
+        "steps_ms": [1000 * (after - before) for before, after in itertools.pairwise(times)] or [0.0],
+        "useful": sum(map(len, batch.canvas.answers(ends))),
+    }
+
+
+def _fastest(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    seconds = []
+    for _ in range(repeats):
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _row(load: Load) -> dict[str, Any]:
+    return {"prompt": load.prompt_length, "batch": load.batch}
+
+
+def _table(report: dict[str, Any]) -> Table:
+    title = (f"{report['device']}, {report['dtype']}, {report['threads']} threads, {report['date']}; "
+             f"copies {report['bytes_per_second'] / 1e9:.0f} GB/s, multiplies "
+             f"{report['operations_per_second'] / 1e12:.2f} TFLOP/s")
+    table = Table(title=title)
+    names = list(dict.fromkeys(name for row in report["rows"] for name in row))
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="left" if name == "how" else "right")
+    for row in report["rows"]:
+        table.add_row(*[str(row.get(name, "")) for name in names])
+    return table

@@ -1,0 +1,103 @@
+"""Accuracy against forward passes: the same questions with each rule and cache, beside one position a step.
+
+The questions are those of tasks.py, about pictures that no model here was trained on. Settings are compared as they
+were published; none of them is chosen by these scores.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmdiff.errors import require_extra
+from mmdiff.eval.run import ask_all, processor_name
+from mmdiff.eval.tasks import TASKS
+from mmdiff.pipeline import Pipeline
+
+EVERY = 128  # steps: as many as there are positions or more, so each commits one
+ONE_A_STEP = "one position a step"
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    ONE_A_STEP: {"rule": "quota", "steps": EVERY},
+    "default": {},
+    "one position a step, lookahead 4": {"rule": "quota", "steps": EVERY, "lookahead": 4},
+    "quota, 16 steps": {"rule": "quota", "steps": 16},
+    "quota, 16 steps, cosine": {"rule": "quota", "steps": 16, "schedule": "cosine"},
+    "quota, 16 steps, shifted": {"rule": "quota", "steps": 16, "schedule": "shifted"},
+    "quota, 16 steps, margin": {"rule": "quota", "steps": 16, "order": "margin"},
+    "quota, 16 steps, entropy": {"rule": "quota", "steps": 16, "order": "entropy"},
+    "threshold 0.9": {"rule": "threshold", "threshold": 0.9},
+    "threshold 0.6": {"rule": "threshold", "threshold": 0.6},
+    "factor 1": {"rule": "factor"},
+    "entropy_bounded 0.1": {"rule": "entropy_bounded"},
+    "dilated": {"rule": "dilated"},
+    "local": {"rule": "local"},
+    "first_hitting": {"rule": "first_hitting"},
+    "running_confidence, 16 steps": {"rule": "running_confidence", "steps": 16},
+    "saber": {"rule": "saber"},
+    "wino": {"rule": "wino"},
+    "threshold 0.9, cache none": {"rule": "threshold", "threshold": 0.9, "cache": "none"},
+    "threshold 0.9, cache block": {"rule": "threshold", "threshold": 0.9, "cache": "block"},
+    "threshold 0.9, cache dual": {"rule": "threshold", "threshold": 0.9, "cache": "dual"},
+    "threshold 0.9, cache delayed": {"rule": "threshold", "threshold": 0.9, "cache": "delayed"},
+    "threshold 0.9, starts with 8": {"rule": "threshold", "threshold": 0.9, "start_length": 8},
+}
+
+
+def compare(
+    pipeline: Pipeline, names: list[str], limit: int | None, batch_size: int,
+    settings: Mapping[str, Mapping[str, Any]] = SETTINGS,
+) -> dict[str, Any]:
+    """Score and passes per answer of each task with each setting; also printed as a table.
+
+    Args:
+        names: of the settings; `ONE_A_STEP`, which the others are held against, comes first whether it is named or not.
+        limit: only the first so many pictures of each task.
+    """
+    rows = []
+    for name in dict.fromkeys([ONE_A_STEP, *names]):
+        scores = {task: ask_all(task, pipeline, limit, batch_size, **settings[name]) for task in TASKS}
+        told = ("score", "passes_per_answer", "questions", "of", "right")
+        rows.append({"setting": name, **{task: {key: score[key] for key in told} for task, score in scores.items()}})
+    Console().print(table(rows))
+    return {
+        "date": datetime.date.today().isoformat(), "torch": torch.__version__, "limit": limit,
+        "device": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else processor_name(),
+        "rows": rows,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Scores, and passes in parentheses."""
+    made = Table("setting", *TASKS, caption="score (forward passes per answer)")
+    for row in rows:
+        cells = [f"{row[task]['score']:.2%} ({row[task]['passes_per_answer']:.2f})" for task in TASKS]
+        made.add_row(row["setting"], *cells)
+    return made
+
+
+def plot(report: Mapping[str, Any], file: Path) -> None:
+    """Draw every setting as a point, passes against score, one panel for each task.
+
+    Raises:
+        MMDiffError: matplotlib is not installed.
+    """
+    require_extra("matplotlib", "eval", "drawing")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6 * len(TASKS), 6), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
+        for number, row in enumerate(report["rows"]):
+            at = row[task]["passes_per_answer"], 100 * row[task]["score"]
+            axes.plot(*at, "o", color="tab:red" if row["setting"] in (ONE_A_STEP, "default") else "tab:blue")
+            beside = (4, 3 if number % 2 else -7)
+            axes.annotate(row["setting"], at, fontsize=6, xytext=beside, textcoords="offset points")
+        axes.set(title=task, xlabel="forward passes per answer", ylabel="score (%)")
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=110)

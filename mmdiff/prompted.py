@@ -1,0 +1,348 @@
+"""A model with a batch of prompts before it: logits at canvas positions, for `sampler.denoise`.
+
+Pictures, sounds and prompt embeddings are computed once. What a step computes of the rest is a cache's choice
+(`Cached`); rows that compute everything and rows that compute a part go through the backbone one after the other, so
+that no row's work depends on its neighbours.
+
+Shapes: B rows, A active rows, P prompt positions, G canvas positions, T = P + G, Q computed columns of the canvas,
+N selected positions, L positions asked for as if hidden, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdiff.attention import visibility
+from mmdiff.cache import CACHES, Cache, Keep, KeyValues, Progress
+from mmdiff.canvas import ABSENT
+from mmdiff.config import DecodingConfig
+from mmdiff.errors import MMDiffError
+from mmdiff.lookahead import Lookahead
+from mmdiff.model import MMDiffModel
+from mmdiff.sampler import Batch
+from mmdiff.store import Remembering, Segment, Store, prompt_segments
+from mmdiff.tokens import segment_ids as derive_segments
+
+
+class Prompted:
+    """A `sampler.Batch` that computes everything at every step.
+
+    Prompts are padded on the left, so every row's canvas starts in the same column; rotary positions are counted per
+    row, so a row's numbers are those it has alone.
+    """
+
+    def __init__(
+        self, model: MMDiffModel, input_ids: Tensor, attention_mask: Tensor | None = None, store: Store | None = None,
+        **media: Any,
+    ) -> None:
+        self.model, self.store = model, store
+        tokens = model.model_config.tokens
+        encoder = None if store is None else Remembering(model, store)
+        self.embeds_BPD = model.embed(input_ids, encoder=encoder, **media)
+        valid_BP = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        self.valid_BP = valid_BP.bool()
+        self.segments_BP = derive_segments(input_ids, tokens)
+        self.sounds_BP = torch.eq(input_ids, tokens.audio or 0)
+        self.passes_B = torch.zeros(len(input_ids), dtype=torch.long)  # through the backbone, of each row
+        self.parts: list[list[Segment]] = [[] for _ in input_ids]
+        if encoder is not None and model.model_config.backbone.attention_pattern == "segment-causal":
+            media_of = {tokens.image: encoder.pictures, tokens.audio: encoder.sounds}
+            placeholders = {token: given for token, given in media_of.items() if token is not None}
+            self.parts = prompt_segments(input_ids, self.valid_BP, self.segments_BP, placeholders)
+
+    def unconditional(self) -> Prompted:
+        """The same prompts with every token and picture hidden behind the mask embedding."""
+        other = copy.copy(self)
+        mask = torch.tensor(self.model.model_config.tokens.mask, device=self.embeds_BPD.device)
+        other.embeds_BPD = self.model.backbone.embed_tokens(mask).expand_as(self.embeds_BPD)
+        other.passes_B, other.parts = torch.zeros_like(self.passes_B), [[] for _ in self.parts]
+        return other
+
+    def take(self, rows_A: Tensor) -> None:
+        """Keep these rows only, in this order; a row may be named several times."""
+        self.embeds_BPD, self.valid_BP = self.embeds_BPD[rows_A], self.valid_BP[rows_A]
+        self.segments_BP, self.sounds_BP = self.segments_BP[rows_A], self.sounds_BP[rows_A]
+        self.passes_B = self.passes_B[rows_A.cpu()]
+        self.parts = [self.parts[row] for row in rows_A.tolist()]
+
+    def join(self, other: Batch) -> None:
+        """Take the rows of another batch behind these."""
+        assert isinstance(other, Prompted)
+        width = max(self.valid_BP.shape[1], other.valid_BP.shape[1])
+
+        def both(mine_BP: Tensor, others_BP: Tensor) -> Tensor:
+            return torch.cat([F.pad(each, (width - each.shape[-1], 0)) for each in (mine_BP, others_BP)])
+
+        self.embeds_BPD = both(self.embeds_BPD.mT, other.embeds_BPD.mT).mT
+        self.segments_BP = both(self.segments_BP, other.segments_BP)
+        self.sounds_BP = both(self.sounds_BP, other.sounds_BP)
+        self.valid_BP = both(self.valid_BP, other.valid_BP)
+        self.passes_B = torch.cat((self.passes_B, other.passes_B))
+        self.parts = self.parts + other.parts
+
+    @torch.inference_mode()
+    def outputs(self, where_BP: Tensor) -> Tensor:
+        """Logits (N, V) at the True positions of the prompts, which see no canvas."""
+        backbone = self.model.backbone
+        mask_B1PP = visibility(self.valid_BP, self.segments_BP, backbone.config.attention_pattern)
+        positions_BP = (self.valid_BP.cumsum(1) - 1).clamp(min=0)
+        self.passes_B += 1
+        logits_NV: Tensor = backbone.lm_head(backbone(self.embeds_BPD, positions_BP, mask_B1PP)[where_BP])
+        return logits_NV
+
+    @torch.inference_mode()
+    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+        return self.whole(ids_AG, rows_A, select_AG, hidden_AG)
+
+    def whole(
+        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None,
+        keeps: Callable[[slice], Sequence[Keep]] = lambda where: (), first: int = 0,
+    ) -> Tensor:
+        """Logits (N, V) from a pass over prompt and canvas, then those (L, V) of what is asked for as if hidden.
+
+        Args:
+            keeps: of each layer, for the columns that are computed.
+            first: column from which on there is something to compute; what stands before it is kept.
+        """
+        backbone, length = self.model.backbone, ids_AG.shape[1]
+        valid_AP, segments_AP = self.valid_BP[rows_A], self.segments_BP[rows_A]
+        embeds_ATD = torch.cat((self.embeds_BPD[rows_A], backbone.embed_tokens(ids_AG.clamp(min=0))), dim=1)
+        valid_AT = torch.cat((valid_AP, ids_AG != ABSENT), dim=1)
+        segments_AT = torch.cat((segments_AP, (segments_AP[:, -1:] + 1).expand(-1, length)), dim=1)
+        mask_A1TT = visibility(valid_AT, segments_AT, backbone.config.attention_pattern)
+        positions_AT = (valid_AT.cumsum(1) - 1).clamp(min=0)
+        self.passes_B[rows_A.cpu()] += 1
+        if hidden_AG is not None:
+            return self._with_lane(embeds_ATD, positions_AT, mask_A1TT, select_AG, hidden_AG)
+        if mask_A1TT is not None:
+            mask_A1TT = mask_A1TT[:, :, first:]
+        hidden_ATD = backbone(embeds_ATD[:, first:], positions_AT[:, first:], mask_A1TT,
+                              keeps(slice(first, valid_AT.shape[1])))
+        logits_NV: Tensor = backbone.lm_head(backbone.aligned(hidden_ATD)[:, -length:][select_AG])
+        return logits_NV
+
+    def _with_lane(
+        self, embeds_ATD: Tensor, positions_AT: Tensor, mask_A1TT: Tensor | None, select_AG: Tensor, hidden_AG: Tensor
+    ) -> Tensor:
+        """Logits at the selected positions, and behind them those of the verify lane (WINO, arXiv 2507.18578).
+
+        The lane holds a mask token for each position of `hidden_AG`. It sees what the position sees but the position
+        itself, and is seen by itself alone.
+        """
+        backbone, (num_rows, total), length = self.model.backbone, positions_AT.shape, hidden_AG.shape[1]
+        widest = int(hidden_AG.sum(1).max())
+        places_AL = (~hidden_AG).byte().argsort(dim=1, stable=True)[:, :widest]
+        real_AL, places_AL = hidden_AG.gather(1, places_AL), places_AL + total - length
+        mask_ASS = torch.zeros(num_rows, total + widest, total + widest, dtype=torch.bool, device=places_AL.device)
+        mask_ASS[:, :total, :total] = True if mask_A1TT is None else mask_A1TT[:, 0]
+        seen_ALT = mask_ASS[:, :total, :total].gather(1, places_AL[..., None].expand(-1, -1, total))
+        mask_ASS[:, total:, :total] = seen_ALT.scatter(2, places_AL[..., None], False)
+        mask_ASS[:, total:, total:] = torch.eye(widest, dtype=torch.bool, device=places_AL.device)
+        mask_D = backbone.embed_tokens.weight[self.model.model_config.tokens.mask]
+        hidden_ASD = backbone(torch.cat((embeds_ATD, mask_D.expand(num_rows, widest, -1)), dim=1),
+                              torch.cat((positions_AT, positions_AT.gather(1, places_AL)), dim=1), mask_ASS[:, None])
+        canvas_AGD, lane_ALD = hidden_ASD[:, total - length : total], hidden_ASD[:, total:]
+        logits_NV: Tensor = backbone.lm_head(torch.cat((canvas_AGD[select_AG], lane_ALD[real_AL])))
+        return logits_NV
+
+    def part(
+        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, columns_AG: Tensor,
+        keeps: Callable[[slice | Tensor], Sequence[Keep]],
+    ) -> Tensor:
+        """Logits (N, V) from a pass over some columns of the canvas, which see all that is kept.
+
+        Args:
+            keeps: of each layer, for the places of the new keys and values among prompt and canvas.
+        """
+        backbone, length, before = self.model.backbone, ids_AG.shape[1], self.valid_BP.shape[1]
+        widest = int(columns_AG.sum(1).max())
+        places_AQ = (~columns_AG).byte().argsort(dim=1, stable=True)[:, :widest]  # each row's columns, from the left
+        real_AQ = columns_AG.gather(1, places_AQ)
+        where: slice | Tensor | None = _span(places_AQ, real_AQ, before)
+        if where is None:
+            where = torch.where(real_AQ, places_AQ + before, before + length)
+        valid_AT, mask_A1QT = torch.cat((self.valid_BP[rows_A], ids_AG != ABSENT), dim=1), None
+        if not bool(valid_AT.all()):
+            mask_A1QT = valid_AT[:, None, None].expand(-1, 1, widest, -1)
+        positions_AQ = valid_AT[:, :before].sum(1, keepdim=True) + places_AQ
+        embeds_AQD = backbone.embed_tokens(ids_AG.gather(1, places_AQ).clamp(min=0))
+        self.passes_B[rows_A.cpu()] += 1
+        hidden_AQD = backbone(embeds_AQD, positions_AQ, mask_A1QT, keeps(where))
+        logits_NV: Tensor = backbone.lm_head(hidden_AQD[select_AG.gather(1, places_AQ) & real_AQ])
+        return logits_NV
+
+
+class Cached:
+    """A `sampler.Batch` over prompts that keeps keys and values between the steps of one generation."""
+
+    def __init__(self, prompted: Prompted, cache: Cache, block_length: int) -> None:
+        self.prompted, self.cache, self.block_length = prompted, cache, block_length
+        self.calls = 0  # passes through the backbone
+        self._kept: KeyValues | None = None
+        self._rows: list[int] = []  # whose keys and values are kept
+        # What the last step saw of each row.
+        self._open_BG = self._length_B = self._block_B = self._age_B = torch.empty(0)
+
+    @property
+    def passes_B(self) -> Tensor:
+        return self.prompted.passes_B
+
+    @torch.inference_mode()
+    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+        assert hidden_AG is None, "no cache holds what a token would be if it were hidden"
+        kept = self._hold(rows_A, ids_AG.shape[1])
+        progress = self._progress(ids_AG, rows_A, select_AG)
+        stale_A = self.cache.stale(progress)
+        columns_AG = (self.cache.columns(progress) | select_AG) & (ids_AG != ABSENT)
+        self._age_B[rows_A] = torch.where(stale_A, 1, progress.age_A + 1)
+        counts_A = select_AG.sum(1)
+        logits_NV = torch.empty(0)
+        for anew, some_A in ((True, stale_A), (False, ~stale_A)):
+            if not some_A.any():
+                continue
+            here_A = None if some_A.all() else some_A.nonzero()[:, 0]
+            made = self._pass(anew, here_A, kept, ids_AG, rows_A, select_AG, columns_AG)
+            if here_A is None:
+                return made
+            if not len(logits_NV):
+                logits_NV = made.new_empty(int(counts_A.sum()), made.shape[1])
+            logits_NV[some_A.repeat_interleave(counts_A)] = made
+        return logits_NV
+
+    def take(self, rows_A: Tensor) -> None:
+        """As `Prompted.take`."""
+        self.prompted.take(rows_A)
+        if self._kept is not None:
+            held = [self._rows.index(row) for row in rows_A.tolist()]
+            self._kept.take(torch.tensor(held, dtype=torch.long, device=rows_A.device))
+            self._rows = list(range(len(held)))
+            self._length_B, self._open_BG = self._length_B[rows_A], self._open_BG[rows_A]
+            self._block_B, self._age_B = self._block_B[rows_A], self._age_B[rows_A]
+
+    def join(self, other: Batch) -> None:
+        """As `Prompted.join`; what the other one kept is computed anew."""
+        assert isinstance(other, Cached)
+        before, num_rows, more = self.prompted.valid_BP.shape[1], len(self.passes_B), len(other.passes_B)
+        self.prompted.join(other.prompted)
+        if self._kept is not None:
+            self._kept.extend(rows=more, before=self.prompted.valid_BP.shape[1] - before)
+            self._rows += range(num_rows, num_rows + more)
+            self._length_B, self._block_B, self._age_B = (
+                F.pad(each, (0, more), value=-1) for each in (self._length_B, self._block_B, self._age_B))
+            self._open_BG = F.pad(self._open_BG, (0, 0, 0, more), value=True)
+
+    def _pass(
+        self, anew: bool, here_A: Tensor | None, kept: KeyValues, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor,
+        columns_AG: Tensor,
+    ) -> Tensor:
+        """The logits of all active rows, or of some."""
+        self.calls += 1
+        if here_A is not None:
+            ids_AG, rows_A, select_AG, columns_AG = (each[here_A] for each in (ids_AG, rows_A, select_AG, columns_AG))
+
+        def keeps(where: slice | Tensor) -> list[Keep]:
+            return kept.writers(where, here_A)
+
+        if not anew:
+            return self.prompted.part(ids_AG, rows_A, select_AG, columns_AG, keeps)
+        first = self._recall(kept, rows_A)
+        made = self.prompted.whole(ids_AG, rows_A, select_AG, keeps=keeps, first=first)
+        self._remember(kept, rows_A)
+        return made
+
+    def _recall(self, kept: KeyValues, rows_A: Tensor) -> int:
+        """Put in place what the store holds of the prompts; gives the first column that no row has there."""
+        store, width, ends = self.prompted.store, self.prompted.valid_BP.shape[1], []
+        if store is None:
+            return 0
+        for row in rows_A.tolist():
+            held, padding = self._rows.index(row), width - int(self.prompted.valid_BP[row].sum())
+            ends.append(padding)
+            for part in self.prompted.parts[row]:
+                found = store.get(b"kv" + part.key)
+                if found is None:
+                    break
+                kept.stored[:, :, held, :, padding + part.first : padding + part.end] = found
+                ends[-1] = padding + part.end
+        return min(ends)
+
+    def _remember(self, kept: KeyValues, rows_A: Tensor) -> None:
+        """Give the store the keys and values of prompts that were just computed."""
+        store, width = self.prompted.store, self.prompted.valid_BP.shape[1]
+        if store is None:
+            return
+        for row in rows_A.tolist():
+            held, padding = self._rows.index(row), width - int(self.prompted.valid_BP[row].sum())
+            for part in self.prompted.parts[row]:
+                where = slice(padding + part.first, padding + part.end)
+                store.put(b"kv" + part.key, kept.stored[:, :, held, :, where].clone())
+
+    def _hold(self, rows_A: Tensor, length: int) -> KeyValues:
+        """Keys and values of these rows and no others; rows only ever leave."""
+        num_rows, before = self.prompted.valid_BP.shape
+        if self._kept is None:
+            like = self.prompted.embeds_BPD
+            config = self.prompted.model.backbone.config
+            self._kept = KeyValues(config, num_rows, before + length, like.device, like.dtype)
+            self._rows = list(range(num_rows))
+            self._open_BG = torch.ones(num_rows, length, dtype=torch.bool, device=like.device)
+            self._length_B, self._block_B, self._age_B = (
+                torch.full((num_rows,), -1, device=like.device) for _ in range(3))
+        if more := before + length - self._kept.length:
+            self._kept.extend(after=more)
+            self._open_BG = F.pad(self._open_BG, (0, more), value=True)
+        rows = rows_A.tolist()
+        if rows != self._rows:
+            self._kept.take(torch.tensor([self._rows.index(row) for row in rows], device=rows_A.device))
+            self._rows = rows
+        return self._kept
+
+    def _progress(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Progress:
+        """Where the rows stand, remembered for the next step."""
+        open_AG = torch.eq(ids_AG, self.prompted.model.model_config.tokens.mask)
+        block_A = select_AG.int().argmax(dim=1) // self.block_length
+        length_A = torch.ne(ids_AG, ABSENT).sum(dim=1)
+        numbers_G = torch.arange(ids_AG.shape[1], device=ids_AG.device) // self.block_length
+        progress = Progress(
+            open_AG, self._open_BG[rows_A], numbers_G == block_A[:, None], block_A != self._block_B[rows_A],
+            self._age_B[rows_A], length_A != self._length_B[rows_A],
+        )
+        self._open_BG[rows_A], self._block_B[rows_A], self._length_B[rows_A] = open_AG, block_A, length_A
+        return progress
+
+
+def cached(prompted: Prompted, decoding: DecodingConfig) -> Batch:
+    """The prompts with the cache that the settings name; where they name none, with one that is exact."""
+    model = prompted.model.model_config
+    exact = ("none", "prefix") if model.backbone.attention_pattern == "segment-causal" else ("none",)
+    hides = decoding.rule == "wino"
+    name = decoding.cache or ("none" if hides else exact[-1])
+    if name != "none" and (model.backbone.shifted or hides):
+        fault = "rule='wino'" if hides else "a model with shifted logits"
+        raise MMDiffError(f"cache={name!r} does not fit {fault}; use none")
+    if hides and model.backbone.shifted:
+        raise MMDiffError("rule='wino' does not fit a model with shifted logits; use another rule")
+    batch: Batch = prompted
+    if name != "none":
+        options = {} if decoding.refresh is None else {"interval": decoding.refresh}
+        batch = Cached(prompted, CACHES[name](**options), decoding.block_length)
+    if decoding.lookahead == 0:
+        return batch
+    if name not in exact:
+        raise MMDiffError(f"lookahead={decoding.lookahead} needs a cache that is exact with this model, and "
+                          f"cache={name!r} is not; use {' or '.join(exact)}")
+    return Lookahead(batch, decoding.lookahead, model.tokens)
+
+
+def _span(places_AQ: Tensor, real_AQ: Tensor, before: int) -> slice | None:
+    """The one run of columns that all rows compute, or None."""
+    first, width = int(places_AQ[0, 0]), places_AQ.shape[1]
+    run_Q = torch.arange(first, first + width, device=places_AQ.device)
+    same = bool((places_AQ == run_Q).all() & real_AQ.all())
+    return slice(before + first, before + first + width) if same else None

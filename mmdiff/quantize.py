@@ -1,0 +1,52 @@
+"""Weights of the backbone's layers in 8 or 4 bits (bitsandbytes), for models that would not fit otherwise.
+
+Embeddings, head, towers and connectors stay as they are: they are small, and what they lose is heard and seen most.
+Sources: LLM.int8() (arXiv 2208.07339), NF4 of QLoRA (arXiv 2305.14314).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+
+Bits = Literal["8bit", "4bit"]
+
+
+def quantize(model: nn.Module, bits: Bits) -> None:
+    """Swap every `nn.Linear` in `model` for one whose weights become 8 or 4 bits when they next move to a device."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, QUANTIZED[bits](child))
+
+
+def _int8(linear: nn.Linear) -> nn.Module:
+    import bitsandbytes as bnb
+
+    made = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False)
+    made.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    made.bias = linear.bias
+    return made
+
+
+def _nf4(linear: nn.Linear) -> nn.Module:
+    import bitsandbytes as bnb
+
+    made = bnb.nn.Linear4bit(linear.in_features, linear.out_features, linear.bias is not None, quant_type="nf4",
+                             compute_dtype=linear.weight.dtype)
+    made.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+    made.bias = linear.bias
+    return made
+
+
+QUANTIZED: dict[str, Callable[[nn.Linear], nn.Module]] = {"8bit": _int8, "4bit": _nf4}
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """What all weights take, with the scales of those in 4 bits."""
+    states = [state for weight in model.parameters() if (state := getattr(weight, "quant_state", None)) is not None]
+    scales = sum(state.absmax.nbytes for state in states if isinstance(state.absmax, torch.Tensor))
+    return sum(weight.nbytes for weight in model.parameters()) + scales

@@ -1,0 +1,156 @@
+"""What requests may share: encoded pictures and sounds, and keys and values of prompts, by what they were made from.
+
+Keys are hashes of contents (pixels or spectrograms, and token ids), so a picture is known again whatever its file is
+called. A segment's key holds all segments before it, as its keys and values do. The store keeps within a number of
+bytes and drops what was not used for longest.
+
+Shapes: B rows, P prompt columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from cachetools import LRUCache
+from torch import Tensor
+
+Key = bytes
+
+
+class Store:
+    """Tensors by key, the least recently used dropped first; one too large for it is not kept."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._kept: LRUCache[Key, Tensor] = LRUCache(max_bytes, getsizeof=lambda tensor: tensor.nbytes)
+        self.hits = self.misses = 0
+
+    def get(self, key: Key) -> Tensor | None:
+        found: Tensor | None = self._kept.get(key)
+        self.hits += found is not None
+        self.misses += found is None
+        return found
+
+    def put(self, key: Key, tensor: Tensor) -> None:
+        if tensor.nbytes <= self._kept.maxsize:
+            self._kept[key] = tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self._kept.currsize)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+def digest(*parts: bytes | Tensor) -> Key:
+    """A hash of contents, numbers' types and shapes."""
+    made = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            made.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            made.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        else:
+            made.update(len(part).to_bytes(8, "little") + part)
+    return made.digest()
+
+
+class Encoder(Protocol):
+    """What turns pixels and spectrograms into embeddings; `MMDiffModel` does."""
+
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor) -> list[Tensor]: ...
+    def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Media:
+    """One picture or window of sound: its key, and how many placeholders it fills."""
+
+    key: Key
+    length: int
+
+
+class Remembering:
+    """An encoder that encodes only what the store does not hold, and notes what went through it."""
+
+    def __init__(self, encoder: Encoder, store: Store) -> None:
+        self.encoder, self.store = encoder, store
+        self.pictures: list[Media] = []
+        self.sounds: list[Media] = []
+
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor) -> list[Tensor]:
+        """As `MMDiffModel.encode_images`."""
+        counts = (1 + image_grids.prod(dim=1)).tolist()
+        views, numbers = pixel_values.split(counts), torch.arange(len(pixel_values)).split(counts)
+        keys = [digest(b"picture", *each) for each in zip(views, image_sizes, image_grids, strict=True)]
+
+        def encode(new: Sequence[int]) -> list[Tensor]:
+            chosen = torch.cat([numbers[number] for number in new])
+            return self.encoder.encode_images(pixel_values[chosen], image_sizes[list(new)], image_grids[list(new)])
+
+        made = self._remembered(keys, encode)
+        self.pictures = [Media(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)]
+        return made
+
+    def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
+        """As `MMDiffModel.encode_audio`."""
+        lengths = feature_lengths.tolist()
+        keys = [digest(b"sound", mels[:, :length]) for mels, length in zip(input_features, lengths, strict=True)]
+
+        def encode(new: Sequence[int]) -> list[Tensor]:
+            return self.encoder.encode_audio(input_features[list(new)], feature_lengths[list(new)])
+
+        made = self._remembered(keys, encode)
+        self.sounds = [Media(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)]
+        return made
+
+    def _remembered(self, keys: Sequence[Key], encode: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
+        found = {key: self.store.get(key) for key in dict.fromkeys(keys)}
+        new = [keys.index(key) for key, embeds in found.items() if embeds is None]  # the same picture twice: once
+        for number, embeds in zip(new, encode(new) if new else [], strict=True):
+            found[keys[number]] = embeds
+            self.store.put(keys[number], embeds)
+        return [embeds for embeds in (found[key] for key in keys) if embeds is not None]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Columns of a row's own prompt, counted without padding, and the key of all up to its end."""
+
+    first: int
+    end: int
+    key: Key
+
+
+def prompt_segments(
+    ids_BP: Tensor, valid_BP: Tensor, segments_BP: Tensor, placeholders: dict[int, list[Media]]
+) -> list[list[Segment]]:
+    """The segments of each row.
+
+    Args:
+        placeholders: what stands at the placeholders of each id, in reading order over the batch.
+    """
+    waiting = {token: iter(media) for token, media in placeholders.items()}
+    rows = []
+    for ids_P, valid_P, segments_P in zip(ids_BP, valid_BP, segments_BP, strict=True):
+        key, first, row = b"", 0, []
+        ids_N, lengths = ids_P[valid_P], torch.unique_consecutive(segments_P[valid_P], return_counts=True)[1]
+        for part_N in ids_N.split(lengths.tolist()):
+            counts = {token: int((part_N == token).sum()) for token in waiting}
+            inside = [media.key for token, left in waiting.items() for media in _fill(left, counts[token])]
+            key = digest(key, part_N, *inside)
+            row.append(Segment(first, first + len(part_N), key))
+            first += len(part_N)
+        rows.append(row)
+    return rows
+
+
+def _fill(left: Iterator[Media], count: int) -> list[Media]:
+    """The next media that fill so many placeholders."""
+    taken: list[Media] = []
+    while sum(media.length for media in taken) < count:
+        taken.append(next(left))
+    return taken

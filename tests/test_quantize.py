@@ -1,0 +1,31 @@
+"""Fewer bits: smaller, close to the full weights, and refused in one sentence where they do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mmdiff.errors import MMDiffError
+from mmdiff.pipeline import load
+from mmdiff.quantize import weight_bytes
+
+
+@pytest.mark.parametrize(("bits", "smaller", "near"), [("8bit", 3.5, 0.05), ("4bit", 6.0, 0.3)])
+def test_layers_are_smaller_and_logits_close(random_tiny: Path, bits: Any, smaller: float, near: float) -> None:
+    full, small = load(random_tiny, device="cpu"), load(random_tiny, device="cpu", quantize=bits)
+    layers, fewer = full.model.backbone.layers, small.model.backbone.layers
+    assert weight_bytes(layers) / weight_bytes(fewer) > smaller
+    ids = torch.arange(10, 40)[None]
+    with torch.inference_mode():
+        wanted, got = full.model(ids).logits, small.model(ids).logits
+    assert 0 < (wanted - got).abs().mean() < near * wanted.abs().mean()
+    assert small.ask(Image.new("RGB", (50, 50), "red"), "what is it?").steps >= 1
+
+
+def test_what_does_not_fit_is_refused(random_tiny: Path) -> None:
+    with pytest.raises(MMDiffError, match="quantize='2bit' is not known; use 8bit or 4bit"):
+        load(random_tiny, quantize="2bit")  # type: ignore[arg-type]
+    with pytest.raises(MMDiffError, match="do not go together"):
+        load(random_tiny, quantize="4bit", device_map="auto")

@@ -1,0 +1,115 @@
+"""What requests share: found again by content, kept within bytes, and without a change to any answer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from mmdiff.model import MMDiffModel
+from mmdiff.pipeline import Pipeline, load
+from mmdiff.store import Store, digest
+
+
+@pytest.fixture
+def pipeline(random_tiny: Path) -> Pipeline:
+    return load(random_tiny, device="cpu")
+
+
+def picture(colour: str = "red") -> Image.Image:
+    image = Image.new("RGB", (60, 60), "white")
+    ImageDraw.Draw(image).rectangle((10, 10, 40, 30), fill=colour)
+    return image
+
+
+class Spy:
+    """Counts the views that a tower sees and the positions that the backbone computes."""
+
+    def __init__(self, model: MMDiffModel) -> None:
+        self.views, self.positions = 0, 0
+        assert model.vision_tower is not None
+        model.vision_tower.register_forward_pre_hook(lambda module, args: self._saw(args[0]))
+        model.backbone.register_forward_pre_hook(lambda module, args: self._computed(args[0]))
+
+    def _saw(self, pixels: torch.Tensor) -> None:
+        self.views += len(pixels)
+
+    def _computed(self, embeds: torch.Tensor) -> None:
+        self.positions += embeds.shape[0] * embeds.shape[1]
+
+
+def test_the_second_question_skips_the_encoder_and_the_shared_prompt(pipeline: Pipeline) -> None:
+    spy, settings = Spy(pipeline.model), {"gen_length": 8, "steps": 1, "threshold": None, "rule": "quota",
+                                          "block_length": 8}
+    first = pipeline.ask(picture(), "what is it?", **settings)
+    seen, computed = spy.views, spy.positions
+    second = pipeline.ask(picture(), "is it a star?", **settings)  # another object with the same pixels
+    assert spy.views == seen and spy.positions - computed < computed - 25
+    assert pipeline.store.hits >= 2
+    again = pipeline.ask(picture(), "what is it?", **settings)
+    assert again.text == first.text
+    fresh = load_like(pipeline)
+    assert second.text == fresh.ask(picture(), "is it a star?", **settings).text
+    assert pipeline.ask(picture("blue"), "what is it?", **settings) and spy.views > seen
+
+
+def load_like(pipeline: Pipeline) -> Pipeline:
+    return Pipeline(pipeline.model, pipeline.processor, store_bytes=0)
+
+
+def test_answers_are_those_without_a_store(pipeline: Pipeline) -> None:
+    """Rows that know much and rows that know little, in one batch, and with another length of padding."""
+    questions = ["what?", "which colour is the thing that is left of the star?", "is it red?"]
+    pictures: list[Any] = [picture(), None, [picture("blue"), picture()]]
+    pipeline.ask(picture(), "where is it?")
+    pipeline.ask([picture("blue"), picture("green")], "which?")
+    got = pipeline.ask(pictures, questions, rule="quota", threshold=None)
+    wanted = load_like(pipeline).ask(pictures, questions, rule="quota", threshold=None)
+    for one, other in zip(got, wanted, strict=True):
+        assert [token.text for token in one.tokens] == [token.text for token in other.tokens]
+        torch.testing.assert_close(one.confidence, other.confidence, rtol=1e-3, atol=1e-5)
+
+
+def test_the_same_picture_twice_in_a_prompt_is_encoded_once(pipeline: Pipeline) -> None:
+    spy = Spy(pipeline.model)
+    pipeline.ask([picture(), picture()], "are they the same?")
+    assert spy.views == 1
+
+
+def test_sounds_are_remembered(pipeline: Pipeline) -> None:
+    wave = torch.sin(torch.arange(16_000) / 20).numpy()
+    seen = []
+    assert pipeline.model.audio_tower is not None
+    pipeline.model.audio_tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    first = pipeline.listen(wave, "what is said?", sample_rate=16_000)
+    second = pipeline.listen(wave.copy(), "what is said?", sample_rate=16_000)
+    assert seen == [1] and first.text == second.text
+
+
+def test_full_attention_shares_encoded_media_only(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    settings = pipeline.model.model_config
+    full = dataclasses.replace(settings, backbone=dataclasses.replace(settings.backbone, attention_pattern="full"))
+    monkeypatch.setattr(pipeline.model, "model_config", full)
+    content = [{"type": "image", "image": picture()}, {"type": "text", "text": "what is it?"}]
+    prompted = pipeline._prompt([[{"role": "user", "content": content}]], 8)
+    assert prompted.parts == [[]] and len(pipeline.store) == 1
+
+
+def test_the_least_recently_used_is_dropped() -> None:
+    store = Store(100)
+    for name in (b"a", b"b"):
+        store.put(name, torch.zeros(10))  # 40 bytes
+    assert store.get(b"a") is not None
+    store.put(b"c", torch.zeros(10))
+    assert store.get(b"b") is None and store.get(b"a") is not None and store.num_bytes == 80
+    store.put(b"d", torch.zeros(26))  # too large
+    assert len(store) == 2 and (store.hits, store.misses) == (2, 1)
+
+
+def test_digests_tell_contents_apart() -> None:
+    one = torch.arange(4.0)
+    parts = [(one,), (one.int(),), (one.view(2, 2),), (one, one), (one + 1,), (b"a", b"bc"), (b"ab", b"c")]
+    assert len({digest(*each) for each in parts}) == len(parts) and digest(one) == digest(one.clone())
