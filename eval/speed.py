@@ -68,6 +68,8 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype, seed: int 
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         else:
             torch.nn.init.ones_(parameter)
+    if device.type == "cpu":
+        model.backbone.suit_processors()
     return model.eval()
 
 
@@ -93,7 +95,8 @@ def bench(
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else processor_name(),
         "dtype": str(model.dtype).removeprefix("torch."), **machine, "rows": rows,
     }
-    Console().print(_table(report))
+    console = Console()
+    console.print(_table(report), width=max(console.width, 150))
     return report
 
 

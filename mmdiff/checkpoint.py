@@ -281,6 +281,8 @@ def load_folder(
     load_weights(model, Weights(folder), dtype=dtype)
     if bits is not None:
         quantize(model.backbone.layers, bits)
+    elif device.type == "cpu":
+        model.backbone.suit_processors()
     if device_map is not None:
         from accelerate import dispatch_model, infer_auto_device_map
 

@@ -176,7 +176,9 @@ class MMDiffModel(PreTrainedModel):
         mask_B1TT = visibility(valid_BT, segments_BT, pattern, branch_ids)
         media = (pixel_values, image_sizes, image_grids, input_features, feature_lengths)
         embeds_BTD = self.embed(input_ids, *media)
-        hidden_BTD = self.backbone.aligned(self.backbone(embeds_BTD, positions_BT, mask_B1TT))
+        hidden_BTD = self.backbone(embeds_BTD, positions_BT, mask_B1TT)
+        if self.model_config.backbone.shifted:  # each position's logits are made at the one before it
+            hidden_BTD = torch.cat((hidden_BTD[:, :1], hidden_BTD[:, :-1]), dim=1)
         return ModelOutput(logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select]))
 
 

@@ -93,7 +93,9 @@ class Prompted:
         mask_B1PP = visibility(self.valid_BP, self.segments_BP, backbone.config.attention_pattern)
         positions_BP = (self.valid_BP.cumsum(1) - 1).clamp(min=0)
         self.passes_B += 1
-        logits_NV: Tensor = backbone.lm_head(backbone(self.embeds_BPD, positions_BP, mask_B1PP)[where_BP])
+        wanted_Q = where_BP.any(0).nonzero()[:, 0]
+        hidden_BQD = backbone(self.embeds_BPD, positions_BP, mask_B1PP, wanted_Q=wanted_Q)
+        logits_NV: Tensor = backbone.lm_head(hidden_BQD[where_BP[:, wanted_Q]])
         return logits_NV
 
     @torch.inference_mode()
@@ -122,9 +124,12 @@ class Prompted:
             return self._with_lane(embeds_ATD, positions_AT, mask_A1TT, select_AG, hidden_AG)
         if mask_A1TT is not None:
             mask_A1TT = mask_A1TT[:, :, first:]
-        hidden_ATD = backbone(embeds_ATD[:, first:], positions_AT[:, first:], mask_A1TT,
-                              keeps(slice(first, valid_AT.shape[1])))
-        logits_NV: Tensor = backbone.lm_head(backbone.aligned(hidden_ATD)[:, -length:][select_AG])
+        columns_Q = select_AG.any(0).nonzero()[:, 0]
+        # Shifted logits are those of the position before.
+        wanted_Q = (columns_Q + valid_AT.shape[1] - length - first - int(backbone.config.shifted)).clamp(min=0)
+        hidden_AQD = backbone(embeds_ATD[:, first:], positions_AT[:, first:], mask_A1TT,
+                              keeps(slice(first, valid_AT.shape[1])), wanted_Q)
+        logits_NV: Tensor = backbone.lm_head(hidden_AQD[select_AG[:, columns_Q]])
         return logits_NV
 
     def _with_lane(
@@ -173,8 +178,10 @@ class Prompted:
         positions_AQ = valid_AT[:, :before].sum(1, keepdim=True) + places_AQ
         embeds_AQD = backbone.embed_tokens(ids_AG.gather(1, places_AQ).clamp(min=0))
         self.passes_B[rows_A.cpu()] += 1
-        hidden_AQD = backbone(embeds_AQD, positions_AQ, mask_A1QT, keeps(where))
-        logits_NV: Tensor = backbone.lm_head(hidden_AQD[select_AG.gather(1, places_AQ) & real_AQ])
+        selected_AQ = select_AG.gather(1, places_AQ) & real_AQ
+        wanted = selected_AQ.any(0).nonzero()[:, 0]
+        hidden_AND = backbone(embeds_AQD, positions_AQ, mask_A1QT, keeps(where), wanted)
+        logits_NV: Tensor = backbone.lm_head(hidden_AND[selected_AQ[:, wanted]])
         return logits_NV
 
 

@@ -63,7 +63,7 @@ def test_rotation_keeps_relative_positions() -> None:
 
 def test_ntk_scaling_stretches_slow_turns_and_spares_fast_ones() -> None:
     def turns(factor: float) -> Tensor:
-        return rotary_tables(torch.tensor([[1]]), 16, 1e4, factor)[1][0, 0, 0, :8].asin()
+        return rotary_tables(torch.tensor([[1]]), 16, 1e4, factor)[1][0, 0, 0, 8:].asin()
 
     plain, stretched = turns(1.0), turns(4.0)
     torch.testing.assert_close(plain[0], stretched[0])
@@ -138,3 +138,13 @@ def test_visibility_by_the_slow_rule() -> None:
 def test_parameters_are_named_as_in_llama() -> None:
     assert "layers.1.self_attn.o_proj.weight" in backbone().state_dict()
     assert {name.split(".")[0] for name in backbone().state_dict()} == {"embed_tokens", "layers", "lm_head", "norm"}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 5), (2, 400)])
+def test_the_way_for_processors_gives_the_same_numbers(shape: tuple[int, int]) -> None:
+    plain, suited = backbone(), backbone()
+    suited.suit_processors()
+    assert suited.state_dict().keys() == plain.state_dict().keys()
+    ids = torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(shape[1]).expand(shape)
+    torch.testing.assert_close(logits(suited, ids, positions), logits(plain, ids, positions), rtol=1e-4, atol=1e-5)
