@@ -22,13 +22,14 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
 from mmdiff.config import PRESETS, BackboneConfig, DecodingConfig, ModelConfig, TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.baselines import joining_caches, llada_loop
 from mmdiff.eval.run import processor_name
 from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.prompted import Prompted, cached
+from mmdiff.prompted import Prompted
 from mmdiff.sampler import Denoiser, denoise
 
 SMALL = ModelConfig(
@@ -95,8 +96,7 @@ def bench(
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else processor_name(),
         "dtype": str(model.dtype).removeprefix("torch."), **machine, "rows": rows,
     }
-    console = Console()
-    console.print(_table(report), width=max(console.width, 150))
+    Console(width=max(Console().width, 140)).print(_table(report))
     return report
 
 

@@ -83,21 +83,28 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def plot(report: Mapping[str, Any], file: Path) -> None:
-    """Draw every setting as a point, passes against score, one panel for each task.
+    """Draw every setting as a numbered point, passes against score, one panel for each task.
 
     Raises:
         MMDiffError: matplotlib is not installed.
     """
     require_extra("matplotlib", "eval", "drawing")
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(6 * len(TASKS), 6), layout="constrained")
+    figure = Figure(figsize=(5 * len(TASKS) + 3, 5), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        for number, row in enumerate(report["rows"]):
-            at = row[task]["passes_per_answer"], 100 * row[task]["score"]
-            axes.plot(*at, "o", color="tab:red" if row["setting"] in (ONE_A_STEP, "default") else "tab:blue")
-            beside = (4, 3 if number % 2 else -7)
-            axes.annotate(row["setting"], at, fontsize=6, xytext=beside, textcoords="offset points")
+        places: dict[tuple[float, float], list[str]] = {}
+        for number, row in enumerate(report["rows"], 1):
+            at = round(row[task]["passes_per_answer"], 1), round(100 * row[task]["score"], 1)
+            places.setdefault(at, []).append(str(number))
+        for at, numbers in places.items():
+            axes.plot(*at, "o", color="tab:red" if "1" in numbers else "tab:blue")
+            label = "\n".join(", ".join(numbers[first : first + 6]) for first in range(0, len(numbers), 6))
+            axes.annotate(label, at, fontsize=7, xytext=(3, 3), textcoords="offset points")
         axes.set(title=task, xlabel="forward passes per answer", ylabel="score (%)")
+        axes.margins(0.2)
         axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=110)
+    listed = [Line2D([], [], linestyle="", label=f"{n}  {row['setting']}") for n, row in enumerate(report["rows"], 1)]
+    figure.legend(handles=listed, loc="outside right center", fontsize=7, handlelength=0)
+    figure.savefig(file, dpi=90)

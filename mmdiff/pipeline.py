@@ -22,15 +22,17 @@ from torch import Tensor
 from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
 from mmdiff.audio.draft import best_path
 from mmdiff.audio.segment import Span, quiet_segments, speech_segments
+from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import load_folder
 from mmdiff.config import PRESETS, AudioConfig, DecodingConfig
 from mmdiff.errors import CheckpointError, MMDiffError, NoSpeechError
+from mmdiff.guidance import Guided
 from mmdiff.model import MMDiffModel
 from mmdiff.processor import Messages, MMDiffProcessor
-from mmdiff.prompted import Prompted, cached
+from mmdiff.prompted import Prompted
 from mmdiff.quantize import QUANTIZED, Bits
-from mmdiff.sampler import Batch, Denoiser, Finished, Guided, denoise
+from mmdiff.sampler import Batch, Denoiser, Finished, denoise
 from mmdiff.store import Store
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.vision.image import open_image

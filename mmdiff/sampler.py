@@ -1,4 +1,4 @@
-"""The one denoising loop: rows of canvases, rules that choose positions, and guidance as a wrapped model.
+"""The one denoising loop: rows of canvases, and rules that choose positions.
 
 Semantics are LLaDA's (arXiv 2502.09992; ML-GSAI/LLaDA `generate.py`): a quota of commits per step, blocks from left to
 right, committed tokens are final. Added: a row stops as soon as everything before its end token is decided, every row
@@ -57,34 +57,6 @@ class Batch(Predict, Protocol):
     def join(self, other: Batch) -> None:
         """Take the rows of another batch of the same kind behind these."""
         ...
-
-
-class Guided:
-    """Classifier-free guidance (arXiv 2207.12598) in LLaDA's form: u + (scale + 1)(c - u)."""
-
-    def __init__(self, conditional: Batch, unconditional: Batch, scale: float) -> None:
-        self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
-
-    @property
-    def passes_B(self) -> Tensor:
-        return self.conditional.passes_B + self.unconditional.passes_B
-
-    def take(self, rows_A: Tensor) -> None:
-        """As `Batch.take`."""
-        self.conditional.take(rows_A)
-        self.unconditional.take(rows_A)
-
-    def join(self, other: Batch) -> None:
-        """As `Batch.join`."""
-        assert isinstance(other, Guided) and other.scale == self.scale
-        self.conditional.join(other.conditional)
-        self.unconditional.join(other.unconditional)
-
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
-        hidden = () if hidden_AG is None else (hidden_AG,)
-        with_prompt_SV = self.conditional(ids_AG, rows_A, select_AG, *hidden)
-        without_SV = self.unconditional(ids_AG, rows_A, select_AG, *hidden)
-        return without_SV + (self.scale + 1) * (with_prompt_SV - without_SV)
 
 
 def denoise(

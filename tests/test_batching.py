@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from mmdiff import config
+from mmdiff.cached import cached
 from mmdiff.canvas import ABSENT, Canvas
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.lookahead import Lookahead
 from mmdiff.pipeline import Pipeline, load
-from mmdiff.prompted import Prompted, cached
+from mmdiff.prompted import Prompted
 from mmdiff.sampler import END_WINDOW, GROWTH, Denoiser, denoise
 
 PAIRS = [(cache, rule) for cache in get_args(config.Cache) for rule in get_args(config.Rule)

@@ -12,13 +12,14 @@ from PIL import Image
 
 from mmdiff import config
 from mmdiff.cache import CACHES
+from mmdiff.cached import Cached, cached
 from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import Weights, config_of, load_weights
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import MMDiffError
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Pipeline, load
-from mmdiff.prompted import Cached, Prompted, cached
+from mmdiff.prompted import Prompted
 from mmdiff.sampler import denoise
 
 KINDS = {"fast-prefix": "block", "fast-dual": "dual"}

@@ -12,9 +12,10 @@ from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import Weights, config_of, load_weights
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.errors import MMDiffError
+from mmdiff.guidance import Guided
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.prompted import Prompted
-from mmdiff.sampler import Guided, denoise, plan_quotas, sample
+from mmdiff.sampler import denoise, plan_quotas, sample
 
 CASES = [
     (number, case)

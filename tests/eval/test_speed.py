@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import MMDiffError
@@ -21,7 +22,7 @@ from mmdiff.eval.speed import (
     random_prompt,
 )
 from mmdiff.model import MMDiffModel
-from mmdiff.prompted import Prompted, cached
+from mmdiff.prompted import Prompted
 from mmdiff.sampler import denoise
 
 CPU = torch.device("cpu")
