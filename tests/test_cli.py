@@ -54,7 +54,7 @@ def test_several_pictures_get_a_line_each(monkeypatch, capsys, picture: Path, ra
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and len(rows) == 2
     assert set(rows[0]) == {
-        "picture", "question", "answer", "confidence", "steps", "load_seconds", "answer_seconds", "tokens"
+        "picture", "question", "answer", "confidence", "steps", "passes", "load_seconds", "answer_seconds", "tokens"
     }
 
 
