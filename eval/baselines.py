@@ -80,6 +80,7 @@ def _joined(backbone: Backbone, ids_BT: Tensor, before: list[Pair], after: list[
         own_tables = tuple(table[:, :, first : first + ids_BT.shape[1]] for table in tables)
         out_BHTK = attention(rotate(q, (own_tables[0], own_tables[1])), rotate(k, tables), v, None)
         x_BTD = x_BTD + own.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+        # The plain form, also where the model holds one that is faster on processors.
         x_BTD = x_BTD + MLP.forward(layer.mlp, layer.post_attention_layernorm(x_BTD))
     return backbone.lm_head(backbone.norm(x_BTD)), made
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +51,9 @@ def ask_all(
 ) -> dict[str, Any]:
     """The score of one task about pictures, its parts by kind of question, and some wrong answers."""
     questions = list(PICTURE_TASKS[name](limit))
-    right, total, steps, passes = defaultdict(int), defaultdict(int), 0, 0  # type: ignore[var-annotated]
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    steps = passes = 0
     wrong: list[dict[str, str]] = []
     started = time.monotonic()
     questions.sort(key=lambda question: question.gen_length or 0)  # a batch has answers of one length
@@ -93,7 +97,13 @@ def _batched(questions: Iterable[Question], size: int) -> Iterator[list[Question
 
 
 def processor_name() -> str:
-    return f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}"
+    """Its name where Linux tells it, and how many threads are used of it."""
+    try:
+        named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        named = None
+    name = named[1] if named else platform.processor() or platform.machine()
+    return f"{torch.get_num_threads()} threads of {name}"
 
 
 def _table(report: dict[str, Any]) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import re
 import resource
 import statistics
 import time
@@ -30,7 +31,9 @@ from mmdiff.eval.baselines import joining_caches, llada_loop
 from mmdiff.eval.run import processor_name
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.prompted import Prompted
+from mmdiff.rules import rule_name
 from mmdiff.sampler import Denoiser, denoise
+from mmdiff.vision.grids import count_tokens
 
 SMALL = ModelConfig(
     backbone=BackboneConfig(vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=12,
@@ -49,19 +52,33 @@ class Load:
     decoding: DecodingConfig
 
 
-def random_model(name: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> MMDiffModel:
-    """The language model of a preset with random weights, made where it will run; towers are left out.
+def picture_length(size: str, config: ModelConfig) -> int:
+    """How many positions a picture takes whose size is given as "640x480".
+
+    Raises:
+        MMDiffError: it is no size, or the model takes no pictures.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", size)
+    if found is None:
+        raise MMDiffError(f"picture={size!r} is no size; give width and height in pixels, such as 640x480")
+    if config.vision is None:
+        raise MMDiffError(f"a picture of {size} needs a model that takes pictures; try the preset llada-v-8b")
+    return count_tokens((int(found[1]), int(found[2])), config.vision)
+
+
+def random_model(sizes: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> MMDiffModel:
+    """A language model of these sizes with random weights, made where it will run; towers are left out.
 
     Raises:
         MMDiffError: there is no room for it.
     """
-    config = dataclasses.replace(SIZES[name], vision=None, audio=None)
+    config = dataclasses.replace(sizes, vision=None, audio=None)
     torch.manual_seed(seed)
     with torch.device("meta"):
         model = torch.nn.Module.to(MMDiffModel(MMDiffConfig.of(config)), dtype)
     needed, free = sum(weight.nbytes for weight in model.parameters()), free_bytes(device)
     if needed > free:
-        raise MMDiffError(f"{name} takes {needed / 2**30:.1f} GiB in {str(dtype)[6:]}, and {device.type} has "
+        raise MMDiffError(f"the model takes {needed / 2**30:.1f} GiB in {str(dtype)[6:]}, and {device.type} has "
                           f"{free / 2**30:.1f} GiB free; use a smaller preset, bfloat16, or another device")
     model.to_empty(device=device)
     for parameter in model.parameters():
@@ -82,6 +99,8 @@ def bench(
     Args:
         diverging: also tell how far each cache is from computing everything.
     """
+    for load in loads if baselines else ():
+        _check_plain(load.decoding)
     machine = measure_machine(model.device, model.dtype)
     rows = []
     for load in track(loads, "bench"):
@@ -101,7 +120,9 @@ def bench(
 
 
 def measure(model: MMDiffModel, load: Load, repeats: int, machine: dict[str, float]) -> dict[str, Any]:
-    """The medians of several answers to random prompts, after one that is not counted."""
+    """The medians of several answers to random prompts, after a short one that is not counted."""
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     _answer(model, _short(load), 0)
     runs = [_answer(model, load, seed) for seed in range(repeats)]
     passes = statistics.median(run["passes"] for run in runs)
@@ -195,18 +216,20 @@ def floor_seconds(model: MMDiffModel, load: Load, machine: dict[str, float]) -> 
     """The least a step can take that computes one block against what is kept: its bytes or its operations.
 
     Bytes: weights of layers and head once, keys and values of prompt and canvas once. Operations: two for each weight
-    and position, and attention's two products.
+    and position, and attention's two products; the last layer and the head compute the block alone, but for keys and
+    values.
     """
     config, decoding = model.backbone.config, load.decoding
-    weights = sum(p.numel() for p in model.backbone.layers.parameters()) + model.backbone.lm_head.weight.numel()
-    item, total = model.backbone.lm_head.weight.element_size(), load.prompt_length + decoding.gen_length
-    width = {"none": total, "dual": decoding.block_length}.get(decoding.cache or "none", decoding.gen_length)
-    keys = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * total * load.batch
-    layer_weights = weights - model.backbone.lm_head.weight.numel()
-    products = 4 * config.num_hidden_layers * config.hidden_size * width * total
-    head = model.backbone.lm_head.weight.numel() * decoding.block_length
-    operations = load.batch * (2 * layer_weights * width + products + 2 * head)
-    moved = item * (weights + keys)
+    layers, head = config.num_hidden_layers, config.vocab_size * config.hidden_size
+    both = 2 * config.num_key_value_heads * config.head_dim  # numbers of a position's key and value in a layer
+    layer = sum(weight.numel() for weight in model.backbone.layers[0].parameters())
+    item, total, block = model.dtype.itemsize, load.prompt_length + decoding.gen_length, decoding.block_length
+    width = {"none": total, "dual": block}.get(decoding.cache or "none", decoding.gen_length)
+    keyed = config.hidden_size * both  # weights of the last layer that every column passes
+    products = 4 * config.hidden_size * total * (width * (layers - 1) + block)
+    operations = load.batch * (
+        2 * (layer * (layers - 1) + keyed) * width + 2 * (layer - keyed + head) * block + products)
+    moved = item * (layer * layers + head + layers * both * total * load.batch)
     return max(moved / machine["bytes_per_second"], operations / machine["operations_per_second"])
 
 
@@ -216,10 +239,20 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_mebibytes(device: torch.device) -> float:
-    """Of the GPU, or of the process where there is none."""
+    """Of the GPU for this load; where there is none, of the process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _check_plain(decoding: DecodingConfig) -> None:
+    blocks, rest = divmod(decoding.gen_length, decoding.block_length)
+    if rest or decoding.steps % max(blocks, 1) or rule_name(decoding) != "quota":
+        raise MMDiffError(
+            f"the obvious versions take the rule quota and whole blocks with as many steps each, not {decoding.steps} "
+            f"steps, gen_length={decoding.gen_length} and block_length={decoding.block_length} with "
+            f"{rule_name(decoding)}; leave out --baselines"
+        )
 
 
 def _blank(model: MMDiffModel, load: Load) -> Canvas:

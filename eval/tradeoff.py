@@ -7,6 +7,7 @@ were published; none of them is chosen by these scores.
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmdiff.errors import require_extra
+from mmdiff.errors import MMDiffError, require_extra
 from mmdiff.eval.run import ask_all, processor_name
 from mmdiff.eval.tasks import TASKS
 from mmdiff.pipeline import Pipeline
+from mmdiff.store import digest
 
 EVERY = 128  # steps: as many as there are positions or more, so each commits one
 ONE_A_STEP = "one position a step"
@@ -51,26 +53,52 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def compare(
-    pipeline: Pipeline, names: list[str], limit: int | None, batch_size: int,
-    settings: Mapping[str, Mapping[str, Any]] = SETTINGS,
+    pipeline: Pipeline, names: list[str], limit: int | None, batch_size: int, out: Path | None = None
 ) -> dict[str, Any]:
     """Score and passes per answer of each task with each setting; also printed as a table.
 
     Args:
         names: of the settings; `ONE_A_STEP`, which the others are held against, comes first whether it is named or not.
         limit: only the first so many pictures of each task.
+        out: where the report is written after every setting. What a report with the same circumstances holds there
+            already is not measured again.
     """
-    rows = []
-    for name in dict.fromkeys([ONE_A_STEP, *names]):
-        scores = {task: ask_all(task, pipeline, limit, batch_size, **settings[name]) for task in TASKS}
-        told = ("score", "passes_per_answer", "questions", "of", "right")
-        rows.append({"setting": name, **{task: {key: score[key] for key in told} for task, score in scores.items()}})
-    Console().print(table(rows))
-    return {
-        "date": datetime.date.today().isoformat(), "torch": torch.__version__, "limit": limit,
+    report = {
+        "date": datetime.date.today().isoformat(), "torch": torch.__version__, "limit": limit, "batch_size": batch_size,
         "device": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else processor_name(),
-        "rows": rows,
+        "model": weights_digest(pipeline),
     }
+    before = {row["setting"]: row for row in _rows_there(out, report)}
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys([ONE_A_STEP, *names]):
+        rows.append(before.get(name) or _measure(pipeline, name, limit, batch_size))
+        if out is not None:
+            out.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
+    Console().print(table(rows))
+    return {**report, "rows": rows}
+
+
+def weights_digest(pipeline: Pipeline) -> str:
+    """A short hash of the model's weights: whose scores they are."""
+    return digest(*(weight.data for weight in pipeline.model.parameters())).hex()[:16]
+
+
+def _measure(pipeline: Pipeline, name: str, limit: int | None, batch_size: int) -> dict[str, Any]:
+    told = ("score", "passes_per_answer", "questions", "of", "right")
+    scores = {task: ask_all(task, pipeline, limit, batch_size, **SETTINGS[name]) for task in TASKS}
+    return {"setting": name, **{task: {key: score[key] for key in told} for task, score in scores.items()}}
+
+
+def _rows_there(out: Path | None, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier report, if it was made in the same circumstances."""
+    if out is None or not out.is_file():
+        return []
+    try:
+        found = json.loads(out.read_text())
+        rows: list[dict[str, Any]] = found.pop("rows")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MMDiffError(f"{out} holds something else than a report; name another file") from error
+    return rows if found == report else []
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
@@ -82,13 +110,20 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return made
 
 
+def check_plot(file: Path) -> None:
+    """An MMDiffError where matplotlib is not installed, or cannot draw a file of this kind."""
+    require_extra("matplotlib", "eval", "drawing")
+    if file.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise MMDiffError(f"{file} cannot be drawn; name a file that ends in .png, .svg or .pdf")
+
+
 def plot(report: Mapping[str, Any], file: Path) -> None:
     """Draw every setting as a numbered point, passes against score, one panel for each task.
 
     Raises:
-        MMDiffError: matplotlib is not installed.
+        MMDiffError: as of `check_plot`.
     """
-    require_extra("matplotlib", "eval", "drawing")
+    check_plot(file)
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 

@@ -75,29 +75,21 @@ class BlockCache:
 
 
 @dataclass(frozen=True)
-class DualCache:
+class DualCache(BlockCache):
     """Everything at the entry of a block, then the block alone (Fast-dLLM's dual cache, arXiv 2505.22618)."""
-
-    interval: int | None = None
-
-    def stale(self, progress: Progress) -> Tensor:
-        return _due(progress.age_A, self.interval) | progress.entered_A | progress.grown_A
 
     def columns(self, progress: Progress) -> Tensor:
         return progress.block_AG
 
 
 @dataclass(frozen=True)
-class DelayedCache:
+class DelayedCache(BlockCache):
     """Open positions and those decided at the last step: a token is kept one step after its commit.
 
     Source: dKV-Cache's decode variant (arXiv 2505.15781), which computes everything anew every 8 steps.
     """
 
     interval: int | None = 8
-
-    def stale(self, progress: Progress) -> Tensor:
-        return _due(progress.age_A, self.interval) | progress.entered_A | progress.grown_A
 
     def columns(self, progress: Progress) -> Tensor:
         return progress.open_before_AG | progress.open_AG
@@ -123,10 +115,6 @@ class KeyValues:
         shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, columns + 1, config.head_dim)
         self.stored = torch.zeros(shape, device=device, dtype=dtype)
         self.length = columns
-
-    @property
-    def num_bytes(self) -> int:
-        return self.stored.nbytes
 
     def take(self, rows_A: Tensor) -> None:
         """Keep these rows only; a row may be named several times."""

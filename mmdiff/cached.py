@@ -62,7 +62,8 @@ class Cached:
         """As `Prompted.take`."""
         self.prompted.take(rows_A)
         if self._kept is not None:
-            held = [self._rows.index(row) for row in rows_A.tolist()]
+            # A finished row may have been let go; it is not asked for again, so any row stands in for it.
+            held = [self._rows.index(row) if row in self._rows else 0 for row in rows_A.tolist()]
             self._kept.take(torch.tensor(held, dtype=torch.long, device=rows_A.device))
             self._rows = list(range(len(held)))
             self._length_B, self._open_BG = self._length_B[rows_A], self._open_BG[rows_A]
@@ -124,7 +125,8 @@ class Cached:
             held, padding = self._rows.index(row), width - int(self.prompted.valid_BP[row].sum())
             for part in self.prompted.parts[row]:
                 where = slice(padding + part.first, padding + part.end)
-                store.put(b"kv" + part.key, kept.stored[:, :, held, :, where].clone())
+                if b"kv" + part.key not in store:
+                    store.put(b"kv" + part.key, kept.stored[:, :, held, :, where])
 
     def _hold(self, rows_A: Tensor, length: int) -> KeyValues:
         """Keys and values of these rows and no others; rows only ever leave."""
@@ -163,8 +165,8 @@ class Cached:
 def cached(prompted: Prompted, decoding: DecodingConfig) -> Batch:
     """The prompts with the cache that the settings name; where they name none, with one that is exact."""
     model = prompted.model.model_config
-    exact = ("none", "prefix") if model.backbone.attention_pattern == "segment-causal" else ("none",)
-    hides = decoding.rule == "wino"
+    causal = model.backbone.attention_pattern == "segment-causal" and not model.backbone.shifted
+    exact, hides = ("none", "prefix") if causal else ("none",), decoding.rule == "wino"
     name = decoding.cache or ("none" if hides else exact[-1])
     if name != "none" and (model.backbone.shifted or hides):
         fault = "rule='wino'" if hides else "a model with shifted logits"

@@ -281,7 +281,7 @@ def load_folder(
     load_weights(model, Weights(folder), dtype=dtype)
     if bits is not None:
         quantize(model.backbone.layers, bits)
-    elif device.type == "cpu":
+    elif device.type == "cpu" and device_map is None:  # Accelerate's hooks bring weights to the modules they belong to
         model.backbone.suit_processors()
     if device_map is not None:
         from accelerate import dispatch_model, infer_auto_device_map

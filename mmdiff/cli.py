@@ -204,6 +204,7 @@ def evaluate(
         raise _refuse(f"unknown task {unknown[0]!r}; known are {', '.join((*GROUPS, *TASKS))}")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise _refuse(f"--batch-size {batch_size} and --limit {limit} must be at least 1")
+    _check_outputs(out)
     pipeline = _load(model, device)
     if pipeline.model.model_config.audio is None and (deaf := [name for name in names if name in GROUPS["speech"]]):
         if tasks:
@@ -219,7 +220,9 @@ def compare(
     settings: Annotated[list[str] | None, typer.Argument(help="Some of the settings; all by default.")] = None,
     model: Model = "tiny",
     limit: Annotated[int | None, typer.Option(help="Only the first so many pictures of each task.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the report as JSON here, setting by setting; an interrupted one goes on.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw score against passes here (PNG, SVG or PDF).")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 64,
     device: Device = None,
@@ -231,9 +234,10 @@ def compare(
         raise _refuse(f"unknown setting {unknown[0]!r}; known are {'; '.join(tradeoff.SETTINGS)}")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise _refuse(f"--batch-size {batch_size} and --limit {limit} must be at least 1")
-    report = tradeoff.compare(_load(model, device), settings or list(tradeoff.SETTINGS), limit, batch_size)
-    if out:
-        out.write_text(json.dumps(report, indent=1) + "\n")
+    _check_outputs(out, plot)
+    if plot:
+        tradeoff.check_plot(plot)
+    report = tradeoff.compare(_load(model, device), settings or list(tradeoff.SETTINGS), limit, batch_size, out)
     if plot:
         tradeoff.plot(report, plot)
 
@@ -242,7 +246,9 @@ def compare(
 def bench(
     model: Annotated[str | None, typer.Option(help="A shipped model, a checkpoint folder or a hub name.")] = None,
     preset: Annotated[str, typer.Option(help="Sizes of a model with random weights: small, llada-8b, ...")] = "small",
+    random: Annotated[bool, typer.Option("--random", help="Random weights for --model too, as presets have.")] = False,
     prompt: Annotated[list[int] | None, typer.Option(help="Positions before the answer; may be given again.")] = None,
+    picture: Annotated[str | None, typer.Option(metavar="WxH", help="Add the positions of such a picture.")] = None,
     cache: Annotated[list[str] | None, typer.Option(help="none, prefix, block, ...; may be given again.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Answers at once; may be given again.")] = None,
     gen_length: Annotated[int, typer.Option(help="Positions of the answer.")] = 128,
@@ -261,27 +267,36 @@ def bench(
     """Measure the speed of answers, with random weights or a model's."""
     import torch
 
+    from mmdiff.checkpoint import config_of
     from mmdiff.config import DecodingConfig, from_dict
-    from mmdiff.eval.speed import SIZES, Load, bench, compile_layers, random_model
-    from mmdiff.pipeline import choose_device, load
+    from mmdiff.eval.speed import SIZES, Load, bench, compile_layers, picture_length, random_model
+    from mmdiff.pipeline import choose_device, find, load
 
+    _check_outputs(out)
     if model is None and preset not in SIZES:
         raise _refuse(f"--preset {preset!r} is not known; use one of {', '.join(SIZES)}")
     if dtype not in ("float32", "bfloat16"):
         raise _refuse(f"--dtype {dtype!r} is not known; use float32 or bfloat16")
-    counts = {"--prompt": prompt or [729], "--batch": batch or [1], "--repeats": [repeats]}
+    counts = {"--prompt": prompt or [1 if picture else 729], "--batch": batch or [1], "--repeats": [repeats]}
     for name, values in counts.items():
         if min(values) < 1:
             raise _refuse(f"{name} {min(values)} does not fit; it must be at least 1")
+    sizes = config_of(find(model)) if model else SIZES[preset]
+    seen = picture_length(picture, sizes) if picture else 0
+    trained = model is not None and not random  # random weights end anywhere, so only a trained model's ends count
     settings = {"gen_length": gen_length, "block_length": block_length, "steps": steps, "rule": rule,
-                "threshold": threshold, "stop": False}
+                "threshold": threshold, "stop": trained}
     try:
         plans = [from_dict(DecodingConfig, {**settings, "cache": each}) for each in cache or ["none", "prefix"]]
     except ValueError as error:
         raise _refuse(str(error)) from None
     place, number_type = choose_device(device), getattr(torch, dtype)
-    measured = load(model, device=place, dtype=number_type).model if model else random_model(preset, place, number_type)
-    loads = [Load(length, rows, plan) for length in counts["--prompt"] for rows in counts["--batch"] for plan in plans]
+    if model is not None and trained:
+        measured = load(model, device=place, dtype=number_type).model
+    else:
+        measured = random_model(sizes, place, number_type)
+    loads = [Load(length + seen, rows, plan)
+             for length in counts["--prompt"] for rows in counts["--batch"] for plan in plans]
     if compiled:
         compile_layers(measured)
     report = bench(measured, loads, repeats, baselines, divergence)
@@ -346,6 +361,13 @@ def _answer(
             typer.echo(json.dumps({"picture": name, **_as_dict(question, answer), **seconds}))
         else:
             typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
+
+
+def _check_outputs(*files: Path | None) -> None:
+    """What cannot be written is reported before the work begins."""
+    for file in files:
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise _refuse(f"{file} cannot be written: give the name of a file in a folder that exists")
 
 
 def _check_sounds(names: list[str]) -> None:

@@ -174,7 +174,7 @@ class DecodingConfig:
     schedule: Schedule = "uniform"  # how the steps of a block share its positions, for the rule "quota"
     order: Order = "low_confidence"
     rule: Rule | None = None  # by default "threshold" where one is given, else "quota"
-    threshold: float | None = None  # confidence (0 to 1), for the rule "threshold"
+    threshold: float | None = None  # confidence (0 to 1), for the rule "threshold", where it is 0.9 by default
     factor: float = 1.0  # for the rule "factor"
     gamma: float = 0.1  # nats, for the rule "entropy_bounded"
     temperature: float = 0.0
@@ -197,7 +197,6 @@ class DecodingConfig:
         _require(self.threshold is None or (_is_number(self.threshold) and 0.0 <= self.threshold <= 1.0), "threshold",
                  self.threshold, "it must lie between 0 and 1")
         _require(isinstance(self.stop, bool), "stop", self.stop, "it must be true or false")
-        _require(self.rule != "threshold" or self.threshold is not None, "rule", self.rule, "give a threshold as well")
         given = [name for name in ("top_k", "refresh", "start_length") if getattr(self, name) is not None]
         _require_counts(self, *given)
         _require(isinstance(self.lookahead, int) and self.lookahead >= 0, "lookahead", self.lookahead,

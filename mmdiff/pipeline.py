@@ -268,7 +268,10 @@ class Pipeline:
         if settings.cfg_scale > 0:
             batch = Guided(batch, cached(prompted.unconditional(), settings), settings.cfg_scale)
         tokens, most = self.model.model_config.tokens, settings.gen_length
-        limits = [min(limit, most) for limit in limits or [most] * len(conversations)]
+        limits = [most] * len(conversations) if limits is None else [min(limit, most) for limit in limits]
+        if len(limits) != len(conversations) or min(limits, default=1) < 1:
+            count = len(conversations)
+            raise MMDiffError(f"limits={limits} do not fit {count} conversations; give a number of at least 1 for each")
         lengths = [min(limit, settings.start_length or most) for limit in limits]
         canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
         return Denoiser(batch, canvas, settings, tokens, seeds, limits)

@@ -1,6 +1,6 @@
 """Weights of the backbone's layers in 8 or 4 bits (bitsandbytes), for models that would not fit otherwise.
 
-Embeddings, head, towers and connectors stay as they are: they are small, and what they lose is heard and seen most.
+Embeddings, head, towers and connectors stay as they are: beside the layers they are small.
 Sources: LLM.int8() (arXiv 2208.07339), NF4 of QLoRA (arXiv 2305.14314).
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import nn
 
 Bits = Literal["8bit", "4bit"]
@@ -43,10 +42,3 @@ def _nf4(linear: nn.Linear) -> nn.Module:
 
 
 QUANTIZED: dict[str, Callable[[nn.Linear], nn.Module]] = {"8bit": _int8, "4bit": _nf4}
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """What all weights take, with the scales of those in 4 bits."""
-    states = [state for weight in model.parameters() if (state := getattr(weight, "quant_state", None)) is not None]
-    scales = sum(state.absmax.nbytes for state in states if isinstance(state.absmax, torch.Tensor))
-    return sum(weight.nbytes for weight in model.parameters()) + scales

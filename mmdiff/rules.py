@@ -1,7 +1,7 @@
-"""Which positions a step commits, and which it takes back: plain functions chosen by name.
+"""Which positions a step commits, and which it takes back: functions and small classes chosen by name.
 
 An order scores the positions, and a rule says how many of the best are committed. All of them commit at least one
-position of each row, and ties go to the lowest index. Rules that take commits back (`REVISING`) commit more than they
+position of each row, and ties go to the lowest index. Rules that take commits back (`Revising`) commit more than they
 take back at every step, so they end.
 
 Shapes: A active rows, G canvas positions, N positions whose logits are known, in reading order, V vocabulary.
@@ -235,9 +235,8 @@ class Saber:
         drop_AG = torch.stack([F.pad(top_G, (0, width - len(top_G))) for top_G in before]) - top_AG
         self.top = dict(zip(votes.names, top_AG, strict=True))
         commits_A = votes.eligible_AG.sum(1) - (after.open_BG & votes.eligible_AG).sum(1)
-        older_AG = votes.decided_AG & (votes.canvas.step_BG >= 0)
         count_A = torch.maximum(torch.full_like(commits_A, self.least // 2), (commits_A + 7) // 8)
-        return _first(drop_AG, older_AG, torch.minimum(count_A, commits_A - 1).clamp(min=0))
+        return _first(drop_AG, votes.decided_AG, torch.minimum(count_A, commits_A - 1).clamp(min=0))
 
 
 @dataclass(frozen=True)

@@ -154,8 +154,14 @@ class Denoiser:
         return self.canvas
 
     def join(self, other: Denoiser) -> list[int]:
-        """Take over the rows of another one with the same settings; gives their names. The other is used up."""
-        assert other.decoding == self.decoding and isinstance(self.predict, Batch) and isinstance(other.predict, Batch)
+        """Take over the rows of another one; gives their names. The other is used up.
+
+        Raises:
+            MMDiffError: its settings are others.
+        """
+        if other.decoding != self.decoding:
+            raise MMDiffError(f"rows with other settings cannot join: {other.decoding} is not {self.decoding}")
+        assert isinstance(self.predict, Batch) and isinstance(other.predict, Batch)
         self.predict.join(other.predict)
         names = [self._next_name + number for number in range(len(other.names))]
         self._next_name += len(names)

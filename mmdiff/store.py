@@ -35,8 +35,12 @@ class Store:
         return found
 
     def put(self, key: Key, tensor: Tensor) -> None:
+        """Keep a copy: a view would hold on to the whole tensor that it is part of."""
         if tensor.nbytes <= self._kept.maxsize:
-            self._kept[key] = tensor
+            self._kept[key] = tensor.clone(memory_format=torch.contiguous_format)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
 
     @property
     def num_bytes(self) -> int:

@@ -12,6 +12,7 @@ import mmdiff  # noqa: F401  (first: it lets torchvision import beside a CPU-onl
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
+    from mmdiff.pipeline import Pipeline
 
 # Before anything imports PyTorch: two test workers share two cores, and no test may fetch a model.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -68,3 +69,17 @@ def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = wrap_tokenizer(train_tokenizer(texts, PRESETS["tiny"].backbone.vocab_size))
     save_folder(model, MMDiffProcessor.of(tokenizer, PRESETS["tiny"]), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def endless(random_tiny: Path) -> "Pipeline":
+    """Segment-causal, with random weights that never choose an end, so every position counts."""
+    from mmdiff.pipeline import load
+
+    loaded = load(random_tiny, device="cpu")
+    settings = loaded.model.model_config
+    ends = (settings.tokens.eos, settings.tokens.eot)
+    tokens = dataclasses.replace(settings.tokens, never=(*settings.tokens.never, *ends))
+    loaded.model.model_config = dataclasses.replace(settings, tokens=tokens)
+    loaded.model.backbone.lm_head.weight.data *= 8  # scores far enough apart that rounding does not reorder them
+    return loaded

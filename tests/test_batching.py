@@ -1,8 +1,6 @@
 """Rows that join and leave, canvases that grow, and guesses that change nothing."""
 
-import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -16,7 +14,7 @@ from mmdiff.canvas import ABSENT, Canvas
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.lookahead import Lookahead
-from mmdiff.pipeline import Pipeline, load
+from mmdiff.pipeline import Pipeline
 from mmdiff.prompted import Prompted
 from mmdiff.sampler import END_WINDOW, GROWTH, Denoiser, denoise
 
@@ -26,15 +24,8 @@ TOKENS = TokenIds(mask=9, eos=8, eot=7, bos=6, pad=8)
 
 
 @pytest.fixture(scope="module")
-def pipeline(random_tiny: Path) -> Pipeline:
-    """Segment-causal; ends are never chosen, so every position counts."""
-    loaded = load(random_tiny, device="cpu", store_bytes=0)
-    settings = loaded.model.model_config
-    ends = (settings.tokens.eos, settings.tokens.eot)
-    tokens = dataclasses.replace(settings.tokens, never=(*settings.tokens.never, *ends))
-    loaded.model.model_config = dataclasses.replace(settings, tokens=tokens)
-    loaded.model.backbone.lm_head.weight.data *= 8  # scores far enough apart that rounding does not reorder them
-    return loaded
+def pipeline(endless: Pipeline) -> Pipeline:
+    return Pipeline(endless.model, endless.processor, store_bytes=0)
 
 
 def user(text: str, colour: str | None = None) -> list[dict[str, Any]]:
@@ -84,6 +75,40 @@ def test_guided_rows_join_too(pipeline: Pipeline) -> None:
         running.step()
     wanted = [pipeline.chat(row, **settings) for row in ROWS[:2]]
     assert [answer.text for answer in pipeline.answers(running.leave())] == [answer.text for answer in wanted]
+
+
+def test_rows_join_after_others_have_finished(pipeline: Pipeline) -> None:
+    """A finished row is let go; the others are repeated for their guesses, and it with them, until it leaves."""
+    settings: dict[str, Any] = {"gen_length": 4, "block_length": 1, "steps": 4, "lookahead": 2}
+    limits = [1, 4, 4]
+    running = pipeline.start(ROWS[:2], limits=limits[:2], **settings)
+    for _ in range(3):
+        running.step()
+    names = [0, 1, *running.join(pipeline.start(ROWS[2:3], limits=limits[2:], **settings))]
+    while running.working:
+        running.step()
+    left = running.leave()
+    assert left.names == names == [0, 1, 2]
+    for row, made in enumerate(left.canvas.answers(())):
+        alone = pipeline.start([ROWS[row]], limits=[limits[row]], **settings)
+        while alone.working:
+            alone.step()
+        assert alone.leave().canvas.answers(())[0] == made and len(made) == limits[row]
+
+
+@pytest.mark.parametrize("change", [{"steps": 4}, {"temperature": 0.5}, {"cache": "none"}])
+def test_rows_with_other_settings_do_not_join(pipeline: Pipeline, change: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"gen_length": 8, "block_length": 8, "steps": 8}
+    running = pipeline.start(ROWS[:1], **settings)
+    with pytest.raises(MMDiffError, match="rows with other settings cannot join"):
+        running.join(pipeline.start(ROWS[1:2], **{**settings, **change}))
+    assert running.names == [0] and len(running.canvas.ids_BG) == 1
+
+
+@pytest.mark.parametrize("limits", [[], [8], [8, 8, 8], [8, 0], [-1, 8]])
+def test_limits_that_do_not_fit(pipeline: Pipeline, limits: list[int]) -> None:
+    with pytest.raises(MMDiffError, match="do not fit 2 conversations; give a number of at least 1 for each"):
+        pipeline.start(ROWS[:2], limits=limits, gen_length=8, block_length=8)
 
 
 class Ending:

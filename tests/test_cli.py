@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from mmdiff.checkpoint import load_folder, save_folder
 from mmdiff.cli import _paint, app, main
 from mmdiff.config import PRESETS
+from mmdiff.eval import speed
+from mmdiff.eval.speed import picture_length, random_model
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Draft, Token
 from mmdiff.processor import MMDiffProcessor
@@ -97,6 +99,19 @@ def test_info_counts_parameters(monkeypatch, capsys) -> None:  # type: ignore[no
     assert code == 0 and json.loads(out)["parameters"]["total"] == 8_015_581_184
 
 
+@pytest.mark.parametrize("random", [False, True])
+def test_bench_writes_a_report(monkeypatch, capsys, tmp_path: Path, random_tiny: Path, random: bool) -> None:  # type: ignore
+    """A picture's positions come before the answer; the weights are the model's own or random ones of its sizes."""
+    made = []
+    monkeypatch.setattr(speed, "random_model", lambda *given: made.append(random_model(*given)) or made[0])
+    code, _, _ = call(monkeypatch, capsys, "bench", "--model", random_tiny, "--picture", "64x64", "--prompt", 4,
+                        "--cache", "prefix", "--gen-length", 8, "--block-length", 8, "--steps", 2, "--repeats", 1,
+                        "--out", tmp_path / "report.json", *["--random"] * random)
+    (row,) = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert code == 0 and len(made) == random and row["how"] == "cache prefix"
+    assert row["prompt"] == 4 + picture_length("64x64", PRESETS["tiny"]) and 1 <= row["passes"] <= 2
+
+
 BAD_FILES: dict[str, bytes] = {
     "empty.png": b"",
     "text.png": b"this is not a picture",
@@ -139,13 +154,41 @@ def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # t
         (["train", "tiny", "--whisper", "nothing"], "'nothing'"),
         (["eval", "nothing"], "'nothing'"),
         (["eval", "--limit", "0"], "--limit 0"),
+        (["eval", "--out", "nowhere/scores.json"], "nowhere/scores.json cannot be written"),
         (["info", "nothing"], "'nothing'"),
+        (["ask", "PICTURE", "what?", "--set", "temperature=hot"], "temperature='hot'"),
+        (["ask", "PICTURE", "what?", "--set", "cache=5"], "cache=5"),
+        (["ask", "PICTURE", "what?", "--set", "steps=x"], "steps='x'"),
+        (["ask", "PICTURE", "what?", "--set", "bogus=1"], "unknown decoding setting 'bogus'"),
+        (["ask", "PICTURE", "what?", "--set", "rule"], "--set 'rule' does not fit"),
+        (["caption", "PICTURE", "--set", "=wino"], "--set '=wino' does not fit"),
+        (["compare", "nothing"], "unknown setting 'nothing'"),
+        (["compare", "--batch-size", "0"], "--batch-size 0"),
+        (["compare", "--limit", "0"], "--limit 0"),
+        (["compare", "--model", "nothing"], "'nothing'"),
+        (["compare", "--out", "nowhere/report.json"], "nowhere/report.json cannot be written"),
+        (["compare", "--out", "."], ". cannot be written"),
+        (["compare", "--plot", "nowhere/plot.png"], "nowhere/plot.png cannot be written"),
+        (["compare", "--plot", "plot.docx"], "plot.docx cannot be drawn"),
+        (["bench", "--preset", "huge"], "--preset 'huge'"),
+        (["bench", "--model", "nothing"], "'nothing'"),
+        (["bench", "--dtype", "float8"], "--dtype 'float8'"),
+        (["bench", "--cache", "yes"], "cache='yes'"),
+        (["bench", "--rule", "best"], "rule='best'"),
+        (["bench", "--steps", "0"], "steps=0"),
+        (["bench", "--prompt", "9", "--prompt", "0"], "--prompt 0"),
+        (["bench", "--batch", "0"], "--batch 0"),
+        (["bench", "--repeats", "0"], "--repeats 0"),
+        (["bench", "--picture", "big", "--preset", "llada-v-8b"], "picture='big'"),
+        (["bench", "--picture", "64x64"], "needs a model that takes pictures"),
+        (["bench", "--baselines", "--rule", "saber", "--model", "MODEL", "--random"], "leave out --baselines"),
+        (["bench", "--out", "nowhere/report.json"], "nowhere/report.json cannot be written"),
     ],
 )
 def test_bad_arguments(  # type: ignore[no-untyped-def]
     monkeypatch, capsys, picture: Path, sound: Path, random_tiny: Path, arguments: list[str], says: str
 ) -> None:
-    files = {"PICTURE": str(picture), "SOUND": str(sound)}
+    files = {"PICTURE": str(picture), "SOUND": str(sound), "MODEL": str(random_tiny)}
     given = [files.get(argument, argument) for argument in arguments]
     if files.keys() & set(arguments) and "--model" not in given:
         given += ["--model", str(random_tiny)]

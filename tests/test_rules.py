@@ -64,6 +64,12 @@ def test_threshold_is_inclusive_and_always_takes_one() -> None:
     assert chosen(Threshold(0.99), sure(0.6, 0.7, 0.65)) == [1]
 
 
+def test_a_named_threshold_rule_has_its_usual_threshold() -> None:
+    for threshold, wanted in ((None, 0.9), (0.0, 0.0), (0.4, 0.4)):
+        assert make_rule(DecodingConfig(rule="threshold", threshold=threshold)) == Threshold(wanted)
+    assert make_rule(DecodingConfig(threshold=0.4)) == Threshold(0.4) and make_rule(DecodingConfig()) == Quota()
+
+
 def test_factor_follows_the_theorem() -> None:
     """n tokens are safe while (n + 1)(1 - c) <= factor; the last one is not let through for being last."""
     assert chosen(Factor(1.0), sure(0.99, 0.95, 0.6)) == [0, 1]

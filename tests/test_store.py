@@ -56,6 +56,15 @@ def test_the_second_question_skips_the_encoder_and_the_shared_prompt(pipeline: P
     assert pipeline.ask(picture("blue"), "what is it?", **settings) and spy.views > seen
 
 
+def test_nothing_is_stored_twice(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where everything is computed anew at each step."""
+    keys, put = [], pipeline.store.put
+    monkeypatch.setattr(pipeline.store, "put", lambda key, tensor: (keys.append(key), put(key, tensor)))
+    for question in ("what is it?", "what is it?", "is it a star?"):
+        pipeline.ask(picture(), question, cache="prefix", refresh=1)
+    assert len(keys) == len(set(keys)) == len(pipeline.store) > 2
+
+
 def load_like(pipeline: Pipeline) -> Pipeline:
     return Pipeline(pipeline.model, pipeline.processor, store_bytes=0)
 
@@ -109,6 +118,16 @@ def test_the_least_recently_used_is_dropped() -> None:
     assert store.get(b"b") is None and store.get(b"a") is not None and store.num_bytes == 80
     store.put(b"d", torch.zeros(26))  # too large
     assert len(store) == 2 and (store.hits, store.misses) == (2, 1)
+
+
+def test_a_copy_is_kept_and_not_a_view() -> None:
+    """A view would change with the tensor that it is part of, and keep all of it in memory."""
+    store, large = Store(100), torch.zeros(10, 100)
+    store.put(b"a", large[:, 1])
+    large.fill_(1.0)
+    kept = store.get(b"a")
+    assert kept is not None and kept.tolist() == [0.0] * 10 and kept.untyped_storage().nbytes() == store.num_bytes == 40
+    assert b"a" in store and b"b" not in store and (store.hits, store.misses) == (1, 0)
 
 
 def test_digests_tell_contents_apart() -> None:

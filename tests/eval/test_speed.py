@@ -7,7 +7,7 @@ import torch
 
 from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
-from mmdiff.config import DecodingConfig
+from mmdiff.config import PRESETS, DecodingConfig
 from mmdiff.errors import MMDiffError
 from mmdiff.eval import speed
 from mmdiff.eval.baselines import joining_caches, llada_loop
@@ -18,6 +18,7 @@ from mmdiff.eval.speed import (
     compile_layers,
     divergence,
     measure_machine,
+    picture_length,
     random_model,
     random_prompt,
 )
@@ -33,9 +34,7 @@ def model() -> MMDiffModel:
     sizes = dataclasses.replace(
         SMALL.backbone, num_hidden_layers=2, hidden_size=64, intermediate_size=96, vocab_size=256)
     tokens = dataclasses.replace(SMALL.tokens, mask=255, eos=254, eot=253, bos=252, pad=254)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(speed.SIZES, "smaller", dataclasses.replace(SMALL, backbone=sizes, tokens=tokens))
-        return random_model("smaller", CPU, torch.float32)
+    return random_model(dataclasses.replace(SMALL, backbone=sizes, tokens=tokens), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["none", "block", "dual"])
@@ -63,6 +62,29 @@ def test_a_report(model: MMDiffModel, capsys: pytest.CaptureFixture[str]) -> Non
     for row in report["rows"][:2]:
         assert row["tokens_per_pass"] == 2.0 and row["tokens_per_second"] > 0 and row["floor_ms"] > 0
     assert report["date"][:4] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("decoding", [
+    DecodingConfig(24, 16, 8), DecodingConfig(24, 8, 10), DecodingConfig(8, 16, 8),
+    DecodingConfig(24, 8, 12, rule="saber"), DecodingConfig(24, 8, 12, threshold=0.9),
+])
+def test_the_obvious_versions_refuse_what_they_cannot_do(model: MMDiffModel, decoding: DecodingConfig) -> None:
+    with pytest.raises(MMDiffError, match=f"{decoding.steps} steps, gen_length={decoding.gen_length}.*--baselines"):
+        bench(model, [Load(10, 1, decoding)], 1, baselines=True)
+
+
+def test_a_picture_has_a_length() -> None:
+    assert PRESETS["tiny"].vision is not None
+    assert picture_length("640x480", PRESETS["llada-v-8b"]) == 2929
+    assert picture_length("1x1", PRESETS["tiny"]) == PRESETS["tiny"].vision.tokens_per_side ** 2
+
+
+@pytest.mark.parametrize("size", ["", "640", "640x", "0x480", "640x480x3", "640 x 480", "6.4x4", "-1x5", "9999999x1"])
+def test_what_is_no_size_has_none(size: str) -> None:
+    with pytest.raises(MMDiffError, match=f"picture={size!r} is no size"):
+        picture_length(size, PRESETS["llada-v-8b"])
+    with pytest.raises(MMDiffError, match="needs a model that takes pictures"):
+        picture_length("640x480", SMALL)
 
 
 def test_prompts_hold_no_special_tokens(model: MMDiffModel) -> None:
@@ -99,5 +121,5 @@ def test_compiled_layers_give_the_same_logits(model: MMDiffModel) -> None:
 
 def test_a_model_without_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "free_bytes", lambda device: 2**30)
-    with pytest.raises(MMDiffError, match="llada-8b takes 29.9 GiB in float32, and cpu has 1.0 GiB free"):
-        random_model("llada-8b", CPU, torch.float32)
+    with pytest.raises(MMDiffError, match="the model takes 29.9 GiB in float32, and cpu has 1.0 GiB free"):
+        random_model(PRESETS["llada-8b"], CPU, torch.float32)
