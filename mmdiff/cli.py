@@ -6,6 +6,7 @@ Heavy imports wait until a command needs them. What a user can cause ends as one
 from __future__ import annotations
 
 import json
+import mimetypes
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from mmdiff.extraction import Extraction
     from mmdiff.pipeline import Answer, Draft, Pipeline
     from mmdiff.transcript import Transcript
 
@@ -163,6 +165,60 @@ def caption(
     decoding = _given(threshold=threshold, steps=steps, temperature=temperature) | {"gen_length": CAPTION_ROOM[known]}
     decoding |= _settings(settings)
     _answer(pictures, CAPTION_PROMPTS[known], model, as_json, show_steps, device, seed, decoding)
+
+
+@app.command()
+def extract(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A picture or a sound; - for text on standard input.")],
+    schema: Annotated[str, typer.Option(help="A JSON Schema file, or module:Type of a type that pydantic knows.")],
+    question: Annotated[str | None, typer.Option(help="What is wanted, in words.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens that the value may take.")] = 256,
+    model: Model = "tiny",
+    as_json: Annotated[bool, typer.Option("--json", help="Print confidences and chances as well.")] = False,
+    device: Device = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    quantize: Quantize = None,
+) -> None:
+    """Fill in a JSON Schema from a picture, a sound or a text; the value always fits."""
+    wanted = _schema(schema)
+    given = _source(source)
+    made = _load(model, device, quantize).extract(
+        given.pop("image"), wanted, question=question, max_tokens=max_tokens, seed=seed, **given, **_settings(settings))
+    _print_extraction(made, as_json)
+
+
+@app.command()
+def choose(
+    picture: Annotated[str, typer.Argument(metavar="PICTURE")],
+    question: Annotated[str, typer.Argument()],
+    choices: Annotated[list[str], typer.Argument(metavar="CHOICE...", help="The answers to choose from.")],
+    model: Model = "tiny",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the chance of each choice.")] = False,
+    device: Device = None,
+    seed: Seed = 0,
+    quantize: Quantize = None,
+) -> None:
+    """Answer a question about a picture with one of the choices."""
+    if not question.strip():
+        raise _refuse("the question is empty; say what you want to know")
+    _print_extraction(_load(model, device, quantize).choose(picture, question, choices, seed=seed), as_json)
+
+
+@app.command()
+def fill(
+    picture: Annotated[str, typer.Argument(metavar="PICTURE")],
+    text: Annotated[str, typer.Argument(help='With holes: "The [[ ]] is [[red|green]]."')],
+    model: Model = "tiny",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was filled in and how sure it is.")] = False,
+    device: Device = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    quantize: Quantize = None,
+) -> None:
+    """Fill the holes of a text about a picture, in any order."""
+    made = _load(model, device, quantize).fill(text, image=picture, seed=seed, **_settings(settings))
+    _print_extraction(made, as_json)
 
 
 @app.command()
@@ -361,6 +417,47 @@ def _answer(
             typer.echo(json.dumps({"picture": name, **_as_dict(question, answer), **seconds}))
         else:
             typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
+
+
+def _schema(name: str) -> Any:
+    """A JSON Schema read from a file, or a type named module:Type."""
+    module, found, attribute = name.partition(":")
+    if found and not Path(name).exists():
+        import importlib
+
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise _refuse(f"--schema {name!r}: {error}; give module:Type with a module that Python finds") from None
+    try:
+        return json.loads(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _refuse(f"--schema {name!r} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise _refuse(f"--schema {name!r} is not JSON: {error}") from None
+
+
+def _source(name: str) -> dict[str, Any]:
+    """What `Pipeline.extract` is to look at: a file's sound where its name says so, else its picture."""
+    if name == "-":
+        return {"image": None, "text": sys.stdin.read()}
+    kind = mimetypes.guess_type(name)[0] or ""
+    return {"image": None, "audio": name} if kind.startswith(("audio/", "video/")) else {"image": name}
+
+
+def _print_extraction(made: Extraction, as_json: bool) -> None:
+    if not as_json:
+        typer.echo(made.text)
+        return
+    try:
+        value = json.loads(made.text)
+    except ValueError:  # a choice or a text that was filled in
+        value = made.text
+    fields = {path: {"confidence": each.confidence, "chances": [list(pair) for pair in each.chances]}
+              for path, each in made.fields.items()}
+    told = {"value": value, "fields": fields, "steps": made.steps, "passes": made.passes, "repairs": made.repairs}
+    typer.echo(json.dumps(told, ensure_ascii=False))
 
 
 def _check_outputs(*files: Path | None) -> None:

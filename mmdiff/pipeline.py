@@ -1,4 +1,4 @@
-"""The verbs people use: ask, caption, transcribe, listen, refine, chat, stream.
+"""The verbs people use: ask, caption, transcribe, listen, refine, chat, stream, extract, choose, fill.
 
 The only place where model, processor and sampler meet.
 
@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -27,12 +28,18 @@ from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import load_folder
 from mmdiff.config import PRESETS, AudioConfig, DecodingConfig
 from mmdiff.errors import CheckpointError, MMDiffError, NoSpeechError
+from mmdiff.extraction import Extraction, Filling, settings_for, start_scaffold
 from mmdiff.guidance import Guided
 from mmdiff.model import MMDiffModel
 from mmdiff.processor import Messages, MMDiffProcessor
 from mmdiff.prompted import Prompted
 from mmdiff.quantize import QUANTIZED, Bits
 from mmdiff.sampler import Batch, Denoiser, Finished, denoise
+from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.scaffold import Scaffold
+from mmdiff.scaffold.source import blanks, compile_choices, compile_source, compile_template, schema_of
+from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline
+from mmdiff.scaffold.vocabulary import Vocabulary
 from mmdiff.store import Store
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.vision.image import open_image
@@ -47,6 +54,8 @@ CAPTION_PROMPTS: dict[CaptionLength, str] = {
 }
 CAPTION_ROOM: dict[CaptionLength, int] = {"word": 8, "short": 32, "long": 64}  # positions of the canvas
 TRANSCRIBE_PROMPT, REFINE_PROMPT = "Transcribe the audio.", "Correct the transcript of the audio."
+FILL_PROMPT = "Fill in the blanks: {}"  # with the text
+MAX_TOKENS = 256  # of a structured answer
 TOKENS_PER_SECOND = 6  # room for the words of fast speech, where no draft tells their number
 RefineMode = Literal["low_confidence", "chunks"]
 
@@ -253,16 +262,20 @@ class Pipeline:
 
     def start(
         self, conversations: Sequence[Messages], *, seeds: Sequence[int] | None = None,
-        limits: Sequence[int] | None = None, **decoding: Any,
+        limits: Sequence[int] | None = None, scaffolds: Sequence[Scaffold] | None = None, **decoding: Any,
     ) -> Denoiser:
         """The answers to several conversations before their first step, for whoever steps them: a server, say.
 
-        Batches that were started with the same settings may `join`.
+        Batches that were started with the same settings may `join`; those with scaffolds join each other where the
+        scaffolds have the same budget.
 
         Args:
             limits: positions that each answer may have at most; `gen_length` by default, and never more.
+            scaffolds: what each answer must be (see `compile`); its structure is decided here, which takes passes.
         """
         settings = self.decoding(**decoding)
+        if scaffolds is not None:
+            return self._start_scaffolds(conversations, scaffolds, settings, seeds)
         prompted = self._prompt(conversations, settings.gen_length)
         batch: Batch = cached(prompted, settings)
         if settings.cfg_scale > 0:
@@ -276,9 +289,92 @@ class Pipeline:
         canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
         return Denoiser(batch, canvas, settings, tokens, seeds, limits)
 
+    def _start_scaffolds(
+        self, conversations: Sequence[Messages], scaffolds: Sequence[Scaffold], decoding: DecodingConfig,
+        seeds: Sequence[int] | None,
+    ) -> Denoiser:
+        if not conversations or len(scaffolds) != len(conversations):
+            raise MMDiffError(f"{len(scaffolds)} scaffolds for {len(conversations)} conversations; give one for each")
+        settings, batch = settings_for(scaffolds, decoding), None
+        for messages, scaffold, seed in zip(conversations, scaffolds, seeds or range(len(scaffolds)), strict=True):
+            prompted = self._prompt([messages], settings.gen_length)
+            one = start_scaffold(prompted, scaffold, settings, self.model.model_config.tokens, seed)
+            if batch is None:
+                batch = one
+            else:
+                batch.join(one)
+        assert batch is not None
+        return batch
+
     def answers(self, finished: Finished) -> list[Answer]:
-        """What the rows say that have left a batch."""
-        return self._answers(finished.canvas, finished.passes)
+        """What the rows say that have left a batch; where they had scaffolds, a text that fits."""
+        answers = self._answers(finished.canvas, finished.passes)
+        rows = zip(answers, finished.canvas.ids_BG.tolist(), finished.constraints, strict=True)
+        return [dataclasses.replace(answer, text=constraint.filled(ids).text) if isinstance(constraint, Filling)
+                else answer for answer, ids, constraint in rows]
+
+    def compile(self, schema: Any, max_tokens: int = MAX_TOKENS) -> Scaffold:
+        """What `start` takes as a scaffold, of a JSON Schema or a type that pydantic knows.
+
+        Raises:
+            ScaffoldError: the schema cannot be honoured, or its shortest value takes more than `max_tokens`.
+        """
+        return compile_source(schema, self._layouts, max_tokens)
+
+    def extract(
+        self, image: Any, schema: Any, *, audio: AudioSource | None = None, text: str | None = None,
+        question: str | None = None, sample_rate: int | None = None, max_tokens: int = MAX_TOKENS, seed: int = 0,
+        **decoding: Any,
+    ) -> Extraction:
+        """A value that fits a schema, from a picture (or several in a list), a sound, or a text.
+
+        Args:
+            image: as for `ask`; None for none.
+            schema: a JSON Schema, or a type that pydantic knows (a model, a dataclass, list[int], ...), of which the
+                value then is.
+            audio: a sound instead, in any form that `audio.decode.load_audio` takes; an array with its `sample_rate`.
+            text: words to take the values from, besides or instead.
+            question: what is wanted, in words; the schema's names are shown in any case.
+            max_tokens: that the value may take.
+
+        Raises:
+            ScaffoldError: the schema cannot be honoured; nothing was asked of the model then.
+            MMDiffError: a source cannot be read, or a setting does not fit.
+        """
+        scaffold = self.compile(schema, max_tokens)
+        wanted = EXTRACT_PROMPT.format(outline(schema_of(schema)[0]))
+        prompt = "\n".join(part for part in (text, question and question.strip(), wanted) if part)
+        if audio is not None:
+            self._audio_config()
+            return self._filled([_listener(load_audio(audio, sample_rate), prompt)], scaffold, seed, decoding)
+        return self._filled([_user(image, prompt)], scaffold, seed, decoding)
+
+    def choose(
+        self, image: Any, question: str, choices: Sequence[str], *, seed: int = 0, **decoding: Any
+    ) -> Extraction:
+        """One of some answers to a question, with the chance of each: `fields[""].chances`. It takes one pass."""
+        scaffold = compile_choices(choices, self._layouts, MAX_TOKENS)
+        return self._filled([_user(image, question)], scaffold, seed, decoding)
+
+    def fill(
+        self, text: str, *, image: Any = None, question: str | None = None, seed: int = 0, **decoding: Any
+    ) -> Extraction:
+        """A text with its holes filled, in any order: `[[ ]]`, `[[red|green]]` or `[[/[0-9]+/]]`."""
+        scaffold = compile_template(text, self._layouts, MAX_TOKENS)
+        prompt = question or FILL_PROMPT.format(blanks(text))
+        return self._filled([_user(image, prompt)], scaffold, seed, decoding)
+
+    def _filled(self, messages: Messages, scaffold: Scaffold, seed: int, decoding: dict[str, Any]) -> Extraction:
+        finished = _finish(self.start([messages], seeds=[seed], scaffolds=[scaffold], **decoding))
+        filling = finished.constraints[0]
+        assert isinstance(filling, Filling)
+        return filling.extraction(finished.canvas, finished.passes[0])
+
+    @cached_property
+    def _layouts(self) -> Layouts:
+        tokens = self.model.model_config.tokens
+        vocabulary = Vocabulary.of(self.processor.tokenizer, tokens)
+        return Layouts(vocabulary, tokens.mask, tokens.eot)
 
     def decoding(self, **changes: Any) -> DecodingConfig:
         """The model's decoding settings with changes; an unknown name or a misfit is an MMDiffError."""

@@ -59,6 +59,24 @@ class Batch(Predict, Protocol):
         ...
 
 
+class Constraint(Protocol):
+    """What may stand in the open positions of one row, whatever the model says."""
+
+    def decide(
+        self, ids_G: Tensor, places: Sequence[int], logits_NV: Tensor, temperature: float, draws: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) without what is not allowed, and ids (N) for the places, of which any part may be committed."""
+        ...
+
+    def widen(self, here_G: Tensor) -> Tensor:
+        """The positions (G) to be committed, and those that are only decided together with one of them."""
+        ...
+
+    def forced(self, ids_G: Tensor) -> dict[int, int]:
+        """The open positions that nothing is left to decide about, and what must stand there."""
+        ...
+
+
 def denoise(
     predict: Predict,
     canvas: Canvas,
@@ -79,6 +97,7 @@ class Finished(NamedTuple):
     names: list[int]
     canvas: Canvas
     passes: list[int]
+    constraints: list[Constraint | None]
 
 
 class Denoiser:
@@ -90,6 +109,7 @@ class Denoiser:
     def __init__(
         self, predict: Predict, canvas: Canvas, decoding: DecodingConfig, tokens: TokenIds,
         seeds: Sequence[int] | None = None, limits: Sequence[int] | None = None,
+        constraints: Sequence[Constraint | None] | None = None,
     ) -> None:
         """
         Args:
@@ -98,6 +118,7 @@ class Denoiser:
             decoding: its `gen_length` is not read here, the canvas has its own.
             seeds: one per row, for temperature and random order; row number by default.
             limits: positions that each row may grow to, where the model expects its answer to be longer.
+            constraints: of each row, or None; a row that has one ends when nothing is open, end tokens or not.
 
         Raises:
             MMDiffError: fewer steps than blocks, or another number of seeds than of rows.
@@ -110,6 +131,7 @@ class Denoiser:
         self.rule, self.order = make_rule(decoding), ORDERS[decoding.order]
         self.names = list(range(num_rows))  # of the rows, also when others have left
         self.draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.constraints = [None] * num_rows if constraints is None else list(constraints)
         self.quotas_BS = plan_quotas(canvas, decoding)
         self.steps_B = torch.zeros(num_rows, dtype=torch.long, device=canvas.ids_BG.device)  # of each row so far
         self.growth_B = torch.zeros_like(self.steps_B)  # those of them in which it grew
@@ -137,18 +159,24 @@ class Denoiser:
         if growing_A.any():
             self._grow(rows_A[growing_A], logits_SV[tail_AG[asked_AG]].split(tail_AG.sum(1)[growing_A].tolist()))
         logits_NV = logits_SV[eligible_AG[asked_AG]]
-        ids_N = sample(logits_NV, self.tokens.mask, self.decoding.temperature, draws)
+        logits_NV, ids_N = self._draw(part, rows_A, eligible_AG, logits_NV, draws)
         places_A1 = (self.steps_B - self.growth_B)[rows_A, None].clamp(max=self.quotas_BS.shape[1] - 1)
         votes = Votes(part, eligible_AG, logits_NV, ids_N, self.quotas_BS[rows_A].gather(1, places_A1)[:, 0],
                       self.decoding.block_length, draws, [self.names[row] for row in rows_A.tolist()], decided_AG,
                       logits_MV)
         here_AG = self.rule(votes, self.order(votes))
+        if constrained := self._constrained(rows_A):
+            here_AG = here_AG.clone()
+            for number, constraint in constrained:
+                here_AG[number] = constraint.widen(here_AG[number]) & eligible_AG[number]
         ids_AG = part.ids_BG.masked_scatter(eligible_AG, ids_N)
         steps_A = self.steps_B[rows_A]
         self.canvas = self.canvas.commit(rows_A, here_AG, ids_AG, votes.confidence_AG, steps_A)
         if isinstance(self.rule, Revising):
             taken_back_AG = self.rule.takes_back(votes, self.canvas.take(rows_A))
             self.canvas = self.canvas.reopen(rows_A, taken_back_AG, self.tokens.mask)
+        for number, constraint in self._constrained(rows_A):
+            self._settle(rows_A[number : number + 1], constraint)
         self.steps_B[rows_A] = steps_A + 1
         self.growth_B[rows_A] += growing_A
         return self.canvas
@@ -166,6 +194,7 @@ class Denoiser:
         names = [self._next_name + number for number in range(len(other.names))]
         self._next_name += len(names)
         self.names, self.draws = self.names + names, self.draws + other.draws
+        self.constraints = self.constraints + other.constraints
         self.canvas = self.canvas.joined(other.canvas)
         width = max(self.quotas_BS.shape[1], other.quotas_BS.shape[1])
         self.quotas_BS = torch.cat([F.pad(each.quotas_BS, (0, width - each.quotas_BS.shape[1]))
@@ -180,11 +209,13 @@ class Denoiser:
         finished_B = self._finished()
         gone_A, rest_A = (here_B.nonzero()[:, 0] for here_B in (finished_B, ~finished_B))
         passes = self.predict.passes_B[gone_A.cpu()].tolist()
-        finished = Finished([self.names[row] for row in gone_A.tolist()], self.canvas.take(gone_A), passes)
+        names, constraints = ([each[row] for row in gone_A.tolist()] for each in (self.names, self.constraints))
+        finished = Finished(names, self.canvas.take(gone_A), passes, constraints)
         if finished.names:
             self.predict.take(rest_A)
             self.canvas, self.quotas_BS = self.canvas.take(rest_A), self.quotas_BS[rest_A]
-            self.names, self.draws = ([each[row] for row in rest_A.tolist()] for each in (self.names, self.draws))
+            self.names, self.draws, self.constraints = (
+                [each[row] for row in rest_A.tolist()] for each in (self.names, self.draws, self.constraints))
             self.steps_B, self.growth_B, self.limits_B, self.growing_B = (each[rest_A] for each in self._row_state())
         return finished
 
@@ -192,7 +223,43 @@ class Denoiser:
         return self.steps_B, self.growth_B, self.limits_B, self.growing_B
 
     def _finished(self) -> Tensor:
-        return self.canvas.finished(self._end_ids)
+        ended_B, full_B = self.canvas.finished(self._end_ids), self.canvas.finished(())
+        free_B = torch.tensor([constraint is None for constraint in self.constraints], device=full_B.device)
+        return torch.where(free_B, ended_B, full_B)
+
+    def _constrained(self, rows_A: Tensor) -> list[tuple[int, Constraint]]:
+        """The active rows that have constraints, by their number among the active ones."""
+        given = ((number, self.constraints[row]) for number, row in enumerate(rows_A.tolist()))
+        return [(number, constraint) for number, constraint in given if constraint is not None]
+
+    def _draw(
+        self, part: Canvas, rows_A: Tensor, eligible_AG: Tensor, logits_NV: Tensor,
+        draws: Sequence[tuple[torch.Generator, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """What would be committed at the eligible positions, and the logits without what may not."""
+        constrained = dict(self._constrained(rows_A))
+        if not constrained:
+            return logits_NV, sample(logits_NV, self.tokens.mask, self.decoding.temperature, draws)
+        drawn = []
+        for number, chunk_NV in enumerate(logits_NV.split([count for _, count in draws])):
+            if number in constrained and len(chunk_NV):
+                places = eligible_AG[number].nonzero()[:, 0].tolist()
+                drawn.append(constrained[number].decide(
+                    part.ids_BG[number], places, chunk_NV, self.decoding.temperature, draws[number][0]))
+            else:
+                drawn.append((chunk_NV, sample(chunk_NV, self.tokens.mask, self.decoding.temperature, [draws[number]])))
+        chunks, ids = zip(*drawn, strict=True)
+        return torch.cat(chunks), torch.cat(ids)
+
+    def _settle(self, row_1: Tensor, constraint: Constraint) -> None:
+        """Commit what nothing is left to decide about, without a pass."""
+        forced = constraint.forced(self.canvas.ids_BG[row_1[0]])
+        if forced:
+            ids_1G, here_1G = self.canvas.ids_BG[row_1].clone(), torch.zeros_like(self.canvas.open_BG[row_1])
+            ids_1G[0, list(forced)] = torch.tensor(list(forced.values()), device=ids_1G.device)
+            here_1G[0, list(forced)] = True
+            sure_1G = torch.ones_like(self.canvas.confidence_BG[row_1])
+            self.canvas = self.canvas.commit(row_1, here_1G, ids_1G, sure_1G, self.steps_B[row_1])
 
     def _predict(
         self, part: Canvas, rows_A: Tensor, eligible_AG: Tensor, tail_AG: Tensor

@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 
 from mmdiff.audio.connector import count_tokens
 from mmdiff.audio.features import pad_mels
-from mmdiff.config import ModelConfig
+from mmdiff.config import ModelConfig, TokenIds
+from mmdiff.scaffold.spelling import slot_ids
 from mmdiff.tokens import CHAT_TEMPLATE, IMAGE, segment_ids
 from mmdiff.training import easy_vqa
 from mmdiff.training.augment import augment
@@ -51,9 +52,13 @@ from mmdiff.training.questions import (
 from mmdiff.training.scenes import SHAPES, TRAIN_SEEDS, Scene, example, pick
 from mmdiff.training.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question
 from mmdiff.training.speech import Speech
+from mmdiff.training.structured import Part, structured
 from mmdiff.vision.views import make_views
 
 PADDING_IMPORTANCE = 0.1  # of an end-of-text token behind an answer, against 1 for the answer's own tokens
+LITERAL_IMPORTANCE = 0.3  # of what the structure of an answer tells,
+DECISION_IMPORTANCE = 3.0  # and of where it is decided
+BEHIND = 16  # masks behind a decision
 CAPTION_IMPORTANCE = 0.8  # of a caption's token: one caption has as many tokens as ten answers
 CANVAS_LENGTHS, CANVAS_ODDS = (8, 16, 32), (0.75, 0.1, 0.15)  # positions; an answer too long for one gets more
 LEARNED_LAST = ("relation", "same", "count")  # kinds of question that take long to learn, so asked more often
@@ -75,14 +80,19 @@ class Turn:
     sound: Tensor | None = None  # a spectrogram, (M, F)
     said: str = ""  # the words in the sound, for the draft at its embeddings
     slack: bool = False  # runs of the answer are open and may be too long; nothing is said in what is left over
+    parts: Sequence[Part] = ()  # of a structured answer, instead of `answer`
+    laid_out: int = 0  # how many of the parts stand as a scaffold, with only their slots open
 
 
 Row = tuple[Image.Image | None, Sequence[Turn | Reference | Scene]]
 Source = Callable[[np.random.Generator], Row]
 
 
-def scene_row(rng: np.random.Generator, num_questions: int = 6, num_hard: int = 3, num_references: int = 16) -> Row:
-    """A generated scene of the training seeds, with its contents, questions, one caption, and words for its things."""
+def scene_row(
+    rng: np.random.Generator, num_questions: int = 6, num_hard: int = 3, num_references: int = 16,
+    num_structured: int = 0,
+) -> Row:
+    """A generated scene of the training seeds: contents, questions, one caption, JSON, and words for its things."""
     image, scene, rng = example(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
     turns = [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_questions)]
     turns += [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_hard, LEARNED_LAST)]
@@ -92,6 +102,9 @@ def scene_row(rng: np.random.Generator, num_questions: int = 6, num_hard: int = 
     text = captions(scene)[length]
     spans = caption_spans(text, scene) if length != "word" else []
     turns.append(Turn(prompt, text, CAPTION_IMPORTANCE, CAPTION_CANVAS[length], spans))
+    for _ in range(num_structured):
+        prompt, parts, laid_out = structured(scene, rng)
+        turns.append(Turn(prompt, "", parts=parts, laid_out=laid_out))
     return image, [scene, *turns, *references(scene, rng, num_references)]
 
 
@@ -284,6 +297,10 @@ def _pack_row(
             after = tokenizer.encode(turn.after).ids if turn.after else []
             told += [None] * (len(prompt) - 1) + [turn.facts] + [None] * len(after)
             prompt += after
+        elif turn.parts:
+            prompt = tokenizer.encode(question.format(turn.question)).ids
+            canvas, open_here, weights, about = _laid_out(turn, tokenizer, tokens, rng)
+            told += [None] * len(prompt) + about
         else:
             prompt = _placeholders(turn, config) + tokenizer.encode(question.format(turn.question)).ids
             encoded = tokenizer.encode(turn.answer)
@@ -312,6 +329,44 @@ def _pack_row(
         "position_ids": positions, "branch_ids": branches, "named": [int(facts is not None) for facts in told],
     }
     return row, [facts for facts in told if facts is not None]
+
+
+def _laid_out(
+    turn: Turn, tokenizer: Tokenizer, tokens: TokenIds, rng: np.random.Generator
+) -> tuple[list[int], list[bool], list[float], list[Facts | None]]:
+    """The canvas of a structured answer, what is open in it, how much that matters, and what it is about."""
+    canvas: list[int] = []
+    open_here: list[bool] = []
+    weights: list[float] = []
+    about: list[Facts | None] = []
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text).ids
+
+    def put(ids: list[int], shown: bool, weight: float, facts: Facts | None) -> None:
+        canvas.extend(ids)
+        open_here.extend([not shown] * len(ids))
+        weights.extend([weight] * len(ids))
+        about.extend([facts] * len(ids))
+
+    for number, part in enumerate(turn.parts):
+        ids = slot_ids(encode, part.text) if part.slot else encode(part.text)
+        if number == turn.laid_out > 0:  # a decision: its tokens tell it, and nothing else of the answer is seen
+            canvas[:] = [tokens.mask if here else token for token, here in zip(canvas, open_here, strict=True)]
+            open_here[:] = [False] * len(canvas)
+            put(ids[:2], False, DECISION_IMPORTANCE, None)
+            put([tokens.mask] * (len(ids) - 2 + BEHIND), True, 0.0, None)
+            return canvas, open_here, weights, about
+        scaffold = number < turn.laid_out
+        put(ids, scaffold and not part.slot, 1.0 if part.slot else LITERAL_IMPORTANCE, part.facts)
+        if scaffold and part.slot:
+            room = max(part.room, *(len(slot_ids(encode, text)) for text in (part.text, *part.alike)))
+            put([tokens.eos] * (room - len(ids)), False, LITERAL_IMPORTANCE, None)
+    whole = turn.laid_out == len(turn.parts)
+    put([tokens.eot], whole, LITERAL_IMPORTANCE, None)
+    if not whole:
+        put([tokens.eos] * int(rng.choice(CANVAS_LENGTHS)), False, PADDING_IMPORTANCE, None)
+    return canvas, open_here, weights, about
 
 
 def _placeholders(turn: Turn, config: ModelConfig) -> list[int]:

@@ -1,0 +1,180 @@
+"""Structured output measured: `python -m mmdiff.eval.structured COMMAND`, each with `--help`.
+
+    scenes      unseen scenes as JSON: by scaffold, by a scaffold of fixed length, and free
+    validity    values under hostile weights, rules and temperatures (the long tier of the tests)
+    coverage    real schemas: compiled and valid, or refused
+    mutated     schemas with something broken in them
+    passes      against free decoding of the same text
+    speed       what constraints add to a step, and how long compiling takes
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import track
+
+from mmdiff.eval import hostile
+from mmdiff.eval.run import processor_name
+from mmdiff.pipeline import SHIPPED, Pipeline, load
+from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.scaffold import compile_schema
+from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline
+from mmdiff.scaffold.vocabulary import Vocabulary
+from mmdiff.training.scenes import MAX_THINGS, TEST_SEEDS, example, scene_json
+from mmdiff.training.structured import scene_schema
+
+FREE_ROOM = 192  # positions of a free answer about a scene
+WAYS = ("scaffold", "fixed", "free")
+app = typer.Typer(help="Measure structured output.", no_args_is_help=True, add_completion=False)
+
+
+def score_scenes(pipeline: Pipeline, seen: Sequence[Any], way: str, **decoding: Any) -> dict[str, Any]:
+    """Scenes as JSON: how much is right, how much is made up, and how many passes it took.
+
+    Args:
+        seen: triples as of `scenes.example`.
+        way: "scaffold"; "fixed", a scaffold with as many objects as a scene has at most; or "free" decoding.
+
+    Returns:
+        counts of fields right, said and wanted, of fields said about objects that are not there, of lists that are
+        wholly right (of scenes of up to 3 objects, and of all), of answers that are JSON at all, and passes.
+    """
+    schema, counts = scene_schema(), Counter[str]()
+    if way == "fixed":
+        schema = json.loads(json.dumps(schema))
+        schema["properties"]["objects"]["minItems"] = MAX_THINGS
+    for image, scene, _ in seen:
+        wanted = scene_json(scene)
+        if way == "free":
+            answer = pipeline.ask(image, EXTRACT_PROMPT.format(outline(schema)), gen_length=FREE_ROOM, **decoding)
+            said, passes = _parsed(answer.text), answer.passes
+        else:
+            made = pipeline.extract(image, schema, **decoding)
+            said, passes = made.value, made.passes
+        counts["json"] += said is not None
+        counts["passes"] += passes
+        objects = said.get("objects", []) if isinstance(said, dict) else []
+        objects = [each if isinstance(each, dict) else {} for each in objects] if isinstance(objects, list) else []
+        counts["wanted"] += sum(map(len, wanted["objects"]))
+        counts["said"] += sum(map(len, objects))
+        counts["made up"] += sum(map(len, objects[len(wanted["objects"]):]))
+        counts["right"] += sum(each.get(name) == value for each, thing in zip(objects, wanted["objects"], strict=False)
+                               for name, value in thing.items())
+        exact, small = objects == wanted["objects"], len(wanted["objects"]) <= 3
+        counts["exact"] += exact
+        counts["small"] += small
+        counts["small exact"] += exact and small
+    precision, recall = (counts["right"] / max(counts[each], 1) for each in ("said", "wanted"))
+    return {
+        "way": way, "scenes": len(seen), "json": counts["json"] / len(seen),
+        "field_f1": 2 * precision * recall / max(precision + recall, 1e-9),
+        "made_up": counts["made up"] / max(counts["said"], 1), "made_up_fields": counts["made up"],
+        "exact_up_to_3": counts["small exact"] / max(counts["small"], 1), "of_up_to_3": counts["small"],
+        "exact": counts["exact"] / len(seen), "passes": counts["passes"] / len(seen),
+    }
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+@app.command()
+def scenes(
+    model: Annotated[str, typer.Option(help="A shipped model or a folder.")] = "tiny",
+    limit: Annotated[int, typer.Option(help="Unseen scenes.")] = 300,
+    ways: Annotated[str, typer.Option(help="Which ways, with commas between.")] = ",".join(WAYS),
+) -> None:
+    """Unseen scenes as JSON."""
+    pipeline = load(model)
+    seen = [example(seed) for seed in TEST_SEEDS[:limit]]
+    for way in ways.split(","):
+        _tell(score_scenes(pipeline, seen, way))
+
+
+@app.command()
+def validity(generations: int = 100_000, seed: int = 0) -> None:
+    """Values under hostile weights, rules and temperatures."""
+    layouts, tokens = _shipped()
+    counts = Counter[str]()
+    for first in track(range(0, generations, 500), description=f"{generations} values"):
+        counts += hostile.validity(layouts, tokens, min(500, generations - first), seed + first)
+    _tell(dict(sorted(counts.items())))
+    raise typer.Exit(int(counts["not valid"] > 0))
+
+
+@app.command()
+def coverage(file: Path, draws: int = 4, show: bool = False) -> None:
+    """Real schemas, lines of {"id", "schema"}: compiled and valid, or refused."""
+    layouts, tokens = _shipped()
+    rows = list(hostile.coverage(iter(track(list(hostile.read_schemas(file)))), layouts, tokens, draws))
+    _tell_outcomes(rows, show)
+
+
+@app.command()
+def mutated(count: int = 10_000, show: bool = False) -> None:
+    """Schemas with something broken in them: refused, or honoured with valid values."""
+    layouts, tokens = _shipped()
+    _tell_outcomes(list(hostile.mutations(layouts, tokens, 0, count)), show)
+
+
+@app.command()
+def passes() -> None:
+    """Passes of each schema's value, one position at a time, against free decoding of the same text."""
+    layouts, tokens = _shipped()
+    _tell({name: {"scaffold": made, "free": free} for name, made, free in hostile.half_the_passes(layouts, tokens)})
+
+
+@app.command()
+def speed(vocabulary: int = 130_000) -> None:
+    """What constraints add to a step, and how long compiling takes with everything warm."""
+    layouts, tokens = _shipped()
+    _tell(hostile.added_time(tokens, vocabulary))
+    for name, schema in hostile.SCHEMAS.items():
+        compile_schema(schema, layouts, 512)
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            compile_schema(schema, layouts, 512)
+            seconds.append(time.perf_counter() - started)
+        _tell({"schema": name, "compile_ms": round(1e3 * sorted(seconds)[2], 2)})
+
+
+def _shipped() -> tuple[Layouts, Any]:
+    """Layouts of the shipped tokenizer, without the model."""
+    from mmdiff.checkpoint import config_of
+    from mmdiff.processor import MMDiffProcessor
+
+    tokens = config_of(SHIPPED / "tiny").tokens
+    tokenizer = MMDiffProcessor.from_pretrained(SHIPPED / "tiny").tokenizer
+    return Layouts(Vocabulary.of(tokenizer, tokens), tokens.mask, tokens.eot), tokens
+
+
+def _tell_outcomes(rows: Sequence[hostile.Covered], show: bool) -> None:
+    counts, seconds = Counter(row.outcome for row in rows), sorted(row.seconds for row in rows)
+    for row in rows:
+        if row.outcome == "invalid" or (show and row.outcome != "valid"):
+            _tell({"name": row.name, "outcome": row.outcome, "told": row.told})
+    _tell({"schemas": len(rows), **counts, "valid_share": counts["valid"] / len(rows),
+           "compile_p50_ms": round(1e3 * seconds[len(seconds) // 2], 2),
+           "compile_p99_ms": round(1e3 * seconds[int(0.99 * len(seconds))], 2), "on": processor_name()})
+    raise typer.Exit(int(counts["invalid"] > 0))
+
+
+def _tell(values: Any) -> None:
+    typer.echo(json.dumps(values, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    app()

@@ -1,0 +1,182 @@
+"""From a walk through a tree to a canvas: literals and slots as tokens, and how long each slot is.
+
+A slot of bounded choices is as long as its longest choice, a word with a longest spelling as long as that where it is
+short; any other word is given one of several lengths, and what it leaves over becomes PAD at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cachetools import LRUCache
+
+from mmdiff.scaffold.automaton import byte_automaton
+from mmdiff.scaffold.errors import BudgetError
+from mmdiff.scaffold.language import still_time
+from mmdiff.scaffold.slots import ChoiceSlot, Slot, SlotsConstraint, WordSlot
+from mmdiff.scaffold.spelling import slot_ids
+from mmdiff.scaffold.tree import Choices, Place, Walk, Words
+from mmdiff.scaffold.vocabulary import TokenAutomaton, Vocabulary
+
+ROOMS = (2, 4, 8, 16, 32)  # tokens, of a word that may be long
+SHORT = 12  # bytes up to which a longest spelling decides a word's room
+Rooms = Mapping[int, int]  # of slots, by their number among the pieces
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """A row: ids, the mask where a slot stands, and its slots in order."""
+
+    ids: tuple[int, ...]
+    constraint: SlotsConstraint
+    pieces: tuple[str | Slot, ...]
+
+    def texts(self, ids: Sequence[int], vocabulary: Vocabulary) -> list[str]:
+        """What each piece says, once all positions are decided."""
+        return [piece if isinstance(piece, str) else slot_text(piece, ids, vocabulary) for piece in self.pieces]
+
+
+def slot_text(slot: Slot, ids: Sequence[int], vocabulary: Vocabulary) -> str:
+    inside = [token for token in ids[slot.first : slot.first + slot.room] if token != vocabulary.pad]
+    if isinstance(slot, ChoiceSlot):
+        row = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
+        return slot.texts[int(row)]
+    return vocabulary.text(inside)
+
+
+class Layouts:
+    """Lays walks out with one vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, mask_id: int, end_id: int) -> None:
+        self.vocabulary, self.mask_id, self.end_id = vocabulary, mask_id, end_id
+        self._literals: dict[str, list[int]] = {}
+        self._choices: dict[int, tuple[Choices, Any]] = {}
+        self._rooms: LRUCache[Any, tuple[int, ...]] = LRUCache(1024)
+
+    def literal(self, text: str) -> list[int]:
+        """The tokens of a literal."""
+        if text not in self._literals:
+            self._literals[text] = self.vocabulary.encode(text)
+        return self._literals[text]
+
+    def rooms(self, node: Choices | Words) -> tuple[int, ...]:
+        """How long a slot may be, shortest first."""
+        if isinstance(node, Choices):
+            return (int(self.choices(node).shape[1]),)
+        key = node.language, node.spelling, node.least, node.most
+        if key not in self._rooms:
+            self._rooms[key] = self._word_rooms(node)
+        return self._rooms[key]
+
+    def _word_rooms(self, node: Words) -> tuple[int, ...]:
+        automaton = self.words(node, None)
+        least = max(automaton.least, node.least, 1)
+        if node.least:
+            return (least,)
+        longest = _longest(byte_automaton(node.language, node.spelling).next_SB)
+        most = node.most if longest is None else longest
+        if longest is not None and longest <= SHORT:
+            return (max(longest, least),)
+        return tuple(sorted({max(least, min(room, most or room)) for room in ROOMS}))
+
+    def choices(self, node: Choices) -> Any:
+        """The tokens of all choices (K, L)."""
+        if id(node) not in self._choices:
+            end = [self.end_id] if node.ends else []
+            rows = [slot_ids(self.vocabulary.encode, text) + end for text in node.texts]
+            table = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad, dtype=np.int64)
+            for row, ids in zip(table, rows, strict=True):
+                row[: len(ids)] = ids
+            self._choices[id(node)] = node, table  # the node is kept, lest its id is given to another
+        return self._choices[id(node)][1]
+
+    def words(self, node: Words, room: int | None) -> TokenAutomaton:
+        """The automaton of a word that has so many positions (None: as many as it likes)."""
+        cap = node.most // room if node.most is not None and room else None
+        key = node.language, node.spelling, bool(node.least), cap
+
+        def make() -> TokenAutomaton:
+            machine = byte_automaton(node.language, node.spelling)
+            automaton = self.vocabulary.automaton(machine.next_SB, machine.accepts_S)
+            if cap is None and not node.least:
+                return automaton
+            at_least, at_most = self.vocabulary.characters
+            return automaton.only((at_most <= (cap or at_most)) & (at_least >= int(node.least > 0)))
+
+        return self.vocabulary.kept(key, make)
+
+    def count(self, walk: Walk) -> int:
+        """Tokens of the walk with its slots as short as they may be, and the end."""
+        total = 1
+        for piece in walk.pieces:
+            still_time()
+            total += len(self.literal(piece)) if isinstance(piece, str) else self.rooms(piece.node)[0]
+        return total
+
+    def lay_out(self, pieces: Sequence[str | Place], rooms: Rooms, end: bool = True) -> Canvas:
+        """The canvas of some pieces; slots whose room is not given are as short as they may be."""
+        ids: list[int] = []
+        made: list[str | Slot] = []
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, str):
+                ids += self.literal(piece)
+                made.append(piece)
+            else:
+                slot = self._slot(piece, len(ids), rooms.get(number))
+                ids += [self.mask_id] * slot.room
+                made.append(slot)
+        slots = [piece for piece in made if not isinstance(piece, str)]
+        last = pieces[-1].node if pieces and isinstance(pieces[-1], Place) else None
+        end &= not (isinstance(last, Choices) and last.ends)
+        return Canvas((*ids, *([self.end_id] if end else ())), SlotsConstraint(slots, self.mask_id), tuple(made))
+
+    def _slot(self, place: Place, first: int, room: int | None) -> Slot:
+        node, path = place
+        if isinstance(node, Choices):
+            table = self.choices(node)
+            return ChoiceSlot(path, first, table.shape[1], node.values, node.texts, table)
+        room = room or self.rooms(node)[0]
+        automaton = self.words(node, room)
+        while automaton.least > room:  # shorter tokens need more room
+            room = automaton.least
+            automaton = self.words(node, room)
+        return WordSlot(path, first, room, automaton, node.least)
+
+    def fit(self, walk: Walk, budget: int) -> None:
+        """Refuse what is too long even at its shortest.
+
+        Raises:
+            BudgetError: it names how many tokens are needed.
+        """
+        if (needed := self.count(walk)) > budget:
+            raise BudgetError(f"the shortest value takes {needed} tokens, and there is room for {budget}; raise "
+                              f"max_tokens to at least {needed}", needed)
+
+
+def _longest(next_SB: Any) -> int | None:
+    """Bytes of an automaton's longest word; None where there is no longest."""
+    states = len(next_SB)
+    ways = [np.unique(row[row >= 0]).tolist() for row in next_SB]
+    known: dict[int, int] = {}
+    path, on_path, at = [0], {0}, [0]
+    while path:  # depth-first, without recursion
+        state = path[-1]
+        if at[-1] < len(ways[state]):
+            target = ways[state][at[-1]]
+            at[-1] += 1
+            if target in on_path:
+                return None
+            if target not in known:
+                path.append(target)
+                on_path.add(target)
+                at.append(0)
+            continue
+        known[state] = max((1 + known[target] for target in ways[state]), default=0)
+        on_path.discard(state)
+        path.pop()
+        at.pop()
+        assert len(path) <= states
+    return known[0]

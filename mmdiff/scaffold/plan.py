@@ -1,0 +1,214 @@
+"""Structural decisions by the model: which options, how many items, how long each word is.
+
+What comes next after a slot tells the options apart, so each decision takes one canvas: all before it laid out, masks
+behind it. The decisions that can be reached are asked about in one batched pass, deeper ones in the next. Then several
+lengths of the words are tried in one more, and those of the best mean confidence are taken, as CAL does (arXiv
+2602.00476), though without its correction of the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mmdiff.scaffold.layout import Canvas
+from mmdiff.scaffold.scaffold import Scaffold
+from mmdiff.scaffold.slots import WordSlot
+from mmdiff.scaffold.tree import Name, Pending, Place, Walk, Words
+
+Array = np.ndarray[Any, Any]
+Probe = Callable[[Sequence["Row"]], list[Array]]  # of each row the log-probabilities (N, V) at its places
+ASKED = 64  # decisions in one pass,
+CHAIN = 8  # and of those that follow each other, as the items of an array do
+OPTIONS = 32  # of a decision, that are told apart
+BEHIND = 16  # masks behind what the options begin with
+ROUNDS = 8
+Chances = dict[Name, dict[int, float]]
+
+
+class Row(NamedTuple):
+    """Canvas ids, and the places whose logits are wanted."""
+
+    ids: Sequence[int]
+    places: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Decided:
+    canvas: Canvas
+    chances: Chances  # of the options, where the model was asked
+
+
+def plan(scaffold: Scaffold, probe: Probe, temperature: float, draws: torch.Generator) -> Decided:
+    """Decide everything but the slots' own tokens."""
+    decisions: dict[Name, int] = {}
+    chances: Chances = {}
+    for _ in range(ROUNDS):
+        questions = _questions(scaffold, decisions)
+        if not questions:
+            break
+        chances.update(_ask(scaffold, questions, probe))
+        if not _settle(scaffold, decisions, chances, temperature, draws):
+            break
+    walk = scaffold.tree.walk(decisions)
+    return Decided(scaffold.layouts.lay_out(walk.pieces, _rooms(scaffold, walk, probe)), chances)
+
+
+class _Question(NamedTuple):
+    pending: Pending
+    walk: Walk
+    heads: dict[int, list[int]]  # the first tokens behind the last slot, of each option
+
+
+def _questions(scaffold: Scaffold, decisions: Mapping[Name, int]) -> dict[Name, _Question]:
+    """The decisions that are open, and those of their kind that they lead to."""
+    found: dict[Name, _Question] = {}
+    waiting = [(pending, dict(decisions)) for pending in scaffold.tree.walk(decisions).pending]
+    while waiting and len(found) < ASKED:
+        pending, known = waiting.pop(0)
+        if pending.name in found or sum(name[:2] == pending.name[:2] for name in found) >= CHAIN:
+            continue
+        walk, heads = scaffold.tree.walk(known), {}
+        for option in pending.options[:OPTIONS]:
+            other = scaffold.tree.walk({**known, pending.name: option})
+            if scaffold.layouts.count(other) > scaffold.budget:
+                continue
+            heads[option] = _head(scaffold, other, pending.at)
+            waiting += [(later, {**known, pending.name: option}) for later in other.pending
+                        if later.name[:2] == pending.name[:2] and later.name not in found]
+        found[pending.name] = _Question(pending, walk, heads)
+    return found
+
+
+def _head(scaffold: Scaffold, walk: Walk, at: int) -> list[int]:
+    """What stands behind the last slot before a decision, up to the next slot or the end."""
+    start = _last_slot(walk, at)
+    text = walk.pieces[start] if start < len(walk.pieces) else ""
+    if not isinstance(text, str):
+        return []
+    last = start + 1 >= len(walk.pieces)
+    return scaffold.layouts.literal(text) + ([scaffold.layouts.end_id] if last else [])
+
+
+def _last_slot(walk: Walk, at: int) -> int:
+    """Pieces up to the last slot before a decision."""
+    return at - 1 if at and isinstance(walk.pieces[at - 1], str) else at
+
+
+def _ask(scaffold: Scaffold, questions: Mapping[Name, _Question], probe: Probe) -> Chances:
+    rows, wanted = [], []
+    for name, question in questions.items():
+        longest = max((len(head) for head in question.heads.values()), default=0)
+        if len(question.heads) < 2 or longest == 0:
+            continue
+        before = scaffold.layouts.lay_out(
+            question.walk.pieces[: _last_slot(question.walk, question.pending.at)], {}, end=False)
+        start = len(before.ids)
+        rows.append(Row((*before.ids, *[scaffold.layouts.mask_id] * (longest + BEHIND)), range(start, start + longest)))
+        wanted.append(name)
+    told = probe(rows) if rows else []
+    chances = {name: dict.fromkeys(question.heads, 0.0) for name, question in questions.items()}
+    for name, logs_NV in zip(wanted, told, strict=True):
+        heads = questions[name].heads
+        for option, chance in zip(heads, _shares(list(heads.values()), np.nan_to_num(logs_NV, nan=-1e4)), strict=True):
+            chances[name][option] = chance
+    return chances
+
+
+def _shares(heads: list[list[int]], logs_NV: Array, at: int = 0) -> list[float]:
+    """The chance of each head: wherever they part, by the tokens' chances there; one that ends has the rest."""
+    if len(heads) == 1:
+        return [1.0]
+    groups: dict[int | None, list[int]] = {}
+    for number, head in enumerate(heads):
+        groups.setdefault(head[at] if at < len(head) else None, []).append(number)
+    mass = {token: 0.0 if token is None else float(np.exp(logs_NV[at, token])) for token in groups}
+    if None in groups:
+        mass[None] = max(1.0 - sum(mass.values()), 1e-9)
+    total, shares = sum(mass.values()), [0.0] * len(heads)
+    for token, members in groups.items():
+        share = mass[token] / total if total > 0 else 1 / len(groups)
+        inner = ([1 / len(members)] * len(members) if token is None
+                 else _shares([heads[number] for number in members], logs_NV, at + 1))
+        for number, each in zip(members, inner, strict=True):
+            shares[number] = share * each
+    return shares
+
+
+def _settle(
+    scaffold: Scaffold, decisions: dict[Name, int], chances: Chances, temperature: float, draws: torch.Generator
+) -> bool:
+    """Decide all that was asked about and is met; False when nothing was."""
+    settled = False
+    while True:
+        met = [pending for pending in scaffold.tree.walk(decisions).pending if pending.name in chances]
+        if not met:
+            return settled
+        for pending in met:
+            decisions[pending.name] = _pick(pending, chances, temperature, draws)
+            if scaffold.layouts.count(scaffold.tree.walk(decisions)) > scaffold.budget:
+                decisions[pending.name] = pending.options[0]
+        settled = True
+
+
+def _pick(pending: Pending, chances: Chances, temperature: float, draws: torch.Generator) -> int:
+    """At temperature 0 the beginning of the likeliest way through what follows, not the likeliest next step."""
+    options = chances[pending.name]
+    if not any(options.values()):
+        return pending.options[0]
+    if temperature == 0:
+        return max(options, key=lambda option: options[option] * _ahead(pending.name, option, chances))
+    weights = torch.tensor(list(options.values()), dtype=torch.float64) ** (1 / temperature)
+    return list(options)[int(torch.multinomial(weights, 1, generator=draws))]
+
+
+def _ahead(name: Name, option: int, chances: Chances) -> float:
+    """The chance of the likeliest way on among decisions in a row: items of an array, optional members."""
+    path, kind, number = name
+    later = {"more": number + 1 if option else -1, "next": option + 1}.get(kind, -1)
+    options = chances.get((path, kind, later), {})
+    return max((chance * _ahead((path, kind, later), each, chances) for each, chance in options.items()), default=1.0)
+
+
+def _rooms(scaffold: Scaffold, walk: Walk, probe: Probe) -> dict[int, int]:
+    """How long each word is, by its number among the pieces."""
+    options = {number: scaffold.layouts.rooms(piece.node) for number, piece in enumerate(walk.pieces)
+               if isinstance(piece, Place) and isinstance(piece.node, Words)}
+    several = {number: rooms for number, rooms in options.items() if len(rooms) > 1}
+    spare = scaffold.budget - scaffold.layouts.count(walk)
+    if not several or spare <= 0:
+        return {}
+    tries = []
+    for turn in range(max(map(len, several.values()))):
+        rooms = {number: each[min(turn, len(each) - 1)] for number, each in several.items()}
+        if sum(room - several[number][0] for number, room in rooms.items()) <= spare:
+            tries.append(rooms)
+    canvases = [scaffold.layouts.lay_out(walk.pieces, rooms) for rooms in tries]
+    rows = [Row(canvas.ids, [place for number in several for place in _places(canvas, number)]) for canvas in canvases]
+    told = probe(rows)
+    best: dict[int, int] = {}
+    for number in several:
+        scores = [_confidence(*each, number) for each in zip(canvases, rows, told, strict=True)]
+        best[number] = tries[int(np.argmax(scores))][number]
+    return best
+
+
+def _places(canvas: Canvas, number: int) -> range:
+    slot = canvas.pieces[number]
+    assert isinstance(slot, WordSlot)
+    return range(slot.first, slot.first + slot.room)
+
+
+def _confidence(canvas: Canvas, row: Row, logs_NV: Array, number: int) -> float:
+    """The mean log-probability of the likeliest allowed word in a slot."""
+    slot = canvas.pieces[number]
+    assert isinstance(slot, WordSlot)
+    first = list(row.places).index(slot.first)
+    rows_LV = logs_NV[first : first + slot.room].copy()
+    free = np.ones(slot.room, dtype=bool)
+    ids = slot.decide(np.zeros(slot.room, dtype=np.int64), free, np.arange(slot.room), rows_LV, 0.0, torch.Generator())
+    return float(np.nan_to_num(logs_NV[np.arange(first, first + slot.room), ids], nan=-1e4, neginf=-1e4).mean())

@@ -1,0 +1,210 @@
+"""A compiled schema: `compile_schema`, and the `Scaffold` that canvases and values come from.
+
+The tree's words are a sound part of what the schema allows, as far as its keywords tell; a validator has the last word.
+Before any pass it must accept one value of the tree, the witness, or the schema is refused; afterwards it must accept
+what was decoded, or that is repaired: a few slots are changed, and at last the witness takes its place.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jsonschema_rs
+
+from mmdiff.scaffold import language as lang
+from mmdiff.scaffold.errors import (
+    ScaffoldError,
+    SchemaTooLargeError,
+    UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
+)
+from mmdiff.scaffold.language import Deadline, LanguageError
+from mmdiff.scaffold.layout import Canvas, Layouts
+from mmdiff.scaffold.lower import lower
+from mmdiff.scaffold.slots import ChoiceSlot
+from mmdiff.scaffold.spelling import dumps, pointer
+from mmdiff.scaffold.tree import Choices, Name, Place, Tree, Walk, Words
+
+SECONDS = 2.0  # that compiling may take
+TRIES = 60  # values that are tried for a witness
+REPAIRS = 200  # values that are tried instead of one that does not fit
+LARGEST = 4_000_000  # characters of a schema
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A finished value: its text, what it says, and whether it had to be changed to fit."""
+
+    text: str
+    value: Any
+    repairs: int = 0  # slots that were changed; -1 where the witness stands for all of it
+
+
+@dataclass(eq=False)
+class Scaffold:
+    """What may be said, as a tree, and who judges it; canvases of it are laid out in one vocabulary."""
+
+    tree: Tree
+    layouts: Layouts
+    budget: int  # tokens
+    read: Callable[[str], Any]  # the value of a finished text; a ValueError where it is none
+    fits: Callable[[Any], bool]
+    finish: Callable[[Any], Any] = staticmethod(lambda value: value)  # a value to the user's own type
+    witness: Walk = field(default_factory=Walk)
+    words: tuple[str, ...] = ()  # that the witness has in its slots
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is nothing to decide but one of a few values in each slot."""
+        walk = self.tree.walk({})
+        return not walk.pending and all(isinstance(piece, str) or isinstance(piece.node, Choices)
+                                        for piece in walk.pieces)
+
+    def judge(self, text: str) -> bool:
+        """Whether a text is a value that fits."""
+        try:
+            return self.fits(self.read(text))
+        except ValueError:
+            return False
+
+    def fill(self, canvas: Canvas, ids: Sequence[int]) -> Filled:
+        """The value of a finished canvas, repaired where it does not fit."""
+        texts = canvas.texts(ids, self.layouts.vocabulary)
+        if not self.judge("".join(texts)):
+            return self._repaired(canvas, texts)
+        return Filled("".join(texts), self.finish(self.read("".join(texts))))
+
+    def find_witness(self, deadline: Deadline) -> None:
+        """Find a value of the tree that fits, the shortest one first.
+
+        Raises:
+            UnsatisfiableSchemaError: none was found.
+        """
+        rng = random.Random(0)
+        for turn in range(TRIES):
+            walk = self.tree.walk({}) if turn < 1 else self._stroll(rng)
+            if walk is None or self.layouts.count(walk) > self.budget:
+                if turn < 1 and walk is not None:
+                    self.layouts.fit(walk, self.budget)
+                continue
+            for words in _words(walk, rng, 1 if turn == 0 else 4, deadline):
+                if self.judge(_spell(walk, words)):
+                    self.witness, self.words = walk, tuple(words)
+                    return
+            deadline.check()
+        raise UnsatisfiableSchemaError(f"none of {TRIES} values that were tried fits; make it less strict")
+
+    def _stroll(self, rng: random.Random) -> Walk | None:
+        """A walk with some decisions made at random."""
+        decisions: dict[Name, int] = {}
+        for _ in range(rng.randint(1, 12)):
+            walk = self.tree.walk(decisions)
+            if not walk.pending:
+                break
+            chosen = rng.choice(walk.pending)
+            decisions[chosen.name] = rng.choice(chosen.options)
+        walk = self.tree.walk(decisions)
+        return walk if len(walk.pieces) < 2000 else None
+
+    def _repaired(self, canvas: Canvas, texts: list[str]) -> Filled:
+        """The same with one slot changed, or two, the most likely choices first; else the witness."""
+        ways = list(itertools.islice(_changes(canvas, texts), REPAIRS))
+        for count in (1, 2):
+            for changed in itertools.islice(itertools.combinations(ways, count), REPAIRS):
+                other = list(texts)
+                for number, text in changed:
+                    other[number] = text
+                if self.judge("".join(other)):
+                    return Filled("".join(other), self.finish(self.read("".join(other))), count)
+        text = _spell(self.witness, self.words)
+        return Filled(text, self.finish(self.read(text)), -1)
+
+
+def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any] | None = None) -> Scaffold:
+    """The scaffold of a JSON Schema.
+
+    Args:
+        budget: tokens that a value may have.
+        finish: makes the user's own type from a value.
+
+    Raises:
+        ScaffoldError: the schema is malformed, asks for what no scaffold expresses, admits nothing, needs more tokens
+            than there are, or takes too long to compile.
+    """
+    deadline = Deadline(SECONDS)
+    try:
+        if len(dumps(schema)) > LARGEST:
+            raise SchemaTooLargeError(f"it has more than {LARGEST:,} characters")
+        with lang.bounded(deadline):
+            tree = lower(schema, deadline)
+            validator = jsonschema_rs.validator_for(schema, validate_formats=True, retriever=_nothing)
+            made = Scaffold(tree, layouts, budget, read_json, validator.is_valid, finish or (lambda value: value))
+            made.find_witness(deadline)
+    except LanguageError as error:
+        raise SchemaTooLargeError(str(error)) from None
+    except jsonschema_rs.ValidationError as error:
+        where = functools.reduce(pointer, error.instance_path, "")
+        raise UnsupportedSchemaError(f"it is no valid JSON Schema: {error.message[:200]}", where) from None
+    except jsonschema_rs.ReferencingError as error:
+        raise UnsupportedSchemaError(f"it is no valid JSON Schema: {str(error).splitlines()[0][:200]}") from None
+    except (RecursionError, OverflowError, MemoryError):
+        raise SchemaTooLargeError("it is nested too deeply, or its numbers are too large") from None
+    except ScaffoldError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UnsupportedSchemaError(f"it is no JSON Schema: {str(error).splitlines()[0][:200]}") from None
+    return made
+
+
+def _nothing(uri: str) -> Any:
+    """Nothing is ever fetched for a schema."""
+    raise UnsupportedSchemaError(f"$ref {uri!r} leads out of the schema; put what it names under $defs")
+
+
+def read_json(text: str) -> Any:
+    """A JSON value; a ValueError where a name stands twice in an object."""
+    return json.loads(text, object_pairs_hook=_members)
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(members := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return members
+
+
+def _spell(walk: Walk, words: Sequence[str]) -> str:
+    left = iter(words)
+    return "".join(piece if isinstance(piece, str) else next(left) for piece in walk.pieces)
+
+
+def _words(walk: Walk, rng: random.Random, times: int, deadline: Deadline) -> Iterator[list[str]]:
+    """What the slots of a walk might say: the shortest, then drawn."""
+    nodes = [piece.node for piece in walk.pieces if isinstance(piece, Place)]
+    for turn in range(times):
+        yield [_word(node, rng, turn > 0, deadline) for node in nodes]
+
+
+def _word(node: Choices | Words, rng: random.Random, drawn: bool, deadline: Deadline) -> str:
+    if isinstance(node, Choices):
+        return rng.choice(node.texts) if drawn else node.texts[0]
+    word = node.shortest
+    if drawn and not node.least and node.most is None:
+        word = lang.sample(node.language, rng, 8, deadline)
+    return dumps(word)[1:-1] if node.spelling == "json" else word
+
+
+def _changes(canvas: Canvas, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Pieces, and what might stand there instead: choices by their likelihood, words with something behind them."""
+    for number, piece in enumerate(canvas.pieces):
+        if isinstance(piece, ChoiceSlot):
+            chances = piece.chances or (1.0,) * len(piece.values)
+            order = sorted(range(len(piece.values)), key=lambda choice: -chances[choice])
+            yield from ((number, piece.texts[choice]) for choice in order[:8] if piece.texts[choice] != texts[number])
+        elif not isinstance(piece, str):
+            yield from ((number, texts[number] + more) for more in ("1", "2", "a", "b"))

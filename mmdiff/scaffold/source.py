@@ -1,0 +1,131 @@
+"""What people give as a schema: JSON Schema, Python types, choices, patterns and texts with holes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+from mmdiff.errors import MMDiffError
+from mmdiff.scaffold import language as lang
+from mmdiff.scaffold.errors import UnsatisfiableSchemaError, UnsupportedSchemaError
+from mmdiff.scaffold.language import Deadline, Language, LanguageError
+from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.pattern import pattern
+from mmdiff.scaffold.scaffold import SECONDS, Scaffold, compile_schema
+from mmdiff.scaffold.tree import Choices, Run, Text, Tree, Words
+
+HOLE = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
+BLANK = "___"
+INK = lang.intersect(lang.TEXT, lang.complement(lang.chars([(9, 13), (32, 32), (0x85, 0xA0)])))  # no space
+LINE = lang.intersect(lang.TEXT, lang.complement(lang.chars([(9, 13)])))
+PHRASE = INK | (INK + lang.repeat(LINE) + INK)  # a line that neither begins nor ends with a space
+
+
+def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any] | None]:
+    """The JSON Schema of what was given, and what makes the caller's own type of a value.
+
+    Args:
+        source: JSON Schema (a mapping, True or False), or a type that pydantic knows: a model, a dataclass, a
+            TypedDict, list[int], Literal["a", "b"], ...
+    """
+    if isinstance(source, Mapping | bool):
+        return source, None
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(source)
+        return adapter.json_schema(), adapter.validate_python
+    except (PydanticSchemaGenerationError, PydanticUserError, TypeError, ValueError) as error:
+        told = str(error).splitlines()[0][:200]
+        raise UnsupportedSchemaError(
+            f"{source!r} is neither a JSON Schema nor a type that pydantic can describe: {told}") from None
+
+
+def compile_source(source: Any, layouts: Layouts, budget: int) -> Scaffold:
+    """The scaffold of a schema or a type; the values are of that type.
+
+    Raises:
+        ScaffoldError: see `compile_schema`.
+    """
+    schema, finish = schema_of(source)
+    scaffold = compile_schema(schema, layouts, budget, finish)
+    if finish is not None:
+        validator = scaffold.fits
+        scaffold.fits = lambda value: validator(value) and _passes(finish, value)  # the type's own checks
+        if not scaffold.judge("".join(_shown(scaffold))):
+            scaffold.find_witness(Deadline(SECONDS))
+    return scaffold
+
+
+def compile_choices(choices: Sequence[str], layouts: Layouts, budget: int) -> Scaffold:
+    """The scaffold of an answer that is one of some texts."""
+    if isinstance(choices, str) or not choices or not all(isinstance(each, str) and each for each in choices):
+        raise MMDiffError(f"choices={choices!r} must be a list of texts, none of them empty")
+    if len(set(choices)) < len(choices):
+        raise MMDiffError(f"choices={list(choices)!r} has the same text twice")
+    return _texts(Choices(tuple(choices), quoted=True, ends=True), layouts, budget, lambda text: text)
+
+
+def compile_pattern(source: str, layouts: Layouts, budget: int) -> Scaffold:
+    """The scaffold of a text that a regular expression matches as a whole."""
+    try:
+        words = pattern(f"^(?:{source})$")
+        return _texts(_words(words), layouts, budget, lambda text: text)
+    except LanguageError as error:
+        raise UnsupportedSchemaError(f"the pattern {source[:80]!r}: {error}") from None
+
+
+def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
+    """The scaffold of a text with holes; its value is the list of what stands in them.
+
+    `[[ ]]` is a phrase, `[[red|green]]` one of some texts, `[[/[0-9]+/]]` a pattern.
+    """
+    parts = HOLE.split(text)
+    if len(parts) < 3:
+        raise MMDiffError(f"the text {text[:80]!r} has no hole; write [[ ]] where something is to be filled in")
+    nodes: list[Any] = []
+    for number, part in enumerate(parts):
+        if number % 2 == 0:
+            nodes.append(Text(part))
+            continue
+        said = part.strip()
+        if said.startswith("/") and said.endswith("/") and len(said) > 1:
+            nodes.append(_words(pattern(f"^(?:{said[1:-1]})$")))
+        elif "|" in said:
+            nodes.append(Choices(tuple(dict.fromkeys(each.strip() for each in said.split("|"))), quoted=True))
+        else:
+            nodes.append(_words(PHRASE))
+    return _texts(Run(tuple(nodes)), layouts, budget, lambda text: text)
+
+
+def blanks(text: str) -> str:
+    """A text with blanks for its holes."""
+    return HOLE.sub(BLANK, text)
+
+
+def _words(words: Language) -> Words:
+    found = lang.shortest(words, Deadline(SECONDS))
+    if found is None:
+        raise UnsatisfiableSchemaError("no text matches the pattern")
+    return Words(words, "plain", found)
+
+
+def _texts(root: Any, layouts: Layouts, budget: int, read: Callable[[str], Any]) -> Scaffold:
+    scaffold = Scaffold(Tree(root, {}), layouts, budget, read, lambda value: True)
+    scaffold.find_witness(Deadline(SECONDS))
+    return scaffold
+
+
+def _shown(scaffold: Scaffold) -> list[str]:
+    left = iter(scaffold.words)
+    return [piece if isinstance(piece, str) else next(left) for piece in scaffold.witness.pieces]
+
+
+def _passes(finish: Callable[[Any], Any], value: Any) -> bool:
+    try:
+        finish(value)
+    except (ValidationError, ValueError, TypeError):
+        return False
+    return True
+

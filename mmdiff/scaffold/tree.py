@@ -1,0 +1,294 @@
+"""What a schema is lowered to: a tree of literals, slots and structural decisions, and walks through it.
+
+A walk, given what is decided, writes out literals and slots in order, takes the shortest way wherever nothing is
+decided yet, and says where that was. Decisions have names that stay the same from walk to walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from mmdiff.scaffold.errors import SchemaTooLargeError
+from mmdiff.scaffold.language import Language, still_time
+from mmdiff.scaffold.spelling import dumps, pointer
+
+DEEP = 120  # values inside each other
+Node = "Text | Choices | Words | Run | Either | Array | Object | Ref"
+Name = tuple[str, str, int]  # of a decision: where, of what kind, and which one there
+NOWHERE = float("inf")  # cost of what has no finite spelling
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A literal."""
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """A slot for one of a few values.
+
+    `quoted` where the quotes of the strings are literals around it, or there are none; `ends` where the answer's end
+    follows the value inside the slot, before PAD, as it does in a free answer.
+    """
+
+    values: tuple[Any, ...]
+    quoted: bool = False
+    ends: bool = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(dumps(value)[1:-1] if self.quoted else dumps(value) for value in self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """A slot for a word of a language, in plain spelling or as it stands inside the quotes of a JSON string.
+
+    `least` and `most` bound the word's characters, besides what the language says.
+    """
+
+    language: Language
+    spelling: Literal["json", "plain"]
+    shortest: str
+    least: int = 0
+    most: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One after another."""
+
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Either:
+    """One of several structures."""
+
+    options: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Array:
+    """Items: those of `first` by their number, then any number of `rest`, in all from `least` to `most`."""
+
+    first: tuple[Any, ...]
+    rest: Any | None
+    least: int
+    most: int
+
+
+class Member(NamedTuple):
+    name: str
+    node: Any
+    required: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Object:
+    """Members in order, optional ones left out or not, then entries with names of their own (key, value)."""
+
+    members: tuple[Member, ...]
+    entry: tuple[Any, Any] | None
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, eq=False)
+class Ref:
+    """A node that is looked up by its key, so that it may hold itself."""
+
+    key: str
+
+
+class Place(NamedTuple):
+    """A slot where a walk came by; `path` is the JSON pointer of its value, or of the object whose key it is."""
+
+    node: Choices | Words
+    path: str
+
+
+class Pending(NamedTuple):
+    """A decision that was not made: after how many pieces, and the options that there are (the taken one first)."""
+
+    name: Name
+    at: int
+    options: tuple[int, ...]
+
+
+@dataclass
+class Walk:
+    """Literals and slots in turn, and the decisions that were not made."""
+
+    pieces: list[str | Place] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
+
+
+class Tree:
+    """A root, the nodes that refer to each other, and what the shortest spelling of each costs."""
+
+    def __init__(self, root: Any, refs: Mapping[str, Any]) -> None:
+        self.root, self.refs = root, refs
+        self.costs: dict[str, float] = dict.fromkeys(refs, NOWHERE)
+        for _ in range(len(refs) + 1):  # each round lets finite costs reach one reference further
+            found = {key: self._cost(node, {}) for key, node in refs.items()}
+            if found == self.costs:
+                break
+            self.costs = found
+        self._known: dict[int, float] = {}
+        self._orders: dict[int, list[int]] = {}
+
+    def cost(self, node: Any) -> float:
+        """Characters of the node's shortest spelling; infinite where it has none."""
+        return self._cost(node, self._known)
+
+    def walk(self, decisions: Mapping[Name, int]) -> Walk:
+        """Write the tree out."""
+        walk = Walk()
+        self._walk(self.root, "", 0, 0, decisions, walk)
+        return walk
+
+    def _cost(self, node: Any, known: dict[int, float]) -> float:
+        if isinstance(node, Ref):
+            return self.costs[node.key]
+        if id(node) not in known:
+            known[id(node)] = self._count(node, known)
+        return known[id(node)]
+
+    def _count(self, node: Any, known: dict[int, float]) -> float:
+        still_time()
+        match node:
+            case Text():
+                return len(node.text)
+            case Choices():
+                return min(map(len, node.texts), default=NOWHERE)
+            case Words():
+                return max(len(node.shortest), node.least)
+            case Run():
+                return sum(self._cost(part, known) for part in node.parts)
+            case Either():
+                return min((self._cost(option, known) for option in node.options), default=NOWHERE)
+            case Array():
+                first = [self._cost(item, known) for item in node.first[: node.least]]
+                more = node.least - len(first)
+                rest = 0.0 if more <= 0 else NOWHERE if node.rest is None else more * self._cost(node.rest, known)
+                return 2 + sum(first) + rest + max(node.least - 1, 0)
+            case Object():
+                told = [len(dumps(member.name)) + 2 + self._cost(member.node, known)
+                        for member in node.members if member.required]
+                spare = sorted(len(dumps(member.name)) + 2 + self._cost(member.node, known)
+                               for member in node.members if not member.required)
+                missing = max(node.least - len(told), 0)
+                told += spare[:missing]
+                if missing > len(spare):
+                    entry = NOWHERE if node.entry is None else sum(self._cost(part, known) for part in node.entry) + 2
+                    told += [entry] * (missing - len(spare))
+                return 2 + sum(told)
+            case _:
+                return NOWHERE
+
+    def _walk(
+        self, node: Any, path: str, nested: int, depth: int, decisions: Mapping[Name, int], walk: Walk
+    ) -> None:
+        still_time()
+        if depth > DEEP:
+            raise SchemaTooLargeError(f"values stand more than {DEEP} deep in each other", path)
+        match node:
+            case Ref():
+                self._walk(self.refs[node.key], path, nested, depth + 1, decisions, walk)
+            case Text():
+                _write(walk, node.text)
+            case Choices() | Words():
+                if isinstance(node, Choices) and len(node.values) == 1:
+                    _write(walk, node.texts[0])
+                else:
+                    walk.pieces.append(Place(node, path))
+            case Run():
+                for part in node.parts:
+                    self._walk(part, path, nested, depth + 1, decisions, walk)
+            case Either():
+                chosen = _decide(walk, decisions, (path, "either", nested), self._order(node))
+                self._walk(node.options[chosen], path, nested + 1, depth + 1, decisions, walk)
+            case Array():
+                self._walk_array(node, path, depth, decisions, walk)
+            case Object():
+                self._walk_object(node, path, depth, decisions, walk)
+
+    def _order(self, node: Either) -> list[int]:
+        """The options that have a spelling, the shortest first."""
+        if id(node) not in self._orders:
+            finite = [number for number, option in enumerate(node.options) if self.cost(option) < NOWHERE]
+            self._orders[id(node)] = sorted(finite, key=lambda number: self.cost(node.options[number]))
+        return self._orders[id(node)]
+
+    def _walk_array(self, node: Array, path: str, depth: int, decisions: Mapping[Name, int], walk: Walk) -> None:
+        _write(walk, "[")
+        number = 0
+        while True:
+            item = node.first[number] if number < len(node.first) else node.rest
+            possible = number < node.most and item is not None and self.cost(item) < NOWHERE
+            if number >= node.least and not (possible and _decide(walk, decisions, (path, "more", number), [0, 1])):
+                break
+            _write(walk, "," if number else "")
+            self._walk(item, pointer(path, number), 0, depth + 1, decisions, walk)
+            number += 1
+        _write(walk, "]")
+
+    def _walk_object(self, node: Object, path: str, depth: int, decisions: Mapping[Name, int], walk: Walk) -> None:
+        _write(walk, "{")
+        at = present = 0
+        members = [member for member in node.members if self.cost(member.node) < NOWHERE or member.required]
+        while at < len(members):
+            end = next((n for n in range(at, len(members)) if members[n].required), len(members))
+            if at < end:  # optional members, then one that is not; which comes next is one decision
+                required = sum(member.required for member in members[end:])
+                spare = sum(not member.required for member in members[at:])
+                short = node.least - present - required
+                options = [*range(at, end)] if present + required < node.most else []
+                # Skipping is no option where as many members are missing as optional ones are left after it.
+                if node.entry is not None or short <= spare - (end - at) or not options:
+                    options = [end, *options]
+                at = _decide(walk, decisions, (path, "next", at), options)
+            if at < len(members):
+                _write(walk, f"{',' if present else ''}{dumps(members[at].name)}:")
+                self._walk(members[at].node, pointer(path, members[at].name), 0, depth + 1, decisions, walk)
+                at, present = at + 1, present + 1
+        if node.entry is not None:
+            self._walk_entries(node, node.entry, path, present, depth, decisions, walk)
+        _write(walk, "}")
+
+    def _walk_entries(
+        self, node: Object, entry: tuple[Any, Any], path: str, present: int, depth: int,
+        decisions: Mapping[Name, int], walk: Walk,
+    ) -> None:
+        spare, number = not node.members and all(self.cost(part) < NOWHERE for part in entry), 0
+        while present + number < node.most:
+            if present + number >= node.least and not (
+                    spare and _decide(walk, decisions, (path, "more", number), [0, 1])):
+                break
+            inner = pointer(path, f"*{number}")
+            _write(walk, '"' if not present + number else ',"')
+            self._walk(entry[0], inner, 0, depth + 1, decisions, walk)
+            _write(walk, '":')
+            self._walk(entry[1], inner, 1, depth + 1, decisions, walk)
+            number += 1
+
+
+def _write(walk: Walk, text: str) -> None:
+    """Literals next to each other are one."""
+    if walk.pieces and isinstance(last := walk.pieces[-1], str):
+        walk.pieces[-1] = last + text
+    elif text:
+        walk.pieces.append(text)
+
+
+def _decide(walk: Walk, decisions: Mapping[Name, int], name: Name, options: list[int]) -> int:
+    if name in decisions and decisions[name] in options:
+        return decisions[name]
+    if len(options) > 1:
+        walk.pending.append(Pending(name, len(walk.pieces), tuple(options)))
+    return options[0]

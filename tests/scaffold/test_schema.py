@@ -1,0 +1,238 @@
+"""What schemas are lowered to, what is refused and where, and what it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import AfterValidator, BaseModel, Field
+
+from mmdiff.config import PRESETS
+from mmdiff.errors import MMDiffError
+from mmdiff.eval.hostile import BASE, SCHEMAS, Fake, Judge, generate, half_the_passes, mutations
+from mmdiff.scaffold.errors import (
+    BudgetError,
+    ScaffoldError,
+    SchemaTooLargeError,
+    UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
+)
+from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.scaffold import compile_schema
+from mmdiff.scaffold.source import compile_choices, compile_pattern, compile_source, compile_template
+from mmdiff.scaffold.spelling import outline
+
+TOKENS = PRESETS["tiny"].tokens
+
+
+def values(layouts: Layouts, schema: Any, count: int = 12) -> list[Any]:
+    """Values that random weights give a schema."""
+    scaffold, judge = compile_schema(schema, layouts, 512), Judge(schema)
+    made = [generate(scaffold, Fake(layouts, TOKENS, "random"), dataclasses.replace(BASE, temperature=1.0), seed)[0]
+            for seed in range(count)]
+    assert all(judge(each.text) for each in made)
+    return [each.value for each in made]
+
+
+def test_objects_keep_the_order_of_the_schema_and_decide_optional_members(layouts: Layouts) -> None:
+    schema = {"type": "object", "required": ["z", "b"], "properties": {
+        "z": {"const": 1}, "m": {"const": 2}, "b": {"const": 3}, "a": {"const": 4}}}
+    seen = {tuple(value) for value in values(layouts, schema, 30)}
+    assert seen == {("z", "b"), ("z", "m", "b"), ("z", "b", "a"), ("z", "m", "b", "a")}
+
+
+def test_all_of_a_small_domain_is_reached(layouts: Layouts) -> None:
+    schema = {"type": "array", "minItems": 1, "maxItems": 2, "items": {"enum": ["a", None]}}
+    seen = {json.dumps(value) for value in values(layouts, schema, 60)}
+    assert seen == {'["a"]', "[null]", '["a", "a"]', '["a", null]', '[null, "a"]', "[null, null]"}
+
+
+@pytest.mark.parametrize(("schema", "needed"), [
+    ({"type": "integer", "minimum": 3, "maximum": 5}, {3, 4, 5}),
+    ({"type": "integer", "multipleOf": 4, "minimum": 1, "maximum": 12}, {4, 8, 12}),
+    ({"type": ["boolean", "null"]}, {True, False, None}),
+    ({"enum": [1, 2, 3], "not": {"const": 2}}, {1, 3}),
+    ({"anyOf": [{"const": "x"}, {"type": "null"}]}, {"x", None}),
+    ({"allOf": [{"enum": [1, 2, 3]}, {"minimum": 2}]}, {2, 3}),
+    ({"oneOf": [{"enum": [1, 2]}, {"enum": [2, 3]}]}, {1, 3}),
+    ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": "y"}}}, {"y"}),
+    ({"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 1}, {0, 0.5, 1}),
+])
+def test_few_values_are_all_reached_and_no_others(layouts: Layouts, schema: Any, needed: set[Any]) -> None:
+    assert set(values(layouts, schema, 40)) == needed
+
+
+REFUSED: list[tuple[Any, type[ScaffoldError], str]] = [
+    ({"type": "nope"}, UnsupportedSchemaError, "/type"),
+    ({"properties": {"a": {"type": 5}}}, UnsupportedSchemaError, "/properties/a/type"),
+    ({"properties": {"a": {"$ref": "https://example.com/a.json"}}}, UnsupportedSchemaError, "/properties/a/$ref"),
+    ({"$ref": "#/$defs/no"}, UnsupportedSchemaError, "/$ref"),
+    ({"$dynamicRef": "#x"}, UnsupportedSchemaError, "/$dynamicRef"),
+    ({"type": "string", "pattern": "(a"}, UnsupportedSchemaError, ""),
+    ({"type": "string", "pattern": "^(?<=a)b$"}, UnsupportedSchemaError, ""),
+    ({"properties": {"a": False}, "required": ["a"], "type": "object"}, UnsatisfiableSchemaError, ""),
+    ({"type": "integer", "minimum": 5, "maximum": 4}, UnsatisfiableSchemaError, ""),
+    ({"allOf": [{"type": "string"}, {"type": "integer"}]}, UnsatisfiableSchemaError, ""),
+    ({"$ref": "#"}, UnsatisfiableSchemaError, ""),
+    ({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}}, UnsatisfiableSchemaError, ""),
+    ({"type": "array", "items": {"enum": [1, 2]}, "minItems": 3, "uniqueItems": True}, UnsatisfiableSchemaError, ""),
+    ({"type": "string", "minLength": 9999}, BudgetError, ""),
+    ({"type": "string", "pattern": "^(a|b)*a(a|b){30}$"}, SchemaTooLargeError, ""),
+    ({"type": "string", "pattern": "^(a{1000}){1000}$"}, ScaffoldError, ""),
+    (3, UnsupportedSchemaError, ""), ("string", UnsupportedSchemaError, ""), ([], UnsupportedSchemaError, ""),
+    ({"enum": 3}, UnsupportedSchemaError, ""), ({"const": float("nan")}, UnsupportedSchemaError, ""),
+    ({"minimum": "3"}, UnsupportedSchemaError, ""), ({"anyOf": {}}, UnsupportedSchemaError, ""),
+]
+
+
+@pytest.mark.parametrize(("schema", "kind", "where"), REFUSED, ids=[str(case[0])[:50] for case in REFUSED])
+def test_what_cannot_be_honoured_is_refused_with_its_place(
+    layouts: Layouts, schema: Any, kind: type[ScaffoldError], where: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        compile_schema(schema, layouts, 256)
+    assert caught.value.pointer.startswith(where)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_budget_that_is_too_small_is_refused_with_what_is_needed(layouts: Layouts) -> None:
+    with pytest.raises(BudgetError, match="raise max_tokens") as caught:
+        compile_schema(SCHEMAS["receipt"], layouts, 20)
+    assert compile_schema(SCHEMAS["receipt"], layouts, caught.value.needed)
+    with pytest.raises(BudgetError):
+        compile_schema(SCHEMAS["receipt"], layouts, caught.value.needed - 1)
+
+
+def test_the_budget_is_never_exceeded(layouts: Layouts) -> None:
+    for budget in (90, 100, 130):
+        scaffold = compile_schema(SCHEMAS["receipt"], layouts, budget)
+        for seed in range(5):
+            made, _ = generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, seed)
+            assert made.repairs == 0 and Judge(SCHEMAS["receipt"])(made.text)
+
+
+def _nested(depth: int) -> Any:
+    schema: Any = {"type": "null"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema, "minItems": 1}
+    return schema
+
+
+@pytest.mark.parametrize("schema", [
+    {"type": "object", "properties": {f"name {n}": {"type": "string", "pattern": f"^a{{{n % 50}}}b"}
+                                      for n in range(12_000)}},
+    {"enum": ["x" * 50 + str(n) for n in range(20_000)]},
+    _nested(90), _nested(3000),
+    {"$ref": "#/$defs/a0", "$defs": {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(60)}},
+    {"anyOf": [{"allOf": [{"anyOf": [{"minimum": n}, {"maximum": n}]} for n in range(40)]}]},
+    {"type": "string", "pattern": "(" * 500 + "a" + ")*" * 500},
+    {"type": "array", "minItems": 10**9, "items": {"type": "null"}}, {"type": "integer", "multipleOf": 10**300},
+], ids=["many members", "long enum", "deep", "very deep", "many references", "product", "nested groups", "long array",
+        "large step"])
+def test_large_schemas_are_compiled_or_refused_in_time(layouts: Layouts, schema: Any) -> None:
+    started = time.thread_time()
+    try:
+        compile_schema(schema, layouts, 2000)
+    except ScaffoldError:
+        pass
+    assert time.thread_time() - started < 5.0  # the limit of 2 seconds, and what is not interrupted
+
+
+@pytest.mark.parametrize("first", range(0, 300, 100))
+def test_mutated_schemas_are_refused_or_honoured(layouts: Layouts, first: int) -> None:
+    """The longer run of 10,000 is `python -m mmdiff.eval.structured mutated`."""
+    outcomes = [covered.outcome for covered in mutations(layouts, TOKENS, first, 100)]
+    assert set(outcomes) <= {"valid", *(kind.__name__ for kind in (
+        BudgetError, SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError))}
+
+
+def test_values_take_at_most_half_the_passes_of_free_decoding(layouts: Layouts) -> None:
+    told = {name: (made, free) for name, made, free in half_the_passes(layouts, TOKENS)}
+    assert told["choices"][0] == 1
+    assert sum(2 * made > free for made, free in told.values()) == 0, told
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+                    max_leaves=12)
+
+
+@given(JSON)
+@settings(max_examples=60, deadline=None)
+def test_any_constant_comes_out_as_it_is(layouts: Layouts, value: Any) -> None:
+    scaffold = compile_schema({"const": value}, layouts, 2000)
+    assert generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, 0)[0].value == value
+
+
+# What people give beside JSON Schema
+
+
+class Item(BaseModel):
+    name: str = Field(max_length=12)
+    price: float = Field(ge=0, le=100)
+
+
+class Receipt(BaseModel):
+    kind: Literal["cash", "card"]
+    items: list[Item] = Field(max_length=2)
+    note: str | None = None
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int
+
+
+def test_types_give_their_own_values(layouts: Layouts) -> None:
+    for source, kind in ((Receipt, Receipt), (Point, Point), (list[int], list), (Literal["a", "b"], str)):
+        scaffold = compile_source(source, layouts, 300)
+        for seed in range(3):
+            assert isinstance(generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, seed)[0].value, kind)
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("even")
+    return value
+
+
+def test_a_types_own_checks_hold(layouts: Layouts) -> None:
+    scaffold = compile_source(list[Annotated[int, Field(ge=0, le=9), AfterValidator(_odd)]], layouts, 100)
+    for seed in range(6):
+        made, _ = generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, seed)
+        assert all(value % 2 for value in made.value)
+
+
+def test_choices_patterns_and_templates_give_texts(layouts: Layouts) -> None:
+    fake = Fake(layouts, TOKENS, "random")
+    choices = compile_choices(["red", "dark blue"], layouts, 64)
+    assert {generate(choices, fake, BASE, seed)[0].text for seed in range(8)} == {"red", "dark blue"}
+    digits = compile_pattern("[0-9]{3}-[ab]", layouts, 64)
+    text = generate(digits, fake, BASE, 0)[0].text
+    assert text[:3].isdigit() and text[3:] in ("-a", "-b")
+    template = compile_template("The [[ ]] is [[red|green]], /[[/[0-9]{2}/]]/.", layouts, 64)
+    text = generate(template, fake, BASE, 0)[0].text
+    assert text.startswith("The ") and text.split("/")[1].isdigit()
+    assert " is red," in text or " is green," in text
+
+
+@pytest.mark.parametrize("choices", [[], ["a", "a"], ["a", ""], "abc", [1]])
+def test_bad_choices_are_refused(layouts: Layouts, choices: Any) -> None:
+    with pytest.raises(MMDiffError, match="choices="):
+        compile_choices(choices, layouts, 64)
+
+
+def test_a_text_without_holes_is_refused(layouts: Layouts) -> None:
+    with pytest.raises(MMDiffError, match="no hole"):
+        compile_template("nothing to fill", layouts, 64)
+
+
+def test_an_outline_shows_names_and_types() -> None:
+    assert outline(SCHEMAS["choices"]) == '{"a":true,"b":""|0|null|0.0,"c":0}'
+    assert outline(Receipt.model_json_schema()).startswith('{"kind":"cash"|"card"')
