@@ -434,7 +434,7 @@ def _schema(name: str) -> Any:
         return json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise _refuse(f"--schema {name!r} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also where it is no text
         raise _refuse(f"--schema {name!r} is not JSON: {error}") from None
 
 

@@ -373,7 +373,7 @@ class Pipeline:
     @cached_property
     def _layouts(self) -> Layouts:
         tokens = self.model.model_config.tokens
-        vocabulary = Vocabulary.of(self.processor.tokenizer, tokens)
+        vocabulary = Vocabulary.of(self.processor.tokenizer, tokens, self.model.model_config.backbone.vocab_size)
         return Layouts(vocabulary, tokens.mask, tokens.eot)
 
     def decoding(self, **changes: Any) -> DecodingConfig:

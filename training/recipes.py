@@ -272,7 +272,22 @@ def hear(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
     return Stage("hear", Grounder, grounded_loss("mean", model), data, config)
 
 
-RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune, spell, hear)}
+def structure(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
+    """Go on with pictures and speech, and learn to fill in JSON about scenes."""
+    audio = model.audio
+    assert audio is not None
+    config = replace(hear(model, steps, clips).config, learning_rate=5e-4, warmup_steps=20)
+
+    def data(tokenizer_file: Path) -> Conversations:
+        speech = prepare(tokenizer_file.parent / "speech", audio.num_mels, clips)
+        row = partial(scene_row, num_questions=3, num_hard=2, num_structured=2)
+        sources = [row] * 8 + [easy_vqa_row] + [Sounds(speech, transcribe=0.3, refine=0.45)] * 2
+        return Conversations(model, tokenizer_file, sources, seed=9)
+
+    return Stage("structure", Grounder, grounded_loss("mean", model), data, config)
+
+
+RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune, spell, hear, structure)}
 
 
 def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0, whisper: Path | None = None) -> Path:

@@ -75,6 +75,8 @@ class Scaffold:
 
     def fill(self, canvas: Canvas, ids: Sequence[int]) -> Filled:
         """The value of a finished canvas, repaired where it does not fit."""
+        if self.layouts.mask_id in ids:  # it was not denoised to its end
+            return self._stand_in()
         texts = canvas.texts(ids, self.layouts.vocabulary)
         if not self.judge("".join(texts)):
             return self._repaired(canvas, texts)
@@ -122,6 +124,9 @@ class Scaffold:
                     other[number] = text
                 if self.judge("".join(other)):
                     return Filled("".join(other), self.finish(self.read("".join(other))), count)
+        return self._stand_in()
+
+    def _stand_in(self) -> Filled:
         text = _spell(self.witness, self.words)
         return Filled(text, self.finish(self.read(text)), -1)
 

@@ -69,11 +69,7 @@ def compile_choices(choices: Sequence[str], layouts: Layouts, budget: int) -> Sc
 
 def compile_pattern(source: str, layouts: Layouts, budget: int) -> Scaffold:
     """The scaffold of a text that a regular expression matches as a whole."""
-    try:
-        words = pattern(f"^(?:{source})$")
-        return _texts(_words(words), layouts, budget, lambda text: text)
-    except LanguageError as error:
-        raise UnsupportedSchemaError(f"the pattern {source[:80]!r}: {error}") from None
+    return _texts(_words(_whole(source)), layouts, budget, lambda text: text)
 
 
 def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
@@ -91,7 +87,7 @@ def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
             continue
         said = part.strip()
         if said.startswith("/") and said.endswith("/") and len(said) > 1:
-            nodes.append(_words(pattern(f"^(?:{said[1:-1]})$")))
+            nodes.append(_words(_whole(said[1:-1])))
         elif "|" in said:
             nodes.append(Choices(tuple(dict.fromkeys(each.strip() for each in said.split("|"))), quoted=True))
         else:
@@ -102,6 +98,14 @@ def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
 def blanks(text: str) -> str:
     """A text with blanks for its holes."""
     return HOLE.sub(BLANK, text)
+
+
+def _whole(source: str) -> Language:
+    """The texts that a pattern matches from their beginning to their end."""
+    try:
+        return pattern(f"^(?:{source})$")
+    except LanguageError as error:
+        raise UnsupportedSchemaError(f"the pattern {source[:80]!r} is not supported: {error}") from None
 
 
 def _words(words: Language) -> Words:

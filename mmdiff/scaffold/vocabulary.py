@@ -177,8 +177,11 @@ class Vocabulary:
     _kept: LRUCache[Hashable, TokenAutomaton] = field(default_factory=lambda: LRUCache(KEPT))
 
     @classmethod
-    def of(cls, tokenizer: Any, tokens: TokenIds) -> Vocabulary:
+    def of(cls, tokenizer: Any, tokens: TokenIds, size: int | None = None) -> Vocabulary:
         """The vocabulary of a fast tokenizer of `transformers`.
+
+        Args:
+            size: ids that the model has logits for, which may be more than the tokenizer has tokens.
 
         Raises:
             MMDiffError: it is of a kind that is not known.
@@ -188,9 +191,9 @@ class Vocabulary:
         added = {token["id"] for token in plan.get("added_tokens", ())}
         never = {*added, *tokens.never, tokens.mask, tokens.eos, tokens.eot, tokens.bos, tokens.pad, tokens.image,
                  tokens.audio}
-        spelled: list[bytes | None] = [None] * (1 + max(tokenizer.get_vocab().values()))
+        spelled: list[bytes | None] = [None] * (size or 1 + max(tokenizer.get_vocab().values()))
         for token, number in tokenizer.get_vocab().items():
-            if number not in never:
+            if number not in never and number < len(spelled):
                 spelled[number] = spell(token)
 
         def encode(text: str) -> list[int]:

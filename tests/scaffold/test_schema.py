@@ -109,7 +109,7 @@ def test_a_budget_that_is_too_small_is_refused_with_what_is_needed(layouts: Layo
 
 
 def test_the_budget_is_never_exceeded(layouts: Layouts) -> None:
-    for budget in (90, 100, 130):
+    for budget in (100, 110, 130):
         scaffold = compile_schema(SCHEMAS["receipt"], layouts, budget)
         for seed in range(5):
             made, _ = generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, seed)

@@ -38,6 +38,7 @@ from mmdiff.training.recipes import (
     run,
     spell,
     spelling_loss,
+    structure,
     tower,
     tune,
     waves,
@@ -72,6 +73,7 @@ def small(make: Callable[..., Stage], model: ModelConfig) -> Stage:
         "tune": partial(Conversations, model, sources=[scene_row, easy_vqa_row], seed=3),
         "spell": partial(Spoken, SPEECH, num_clips=2, seed=4),
         "hear": partial(Conversations, model, sources=[scene_row, Sounds(SPEECH, 2)], seed=5),
+        "structure": partial(Conversations, model, sources=[partial(scene_row, num_structured=2)], seed=6),
     }
     return replace(stage, data=data[stage.name])
 
@@ -105,7 +107,7 @@ def test_the_finished_model_answers(finished: Path) -> None:
 def test_another_whisper_may_be_heard_with(
     small_recipe: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RECIPES, "tiny", RECIPES["tiny"][-2:-1])  # it learns to spell
+    monkeypatch.setitem(RECIPES, "tiny", RECIPES["tiny"][-3:-2])  # it learns to spell
     sizes = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
     sizes |= {"decoder_layers": 1, "decoder_attention_heads": 2}
     WhisperModel(WhisperConfig(**sizes)).save_pretrained(tmp_path / "whisper")
@@ -117,7 +119,7 @@ def test_another_whisper_may_be_heard_with(
 
 def test_the_finished_model_is_the_last_checkpoint(finished: Path) -> None:
     model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
-    load_checkpoint(finished / "hear" / LAST, Grounder(model))
+    load_checkpoint(finished / "structure" / LAST, Grounder(model))
     stored = load_file(finished / "model" / "model.safetensors")
     for name, tensor in canonical_state(model).items():
         assert torch.equal(tensor.bfloat16(), stored[name]), name
@@ -126,7 +128,7 @@ def test_the_finished_model_is_the_last_checkpoint(finished: Path) -> None:
 def test_stages_go_on_from_each_other(finished: Path) -> None:
     """The tower of the first stage is not touched by the second, where it is frozen, and moves in the third."""
     assert sorted(path.name for path in finished.iterdir() if path.is_dir()) == [
-        "align", "hear", "model", "spell", "tower", "tune"]
+        "align", "hear", "model", "spell", "structure", "tower", "tune"]
     states = {}
     for stage in ("tower", "align", "tune"):
         assert [path.name for path in checkpoints(finished / stage)] == [LAST]
@@ -199,7 +201,8 @@ def test_a_damaged_checkpoint_is_not_trained_on(small_recipe: None, finished: Pa
 
 @pytest.mark.parametrize(
     ("make", "frozen"),
-    [(tower, set()), (align, {"model.vision_tower"}), (tune, set()), (spell, {"model"}), (hear, {"model.audio_tower"})],
+    [(tower, set()), (align, {"model.vision_tower"}), (tune, set()), (spell, {"model"}), (hear, {"model.audio_tower"}),
+     (structure, {"model.audio_tower"})],
 )
 def test_rates_name_parts_that_exist(make: Callable[..., Stage], frozen: set[str]) -> None:
     """A prefix that fits no parameter changes nothing, and nobody would notice."""

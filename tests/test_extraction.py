@@ -1,0 +1,128 @@
+"""extract, choose and fill with models of random weights: every cache and rule, batches, sounds and texts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmdiff.config import PRESETS
+from mmdiff.errors import MMDiffError
+from mmdiff.eval.hostile import SCHEMAS, Judge
+from mmdiff.pipeline import Pipeline, _finish, load
+from mmdiff.rules import RULES
+from mmdiff.scaffold.errors import BudgetError, UnsupportedSchemaError
+from mmdiff.training.structured import scene_schema
+
+PICTURE = Path(__file__).parents[1] / "examples" / "shapes.png"
+CACHES = ("prefix", "block", "dual", "delayed")
+
+
+@pytest.fixture(scope="module")
+def pipeline(random_tiny: Path) -> Pipeline:
+    return load(str(random_tiny))
+
+
+@pytest.mark.parametrize(("rule", "cache"), [*((rule, "none") for rule in sorted(RULES)),
+                                            *(("threshold", cache) for cache in CACHES)])
+def test_values_fit_with_every_rule_and_cache(pipeline: Pipeline, rule: str, cache: str) -> None:
+    for name, temperature in (("receipt", 0.0), ("one of", 1.0)):
+        made = pipeline.extract(PICTURE, SCHEMAS[name], rule=rule, cache=cache, temperature=temperature, steps=8)
+        assert Judge(SCHEMAS[name])(made.text)
+        assert json.loads(made.text) == made.value
+
+
+@pytest.mark.parametrize("options", [{"cfg_scale": 1.5}, {"lookahead": 2}, {"top_k": 1}, {"order": "random", "seed": 3},
+                                     {"block_length": 4}, {"max_tokens": 120}], ids=str)
+def test_values_fit_with_every_other_setting(pipeline: Pipeline, options: dict[str, Any]) -> None:
+    made = pipeline.extract(PICTURE, SCHEMAS["receipt"], steps=8, **options)
+    assert Judge(SCHEMAS["receipt"])(made.text)
+
+
+def test_weights_that_are_not_numbers_give_values_that_fit(random_tiny: Path) -> None:
+    broken = load(str(random_tiny))
+    with torch.no_grad():
+        broken.model.backbone.lm_head.weight.fill_(float("nan"))
+    assert Judge(SCHEMAS["receipt"])(broken.extract(PICTURE, SCHEMAS["receipt"]).text)
+
+
+def test_bounded_choices_take_one_pass_and_tell_their_chances(pipeline: Pipeline) -> None:
+    made = pipeline.extract(PICTURE, SCHEMAS["choices"])
+    assert (made.passes, made.steps) == (1, 1)
+    for path, count in (("/a", 2), ("/b", 5), ("/c", 5)):
+        chances = made.fields[path].chances
+        assert len(chances) == count and sum(chance for _, chance in chances) == pytest.approx(1)
+        assert chances[0][0] == made.value[path[1:]] and made.fields[path].confidence == chances[0][1]
+    assert pipeline.choose(PICTURE, "what color is it?", ["red", "blue"]).passes == 1
+
+
+def test_each_source_is_looked_at(pipeline: Pipeline, root: Path) -> None:
+    schema = {"type": "object", "required": ["words"], "properties": {"words": {"type": "string", "maxLength": 20}}}
+    speech = next((root / "examples").glob("*.wav"), None) or next((root / "examples").glob("*.flac"))
+    made = [pipeline.extract(PICTURE, schema), pipeline.extract(None, schema, audio=str(speech)),
+            pipeline.extract(None, schema, text="A red circle."),
+            pipeline.extract([PICTURE, PICTURE], schema, question="What is the difference?")]
+    assert all(Judge(schema)(each.text) for each in made)
+
+
+def test_rows_with_scaffolds_join_and_do_not_change_each_other(pipeline: Pipeline) -> None:
+    scaffolds = [pipeline.compile(SCHEMAS[name], 200) for name in ("receipt", "lengths", "one of")]
+    messages = [[{"role": "user", "content": f"number {n}"}] for n in range(3)]
+    alone = []
+    for message, scaffold in zip(messages, scaffolds, strict=True):
+        finished = _finish(pipeline.start([message], seeds=[5], scaffolds=[scaffold], threshold=0.5))
+        alone.append(pipeline.answers(finished)[0].text)
+    finished = _finish(pipeline.start(messages, seeds=[5] * 3, scaffolds=scaffolds, threshold=0.5))
+    together = [answer.text for answer in pipeline.answers(finished)]
+    assert [together[finished.names.index(name)] for name in range(3)] == alone
+    for text, name in zip(alone, ("receipt", "lengths", "one of"), strict=True):
+        assert Judge(SCHEMAS[name])(text)
+
+
+def test_what_is_not_allowed_is_refused_before_the_model_is_asked(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.model, "forward", None)
+    monkeypatch.setattr(pipeline.model.backbone, "forward", None)
+    with pytest.raises(UnsupportedSchemaError, match="at /type of the schema"):
+        pipeline.extract(PICTURE, {"type": "nope"})
+    with pytest.raises(BudgetError, match="raise max_tokens"):
+        pipeline.extract(PICTURE, SCHEMAS["receipt"], max_tokens=5)
+    with pytest.raises(MMDiffError, match="choices="):
+        pipeline.choose(PICTURE, "what is it?", [])
+    with pytest.raises(MMDiffError, match="no hole"):
+        pipeline.fill("nothing", image=PICTURE)
+    with pytest.raises(UnsupportedSchemaError, match="neither a JSON Schema nor a type"):
+        pipeline.extract(PICTURE, object())
+
+
+def test_holes_are_filled_and_the_rest_stands(pipeline: Pipeline) -> None:
+    made = pipeline.fill("A [[ ]] is left of the [[red|green]] one.", image=PICTURE)
+    assert made.text.startswith("A ") and made.text.endswith((" is left of the red one.", " is left of the green one."))
+
+
+def test_the_schema_of_scenes_is_that_of_the_example(root: Path) -> None:
+    assert json.loads((root / "examples" / "things.json").read_text()) == scene_schema()
+
+
+def test_the_same_seed_gives_the_same_value(pipeline: Pipeline) -> None:
+    made = [pipeline.extract(PICTURE, SCHEMAS["receipt"], temperature=1.0, seed=seed).text for seed in (1, 1, 2)]
+    assert made[0] == made[1] != made[2]
+
+
+def test_the_budget_leaves_room_for_the_prompt(pipeline: Pipeline) -> None:
+    room = PRESETS["tiny"].backbone.max_position_embeddings
+    with pytest.raises(MMDiffError, match="exceed the model's"):
+        pipeline.extract(PICTURE, SCHEMAS["receipt"], max_tokens=room)
+
+
+def test_chances_are_those_of_the_positions(pipeline: Pipeline) -> None:
+    made = pipeline.choose(PICTURE, "what color is it?", ["red", "blue", "green"])
+    told = dict(made.fields[""].chances)
+    assert set(told) == {"red", "blue", "green"} and max(told, key=lambda word: told[word]) == made.value
+    assert all(one >= 0 for one in told.values())
+    assert list(itertools.accumulate(told.values()))[-1] == pytest.approx(1)
