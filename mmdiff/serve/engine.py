@@ -91,12 +91,14 @@ class Engine:
         self.groups: dict[DecodingConfig, Group] = {}
         self.writings: list[Writing] = []
         self.listener = ThreadPoolExecutor(1)
-        self.beaten, self.steps = 0.0, 0
+        self.turned, self.steps = time.monotonic(), 0  # when the loop last came round
+        self._telling = threading.Lock()
 
     def run(self) -> None:
-        threading.Thread(target=self._read, daemon=True).start()
+        for work in (self._read, self._beat):
+            threading.Thread(target=work, daemon=True).start()
         while True:
-            self._beat()
+            self.turned = time.monotonic()
             self._take_in()
             for settings, group in list(self.groups.items()):
                 self._guarded(lambda settings=settings, group=group: self._step(settings, group),
@@ -105,7 +107,8 @@ class Engine:
                 self._guarded(lambda writing=writing: self._write(writing), [writing.job])
 
     def tell(self, event: str, **values: Any) -> None:
-        wire.send(self.sock, {"event": event, **values})
+        with self._telling:
+            wire.send(self.sock, {"event": event, **values})
 
     def _read(self) -> None:
         try:
@@ -115,10 +118,12 @@ class Engine:
             os._exit(0)  # the server is gone, and nobody is left to tell
 
     def _beat(self) -> None:
-        if (now := time.monotonic()) - self.beaten >= BEAT:
-            self.beaten, store = now, self.pipeline.store
+        """Signs of life, also during a long step; they say for how long the loop has not come round."""
+        store = self.pipeline.store
+        while True:
             self.tell("beat", steps=self.steps, store_bytes=store.num_bytes, store_hits=store.hits,
-                      store_misses=store.misses)
+                      store_misses=store.misses, busy=time.monotonic() - self.turned)
+            time.sleep(BEAT)
 
     def _take_in(self) -> None:
         """All messages that wait; if there is nothing to do, wait for one."""
