@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,7 +154,7 @@ class Engine:
                 for job in alike:
                     self._guarded(lambda job=job: self._start([job]), [job])
 
-    def _guarded(self, work: Any, jobs: Sequence[Job]) -> None:
+    def _guarded(self, work: Callable[[], None], jobs: Sequence[Job]) -> None:
         """A job that fails takes those with it that share its pass, and nobody else."""
         try:
             work()

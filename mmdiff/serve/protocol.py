@@ -7,7 +7,6 @@ denoising stand beside the others, where the clients' `extra_body` puts them.
 
 from __future__ import annotations
 
-import typing
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, Tag
@@ -196,8 +195,3 @@ class TranscriptionRequest(Strict):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     stream: bool = False
     timestamp_granularities: list[Literal["segment"]] = []
-
-
-def values_of(hint: Any) -> tuple[str, ...]:
-    """What a literal may be."""
-    return typing.get_args(hint)
