@@ -1,0 +1,1 @@
+"""The pipeline for programs: over HTTP, and over files of requests."""
