@@ -111,7 +111,7 @@ def parse(raw: bytes, urls: Sequence[str]) -> Request:
         raise LineError("invalid_url", f"asks the url {_short(url)}; known are {', '.join(urls)}")
     if not isinstance(body, dict):
         raise LineError("missing_body", "has no body, which must be an object")
-    return Request(custom_id, url, body)
+    return Request(custom_id, str(url), body)
 
 
 def identify(request: Request, settings: Any) -> str:

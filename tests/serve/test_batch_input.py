@@ -1,4 +1,4 @@
-"""Lines of requests: what is none becomes an error with its line's number, and names change with what decides answers."""
+"""Lines of requests: what is none becomes an error with its number, and names change with what decides answers."""
 
 import json
 from pathlib import Path
