@@ -6,26 +6,18 @@ Bodies are answered by whatever the server answers them by, so that a row holds 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mmdiff.serve.batch_input import Line, index, read
-from mmdiff.serve.job import answered, write
-from mmdiff.serve.journal import Journal, Row, is_failed, open_journal
+from mmdiff.serve.batch_input import Line, Request, index, read
+from mmdiff.serve.inside import Reply
+from mmdiff.serve.job import Outcome, answered, outcome, write
+from mmdiff.serve.journal import Journal, Row, open_journal
 
-Reply = tuple[int, dict[str, Any]]  # status, and the body
-Ask = Callable[[str, dict[str, Any]], Awaitable[Reply]]  # of a url and a body
-PASSING = (408, 429)  # and from 500 on: another time may be a better one
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How many rows there are, and those with errors."""
-
-    rows: int
-    failed: int
+Ask = Callable[[str, dict[str, Any], str], Awaitable[Reply]]  # of a url, a body and the request's id
+CHAT = "/v1/chat/completions"
+PASSING = (408, 429)  # and from 500 on
 
 
 async def run_batch(
@@ -43,7 +35,7 @@ async def run_batch(
     """
     lines = index(source, urls, settings)
     names = {line.id: line.custom_id for line in lines}
-    with open_journal(out, names, "custom_id", _may_pass) as journal, open(source, "rb") as file:
+    with open_journal(out, names, "custom_id", _row_may_pass) as journal, open(source, "rb") as file:
         bad = [refusal(line) for line in lines if line.problem is not None and line.id not in journal]
         if bad:
             journal.append(bad)
@@ -52,7 +44,7 @@ async def run_batch(
             async with asking() as ask:
                 await _answer(left, file, ask, journal, len(lines), urls, settings, most)
         journal.settle([line.id for line in lines])
-        return Outcome(len(journal), journal.failed)
+        return outcome(journal, sentence)
 
 
 async def _answer(
@@ -61,16 +53,27 @@ async def _answer(
 ) -> None:
     async def one(line: Line) -> Row:
         request = read(file, line, urls, settings)
-        return reply(line, await ask(request.url, request.body))
+        return reply(line, await ask(request.url, seeded(request, line), request_id(line)))
 
     await write(answered(lines, one, most), journal, total, "requests")
+
+
+def seeded(request: Request, line: Line) -> dict[str, Any]:
+    """The body with a seed, so that a row is the same however often the job is broken off."""
+    if request.url != CHAT or request.body.get("seed") is not None:
+        return request.body
+    return {**request.body, "seed": int(line.id[-8:], 16)}
 
 
 def reply(line: Line, said: Reply) -> Row:
     """The row of a request that was answered, be it with an error."""
     status, body = said
-    response = {"status_code": status, "request_id": line.id.removeprefix("batch_"), "body": body}
+    response = {"status_code": status, "request_id": request_id(line), "body": body}
     return {"id": line.id, "custom_id": line.custom_id, "response": response, "error": None}
+
+
+def request_id(line: Line) -> str:
+    return line.id.removeprefix("batch_")
 
 
 def refusal(line: Line) -> Row:
@@ -80,20 +83,17 @@ def refusal(line: Line) -> Row:
     return {"id": line.id, "custom_id": None, "response": None, "error": error}
 
 
-def failures(out: Path, count: int) -> Iterator[str]:
-    """A sentence for each of the first rows with an error."""
-    import json
-
-    with open(out, "rb") as file:
-        for row in filter(is_failed, map(json.loads, file)):
-            if count == 0:
-                return
-            count -= 1
-            error = row["error"] or row["response"]["body"]["error"]
-            name = f"{row['custom_id']}: " if row["custom_id"] else ""
-            yield name + error["message"]
+def sentence(row: Row) -> str:
+    """What is wrong with a row."""
+    error = row["error"] or row["response"]["body"]["error"]
+    return f"{row['custom_id']}: {error['message']}" if row["custom_id"] else str(error["message"])
 
 
-def _may_pass(row: Row) -> bool:
+def _row_may_pass(row: Row) -> bool:
     status = (row.get("response") or {}).get("status_code", 200)
+    return may_pass(status)
+
+
+def may_pass(status: int) -> bool:
+    """Whether an error of this status may be none at another time."""
     return status in PASSING or status >= 500

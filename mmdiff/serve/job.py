@@ -9,12 +9,28 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from mmdiff.serve.journal import Journal, Row
 
+SHOWN = 5  # of the rows with errors, when all is done
 TELL_SECONDS = 30.0  # between two lines about the state of things, where there is no terminal
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many rows there are, those with errors, and a sentence for each of the first of these."""
+
+    rows: int
+    failed: int
+    failures: tuple[str, ...] = ()
+
+
+def outcome(journal: Journal, sentence: Callable[[Row], str]) -> Outcome:
+    return Outcome(len(journal), journal.failed, tuple(map(sentence, islice(journal.failures(), SHOWN))))
 
 
 async def answered(items: Iterable[T], answer: Callable[[T], Awaitable[Row]], most: int) -> AsyncIterator[list[Row]]:

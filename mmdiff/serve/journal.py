@@ -55,6 +55,11 @@ class Journal:
             self._size += len(line)
             self.failed += is_failed(row)
 
+    def failures(self) -> Iterator[Row]:
+        """The rows with errors, as they stand in the file."""
+        with open(self.path, "rb") as file:
+            yield from filter(is_failed, map(json.loads, file))
+
     def settle(self, order: Sequence[str]) -> None:
         """Put the rows in this order. They stay as they are where there is no room for it."""
         there = [name for name in order if name in self._places]

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from mmdiff.errors import MMDiffError
-from mmdiff.serve.batch import Outcome, failures, run_batch
+from mmdiff.serve.batch import run_batch
 from mmdiff.serve.fingerprint import fingerprint
+from mmdiff.serve.job import Outcome
 
 URL = "/v1/chat/completions"
 JOB = """
@@ -33,7 +34,7 @@ source, out, log = map(Path, sys.argv[1:4])
 @asynccontextmanager
 async def asking():
     with open(log, "a") as asked:
-        async def ask(url, body):
+        async def ask(url, body, name):
             asked.write(body["text"] + "\\n"); asked.flush()
             await asyncio.sleep(0.002 * (1 + hash(body["text"]) % 5))
             return 200, {"text": body["text"][::-1]}
@@ -61,7 +62,7 @@ class Asked:
 
     @asynccontextmanager
     async def __call__(self) -> AsyncIterator[Any]:
-        async def ask(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        async def ask(url: str, body: dict[str, Any], name: str) -> tuple[int, dict[str, Any]]:
             self.texts.append(body["text"])
             await asyncio.sleep(0)
             return self.reply(body)
@@ -69,7 +70,12 @@ class Asked:
         yield ask
 
 
-def run(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m") -> Outcome:
+def run(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m") -> tuple[int, int]:
+    done = finish(source, out, asked, settings)
+    return done.rows, done.failed
+
+
+def finish(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m") -> Outcome:
     return asyncio.run(run_batch(source, out, asked or Asked(), urls=[URL], settings=settings, most=3))
 
 
@@ -128,7 +134,7 @@ CHANGES: dict[str, tuple[list[str], Any, set[str]]] = {  # lines of the second r
 def test_only_what_changed_is_done_again(tmp_path: Path, change: str) -> None:
     names, settings, again = CHANGES[change]
     source, out = write(tmp_path / "in.jsonl", [line(name) for name in "abcd"]), tmp_path / "out.jsonl"
-    assert run(source, out) == Outcome(4, 0)
+    assert run(source, out) == (4, 0)
     given = [(name.split("=")[0], name.split("=")[-1]) for name in names]
     write(source, [line(name, text) for name, text in given])
     asked = Asked()
@@ -143,25 +149,26 @@ def test_bad_lines_are_rows_and_the_job_goes_on(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [line("a"), "{", line("a"), "", line("b"), '{"custom_id": "c"}'])
     refused = {"error": {"message": "no", "type": "invalid_request_error", "param": "text", "code": "invalid_request"}}
     asked = Asked(lambda body: (400, refused) if body["text"] == "b" else (200, {}))
-    assert run(source, out, asked) == Outcome(5, 4)
+    assert run(source, out, asked) == (5, 4)
     found = rows(out)
     assert [row["custom_id"] for row in found] == ["a", None, None, "b", None]
     assert found[3]["response"]["status_code"] == 400 and found[3]["response"]["body"] == refused
     assert [row["error"] and (row["error"]["line"], row["error"]["code"]) for row in found] == [
         None, (2, "invalid_json"), (3, "duplicate_custom_id"), None, (6, "invalid_url")]
-    said = list(failures(out, 3))
-    assert said[0].startswith("line 2 is no JSON") and said[1:] == ["line 3 has the custom_id of line 1, 'a'", "b: no"]
     again = Asked()
-    assert run(source, out, again) == Outcome(5, 4) and again.texts == []  # what was refused for good stays so
+    done = finish(source, out, again)
+    assert (done.rows, done.failed) == (5, 4) and again.texts == []  # what was refused for good stays so
+    assert done.failures[0].startswith("line 2 is no JSON")
+    assert done.failures[1:3] == ("line 3 has the custom_id of line 1, 'a'", "b: no")
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_may_pass_is_tried_again(tmp_path: Path, status: int) -> None:
     source, out = write(tmp_path / "in.jsonl", [line("a"), line("b")]), tmp_path / "out.jsonl"
     error = {"error": {"message": "busy", "type": "overloaded_error", "param": None, "code": "queue_full"}}
-    assert run(source, out, Asked(lambda body: (status, error) if body["text"] == "b" else (200, {}))) == Outcome(2, 1)
+    assert run(source, out, Asked(lambda body: (status, error) if body["text"] == "b" else (200, {}))) == (2, 1)
     asked = Asked()
-    assert run(source, out, asked) == Outcome(2, 0) and asked.texts == ["b"]
+    assert run(source, out, asked) == (2, 0) and asked.texts == ["b"]
 
 
 def test_a_second_job_on_the_same_output_is_refused(tmp_path: Path) -> None:
@@ -191,7 +198,7 @@ def test_a_full_disk_ends_the_job_and_it_goes_on_later(tmp_path: Path) -> None:
     kept = rows(out)
     assert 20 < len(kept) < 200
     asked = Asked()
-    assert run(source, out, asked) == Outcome(200, 0)
+    assert run(source, out, asked) == (200, 0)
     assert not {row["custom_id"] for row in kept} & set(asked.texts)
     assert out.read_bytes() == (tmp_path / "peace.jsonl").read_bytes()
 
