@@ -185,13 +185,17 @@ def run_batch(
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="What requests call the model; may be given again.")
     ] = None,
+    allowed_media_domains: Annotated[
+        list[str] | None, typer.Option(help="Domains to fetch media from; none by default.")
+    ] = None,
     device: Device = None,
     max_num_seqs: MaxNumSeqs = 16,
 ) -> None:
     """Answer a file of requests. However it is broken off, the same command goes on."""
     from mmdiff.serve.local import run_batch
 
-    _tell_outcome(run_batch(source, out, model, tuple(served_model_name or ()), device, max_num_seqs), "requests", out)
+    names, domains = tuple(served_model_name or ()), tuple(allowed_media_domains or ())
+    _tell_outcome(run_batch(source, out, model, names, device, max_num_seqs, domains), "requests", out)
 
 
 @app.command()

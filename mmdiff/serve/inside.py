@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import secrets
 from collections.abc import AsyncIterator, MutableMapping
@@ -21,16 +20,11 @@ class Inside:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def ask(self, path: str, body: Any, name: str = "") -> Reply:
-        """POST a body; a sound to be transcribed may stand in it as a data URL, `file_url`.
+    async def post_json(self, path: str, body: Any, name: str = "") -> Reply:
+        """POST a body under a request id of the caller's."""
+        return await self.call("POST", path, json.dumps(body).encode(), "application/json", name)
 
-        Args:
-            name: the request's id.
-        """
-        if path == "/v1/audio/transcriptions":
-            content, kind = form(body)
-        else:
-            content, kind = json.dumps(body).encode(), "application/json"
+    async def post(self, path: str, content: bytes, kind: str, name: str = "") -> Reply:
         return await self.call("POST", path, content, kind, name)
 
     async def call(self, method: str, path: str, content: bytes = b"", kind: str = "", name: str = "") -> Reply:
@@ -83,30 +77,23 @@ async def started(app: ASGIApp) -> AsyncIterator[Inside]:
         await running
 
 
-def form(body: Any) -> tuple[bytes, str]:
-    """The fields of a body as a multipart form and its content type, the data URL in `file_url` as its file.
-
-    A body that is no object, or whose sound is no data URL, gives a form without a file, which the server refuses.
-    """
+def form(fields: dict[str, Any], sound: bytes | None) -> tuple[bytes, str]:
+    """Fields and a sound as a multipart form, and its content type."""
     mark = secrets.token_hex(16)
-    fields = dict(body) if isinstance(body, dict) else {}
-    url = fields.pop("file_url", None)
     parts: list[bytes] = []
     for key, value in fields.items():
+        if key == "file_url":
+            continue
+        name = f"{key}[]" if isinstance(value, list) else key
         for each in value if isinstance(value, list) else [value]:
             text = each if isinstance(each, str) else json.dumps(each)
-            name = key if not isinstance(value, list) else f"{key}[]"
             parts.append(_part(name, "", text.encode("utf-8", "replace")))
-    if isinstance(url, str) and url[:5].lower() == "data:" and ";base64," in url[:512]:
-        try:
-            sound = base64.b64decode(url.partition(",")[2], validate=True)
-        except ValueError:
-            sound = b""
+    if sound is not None:
         parts.append(_part("file", '; filename="sound"', sound))
     lines = b"".join(b"--" + mark.encode() + b"\r\n" + part + b"\r\n" for part in parts)
     return lines + b"--" + mark.encode() + b"--\r\n", f"multipart/form-data; boundary={mark}"
 
 
 def _part(name: str, more: str, content: bytes) -> bytes:
-    quoted = name.replace("\\", "").replace('"', "%22").replace("\r", "").replace("\n", "")
+    quoted = name.replace('"', "%22").replace("\r", "").replace("\n", "")
     return f'Content-Disposition: form-data; name="{quoted}"{more}\r\n\r\n'.encode("utf-8", "replace") + content
