@@ -36,6 +36,14 @@ class AudioError(MMDiffError):
     """A sound cannot be used; the message names it and says what to do."""
 
 
+class AudioTooLong(AudioError):
+    """A sound lasts longer than allowed."""
+
+
+class AudioTooLarge(AudioError):
+    """A sound takes more memory than allowed."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one sound may cost; checked from the header and again while decoding, since headers lie."""
@@ -213,12 +221,12 @@ def _check_kind(rate: int, channels: int, name: str) -> None:
 
 def _check_length(samples: int, rate: int, channels: int, name: str, limits: Limits) -> None:
     if samples / rate > limits.seconds:
-        raise AudioError(
+        raise AudioTooLong(
             f"{name} lasts {samples / rate:,.0f} seconds or more, longer than the {limits.seconds:,.0f} allowed: "
             "cut it into parts or raise the limit"
         )
     if samples * channels * 4 > limits.decoded_bytes:
-        raise AudioError(
+        raise AudioTooLarge(
             f"{name} takes {samples * channels * 4 >> 20:,} MiB or more when decoded, above the "
             f"{limits.decoded_bytes >> 20:,} allowed: cut it into parts or lower its rate"
         )

@@ -36,6 +36,10 @@ class Cached:
     def passes_B(self) -> Tensor:
         return self.prompted.passes_B
 
+    @property
+    def prompt_length_B(self) -> Tensor:
+        return self.prompted.prompt_length_B
+
     @torch.inference_mode()
     def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
         assert hidden_AG is None, "no cache holds what a token would be if it were hidden"

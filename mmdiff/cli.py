@@ -323,6 +323,58 @@ def bench(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A shipped model, a checkpoint folder or a hub name.")] = "tiny",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    uds: Annotated[str | None, typer.Option(help="Path of a Unix socket to listen on instead.")] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(envvar="MMDIFF_API_KEY", help="Asked for on every path but health.")
+    ] = None,
+    served_model_name: Annotated[list[str] | None, typer.Option(help="What clients call the model.")] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers denoised at once.")] = 16,
+    max_num_queued_reqs: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused.")] = 64,
+    max_num_reqs_per_key: Annotated[int, typer.Option(min=0, help="At once; 0 for no limit.")] = 0,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Positions of prompt and answer.")] = None,
+    queue_timeout: Annotated[float, typer.Option(min=0, help="Seconds before the engine is free.")] = 30.0,
+    request_timeout: Annotated[float, typer.Option(min=0, help="Seconds, then an answer ends as it stands.")] = 60.0,
+    shutdown_timeout: Annotated[float, typer.Option(min=0, help="Seconds to finish in after SIGTERM.")] = 30.0,
+    engine_timeout: Annotated[float, typer.Option(min=1, help="Seconds of an engine's silence.")] = 20.0,
+    overload_status_code: Annotated[int, typer.Option(help="503 or 429, when all places are taken.")] = 503,
+    limit_mm_per_prompt: Annotated[
+        str | None, typer.Option(help='Pictures and sounds of a request, such as {"image": 4, "audio": 1}.')
+    ] = None,
+    allowed_media_domains: Annotated[
+        list[str] | None, typer.Option(help="Domains to fetch media from; none by default.")
+    ] = None,
+    allowed_origins: Annotated[list[str] | None, typer.Option(help="Origins whose pages may ask.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    device: Device = None,
+    quantize: Quantize = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the engine (default: all cores but one).")] = None,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's clients ask for it."""
+    from mmdiff.serve.limits import Options
+    from mmdiff.serve.run import serve as run_server
+
+    if overload_status_code not in (429, 503):
+        raise _refuse(f"--overload-status-code {overload_status_code} does not fit; use 503 or 429")
+    if api_key is not None and not all(key.strip() for key in api_key):
+        raise _refuse("--api-key is empty; give a key, or leave it out")
+    counts = _media_counts(limit_mm_per_prompt)
+    raise typer.Exit(run_server(Options(
+        model=model, host=host, port=port, uds=uds, api_keys=tuple(api_key or ()),
+        served_model_name=tuple(served_model_name or ()), max_num_seqs=max_num_seqs,
+        max_num_queued_reqs=max_num_queued_reqs, max_num_reqs_per_key=max_num_reqs_per_key,
+        max_model_len=max_model_len, queue_timeout=queue_timeout, request_timeout=request_timeout,
+        shutdown_timeout=shutdown_timeout, engine_timeout=engine_timeout, overload_status_code=overload_status_code,
+        max_images=counts["image"], max_audios=counts["audio"],
+        allowed_media_domains=tuple(allowed_media_domains or ()), allowed_origins=tuple(allowed_origins or ()),
+        dtype=dtype, device=device, quantize=quantize, threads=threads,
+    )))
+
+
+@app.command()
 def info(
     model: Annotated[str, typer.Argument(help="A preset, a shipped model or a checkpoint folder.")] = "tiny",
 ) -> None:
@@ -439,6 +491,19 @@ def _load(model: str, device: str | None, quantize: str | None = None) -> Pipeli
     from mmdiff.pipeline import load
 
     return load(model, device=device, quantize=quantize)  # type: ignore[arg-type]
+
+
+def _media_counts(given: str | None) -> dict[str, int]:
+    """vLLM's --limit-mm-per-prompt."""
+    counts = {"image": 4, "audio": 1}
+    try:
+        found = json.loads(given or "{}")
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict) or not found.keys() <= counts.keys() or not all(
+            isinstance(count, int) and count >= 0 for count in found.values()):
+        raise _refuse(f"--limit-mm-per-prompt {given!r} does not fit; give JSON such as {json.dumps(counts)}")
+    return {**counts, **found}
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -14,6 +14,10 @@ class NoSpeechError(MMDiffError):
     """Nobody speaks where a question was expected."""
 
 
+class ContextError(MMDiffError):
+    """A prompt and its answer take more positions than the model has."""
+
+
 class CheckpointError(MMDiffError):
     """A checkpoint is damaged, incomplete or of another architecture."""
 

@@ -20,6 +20,10 @@ class Guided:
     def passes_B(self) -> Tensor:
         return self.conditional.passes_B + self.unconditional.passes_B
 
+    @property
+    def prompt_length_B(self) -> Tensor:
+        return self.conditional.prompt_length_B
+
     def take(self, rows_A: Tensor) -> None:
         """As `Batch.take`."""
         self.conditional.take(rows_A)

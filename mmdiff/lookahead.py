@@ -45,6 +45,10 @@ class Lookahead:
     def passes_B(self) -> Tensor:
         return self.batch.passes_B[:: self.lanes] if self._repeated else self.batch.passes_B
 
+    @property
+    def prompt_length_B(self) -> Tensor:
+        return self.batch.prompt_length_B[:: self.lanes] if self._repeated else self.batch.prompt_length_B
+
     def take(self, rows_A: Tensor) -> None:
         """As `Prompted.take`."""
         self.batch.take(self._places(rows_A))

@@ -26,7 +26,7 @@ from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import load_folder
 from mmdiff.config import PRESETS, AudioConfig, DecodingConfig
-from mmdiff.errors import CheckpointError, MMDiffError, NoSpeechError
+from mmdiff.errors import CheckpointError, ContextError, MMDiffError, NoSpeechError
 from mmdiff.guidance import Guided
 from mmdiff.model import MMDiffModel
 from mmdiff.processor import Messages, MMDiffProcessor
@@ -172,21 +172,32 @@ class Pipeline:
         Raises:
             MMDiffError: the sound cannot be read, the model takes none, or `max_seconds` or `batch_size` do not fit.
         """
-        config = self._audio_config()
+        self._audio_config()
         samples = load_audio(audio, sample_rate)
-        if batch_size < 1 or (max_seconds is not None and max_seconds <= 0):
-            raise MMDiffError(f"batch_size={batch_size} and max_seconds={max_seconds} do not fit: give at least 1 "
-                              "segment at once, and more than 0 seconds")
+        if batch_size < 1:
+            raise MMDiffError(f"batch_size={batch_size} does not fit: give at least 1 segment at once")
+        spans, segments = self.spans(samples, gate=gate, max_seconds=max_seconds), list[Segment]()
+        for batch in self.written(samples, spans, batch_size=batch_size, **decoding):
+            segments += batch
+            if progress is not None:
+                progress(len(segments) / len(spans))
+        return Transcript.of(segments, len(samples) / SAMPLE_RATE)
+
+    def spans(self, samples: Samples, *, gate: bool = True, max_seconds: float | None = None) -> list[Span]:
+        """The pieces of a sound that `transcribe` writes down each on its own; arguments as there."""
+        config = self._audio_config()
+        if max_seconds is not None and max_seconds <= 0:
+            raise MMDiffError(f"max_seconds={max_seconds} does not fit: give more than 0 seconds")
         longest = min(max_seconds or config.segment_seconds, 2 * config.max_positions / 100)
-        spans = speech_segments(samples, longest) if gate else quiet_segments(samples, longest)
-        segments: list[Segment] = []
+        return speech_segments(samples, longest) if gate else quiet_segments(samples, longest)
+
+    def written(
+        self, samples: Samples, spans: Sequence[Span], *, batch_size: int = 8, **decoding: Any
+    ) -> Iterator[list[Segment]]:
+        """The segments of a sound, a batch at a time and not in their order: those that are alike go together."""
         for room, alike in groupby(sorted(spans, key=_room), _room):  # a canvas of another length, other words
             for batch in _batched(alike, batch_size):
-                segments += self._transcribe(samples, batch, {"gen_length": room, **decoding})
-                if progress is not None:
-                    progress(len(segments) / len(spans))
-        said = sorted((segment for segment in segments if segment.text), key=lambda segment: segment.start)
-        return Transcript(tuple(said), len(samples) / SAMPLE_RATE)
+                yield self._transcribe(samples, batch, {"gen_length": room, **decoding})
 
     def listen(
         self, audio: AudioSource, question: str, *, sample_rate: int | None = None, seed: int = 0, **decoding: Any
@@ -249,7 +260,7 @@ class Pipeline:
         """The answer being denoised: one draft after each step, the last one complete."""
         batch = self.start([[_user(image, question)]], seeds=[seed], **decoding)
         while batch.working:
-            yield self._draft(batch.step())
+            yield self.draft(batch.step())
 
     def start(
         self, conversations: Sequence[Messages], *, seeds: Sequence[int] | None = None,
@@ -277,6 +288,14 @@ class Pipeline:
         """What the rows say that have left a batch."""
         return self._answers(finished.canvas, finished.passes)
 
+    def draft(self, canvas: Canvas, row: int = 0) -> Draft:
+        """A row of a batch as it stands after a step."""
+        tokens = self.model.model_config.tokens
+        length = len(canvas.take(torch.tensor([row], device=canvas.ids_BG.device)).answers((tokens.eos, tokens.eot))[0])
+        open_G = canvas.open_BG[row].tolist()
+        drafted = (None if open_G[position] else self._token(canvas, row, position) for position in range(length))
+        return Draft(int(canvas.step_BG[row].max()), tuple(drafted))
+
     def decoding(self, **changes: Any) -> DecodingConfig:
         """The model's decoding settings with changes; an unknown name or a misfit is an MMDiffError."""
         known = {field.name for field in dataclasses.fields(DecodingConfig)}
@@ -301,7 +320,7 @@ class Pipeline:
         ).to(self.model.device)
         length, room = inputs["input_ids"].shape[1], config.backbone.max_position_embeddings
         if length + gen_length > room:
-            raise MMDiffError(
+            raise ContextError(
                 f"gen_length={gen_length} and a prompt of {length} tokens exceed the model's {room} "
                 "positions; ask for a shorter answer or give fewer pictures and shorter sounds"
             )
@@ -406,13 +425,6 @@ class Pipeline:
             )
             for row, places in enumerate(kept)
         ]
-
-    def _draft(self, canvas: Canvas) -> Draft:
-        tokens = self.model.model_config.tokens
-        length = len(canvas.answers((tokens.eos, tokens.eot))[0])
-        open_G = canvas.open_BG[0].tolist()
-        drafted = (None if open_G[position] else self._token(canvas, 0, position) for position in range(length))
-        return Draft(int(canvas.step_BG[0].max()), tuple(drafted))
 
     def _token(self, canvas: Canvas, row: int, position: int) -> Token:
         text = self.processor.tokenizer.decode(canvas.ids_BG[row, position : position + 1])

@@ -52,6 +52,10 @@ class Prompted:
             placeholders = {token: given for token, given in media_of.items() if token is not None}
             self.parts = prompt_segments(input_ids, self.valid_BP, self.segments_BP, placeholders)
 
+    @property
+    def prompt_length_B(self) -> Tensor:
+        return self.valid_BP.sum(dim=1)
+
     def unconditional(self) -> Prompted:
         """The same prompts with every token and picture hidden behind the mask embedding."""
         other = copy.copy(self)

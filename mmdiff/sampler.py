@@ -11,7 +11,7 @@ S positions whose logits are asked for, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -48,6 +48,11 @@ class Batch(Predict, Protocol):
     @property
     def passes_B(self) -> Tensor:
         """How many passes through the backbone each row took part in."""
+        ...
+
+    @property
+    def prompt_length_B(self) -> Tensor:
+        """Positions of each row's prompt."""
         ...
 
     def take(self, rows_A: Tensor) -> None:
@@ -124,11 +129,17 @@ class Denoiser:
         """Whether any row is not finished."""
         return not bool(self._finished().all())
 
-    def step(self) -> Canvas:
-        """One pass, and what it decides."""
+    def step(self, hurried: Collection[int] = ()) -> Canvas:
+        """One pass, and what it decides.
+
+        Args:
+            hurried: names of rows that cannot wait longer; all of their open positions are decided at once.
+        """
         rows_A = (~self._finished()).nonzero()[:, 0]
-        part, growing_A = self.canvas.take(rows_A), self.growing_B[rows_A]
+        hurried_A = self._named(hurried)[rows_A]
+        part, growing_A = self.canvas.take(rows_A), self.growing_B[rows_A] & ~hurried_A
         eligible_AG = part.eligible(self.decoding.block_length) & ~growing_A[:, None]
+        eligible_AG |= part.open_BG & hurried_A[:, None]
         tail_AG = part.tail(END_WINDOW) & growing_A[:, None]
         logits_SV, logits_MV, decided_AG = self._predict(part, rows_A, eligible_AG, tail_AG)
         counts = zip(rows_A.tolist(), eligible_AG.sum(dim=1).tolist(), strict=True)
@@ -142,12 +153,12 @@ class Denoiser:
         votes = Votes(part, eligible_AG, logits_NV, ids_N, self.quotas_BS[rows_A].gather(1, places_A1)[:, 0],
                       self.decoding.block_length, draws, [self.names[row] for row in rows_A.tolist()], decided_AG,
                       logits_MV)
-        here_AG = self.rule(votes, self.order(votes))
+        here_AG = self.rule(votes, self.order(votes)) | eligible_AG & hurried_A[:, None]
         ids_AG = part.ids_BG.masked_scatter(eligible_AG, ids_N)
         steps_A = self.steps_B[rows_A]
         self.canvas = self.canvas.commit(rows_A, here_AG, ids_AG, votes.confidence_AG, steps_A)
         if isinstance(self.rule, Revising):
-            taken_back_AG = self.rule.takes_back(votes, self.canvas.take(rows_A))
+            taken_back_AG = self.rule.takes_back(votes, self.canvas.take(rows_A)) & ~hurried_A[:, None]
             self.canvas = self.canvas.reopen(rows_A, taken_back_AG, self.tokens.mask)
         self.steps_B[rows_A] = steps_A + 1
         self.growth_B[rows_A] += growing_A
@@ -168,10 +179,14 @@ class Denoiser:
             torch.cat(pair) for pair in zip(self._row_state(), other._row_state(), strict=True))
         return names
 
-    def leave(self) -> Finished:
-        """Let the finished rows go."""
+    def leave(self, also: Collection[int] = ()) -> Finished:
+        """Let the finished rows go.
+
+        Args:
+            also: names of rows that go as they are, because nobody waits for them any more.
+        """
         assert isinstance(self.predict, Batch)
-        finished_B = self._finished()
+        finished_B = self._finished() | self._named(also)
         gone_A, rest_A = (here_B.nonzero()[:, 0] for here_B in (finished_B, ~finished_B))
         passes = self.predict.passes_B[gone_A.cpu()].tolist()
         finished = Finished([self.names[row] for row in gone_A.tolist()], self.canvas.take(gone_A), passes)
@@ -181,6 +196,9 @@ class Denoiser:
             self.names, self.draws = ([each[row] for row in rest_A.tolist()] for each in (self.names, self.draws))
             self.steps_B, self.growth_B, self.limits_B, self.growing_B = (each[rest_A] for each in self._row_state())
         return finished
+
+    def _named(self, names: Collection[int]) -> Tensor:
+        return torch.tensor([name in names for name in self.names], dtype=torch.bool, device=self.steps_B.device)
 
     def _row_state(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.steps_B, self.growth_B, self.limits_B, self.growing_B

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 
@@ -33,6 +33,12 @@ class Transcript:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", " ".join(segment.text for segment in self.segments))
+
+    @classmethod
+    def of(cls, segments: Iterable[Segment], duration: float) -> Transcript:
+        """Segments in any order, those without words left out."""
+        said = sorted((segment for segment in segments if segment.text), key=lambda segment: segment.start)
+        return cls(tuple(said), duration)
 
     def as_dict(self) -> dict[str, object]:
         """Text, segments with start, end, text and confidence, and the duration."""

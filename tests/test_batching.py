@@ -146,6 +146,27 @@ def test_guesses_change_passes_and_nothing_else(
         assert alone.passes < 18
 
 
+@pytest.mark.parametrize(("cache", "rule"), PAIRS)
+def test_a_row_in_a_hurry_is_decided_at_once_and_one_that_goes_unfinished_hurts_nobody(
+    pipeline: Pipeline, cache: str, rule: str
+) -> None:
+    settings: dict[str, Any] = {"gen_length": 14, "block_length": 5, "steps": 14, "cache": cache, "rule": rule,
+                                "threshold": 0.99, "start_length": 6 if rule == "threshold" else None}
+    running = pipeline.start(ROWS, seeds=range(4), limits=[14, 14, 3, 14], **settings)
+    running.step()
+    gone = running.leave(also=[1])
+    assert gone.names == [1] and bool(gone.canvas.open_BG.any())
+    running.step(hurried=[0])
+    left = running.leave()
+    assert 0 in left.names and not bool(left.canvas.open_BG[left.names.index(0)].any())
+    while running.working:
+        running.step()
+    last = running.leave()
+    assert 3 in last.names
+    alone = pipeline.chat(ROWS[3], seed=3, **settings)
+    assert pipeline.answers(last)[last.names.index(3)].text == alone.text
+
+
 def test_right_guesses_save_all_but_one_pass_in_each_block() -> None:
     """A model whose logits never change is guessed right every time."""
     logits = torch.randn(1, 12, 10, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,182 @@
+"""The application: which path leads where, and what a stranger may read about it.
+
+Routes take the bare request, so that nothing is read before there is a place for it; what their bodies hold is written
+down for the OpenAPI page all the same.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from mmdiff import __version__
+from mmdiff.serve import chat, metrics, pictures, protocol, speech
+from mmdiff.serve.admission import Admission
+from mmdiff.serve.decoding import Decoders
+from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.exchange import Exchange, House, Perform
+from mmdiff.serve.guard import Guard
+from mmdiff.serve.limits import Options
+from mmdiff.serve.service import Service
+
+PAGE = Path(__file__).parent / "page"
+PAGE_POLICY = ("default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'; "
+               "base-uri 'none'; form-action 'none'")
+DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+STYLE = ("body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+         "pre{background:#8882;padding:1rem;overflow:auto}")
+ERROR = {"description": "Anything that goes wrong: an error with message, type, param and code"}
+
+
+def create(options: Options) -> tuple[ASGIApp, House]:
+    """The application and what its requests share; engine and decoders start with its lifespan."""
+    house = House(options, Admission(options), Service(options), Decoders(options.media))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await house.decoders.start()
+        house.service.start()
+        yield
+        await house.service.stop()
+        house.decoders.stop()
+
+    app = FastAPI(title="mmdiff", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+                  redirect_slashes=False, description="Questions about pictures and sound, answered by denoising")
+    _add_errors(app)
+    _add_health(app, house)
+    _add_verbs(app, house)
+    if (PAGE / "index.html").is_file():
+        app.mount("/", _Page(directory=PAGE, html=True))
+    guarded: ASGIApp = Guard(app, options, lambda code: house.admission.rejected.update([code]))
+    if options.allowed_origins:
+        guarded = CORSMiddleware(guarded, allow_origins=list(options.allowed_origins), allow_methods=["GET", "POST"],
+                                 allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+                                 expose_headers=["X-Request-Id", "Retry-After"])
+    return guarded, house
+
+
+def _add_verbs(app: FastAPI, house: House) -> None:
+    verbs: dict[str, tuple[Callable[[House, Request], Awaitable[Perform]], type[BaseModel], str]] = {
+        "/v1/chat/completions": (chat.read, protocol.ChatRequest, "Answer a conversation with pictures and sounds"),
+        "/v1/caption": (pictures.read_caption, protocol.CaptionRequest, "Describe a picture"),
+        "/v1/query": (pictures.read_query, protocol.QueryRequest, "Answer a question about a picture"),
+        "/v1/audio/transcriptions": (speech.read, protocol.TranscriptionRequest, "Write down what is said"),
+    }
+    for path, (read, model, summary) in verbs.items():
+        _add_verb(app, house, path, read, model, summary)
+
+
+def _add_verb(
+    app: FastAPI, house: House, path: str, read: Callable[[House, Request], Awaitable[Perform]],
+    model: type[BaseModel], summary: str,
+) -> None:
+    async def verb(request: Request) -> Response:
+        return Exchange(house, lambda received: read(house, received))
+
+    schema, kind = model.model_json_schema(), "application/json"
+    if model is protocol.TranscriptionRequest:
+        kind = "multipart/form-data"
+        schema["properties"]["file"] = {"type": "string", "format": "binary"}
+        schema["required"] = ["file"]
+    app.add_api_route(path, verb, methods=["POST"], summary=summary, responses={"4XX": ERROR, "5XX": ERROR},
+                      operation_id=path.strip("/").replace("/", "_"), response_class=JSONResponse, response_model=None,
+                      openapi_extra={"requestBody": {"required": True, "content": {kind: {"schema": schema}}}})
+
+
+def _add_health(app: FastAPI, house: House) -> None:
+    started = int(time.time())
+
+    def model(name: str) -> dict[str, Any]:
+        about = house.service.about or {}
+        return {"id": name, "object": "model", "created": started, "owned_by": "mmdiff", "root": name, "parent": None,
+                "max_model_len": house.options.max_model_len or about.get("max_model_len")}
+
+    def check_ready() -> None:
+        if house.admission.draining:
+            raise ApiError(503, "shutting_down", "the server is shutting down")
+        if not house.service.ready:
+            code = "engine_dead" if house.service.restarts else "model_loading"
+            raise ApiError(503, code, "the engine is not ready")
+
+    @app.get("/health", summary="Whether requests are answered")
+    async def health() -> dict[str, str]:
+        check_ready()
+        return {"status": "ok"}
+
+    @app.get("/v1/health/ready", summary="Whether requests are answered")
+    async def ready() -> dict[str, str]:
+        check_ready()
+        return {"status": "ready"}
+
+    @app.get("/v1/health/live", summary="Whether the server runs")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @app.get("/v1/models", summary="What is served")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model(name) for name in house.options.names]}
+
+    @app.get("/v1/models/{name:path}", summary="One of the models")
+    async def one_model(name: str) -> dict[str, Any]:
+        return model(house.check_model(name))
+
+    @app.get("/metrics", summary="Counts, in Prometheus's form")
+    async def numbers() -> Response:
+        return Response(metrics.text(house), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", summary="This API, to read", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(_docs(app.openapi()), headers={"Content-Security-Policy": DOCS_POLICY})
+
+
+def _docs(schema: dict[str, Any]) -> str:
+    """The OpenAPI description as a page that needs no script and no network."""
+    routes = "".join(
+        f"<h2>{method.upper()} {html.escape(path)}</h2><p>{html.escape(found.get('summary', ''))}</p>"
+        + "".join(f"<details><summary>{html.escape(kind)}</summary><pre>"
+                  f"{html.escape(json.dumps(content['schema'], indent=1))}</pre></details>"
+                  for kind, content in found.get("requestBody", {}).get("content", {}).items())
+        for path, methods in schema["paths"].items() for method, found in methods.items())
+    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>mmdiff</title><style>{STYLE}</style>"
+            f"<h1>mmdiff {html.escape(schema['info']['version'])}</h1><p>Also as <a href=/openapi.json>openapi.json</a>."
+            f"</p>{routes}</html>")
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def refusal(_: Request, error: Any) -> Response:
+        return JSONResponse(error.body, error.status, headers=error.headers)
+
+    async def http(_: Request, error: Any) -> Response:
+        code, message = {404: ("not_found", "there is nothing at this path"),
+                         405: ("method_not_allowed", "this path takes another method")}.get(
+            error.status_code, ("invalid_request", "the request cannot be read"))
+        return JSONResponse(ApiError(error.status_code, code, message).body, error.status_code, headers=error.headers)
+
+    async def gone(_: Request, __: Any) -> Response:
+        return Response(status_code=499)
+
+    app.add_exception_handler(ApiError, refusal)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Disconnected, gone)
+
+
+class _Page(StaticFiles):
+    """The page, with a policy that lets it use its own files."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["Content-Security-Policy"] = PAGE_POLICY
+        return response

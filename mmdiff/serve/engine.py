@@ -1,0 +1,338 @@
+"""The engine's process: one loop that steps every answer in the house, and lets rows join and leave between steps.
+
+Requests come in as frames (wire.py) and leave as events. Rows with the same settings share a batch. A row past its
+deadline is decided at once, and one that nobody waits for goes before the next step. Transcripts advance by a batch of
+segments in turn with the steps; where somebody speaks is found in a thread of its own. The process ends when the
+server's does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mmdiff.audio.decode import SAMPLE_RATE
+from mmdiff.audio.segment import Span
+from mmdiff.config import DecodingConfig
+from mmdiff.errors import ContextError, MMDiffError
+from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, Pipeline, load
+from mmdiff.sampler import Denoiser
+from mmdiff.serve import wire
+from mmdiff.serve.telling import Telling, draft, settled_text
+from mmdiff.transcript import Segment
+
+BEAT = 0.5  # seconds between signs of life
+SEGMENTS = 4  # of a transcript, between two steps of the answers
+
+
+@dataclass
+class Job:
+    """A request for answers, and those of its rows that are not finished."""
+
+    name: str
+    request: wire.Message
+    arrays: Sequence[wire.Array]
+    until: float  # on the monotonic clock
+    left: int = 1
+    gone: bool = False
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.until
+
+
+@dataclass
+class Row:
+    """One answer of a job."""
+
+    job: Job
+    number: int
+    telling: Telling
+    prompt_length: int
+    hurried: bool = False
+
+
+@dataclass
+class Group:
+    """Rows that are denoised together, by their names there."""
+
+    batch: Denoiser
+    rows: dict[int, Row] = field(default_factory=dict)
+
+
+@dataclass
+class Writing:
+    """A transcript on its way."""
+
+    job: Job
+    batches: Iterator[list[Segment]]
+
+
+class Engine:
+    """Answers what comes out of a socket, into it."""
+
+    def __init__(self, pipeline: Pipeline, sock: socket.socket) -> None:
+        self.pipeline, self.sock = pipeline, sock
+        self.inbox: queue.SimpleQueue[tuple[wire.Message, Any]] = queue.SimpleQueue()
+        self.jobs: dict[str, Job] = {}
+        self.groups: dict[DecodingConfig, Group] = {}
+        self.writings: list[Writing] = []
+        self.listener = ThreadPoolExecutor(1)
+        self.beaten, self.steps = 0.0, 0
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, daemon=True).start()
+        while True:
+            self._beat()
+            self._take_in()
+            for settings, group in list(self.groups.items()):
+                self._guarded(lambda settings=settings, group=group: self._step(settings, group),  # type: ignore[misc]
+                              [row.job for row in group.rows.values()])
+            for writing in list(self.writings):
+                self._guarded(lambda writing=writing: self._write(writing), [writing.job])  # type: ignore[misc]
+
+    def tell(self, event: str, **values: Any) -> None:
+        wire.send(self.sock, {"event": event, **values})
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self.inbox.put(wire.receive(self.sock))
+        except (EOFError, OSError):
+            os._exit(0)  # the server is gone, and nobody is left to tell
+
+    def _beat(self) -> None:
+        if (now := time.monotonic()) - self.beaten >= BEAT:
+            self.beaten, store = now, self.pipeline.store
+            self.tell("beat", steps=self.steps, store_bytes=store.num_bytes, store_hits=store.hits,
+                      store_misses=store.misses)
+
+    def _take_in(self) -> None:
+        """All messages that wait; if there is nothing to do, wait for one."""
+        idle, new = not (self.groups or self.writings), list[Job]()
+        while True:
+            try:
+                message, arrays = self.inbox.get(block=idle, timeout=BEAT)
+            except queue.Empty:
+                break
+            idle, op = False, message["op"]
+            if op == "cancel":
+                self._cancel(message["id"])
+                continue
+            if op == "heard":
+                if (job := self.jobs.get(message["id"])) is not None:
+                    self.writings.append(Writing(job, self._written(job, arrays)))
+                continue
+            job = self.jobs[message["id"]] = Job(message["id"], message, arrays,
+                                                 time.monotonic() + message["seconds"], message.get("n", 1))
+            if op == "transcribe":
+                self._listen(job)
+            else:
+                new.append(job)
+        for job in new:
+            if not job.gone:
+                self._guarded(lambda job=job: self._start(job), [job])  # type: ignore[misc]
+
+    def _guarded(self, work: Any, jobs: Sequence[Job]) -> None:
+        """A job that fails takes those with it that share its pass, and nobody else."""
+        try:
+            work()
+        except MMDiffError as error:
+            code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_request"
+            self._fail(jobs, 400, code, str(error), getattr(error, "pointer", None))
+        except Exception:
+            traceback.print_exc()
+            self._fail(jobs, 500, "internal_error", "the engine could not answer this")
+
+    def _fail(self, jobs: Sequence[Job], status: int, code: str, message: str, param: str | None = None) -> None:
+        for job in {job.name: job for job in jobs}.values():
+            self._cancel(job.name)
+            self.tell("failed", id=job.name, status=status, code=code, message=message, param=param)
+
+    def _cancel(self, name: str) -> None:
+        job = self.jobs.pop(name, None)
+        if job is None:
+            return
+        job.gone = True
+        self.writings = [writing for writing in self.writings if writing.job is not job]
+        for settings, group in list(self.groups.items()):
+            names = [row_name for row_name, row in group.rows.items() if row.job is job]
+            if names:
+                for row_name in names:
+                    del group.rows[row_name]
+                group.batch.leave(also=names)
+            if not group.rows:
+                del self.groups[settings]
+
+    # Answers
+
+    def _start(self, job: Job) -> None:
+        request, count = job.request, job.left
+        settings = self.pipeline.decoding(**request["decoding"])
+        seeds = [(request["seed"] + number) % 2**63 for number in range(count)]
+        limits = None if request["limit"] is None else [request["limit"]] * count
+        messages = _with_media(request["messages"], job.arrays)
+        batch = self.pipeline.start([messages] * count, seeds=seeds, limits=limits, **request["decoding"])
+        lengths = batch.predict.prompt_length_B.tolist()  # type: ignore[attr-defined]
+        job.arrays = ()
+        self.tell("started", id=job.name, prompt_tokens=lengths[0])
+        names: Sequence[int] = batch.names
+        if (group := self.groups.get(settings)) is None:
+            group = self.groups[settings] = Group(batch)
+        else:
+            names = group.batch.join(batch)
+        for number, name in enumerate(names):
+            group.rows[name] = Row(job, number, Telling(request["stop"]), lengths[number])
+
+    def _step(self, settings: DecodingConfig, group: Group) -> None:
+        late = {name for name, row in group.rows.items() if row.job.late}
+        for name in late:
+            group.rows[name].hurried = True
+        try:
+            group.batch.step(hurried=late)
+        except Exception:
+            self.groups.pop(settings, None)
+            raise
+        self.steps += 1
+        self._finish(group)
+        stopped = self._tell_progress(group)
+        if stopped:
+            self._finish(group, stopped)
+        if not group.rows:
+            self.groups.pop(settings, None)
+
+    def _tell_progress(self, group: Group) -> list[int]:
+        """Tell those who want to know what is settled; gives the names of rows that reached a stop string."""
+        stopped = []
+        for place, name in enumerate(group.batch.names):
+            row = group.rows[name]
+            request = row.job.request
+            if not (request["stream"] or request["stop"]):
+                continue
+            new = row.telling.more(settled_text(self.pipeline, group.batch, place))
+            if row.telling.stopped:
+                stopped.append(name)
+            if request["stream"] and new:
+                self.tell("text", id=row.job.name, row=row.number, text=new)
+            if request["drafts"] and not row.telling.stopped:
+                self.tell("draft", id=row.job.name, row=row.number,
+                          draft=draft(self.pipeline, group.batch, place, len(row.telling.told)))
+        return stopped
+
+    def _finish(self, group: Group, stopped: Sequence[int] = ()) -> None:
+        """Let go of finished rows, and of those that reached a stop string."""
+        steps = dict(zip(group.batch.names, group.batch.steps_B.tolist(), strict=True))
+        finished = group.batch.leave(also=stopped)
+        if not finished.names:
+            return
+        answers, lengths = self.pipeline.answers(finished), finished.canvas.length_B.tolist()
+        for name, answer, length in zip(finished.names, answers, lengths, strict=True):
+            row = group.rows.pop(name)
+            new = "" if name in stopped else row.telling.rest(answer.text)
+            full = len(answer.tokens) >= length and not row.telling.stopped
+            block = group.batch.decoding.block_length
+            self.tell(
+                "row", id=row.job.name, row=row.number, rest=new, text=row.telling.told,
+                finish="length" if full or row.hurried else "stop", tokens=max(1, len(answer.tokens)),
+                steps=steps[name], passes=answer.passes, confidence=round(answer.confidence, 4),
+                blocks=-(-max(1, len(answer.tokens)) // block), late=row.hurried,
+            )
+            row.job.left -= 1
+            if row.job.left == 0:
+                self.jobs.pop(row.job.name, None)
+                self.tell("done", id=row.job.name)
+
+    # Transcripts
+
+    def _listen(self, job: Job) -> None:
+        """Find where somebody speaks, while the others are answered."""
+        samples = job.arrays[0]
+
+        def find() -> None:
+            try:
+                spans: Any = self.pipeline.spans(samples, gate=job.request["gate"])
+            except Exception as error:  # raised where the job is, or nobody would be told
+                spans = error
+            self.inbox.put(({"op": "heard", "id": job.name}, spans))
+
+        self.tell("started", id=job.name, prompt_tokens=0)
+        self.listener.submit(find)
+
+    def _written(self, job: Job, spans: Sequence[Span] | Exception) -> Iterator[list[Segment]]:
+        if isinstance(spans, Exception):
+            raise spans
+        samples = job.arrays[0]
+        self.tell("found", id=job.name, starts=[span.seconds[0] for span in spans],
+                  duration=len(samples) / SAMPLE_RATE)
+        yield from self.pipeline.written(samples, spans, batch_size=SEGMENTS, **job.request["decoding"])
+
+    def _write(self, writing: Writing) -> None:
+        batch = None if writing.job.late else next(writing.batches, None)
+        if batch is not None:
+            self.tell("segments", id=writing.job.name, segments=[
+                [each.start, each.end, each.text, each.confidence, list(each.token_ids)] for each in batch])
+            return
+        self.writings.remove(writing)
+        self.jobs.pop(writing.job.name, None)
+        self.tell("done", id=writing.job.name, late=writing.job.late)
+
+
+def _with_media(messages: Sequence[Any], arrays: Sequence[wire.Array]) -> list[dict[str, Any]]:
+    """The conversation with the arrays where their numbers stand."""
+
+    def filled(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] == "text":
+            return part
+        array = arrays[part["array"]]
+        return {"type": part["type"], part["type"]: Image.fromarray(array) if part["type"] == "image" else array}
+
+    return [{"role": message["role"], "content": message["content"] if isinstance(message["content"], str)
+             else [filled(part) for part in message["content"]]} for message in messages]
+
+
+def about(pipeline: Pipeline) -> dict[str, Any]:
+    """What the server must know of a model."""
+    config = pipeline.model.model_config
+    return {
+        "max_model_len": config.backbone.max_position_embeddings, "gen_length": config.decoding.gen_length,
+        "pictures": config.vision is not None, "sounds": config.audio is not None,
+        "temperature": config.decoding.temperature,
+        "captions": {length: [prompt, CAPTION_ROOM[length]] for length, prompt in CAPTION_PROMPTS.items()},
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """`python -m mmdiff.serve.engine FD OPTIONS`, as the server starts it."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which ends this process when it is drained
+        signal.signal(name, signal.SIG_IGN)
+    sock = socket.socket(fileno=int(argv[0]))
+    options = json.loads(argv[1])
+    if threads := options.pop("threads"):
+        torch.set_num_threads(threads)
+    try:
+        pipeline = load(options.pop("model"), **options)
+    except MMDiffError as error:
+        wire.send(sock, {"event": "unloadable", "message": str(error)})
+        sys.exit(2)
+    pipeline.chat([{"role": "user", "content": "hello"}], gen_length=1, steps=1, block_length=1)  # what is slow once
+    engine = Engine(pipeline, sock)
+    engine.tell("ready", **about(pipeline))
+    engine.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,196 @@
+"""What every request passes before anything looks at it, and every answer on its way out.
+
+Keys are asked for on every path but those of health, whatever is or is not behind it. Bodies may have so many bytes and
+must come in so fast. All that goes wrong leaves in the one shape of errors.py, and nothing of ours with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.limits import Options
+
+log = logging.getLogger("mmdiff.serve")
+OPEN_PATHS = ("/health", "/v1/health/live", "/v1/health/ready")
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?")
+DRAINED_BYTES, DRAINED_SECONDS = 4 << 20, 1.0  # of a refused body, so that its sender sees the refusal
+HEADERS = {
+    "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store",
+}
+POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+
+class Guard:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, options: Options, rejected: Callable[[str], None]) -> None:
+        self.app, self.options, self.rejected = app, options, rejected
+        self.keys = [hashlib.sha256(key.encode()).digest() for key in options.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        state = scope.setdefault("state", {})
+        state["id"] = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+        answer = Answer(scope, receive, send, self.options)
+        started = time.monotonic()
+        try:
+            state["key"] = self._key(scope["path"], scope["method"], headers)
+            answer.check_length(headers)
+            await self.app(scope, answer.receive, answer.send)
+        except ApiError as error:
+            if error.status in (401, 403):
+                self.rejected(error.code)
+            await answer.refuse(error)
+        except Disconnected:
+            answer.status = 499  # what others log for a client that went away
+        except Exception:
+            log.exception("request %s failed", state["id"])
+            await answer.refuse(ApiError(500, "internal_error", "the server could not answer this"))
+        finally:
+            path = scope["path"][:80].encode("ascii", "backslashreplace").decode()
+            log.log(logging.DEBUG if path in OPEN_PATHS else logging.INFO, "%s %s %s %s %.0f ms", state["id"],
+                    scope["method"], path, answer.status, 1000 * (time.monotonic() - started))
+
+    def _key(self, path: str, method: str, headers: Headers) -> str:
+        """A name for the key that was given, for counting.
+
+        Raises:
+            ApiError: it is missing or wrong, or a browser sends what a foreign page wants.
+        """
+        if path in OPEN_PATHS:
+            return ""
+        if not self.keys:
+            if self.options.on_loopback and not LOCAL_HOST.fullmatch(headers.get("host", "").lower()):
+                raise ApiError(403, "host_not_allowed", "without a key, this server answers to localhost only")
+            self._check_origin(headers)
+            return ""
+        values = headers.getlist("authorization") + [f"Bearer {key}" for key in headers.getlist("x-moondream-auth")]
+        scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        right = [hmac.compare_digest(digest, known) for known in self.keys]  # all of them, whichever fits
+        if scheme.lower() != "bearer" or not any(right):
+            raise ApiError(401, "invalid_api_key", "send your key as `Authorization: Bearer KEY`")
+        self._check_origin(headers)
+        return digest.hex()[:12]
+
+    def _check_origin(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        ours = (f"http://{headers.get('host')}", f"https://{headers.get('host')}", *self.options.allowed_origins)
+        if origin is not None and origin not in ours and "*" not in self.options.allowed_origins:
+            raise ApiError(403, "origin_not_allowed", "pages of this origin may not ask here")
+
+
+class Answer:
+    """One request's messages in both directions."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, options: Options) -> None:
+        self.scope, self._receive, self._send, self.options = scope, receive, send, options
+        self.status: int | None = None
+        self.got, self.started = 0, 0.0
+        self.body_over = scope["method"] in ("GET", "HEAD", "OPTIONS") and "content-length" not in Headers(scope=scope)
+
+    def check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length")
+        if length is not None and (not length.isascii() or not length.isdigit()):
+            raise ApiError(400, "invalid_request", "Content-Length is no number")
+        if length is not None and int(length) > self.options.max_body:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """The next message, unless the body is too large or comes too slowly."""
+        if self.body_over:
+            return await self._receive()
+        self.started = self.started or time.monotonic()
+        due = self.started + self.options.body_grace + self.got / self.options.body_rate
+        try:
+            async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            raise ApiError(400, "body_too_slow", "the body comes in too slowly") from None
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        self.got += len(message.get("body", b""))
+        self.body_over = not message.get("more_body", False)
+        if self.got > self.options.max_body:
+            raise self._too_large()
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Content-Security-Policy", POLICY)
+            headers["X-Request-Id"] = self.scope["state"]["id"]
+            if not self.body_over:
+                headers["Connection"] = "close"
+        elif message["type"] == "http.response.body" and not message.get("more_body") and not self.body_over:
+            await self._bounded({**message, "more_body": True})
+            await self._drain()
+            message = {"type": "http.response.body", "body": b""}
+        await self._bounded(message)
+
+    async def _bounded(self, message: Message) -> None:
+        """Sent, unless its reader does not read."""
+        try:
+            async with asyncio.timeout(self.options.reader_timeout):
+                await self._send(message)
+        except (TimeoutError, OSError):
+            raise Disconnected from None
+
+    async def _drain(self) -> None:
+        """Take some more of a body that nobody wants, or the refusal is lost in the reset of the connection."""
+        try:
+            async with asyncio.timeout(DRAINED_SECONDS):
+                drained = 0
+                while not self.body_over and drained < DRAINED_BYTES:
+                    message = await self._receive()
+                    drained += len(message.get("body", b""))
+                    self.body_over = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        except TimeoutError:
+            pass
+        self.body_over = True
+
+    async def refuse(self, error: ApiError) -> None:
+        """Answer with an error, if nothing was answered yet."""
+        if self.status is not None:
+            return
+        body = json.dumps(error.body).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
+        if error.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        try:
+            await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
+            await self.send({"type": "http.response.body", "body": body})
+        except Disconnected:
+            pass
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, "body_too_large", f"the body has more than the {self.options.max_body:,} bytes allowed")
+
+
+def state_of(request: Any) -> dict[str, Any]:
+    """What the guard knows of a request: `id` and `key`."""
+    return dict(request.scope["state"])

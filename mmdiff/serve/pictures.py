@@ -1,0 +1,74 @@
+"""/v1/caption and /v1/query, in moondream's shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+
+from mmdiff.serve import wire
+from mmdiff.serve.bodies import read_json
+from mmdiff.serve.chat import check_room
+from mmdiff.serve.errors import invalid
+from mmdiff.serve.exchange import Asked, House, Perform, Reply
+from mmdiff.serve.media import Medium, check_text
+from mmdiff.serve.protocol import CaptionRequest, QueryRequest
+
+LENGTHS = {"normal": "short"}  # moondream's names for ours
+
+
+async def read_caption(house: House, request: Request) -> Perform:
+    asked = await read_json(request, CaptionRequest)
+    house.check_model(asked.model)
+    prompt, room = house.about["captions"][LENGTHS.get(asked.length, asked.length)]
+    settings = {"gen_length": room, **asked.settings()}
+    return _performed(house, request, "caption", asked, prompt, asked.image_url, settings)
+
+
+async def read_query(house: House, request: Request) -> Perform:
+    asked = await read_json(request, QueryRequest)
+    house.check_model(asked.model)
+    check_text(asked.question, "question")
+    if not asked.question.strip():
+        raise invalid("question", "the question is empty; say what you want to know", "invalid_request")
+    return _performed(house, request, "answer", asked, asked.question, asked.image_url, asked.settings())
+
+
+def _performed(
+    house: House, request: Request, name: str, asked: CaptionRequest | QueryRequest, text: str, image_url: str | None,
+    settings: dict[str, Any],
+) -> Perform:
+    room = house.about["max_model_len"]
+    if settings.get("gen_length", 0) > room:
+        raise invalid("gen_length", f"gen_length={settings['gen_length']} must lie between 1 and {room}")
+    media = [] if image_url is None else [Medium("image", image_url, "image_url", "image 0")]
+    content: list[dict[str, Any]] = [{"type": "image", "array": 0}] if media else []
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+    check_room(messages, room)
+    message: wire.Message = {
+        "op": "answer", "messages": messages, "n": 1, "seed": asked.seed or 0, "limit": None, "decoding": settings,
+        "stop": [], "stream": asked.stream, "drafts": False}
+    return lambda reply: _perform(Asked(house, request), reply, name, message, media)
+
+
+async def _perform(asked: Asked, reply: Reply, name: str, message: wire.Message, media: list[Medium]) -> None:
+    told: list[str] = []
+
+    async def heard(event: wire.Message) -> None:
+        if event["event"] == "started" and message["stream"]:
+            await reply.begin()
+        new = event.get("text", "") if event["event"] == "text" else event.get("rest", "")
+        if event["event"] == "row":
+            asked.house.tokens["completion"] += event["tokens"]
+            asked.house.tokens["steps"] += event["steps"]
+        if new:
+            told.append(new)
+            if message["stream"]:
+                await reply.data({"text": new, "chunk": new, "completed": False})
+
+    await asked.events(message, media, heard, reply.comment if message["stream"] else None)
+    if message["stream"]:
+        await reply.data({"completed": True, "request_id": asked.id, name: "".join(told)})
+        await reply.end()
+    else:
+        await reply.whole({"request_id": asked.id, name: "".join(told)})

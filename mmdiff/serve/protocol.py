@@ -1,0 +1,202 @@
+"""What requests may hold, as OpenAI's and moondream's clients send it; anything else is refused by name.
+
+Settings of OpenAI's that have no meaning here are taken where they ask for nothing (`top_p: 1`) and refused where they
+ask for something. What names an account or a purpose (`user`, `metadata`) is taken and not looked at. Settings of the
+denoising stand beside the others, where the clients' `extra_body` puts them.
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+from mmdiff.config import Cache, Order, Rule, Schedule
+
+Number = StrictFloat | StrictInt
+Steps = Annotated[StrictInt, Field(ge=1, le=4096)]
+Length = Annotated[StrictInt, Field(ge=1, le=4096)]
+Chance = Annotated[Number, Field(ge=0, le=1)]
+Temperature = Annotated[Number, Field(ge=0, le=2)]
+Seed = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: StrictStr
+
+
+class ImageUrl(Strict):
+    url: StrictStr
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(Strict):
+    data: StrictStr
+    format: StrictStr = "wav"
+
+
+class AudioPart(Strict):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+class AudioUrl(Strict):
+    url: StrictStr
+
+
+class AudioUrlPart(Strict):
+    type: Literal["audio_url"]
+    audio_url: AudioUrl
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart | AudioUrlPart, Field(discriminator="type")]
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: StrictStr | list[Part]
+    name: StrictStr | None = None
+
+
+class StreamOptions(Strict):
+    include_usage: StrictBool = False
+    include_obfuscation: StrictBool = False
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class Decoding(Strict):
+    """Settings of the denoising; docs/decoding.md says what each does."""
+
+    gen_length: Length | None = None
+    block_length: Length | None = None
+    canvas_length: Length | None = Field(None, description="vLLM's name for block_length")
+    steps: Steps | None = None
+    max_denoising_steps: Steps | None = Field(None, description="vLLM's name for steps")
+    threshold: Chance | None = None
+    rule: Rule | None = None
+    order: Order | None = None
+    remasking: Order | None = Field(None, description="LLaDA's name for order")
+    schedule: Schedule | None = None
+    factor: Annotated[Number, Field(ge=0, le=100)] | None = None
+    gamma: Annotated[Number, Field(ge=0, le=100)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=1, le=100_000)] | None = None
+    cfg_scale: Annotated[Number, Field(ge=0, le=100)] | None = None
+    cache: Cache | None = None
+    refresh: Annotated[StrictInt, Field(ge=1, le=4096)] | None = None
+    lookahead: Annotated[StrictInt, Field(ge=0, le=16)] | None = None
+    start_length: Length | None = None
+    temperature: Temperature | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """By the names of `DecodingConfig`."""
+        given = {name: getattr(self, name) for name in DECODING if getattr(self, name) is not None}
+        for alias, name in ALIASES.items():
+            if alias in given:
+                given.setdefault(name, given.pop(alias))
+        return given
+
+
+ALIASES = {"canvas_length": "block_length", "max_denoising_steps": "steps", "remasking": "order"}
+DECODING = tuple(Decoding.model_fields)
+
+
+class ChatRequest(Decoding):
+    """/v1/chat/completions"""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    model: StrictStr | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    n: Annotated[StrictInt, Field(ge=1)] | None = None
+    seed: Seed | None = None
+    stop: StrictStr | list[StrictStr] | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    diffusing: StrictBool = Field(False, description="also stream drafts, in a key `mmdiff` beside `choices`")
+
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = Field(None, description="1, or with temperature 0")
+    frequency_penalty: Number | None = Field(None, description="0")
+    presence_penalty: Number | None = Field(None, description="0")
+    logprobs: StrictBool | None = Field(None, description="false")
+    top_logprobs: StrictInt | None = Field(None, description="0")
+    logit_bias: dict[str, Number] | None = Field(None, description="empty")
+    tools: list[Any] | None = Field(None, description="empty")
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    user: StrictStr | None = None
+    metadata: dict[str, Any] | None = None
+    store: StrictBool | None = None
+    service_tier: StrictStr | None = None
+    safety_identifier: StrictStr | None = None
+    prompt_cache_key: StrictStr | None = None
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+    def unsupported(self) -> str | None:
+        """The name of a setting that asks for what there is not."""
+        neutral: dict[str, tuple[Any, ...]] = {
+            "top_p": (1,) if self.temperature else (self.top_p,), "frequency_penalty": (0,), "presence_penalty": (0,),
+            "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},), "tools": ([],),
+        }
+        return next((name for name, values in neutral.items() if getattr(self, name) not in (None, *values)), None)
+
+
+class CaptionRequest(Decoding):
+    """/v1/caption"""
+
+    image_url: StrictStr
+    length: Literal["word", "short", "normal", "long"] = "normal"
+    model: StrictStr | None = None
+    seed: Seed | None = None
+    stream: StrictBool = False
+
+
+class QueryRequest(Decoding):
+    """/v1/query"""
+
+    image_url: StrictStr | None = None
+    question: StrictStr
+    model: StrictStr | None = None
+    seed: Seed | None = None
+    stream: StrictBool = False
+
+
+class TranscriptionRequest(Strict):
+    """The fields of /v1/audio/transcriptions beside the file."""
+
+    model: StrictStr | None = None
+    language: StrictStr | None = Field(None, description="taken, and not looked at: the model knows the language")
+    prompt: StrictStr | None = Field(None, description="taken, and not looked at")
+    response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    stream: bool = False
+    timestamp_granularities: list[Literal["segment"]] = []
+
+
+def values_of(hint: Any) -> tuple[str, ...]:
+    """What a literal may be."""
+    return typing.get_args(hint)

@@ -1,0 +1,109 @@
+"""Start, serve, and stop without losing anything that was let in.
+
+The first SIGTERM or SIGINT closes the door: new requests are refused, old ones finish, up to the time for it; the
+second one ends everything now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from types import FrameType
+from typing import Any
+
+from mmdiff.errors import MMDiffError, require_extra
+from mmdiff.serve.limits import Options
+
+log = logging.getLogger("mmdiff.serve")
+HEADERS_SECONDS = 10.0  # for which a connection may stay without having asked anything
+
+
+def serve(options: Options) -> int:
+    """Serve until told to stop; gives the exit code.
+
+    Raises:
+        MMDiffError: the model cannot be loaded, or a package of the extra `serve` is missing.
+    """
+    for module in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client", "httpx"):
+        require_extra(module, "serve", "mmdiff serve")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if not (options.api_keys or options.on_loopback or options.uds):
+        log.warning("anybody who reaches %s can use this server: give it an --api-key", options.host)
+    return asyncio.run(_serve(options))
+
+
+async def _serve(options: Options) -> int:
+    import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    from mmdiff.serve.app import create
+
+    app, house = create(options)
+
+    class Protocol(HttpToolsProtocol):
+        """uvicorn's, with a limit on the time before the first request: it has none of its own."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(HEADERS_SECONDS, self._close_silent)
+
+        def _close_silent(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
+
+    server = uvicorn.Server(uvicorn.Config(
+        app, host=options.host, port=options.port, uds=options.uds, http=Protocol, ws="none", log_config=None,
+        access_log=False, server_header=False, backlog=2048, timeout_keep_alive=30, timeout_graceful_shutdown=2,
+        limit_concurrency=4096))
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    code, told = 0, 0
+
+    async def drain() -> None:
+        nonlocal code
+        house.admission.draining = True
+        log.info("draining: %d requests in flight", house.admission.inside)
+        try:
+            async with asyncio.timeout(options.shutdown_timeout):
+                while house.admission.inside:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            code = 1
+            log.error("ended with %d requests in flight", house.admission.inside)
+            await house.service.stop()  # their streams end with an error event
+            await asyncio.sleep(0.1)
+        server.should_exit = True
+
+    async def watch() -> None:
+        nonlocal code
+        await house.service.given_up.wait()
+        code = 2 if house.service.unloadable else 1
+        server.should_exit = True
+
+    draining: list[asyncio.Task[None]] = []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal told, code
+        told += 1
+        if told == 1:
+            loop.call_soon_threadsafe(lambda: draining.append(asyncio.ensure_future(drain())))
+        else:
+            code, server.should_exit, server.force_exit = 1, True, True
+
+    loop = asyncio.get_running_loop()
+    server.handle_exit = stop  # type: ignore[method-assign]
+    watching = asyncio.ensure_future(watch())
+    log.info("mmdiff serves %s on %s", ", ".join(options.names), options.uds or f"http://{options.host}:{options.port}")
+    try:
+        await server.serve()
+    except SystemExit as error:
+        raise MMDiffError(f"the server cannot start on {options.uds or f'{options.host}:{options.port}'}; "
+                          "is the port taken? choose another --port") from error
+    finally:
+        watching.cancel()
+        await house.service.stop()
+        house.decoders.stop()
+    if house.service.unloadable is not None:
+        raise MMDiffError(house.service.unloadable)
+    return code
