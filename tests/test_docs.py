@@ -22,9 +22,9 @@ from PIL import Image, ImageChops
 import mmdiff
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in (
-    "architecture", "batch", "decoding", "performance", "training"))]
-EXTERNAL = {"arecord", "bash", "cd", "git", "source", "tensorboard"}
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *(f"docs/{name}.md" for name in (
+    "architecture", "batch", "decoding", "performance", "serving", "training"))]
+EXTERNAL = {"arecord", "bash", "cd", "curl", "docker", "git", "source", "systemctl", "tensorboard"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 every_page = pytest.mark.parametrize("page", PAGES)
 
@@ -174,6 +174,8 @@ def check(command: str) -> None:
     elif words[0] == "make":
         targets = re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
+    elif words[:2] == ["python", "-m"]:
+        importlib.import_module(words[2])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     elif words[0] == "pip":

@@ -151,8 +151,8 @@ def _docs(schema: dict[str, Any]) -> str:
                   for kind, content in found.get("requestBody", {}).get("content", {}).items())
         for path, methods in schema["paths"].items() for method, found in methods.items())
     return (f"<!doctype html><html lang=en><meta charset=utf-8><title>mmdiff</title><style>{STYLE}</style>"
-            f"<h1>mmdiff {html.escape(schema['info']['version'])}</h1><p>Also as <a href=/openapi.json>openapi.json</a>."
-            f"</p>{routes}</html>")
+            f"<h1>mmdiff {html.escape(schema['info']['version'])}</h1>"
+            f"<p>Also as <a href=/openapi.json>openapi.json</a>.</p>{routes}</html>")
 
 
 def _add_errors(app: FastAPI) -> None:

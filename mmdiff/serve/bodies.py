@@ -73,8 +73,6 @@ def _path(places: tuple[int | str, ...], values: Any) -> str:
         elif isinstance(values, dict) and (place in values or place == places[-1]):
             path += f".{place}" if path else place
             values = values.get(place)
-        elif place == places[-1] and values is None:
-            path += f".{place}" if path else place
     return (path or ".".join(map(str, places)))[:200]
 
 

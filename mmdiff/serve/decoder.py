@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mmdiff.audio.decode import MARKS, MAX_RATE, MIN_RATE, AudioError, AudioTooLarge, AudioTooLong, load_audio
 from mmdiff.audio.decode import Limits as AudioLimits
@@ -50,7 +50,7 @@ def picture(data: bytes, limits: MediaLimits, name: str) -> wire.Array:
                 frames = int(getattr(opened, "n_frames", 1))
     except Image.DecompressionBombError:
         raise ApiError(413, "image_too_large", f"{name} has more than the {limits.pixels:,} pixels allowed") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ApiError(400, "unsupported_image_format", f"{name} is no picture that is read here: {use}") from None
     except Exception:  # decoders raise whatever their reading of damaged bytes ends in
         raise ApiError(400, "invalid_image", f"{name} is damaged: save it again, or {use}") from None
@@ -101,7 +101,8 @@ def _check_header(data: bytes, limits: MediaLimits, name: str) -> None:
     if not found.subtype.startswith(SOUNDS.get(found.format, ())):
         raise ApiError(400, "unsupported_audio_format", f"{name} is of a kind that is not read here: {USE}")
     if found.channels > limits.channels:
-        raise ApiError(400, "invalid_audio", f"{name} has {found.channels:,} channels; up to {limits.channels} are read")
+        raise ApiError(400, "invalid_audio",
+                       f"{name} has {found.channels:,} channels, and up to {limits.channels} are read")
 
 
 def _limit_process() -> None:

@@ -100,10 +100,10 @@ class Engine:
             self._beat()
             self._take_in()
             for settings, group in list(self.groups.items()):
-                self._guarded(lambda settings=settings, group=group: self._step(settings, group),  # type: ignore[misc]
+                self._guarded(lambda settings=settings, group=group: self._step(settings, group),
                               [row.job for row in group.rows.values()])
             for writing in list(self.writings):
-                self._guarded(lambda writing=writing: self._write(writing), [writing.job])  # type: ignore[misc]
+                self._guarded(lambda writing=writing: self._write(writing), [writing.job])
 
     def tell(self, event: str, **values: Any) -> None:
         wire.send(self.sock, {"event": event, **values})
@@ -145,7 +145,7 @@ class Engine:
                 new.append(job)
         for job in new:
             if not job.gone:
-                self._guarded(lambda job=job: self._start(job), [job])  # type: ignore[misc]
+                self._guarded(lambda job=job: self._start(job), [job])
 
     def _guarded(self, work: Any, jobs: Sequence[Job]) -> None:
         """A job that fails takes those with it that share its pass, and nobody else."""

@@ -142,6 +142,8 @@ class Exchange(Response):
             with admission.place(scope["state"]["key"], self.house.service.ready):
                 perform = await self.read(request)
                 await _unless_gone(receive, perform(reply))
+        except Disconnected:
+            scope["state"]["gone"] = True
         except ApiError as error:
             if not reply.begun:
                 raise

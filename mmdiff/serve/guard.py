@@ -62,14 +62,15 @@ class Guard:
                 self.rejected(error.code)
             await answer.refuse(error)
         except Disconnected:
-            answer.status = 499  # what others log for a client that went away
+            state["gone"] = True
         except Exception:
             log.exception("request %s failed", state["id"])
             await answer.refuse(ApiError(500, "internal_error", "the server could not answer this"))
         finally:
+            status = 499 if "gone" in state else answer.status  # what others log for a client that went away
             path = scope["path"][:80].encode("ascii", "backslashreplace").decode()
             log.log(logging.DEBUG if path in OPEN_PATHS else logging.INFO, "%s %s %s %s %.0f ms", state["id"],
-                    scope["method"], path, answer.status, 1000 * (time.monotonic() - started))
+                    scope["method"], path, status, 1000 * (time.monotonic() - started))
 
     def _key(self, path: str, method: str, headers: Headers) -> str:
         """A name for the key that was given, for counting.

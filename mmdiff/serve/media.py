@@ -37,7 +37,7 @@ def taken_apart(messages: Sequence[Message], options: Options) -> tuple[list[dic
     if parts > options.max_parts:
         raise invalid("messages", f"{parts:,} parts are more than the {options.max_parts} allowed")
     media: list[Medium] = []
-    made = []
+    made: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
         if isinstance(message.content, str):

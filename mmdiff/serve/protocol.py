@@ -10,7 +10,7 @@ from __future__ import annotations
 import typing
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, Tag
 
 from mmdiff.config import Cache, Order, Rule, Schedule
 
@@ -65,7 +65,8 @@ Part = Annotated[TextPart | ImagePart | AudioPart | AudioUrlPart, Field(discrimi
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | list[Part]
+    content: Annotated[Annotated[StrictStr, Tag("text")] | Annotated[list[Part], Tag("parts")],
+                       Discriminator(lambda content: "text" if isinstance(content, str) else "parts")]
     name: StrictStr | None = None
 
 

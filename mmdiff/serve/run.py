@@ -83,7 +83,7 @@ async def _serve(options: Options) -> int:
 
     draining: list[asyncio.Task[None]] = []
 
-    def stop(signum: int, frame: FrameType | None) -> None:
+    def stop(sig: int, frame: FrameType | None) -> None:
         nonlocal told, code
         told += 1
         if told == 1:

@@ -29,7 +29,7 @@ async def read(house: House, request: Request) -> Perform:
         raise ApiError(415, "unsupported_media_type", "send the sound as multipart/form-data, in a field `file`")
     try:
         async with request.form(max_files=1, max_fields=FIELDS, max_part_size=FIELD_BYTES) as form:
-            data, asked = await _file(form, house.options.max_audio), validated(TranscriptionRequest, _fields(form))
+            asked, data = validated(TranscriptionRequest, _fields(form)), await _file(form, house.options.max_audio)
     except HTTPException:
         raise ApiError(400, "invalid_request", f"the form cannot be read: send one file and up to {FIELDS} fields of "
                                                f"up to {FIELD_BYTES >> 10} KiB") from None

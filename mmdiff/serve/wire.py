@@ -27,8 +27,7 @@ def pack(message: Message, arrays: Sequence[Array] = ()) -> list[bytes | memoryv
     """The parts of a frame, in order."""
     described = [[str(array.dtype), list(array.shape)] for array in arrays]
     header = json.dumps({**message, "arrays": described}).encode()
-    return [LENGTH.pack(len(header)) + header, *(memoryview(np.ascontiguousarray(array)).cast("B") for array in arrays
-                                                 if array.size)]
+    return [LENGTH.pack(len(header)) + header, *(np.ascontiguousarray(array).data.cast("B") for array in arrays)]
 
 
 def _described(header: bytes) -> tuple[Message, list[tuple[str, list[int], int]]]:
