@@ -243,7 +243,7 @@ class Engine:
         for name, answer, length in zip(finished.names, answers, lengths, strict=True):
             row = group.rows.pop(name)
             new = "" if name in stopped else row.telling.rest(answer.text)
-            if row.job.request["drafts"] and name not in stopped:
+            if row.job.request["drafts"] and not row.telling.stopped:
                 self.tell("draft", id=row.job.name, row=row.number,
                           draft=last_draft(answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)))
             full = len(answer.tokens) >= length and not row.telling.stopped
