@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ def outcome(journal: Journal, sentence: Callable[[Row], str]) -> Outcome:
     return Outcome(len(journal), journal.failed, tuple(map(sentence, islice(journal.failures(), SHOWN))))
 
 
-async def answered(items: Iterable[T], answer: Callable[[T], Awaitable[Row]], most: int) -> AsyncIterator[list[Row]]:
+async def answered(items: Iterable[T], answer: Callable[[T], Awaitable[Row]], most: int) -> AsyncGenerator[list[Row], None]:
     """The rows in the order in which they are finished, those that are finished together in one list.
 
     Args:
@@ -55,19 +56,20 @@ async def answered(items: Iterable[T], answer: Callable[[T], Awaitable[Row]], mo
         await asyncio.gather(*going, return_exceptions=True)
 
 
-async def write(parts: AsyncIterator[list[Row]], journal: Journal, total: int, what: str) -> None:
+async def write(parts: AsyncGenerator[list[Row], None], journal: Journal, total: int, what: str) -> None:
     """Write rows down as they come, with a bar in the terminal or a line now and then elsewhere."""
     before, started = len(journal), time.monotonic()
     told = started
     with _bar(total, before, what) as bar:
-        async for rows in parts:
-            journal.append(rows)
-            now = time.monotonic()
-            rate = f"{(len(journal) - before) / (now - started):.1f}/s"
-            bar.update(bar.task_ids[0], completed=len(journal), rate=rate)
-            if bar.disable and now - told >= TELL_SECONDS:
-                told = now
-                print(f"{len(journal)} of {total} {what}, {rate}", file=sys.stderr, flush=True)
+        async with aclosing(parts):  # what is on its way is called off where a row cannot be written
+            async for rows in parts:
+                journal.append(rows)
+                now = time.monotonic()
+                rate = f"{(len(journal) - before) / (now - started):.1f}/s"
+                bar.update(bar.task_ids[0], completed=len(journal), rate=rate)
+                if bar.disable and now - told >= TELL_SECONDS:
+                    told = now
+                    print(f"{len(journal)} of {total} {what}, {rate}", file=sys.stderr, flush=True)
 
 
 def _next(items: Iterator[T], count: int) -> Iterator[T]:

@@ -3,10 +3,7 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,34 +14,13 @@ import pytest
 import soundfile
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import Served
 
 from mmdiff.audio.decode import load_audio
 
 CHROMIUM = shutil.which("chromium")
 SECONDS = 60  # a busy machine answers slowly
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; see .ci/run")]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `mmdiff serve tiny`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = open(tmp_path_factory.mktemp("server") / "log", "wb")
-    process = subprocess.Popen([sys.executable, "-m", "mmdiff.cli", "serve", "tiny", "--port", str(port)], stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(1200):
-        try:
-            with urllib.request.urlopen(f"{address}/v1/health/ready", timeout=2):
-                break
-        except OSError:
-            assert process.poll() is None, Path(log.name).read_text()
-            time.sleep(0.1)
-    yield address
-    process.terminate()
-    assert process.wait(60) == 0
-    log.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +43,7 @@ def browser(voice: Path) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, server: str) -> Iterator[Page]:
+def page(browser: Browser, server: Served) -> Iterator[Page]:
     """The page; whatever it asks elsewhere or complains about fails the test."""
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     opened = context.new_page()
@@ -77,10 +53,10 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
     opened.on("request", lambda request: asked.append(request.url))
     opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.goto(server)
+    opened.goto(server.url)
     expect(opened.locator("#curl")).to_contain_text("curl")
     yield opened
-    assert [url for url in asked if not url.startswith((server, "blob:", "data:"))] == []
+    assert [url for url in asked if not url.startswith((server.url, "blob:", "data:"))] == []
     assert [text for text in complaints if "400" not in text] == []
     context.close()
 
@@ -269,10 +245,10 @@ def test_everybody_can_use_it(page: Page, root: Path, scheme: Any) -> None:
     assert page.evaluate(style) == "0s"
 
 
-def test_the_files_are_small_and_may_do_little(root: Path, server: str) -> None:
+def test_the_files_are_small_and_may_do_little(root: Path, server: Served) -> None:
     files = list((root / "mmdiff" / "serve" / "page").iterdir())
     for file in files:
-        with urllib.request.urlopen(f"{server}/{file.name}") as answer:
+        with urllib.request.urlopen(f"{server.url}/{file.name}") as answer:
             assert answer.read() == file.read_bytes()
             policy = answer.headers["content-security-policy"]
             assert "default-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
