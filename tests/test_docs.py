@@ -51,7 +51,7 @@ def modules() -> list[ModuleType]:
 @pytest.fixture(scope="module")
 def sources() -> str:
     """Every line in which a name may be defined: our modules, and what builds and checks them."""
-    folders = [ROOT / name for name in ("mmdiff", "vision", "training", "eval", "audio", "examples")]
+    folders = [ROOT / name for name in ("mmdiff", "mmdiff/serve", "vision", "training", "eval", "audio", "examples")]
     files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
     return "\n".join(path.read_text(encoding="utf-8") for path in [*files, ROOT / "pyproject.toml", ROOT / "Makefile"])
 
@@ -226,7 +226,8 @@ def test_options_exist(page: str) -> None:
     parameters = [parameter for command in group.commands.values() for parameter in command.params]
     known = {opt for parameter in parameters for opt in (*parameter.opts, *parameter.secondary_opts)}
     named = {code.split()[0] for code in inline_code(page) if code.startswith("--")}
-    assert named <= known | {"--help"}
+    load = re.findall(r'"(--\w+)"', read("mmdiff/serve/load.py"))
+    assert named <= known | {"--help", *load}
 
 
 def test_readme_shows_what_make_demo_asks() -> None:

@@ -19,7 +19,7 @@ SECONDS = 20.0  # on the clock, for one file
 class Decoders:
     """Processes that open pictures and sounds; one that dies or hangs is replaced."""
 
-    def __init__(self, limits: MediaLimits, count: int = 1) -> None:
+    def __init__(self, limits: MediaLimits, count: int = 2) -> None:
         self.limits, self.count = json.dumps(dataclasses.asdict(limits)), count
         self.restarts = 0
         self._free: asyncio.Queue[Child | None] = asyncio.Queue()

@@ -30,7 +30,7 @@ from mmdiff.audio.segment import Span
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import ContextError, MMDiffError
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, Pipeline, load
-from mmdiff.sampler import Denoiser
+from mmdiff.sampler import Batch, Denoiser
 from mmdiff.serve import wire
 from mmdiff.serve.telling import Telling, draft, last_draft, settled_text
 from mmdiff.transcript import Segment
@@ -62,7 +62,6 @@ class Row:
     job: Job
     number: int
     telling: Telling
-    prompt_length: int
     hurried: bool = False
 
 
@@ -92,12 +91,14 @@ class Engine:
         self.groups: dict[DecodingConfig, Group] = {}
         self.writings: list[Writing] = []
         self.listener = ThreadPoolExecutor(1)
-        self.beaten, self.steps = 0.0, 0
+        self.turned, self.steps = time.monotonic(), 0  # when the loop last came round
+        self._telling = threading.Lock()
 
     def run(self) -> None:
-        threading.Thread(target=self._read, daemon=True).start()
+        for work in (self._read, self._beat):
+            threading.Thread(target=work, daemon=True).start()
         while True:
-            self._beat()
+            self.turned = time.monotonic()
             self._take_in()
             for settings, group in list(self.groups.items()):
                 self._guarded(lambda settings=settings, group=group: self._step(settings, group),
@@ -106,7 +107,8 @@ class Engine:
                 self._guarded(lambda writing=writing: self._write(writing), [writing.job])
 
     def tell(self, event: str, **values: Any) -> None:
-        wire.send(self.sock, {"event": event, **values})
+        with self._telling:
+            wire.send(self.sock, {"event": event, **values})
 
     def _read(self) -> None:
         try:
@@ -116,10 +118,12 @@ class Engine:
             os._exit(0)  # the server is gone, and nobody is left to tell
 
     def _beat(self) -> None:
-        if (now := time.monotonic()) - self.beaten >= BEAT:
-            self.beaten, store = now, self.pipeline.store
+        """Signs of life, also during a long step; they say for how long the loop has not come round."""
+        store = self.pipeline.store
+        while True:
             self.tell("beat", steps=self.steps, store_bytes=store.num_bytes, store_hits=store.hits,
-                      store_misses=store.misses)
+                      store_misses=store.misses, busy=time.monotonic() - self.turned)
+            time.sleep(BEAT)
 
     def _take_in(self) -> None:
         """All messages that wait; if there is nothing to do, wait for one."""
@@ -143,9 +147,12 @@ class Engine:
                 self._listen(job)
             else:
                 new.append(job)
-        for job in new:
-            if not job.gone:
-                self._guarded(lambda job=job: self._start(job), [job])
+        for alike in _alike([job for job in new if not job.gone]):
+            try:
+                self._start(alike)
+            except Exception:  # one of them does not fit, and is told so; the others begin without it
+                for job in alike:
+                    self._guarded(lambda job=job: self._start([job]), [job])
 
     def _guarded(self, work: Any, jobs: Sequence[Job]) -> None:
         """A job that fails takes those with it that share its pass, and nobody else."""
@@ -180,23 +187,28 @@ class Engine:
 
     # Answers
 
-    def _start(self, job: Job) -> None:
-        request, count = job.request, job.left
-        settings = self.pipeline.decoding(**request["decoding"])
-        seeds = [(request["seed"] + number) % 2**63 for number in range(count)]
-        limits = None if request["limit"] is None else [request["limit"]] * count
-        messages = _with_media(request["messages"], job.arrays)
-        batch = self.pipeline.start([messages] * count, seeds=seeds, limits=limits, **request["decoding"])
-        lengths = batch.predict.prompt_length_B.tolist()  # type: ignore[attr-defined]
-        job.arrays = ()
-        self.tell("started", id=job.name, prompt_tokens=lengths[0])
-        names: Sequence[int] = batch.names
-        if (group := self.groups.get(settings)) is None:
+    def _start(self, jobs: Sequence[Job]) -> None:
+        """Begin answers with the same settings in one batch, and let it join those that are at work."""
+        decoding = jobs[0].request["decoding"]
+        settings = self.pipeline.decoding(**decoding)
+        rows = [(job, number) for job in jobs for number in range(job.left)]
+        conversations = {job.name: _with_media(job.request["messages"], job.arrays) for job in jobs}
+        batch = self.pipeline.start(
+            [conversations[job.name] for job, _ in rows], **decoding,
+            seeds=[(job.request["seed"] + number) % 2**63 for job, number in rows],
+            limits=[job.request["limit"] or settings.gen_length for job, _ in rows])
+        assert isinstance(batch.predict, Batch)
+        lengths = batch.predict.prompt_length_B.tolist()
+        group, names = self.groups.get(settings), batch.names
+        if group is None:
             group = self.groups[settings] = Group(batch)
         else:
             names = group.batch.join(batch)
-        for number, name in enumerate(names):
-            group.rows[name] = Row(job, number, Telling(request["stop"]), lengths[number])
+        for (job, number), name, length in zip(rows, names, lengths, strict=True):
+            group.rows[name] = Row(job, number, Telling(job.request["stop"]))
+            if number == 0:
+                job.arrays = ()
+                self.tell("started", id=job.name, prompt_tokens=length)
 
     def _step(self, settings: DecodingConfig, group: Group) -> None:
         late = {name for name, row in group.rows.items() if row.job.late}
@@ -292,6 +304,14 @@ class Engine:
         self.writings.remove(writing)
         self.jobs.pop(writing.job.name, None)
         self.tell("done", id=writing.job.name, late=writing.job.late)
+
+
+def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs by their settings."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(json.dumps(job.request["decoding"], sort_keys=True), []).append(job)
+    return list(groups.values())
 
 
 def _with_media(messages: Sequence[Any], arrays: Sequence[wire.Array]) -> list[dict[str, Any]]:

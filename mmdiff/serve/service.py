@@ -22,6 +22,7 @@ from mmdiff.serve.limits import Options
 
 log = logging.getLogger("mmdiff.serve")
 DEATHS, WITHIN = 5, 60.0  # of the engine, in so many seconds: the server gives up
+STUCK = 10  # times the time of silence: one step that takes longer never ends
 
 
 class Work:
@@ -71,7 +72,7 @@ class Service:
         self.unloadable: str | None = None  # why the first engine did not start
         self.given_up = asyncio.Event()
         self._child: Child | None = None
-        self._heard = 0.0
+        self._heard = self._busy = 0.0
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -134,7 +135,7 @@ class Service:
         try:
             while True:
                 event, _ = await child.receive()
-                self._heard = time.monotonic()
+                self._heard, self._busy = time.monotonic(), event.get("busy", 0.0)
                 self._deliver(event)
         except EOFError:
             pass
@@ -160,7 +161,8 @@ class Service:
         """End an engine that is stuck; while it loads, it may be silent."""
         while True:
             await asyncio.sleep(min(1.0, self.options.engine_timeout / 4))
-            if self.about is not None and time.monotonic() - self._heard > self.options.engine_timeout:
+            most, silent = self.options.engine_timeout, time.monotonic() - self._heard
+            if self.about is not None and (silent > most or self._busy > STUCK * most):
                 log.error("the engine gives no sign of life")
                 child.process.kill()
 

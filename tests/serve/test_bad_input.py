@@ -104,7 +104,7 @@ def everywhere() -> list[Bad]:
     return found + [Bad(path, 404, "not_found", {}, method="GET") for path in (
         "/v1", "//v1/models", "/v1/chat/completions/", "/%2e%2e/etc/passwd", "/V1/models",
         "/docs/oauth2-redirect")] + [
-        Bad(f"/v1/models/{name}", 404, "model_not_found", {}, method="GET") for name in ("large", "", "../x", "tiny/")]
+        Bad(f"/v1/models/{name}", 404, "model_not_found", {}, method="GET") for name in ("large", "", "tiny/")]
 
 
 def schema_cases() -> list[Bad]:
@@ -122,7 +122,7 @@ def schema_cases() -> list[Bad]:
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
     ]
     for name, values in {
-        "n": (0, 9, 10**9, "2", 1.5), "max_tokens": (0, -1, 10**7, "8"), "steps": (0, 10**6, "x"), "seed": (2**70, "1"),
+        "n": (0, 9, 10**9, "2", 1.5), "max_tokens": (0, -1, 10**7, "8"), "steps": (0, 10**6, "x"), "seed": (2**64, "1"),
         "temperature": (-1, 3, "hot"), "threshold": (2, -0.1), "block_length": (0, 10**6), "gen_length": (0, 5000),
         "stream": ("yes", 1), "stop": (["a"] * 100, [""], [3], "x" * 300), "rule": ("none",), "cache": ("disk",),
         "top_p": (0.5, 2), "logprobs": (True,), "tools": ([{"type": "function"}],), "logit_bias": ({"5": 1},),
@@ -188,9 +188,9 @@ def picture_cases() -> list[Bad]:
     for data in (png((9000, 9000)), png((13_000, 13_000)), bytes(header)):
         found += in_any_picture(url(data), 413, "image_too_large") if data[16:20] != header[16:20] else []
     found += in_any_picture(url(png((20_000, 16))), 400, "invalid_image")
-    frames = [Image.new("P", (8, 8), shade % 7) for shade in range(90)]
+    frames = [Image.new("RGB", (8, 8), (2 * shade, 0, 0)) for shade in range(90)]
     held = io.BytesIO()
-    frames[0].save(held, "WEBP", save_all=True, append_images=[frame.convert("RGB") for frame in frames[1:]])
+    frames[0].save(held, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     return found + in_any_picture(url(held.getvalue()), 413, "image_too_large")
 
 

@@ -184,7 +184,7 @@ def test_past_its_time_and_when_killed_the_server_leaves_nothing(serve: Start) -
     assert hurried.process.wait(20) == 1
     killed.wait()
     family = [pid for pid, _ in children(killed.process.pid)]
-    assert len(family) == 2
+    assert len(family) == 3
     killed.process.kill()
     killed.process.wait()
     until = time.monotonic() + 5

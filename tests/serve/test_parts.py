@@ -3,19 +3,24 @@
 import asyncio
 import socket
 import threading
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmdiff.serve import fetch, wire
 from mmdiff.serve.admission import Admission, Rows
 from mmdiff.serve.bodies import parse, validated
 from mmdiff.serve.chat import fit_length
+from mmdiff.serve.decoding import Decoders
 from mmdiff.serve.errors import ApiError, Disconnected
-from mmdiff.serve.limits import Options
+from mmdiff.serve.guard import Guard
+from mmdiff.serve.limits import MediaLimits, Options
 from mmdiff.serve.media import unpacked_url
 from mmdiff.serve.protocol import ChatRequest
+from mmdiff.serve.service import Service, Work
 from mmdiff.serve.telling import Telling, cut, held_back
 
 
@@ -190,3 +195,53 @@ def test_long_answers_get_a_canvas_that_grows(
     limit: int | None, given: dict[str, Any], length: int | None, settings: dict[str, Any]
 ) -> None:
     assert fit_length(limit, given, 32, 1024) == length and given == settings
+
+
+def test_a_reader_that_stops_is_not_waited_for_and_misses_drafts_only() -> None:
+    async def play() -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            raise AssertionError("sent what nobody reads")
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.sleep(60)
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
+        async with asyncio.timeout(5):
+            await Guard(app, Options(reader_timeout=0.05), print)(scope, send, send)  # type: ignore[arg-type]
+
+    asyncio.run(play())
+    work = Work(Service(Options()), "a")
+    for event in ("started", "draft", "draft", "text", "draft", "draft", "row", "done"):
+        work.put({"event": event})
+    assert [event["event"] for event in work._events] == ["started", "draft", "text", "draft", "row", "done"]
+    assert work.over
+
+
+def test_decoders_that_die_are_replaced() -> None:
+    async def play() -> None:
+        decoders = Decoders(MediaLimits(), 1)
+        await decoders.start()
+        held = BytesIO()
+        Image.new("RGB", (5, 3), "red").save(held, "PNG")
+        try:
+            first = await decoders.open("image", held.getvalue(), "image 0")
+            assert first.shape == (3, 5, 3) and first[0, 0].tolist() == [255, 0, 0]
+            decoders._all[0].process.kill()
+            decoders._all[0].process.wait()
+            assert (await decoders.open("image", held.getvalue(), "image 0")).shape == (3, 5, 3)
+            with pytest.raises(ApiError) as damaged:
+                await decoders.open("image", held.getvalue()[:20], "image 0")
+            assert damaged.value.code == "invalid_image"
+            task = asyncio.create_task(decoders.open("image", held.getvalue(), "image 0"))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert (await decoders.open("image", held.getvalue(), "image 0")).shape == (3, 5, 3)
+        finally:
+            decoders.stop()
+
+    asyncio.run(play())
