@@ -34,7 +34,9 @@ def outcome(journal: Journal, sentence: Callable[[Row], str]) -> Outcome:
     return Outcome(len(journal), journal.failed, tuple(map(sentence, islice(journal.failures(), SHOWN))))
 
 
-async def answered(items: Iterable[T], answer: Callable[[T], Awaitable[Row]], most: int) -> AsyncGenerator[list[Row], None]:
+async def answered(
+    items: Iterable[T], answer: Callable[[T], Awaitable[Row]], most: int
+) -> AsyncGenerator[list[Row], None]:
     """The rows in the order in which they are finished, those that are finished together in one list.
 
     Args:
