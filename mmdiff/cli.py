@@ -17,6 +17,7 @@ import typer
 if TYPE_CHECKING:
     from mmdiff.extraction import Extraction
     from mmdiff.pipeline import Answer, Draft, Pipeline
+    from mmdiff.serve.job import Outcome
     from mmdiff.transcript import Transcript
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any decoding setting, such as rule=wino; may be given again."),
 ]
+MaxNumSeqs = Annotated[int, typer.Option(min=1, max=4096, help="Answers in the making at once.")]
 Quantize = Annotated[str | None, typer.Option(help="8bit or 4bit: the layers' weights in fewer bits.")]
 
 
@@ -144,7 +146,7 @@ def refine(
 
 @app.command()
 def caption(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...")],
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Pictures, or with --out a folder.")],
     length: Annotated[str, typer.Option(help="word, short or long.")] = "short",
     model: Model = "tiny",
     as_json: Json = False,
@@ -155,6 +157,8 @@ def caption(
     temperature: Temperature = None,
     settings: Settings = None,
     seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Describe a whole folder, and write a JSON line each here.")] = None,
+    max_num_seqs: MaxNumSeqs = 16,
 ) -> None:
     """Describe each picture."""
     from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
@@ -162,9 +166,38 @@ def caption(
     known = next((name for name in CAPTION_PROMPTS if name == length), None)
     if known is None:
         raise _refuse(f"--length {length!r} is not known; use one of {', '.join(CAPTION_PROMPTS)}")
-    decoding = _given(threshold=threshold, steps=steps, temperature=temperature) | {"gen_length": CAPTION_ROOM[known]}
-    decoding |= _settings(settings)
+    decoding = _given(threshold=threshold, steps=steps, temperature=temperature) | _settings(settings)
+    if out is not None:
+        if len(pictures) != 1 or not Path(pictures[0]).is_dir():
+            raise _refuse(f"--out is for one folder of pictures, which {' '.join(pictures)!r} is not")
+        from mmdiff.serve.local import caption_folder
+
+        body = {"length": known, "seed": seed, **decoding}
+        _tell_outcome(caption_folder(Path(pictures[0]), out, body, model, device, max_num_seqs), "pictures", out)
+        return
+    decoding = {"gen_length": CAPTION_ROOM[known], **decoding}
     _answer(pictures, CAPTION_PROMPTS[known], model, as_json, show_steps, device, seed, decoding)
+
+
+@app.command("run-batch")
+def run_batch(
+    source: Annotated[Path, typer.Option("--input-file", "-i", help="JSONL, one request a line, in OpenAI's form.")],
+    out: Annotated[Path, typer.Option("--output-file", "-o", help="JSONL; what is in it already is not done again.")],
+    model: Model = "tiny",
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="What requests call the model; may be given again.")
+    ] = None,
+    allowed_media_domains: Annotated[
+        list[str] | None, typer.Option(help="Domains to fetch media from; none by default.")
+    ] = None,
+    device: Device = None,
+    max_num_seqs: MaxNumSeqs = 16,
+) -> None:
+    """Answer a file of requests. However it is broken off, the same command goes on."""
+    from mmdiff.serve.local import run_batch
+
+    names, domains = tuple(served_model_name or ()), tuple(allowed_media_domains or ())
+    _tell_outcome(run_batch(source, out, model, names, device, max_num_seqs, domains), "requests", out)
 
 
 @app.command()
@@ -565,6 +598,12 @@ def _paint(draft: Draft) -> Any:
         else:
             line.append(token.text, style="" if token.confidence >= 0.9 else "dim")
     return line
+
+
+def _tell_outcome(outcome: Outcome, what: str, out: Path) -> None:
+    typer.echo(f"{outcome.rows} {what}, {outcome.failed} failed: {out}", err=True)
+    for sentence in outcome.failures:
+        typer.echo(f"  {sentence}", err=True)
 
 
 def _load(model: str, device: str | None, quantize: str | None = None) -> Pipeline:

@@ -23,7 +23,7 @@ import mmdiff
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *(f"docs/{name}.md" for name in (
-    "architecture", "decoding", "performance", "serving", "structured", "training"))]
+    "architecture", "batch", "decoding", "performance", "serving", "structured", "training"))]
 EXTERNAL = {"arecord", "bash", "cd", "curl", "docker", "git", "source", "systemctl", "tensorboard"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 every_page = pytest.mark.parametrize("page", PAGES)

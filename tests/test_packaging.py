@@ -61,10 +61,11 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tree: Path) -> set[str]:
-    """Every module and every file of the shipped models, by its place in the installed package."""
+    """Every module, and every file of the shipped models and of the page, by its place in the installed package."""
     walk = os.walk(tree / "mmdiff", followlinks=True)
     paths = {Path(folder, name).relative_to(tree).as_posix() for folder, _, names in walk for name in names}
-    return {path for path in paths if path.endswith((".py", "py.typed")) or path.startswith("mmdiff/models/")}
+    data = ("mmdiff/models/", "mmdiff/serve/page/")
+    return {path for path in paths if path.endswith((".py", "py.typed")) or path.startswith(data)}
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -32,7 +32,7 @@ from mmdiff.errors import ContextError, MMDiffError
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, Pipeline, load
 from mmdiff.sampler import Batch, Denoiser
 from mmdiff.serve import wire
-from mmdiff.serve.telling import Telling, draft, settled_text
+from mmdiff.serve.telling import Telling, draft, last_draft, settled_text
 from mmdiff.transcript import Segment
 
 BEAT = 0.5  # seconds between signs of life
@@ -255,6 +255,9 @@ class Engine:
         for name, answer, length in zip(finished.names, answers, lengths, strict=True):
             row = group.rows.pop(name)
             new = "" if name in stopped else row.telling.rest(answer.text)
+            if row.job.request["drafts"] and not row.telling.stopped:
+                self.tell("draft", id=row.job.name, row=row.number,
+                          draft=last_draft(answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)))
             full = len(answer.tokens) >= length and not row.telling.stopped
             block = group.batch.decoding.block_length
             self.tell(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmdiff.canvas import ABSENT, Canvas
-from mmdiff.pipeline import Pipeline
+from mmdiff.canvas import ABSENT
+from mmdiff.config import DecodingConfig
+from mmdiff.pipeline import Answer, Pipeline, Token
 from mmdiff.rules import Revising
 from mmdiff.sampler import Denoiser
 
@@ -72,13 +73,22 @@ def draft(pipeline: Pipeline, batch: Denoiser, row: int, offset: int) -> dict[st
     Args:
         offset: how much of the text was told, in characters.
     """
-    canvas: Canvas = batch.canvas
-    positions = pipeline.draft(canvas, row).tokens
+    positions = pipeline.draft(batch.canvas, row).tokens
+    return _drafted(positions, int(batch.steps_B[row]), batch.decoding, offset)
+
+
+def last_draft(answer: Answer, steps: int, decoding: DecodingConfig, offset: int) -> dict[str, object]:
+    """A finished answer in the form of a draft."""
+    return _drafted(answer.tokens, steps, decoding, offset)
+
+
+def _drafted(
+    positions: Sequence[Token | None], step: int, decoding: DecodingConfig, offset: int
+) -> dict[str, object]:
     first = next((place for place, token in enumerate(positions) if token is None), len(positions))
-    step = int(batch.steps_B[row])
     text = "".join(OPEN if token is None else token.text for token in positions).lstrip()
     return {
-        "type": "draft", "block": first // batch.decoding.block_length, "step": step, "steps": batch.decoding.steps,
+        "type": "draft", "block": first // decoding.block_length, "step": step, "steps": decoding.steps,
         "offset": offset, "text": text[offset:], "masked": sum(token is None for token in positions),
         "tokens": [None if token is None else
                    {"text": token.text, "confidence": round(token.confidence, 4), "step": token.step}

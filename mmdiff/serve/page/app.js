@@ -1,0 +1,318 @@
+// The page: gathers a question, asks the server it came from, and shows the answer as it is denoised.
+
+import { OPEN, schemaOf, valuesOf } from "./fields.js";
+import { Recorder, dataUrl, pictureUrl, wavOf } from "./media.js";
+import { ServerProblem, events, said } from "./stream.js";
+
+const at = (id) => document.getElementById(id);
+const given = { picture: null, sound: null }; // files
+let model = "tiny";
+let running = null; // what stops the answer on its way
+let recorder = null;
+let frames = []; // one list of tokens a step
+let replaying = null;
+
+// Asking
+
+async function ask() {
+  const question = at("question");
+  const spoken = given.sound && at("role").querySelector("input:checked").value === "question";
+  if (!question.value.trim() && !spoken) {
+    question.focus();
+    throw new Error("There is no question; write one, or record it.");
+  }
+  const sound = given.sound && (await wavOf(given.sound));
+  if (spoken) {
+    tell("Listening to the question …");
+    question.value = await heard(sound);
+    if (!question.value) throw new Error("No speech was heard in the sound; say it again, nearer to the microphone.");
+  }
+  const body = await bodyOf(question.value, spoken ? null : sound);
+  showCurl(body);
+  tell("Asking …");
+  const response = await post("v1/chat/completions", JSON.stringify(body), { "Content-Type": "application/json" });
+  const fields = body.response_format !== undefined;
+  let text = "";
+  for await (const event of events(response)) {
+    const draft = event.mmdiff?.draft ?? event.mmdiff;
+    if (Array.isArray(draft?.tokens)) addFrame(draft.tokens, fields);
+    text += event.choices?.[0]?.delta?.content ?? "";
+  }
+  at("text").textContent = text;
+  if (fields) showFields(text);
+  tell(frames.length ? `Done in ${frames.length} ${frames.length === 1 ? "step" : "steps"}.` : "Done.");
+}
+
+async function bodyOf(question, sound) {
+  const content = [];
+  if (given.picture) content.push({ type: "image_url", image_url: { url: await pictureUrl(given.picture) } });
+  if (sound) {
+    const data = (await dataUrl(sound)).split(",")[1];
+    content.push({ type: "input_audio", input_audio: { data, format: "wav" } });
+  }
+  content.push({ type: "text", text: question });
+  const body = {
+    model, messages: [{ role: "user", content }], max_tokens: Number(at("length").value),
+    temperature: Number(at("temperature").value), seed: Number(at("seed").value), stream: true, diffusing: true,
+  };
+  if (at("steps").value) body.steps = Number(at("steps").value);
+  if (at("as-json").checked) {
+    const schema = schemaOf(at("fields").value);
+    body.response_format = { type: "json_schema", json_schema: { name: "answer", schema, strict: true } };
+  }
+  return body;
+}
+
+async function heard(sound) {
+  const form = new FormData();
+  form.append("file", sound, "question.wav");
+  form.append("model", model);
+  const response = await post("v1/audio/transcriptions", form);
+  if (!response.ok) throw new ServerProblem(await said(response));
+  return (await response.json()).text.trim();
+}
+
+function post(path, body, headers = {}) {
+  return fetch(path, { method: "POST", body, headers: { ...headers, ...keyHeader() }, signal: running.signal });
+}
+
+function keyHeader() {
+  const key = at("key").value;
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+at("form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  if (running) return;
+  running = new AbortController();
+  clear();
+  try {
+    await ask();
+  } catch (error) {
+    if (error.name === "AbortError") tell("Stopped.");
+    else complain(error);
+  } finally {
+    running = null;
+    busy(false);
+  }
+});
+
+at("stop").addEventListener("click", () => running?.abort());
+
+function clear() {
+  busy(true);
+  stopReplay();
+  frames = [];
+  at("problem").textContent = at("text").textContent = "";
+  at("watch").hidden = at("filled").hidden = true;
+}
+
+function busy(yes) {
+  at("ask").disabled = yes;
+  at("stop").disabled = !yes;
+  at("answer").setAttribute("aria-busy", String(yes));
+}
+
+function tell(words) {
+  at("status").textContent = words;
+}
+
+function complain(error) {
+  tell("");
+  const ours = error instanceof ServerProblem || !(error instanceof TypeError);
+  at("problem").textContent = ours ? error.message : "The server cannot be reached.";
+}
+
+// The answer on its way
+
+function addFrame(tokens, fields) {
+  const following = Number(at("step").value) >= frames.length - 1;
+  frames.push(tokens);
+  at("watch").hidden = false;
+  at("step").max = String(frames.length - 1);
+  at("filled").hidden = !fields;
+  showStep(following ? frames.length - 1 : Number(at("step").value));
+}
+
+function showStep(number) {
+  const tokens = frames[number];
+  const before = frames[number - 1] ?? [];
+  at("canvas").replaceChildren(...tokens.map((token, place) => mark(token, !!token && !before[place])));
+  const decided = tokens.filter(Boolean).length;
+  const words = `step ${number + 1} of ${frames.length}: ${decided} of ${tokens.length} positions decided`;
+  at("step").value = String(number);
+  at("step").setAttribute("aria-valuetext", words);
+  at("step-name").textContent = words;
+  if (!at("filled").hidden) showFields(tokens.map((token) => (token ? token.text : OPEN)).join(""));
+}
+
+function mark(token, isNew) {
+  const span = document.createElement("span");
+  if (!token) {
+    span.className = "token open";
+    span.textContent = OPEN;
+    span.title = "open";
+    return span;
+  }
+  const class_ = [0.5, 0.75, 0.9, 0.99].filter((edge) => token.confidence >= edge).length;
+  span.className = `token c${class_}${isNew ? " new" : ""}`;
+  span.textContent = token.text;
+  span.title = `${(100 * token.confidence).toFixed(1)} %, decided in step ${token.step + 1}`;
+  return span;
+}
+
+function showFields(text) {
+  at("filled").hidden = false;
+  const rows = valuesOf(text).flatMap(({ path, value, complete }) => {
+    const [name, content] = [document.createElement("dt"), document.createElement("dd")];
+    name.textContent = path;
+    content.textContent = value;
+    content.className = complete ? "" : "partial";
+    return [name, content];
+  });
+  at("values").replaceChildren(...rows);
+}
+
+at("step").addEventListener("input", () => {
+  stopReplay();
+  showStep(Number(at("step").value));
+});
+
+at("play").addEventListener("click", () => {
+  if (replaying) return stopReplay();
+  let number = 0;
+  at("play").textContent = "Pause";
+  showStep(0);
+  replaying = setInterval(() => (number < frames.length - 1 ? showStep(++number) : stopReplay()), 400);
+});
+
+function stopReplay() {
+  clearInterval(replaying);
+  replaying = null;
+  at("play").textContent = "Replay";
+}
+
+// Pictures and sounds
+
+function takePicture(file) {
+  URL.revokeObjectURL(at("preview").src);
+  given.picture = file;
+  at("preview").hidden = at("no-picture").hidden = !file;
+  if (file) at("preview").src = URL.createObjectURL(file);
+  else at("picture").value = "";
+  refreshCurl();
+}
+
+function takeSound(file) {
+  URL.revokeObjectURL(at("player").src);
+  given.sound = file;
+  at("player").hidden = at("no-sound").hidden = at("role").hidden = !file;
+  if (file) at("player").src = URL.createObjectURL(file);
+  else at("sound").value = "";
+  refreshCurl();
+}
+
+function take(files) {
+  for (const file of files) {
+    if (file.type.startsWith("image/")) takePicture(file);
+    else if (file.type.startsWith("audio/")) takeSound(file);
+    else at("problem").textContent = `"${file.name}" is neither a picture nor a sound.`;
+  }
+}
+
+at("picture").addEventListener("change", (event) => event.target.files[0] && takePicture(event.target.files[0]));
+at("sound").addEventListener("change", (event) => event.target.files[0] && takeSound(event.target.files[0]));
+at("no-picture").addEventListener("click", () => { takePicture(null); at("picture").focus(); });
+at("no-sound").addEventListener("click", () => { takeSound(null); at("sound").focus(); });
+document.addEventListener("paste", (event) => event.clipboardData.files.length && take(event.clipboardData.files));
+document.addEventListener("dragover", (event) => { event.preventDefault(); at("drop").classList.add("over"); });
+document.addEventListener("dragleave", (event) => event.relatedTarget || at("drop").classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  at("drop").classList.remove("over");
+  take(event.dataTransfer.files);
+});
+
+at("record").addEventListener("click", async () => {
+  try {
+    if (recorder) {
+      const stopping = recorder;
+      recorder = null;
+      takeSound(await stopping.stop());
+    } else {
+      const starting = new Recorder();
+      await starting.start();
+      recorder = starting;
+    }
+    at("problem").textContent = "";
+  } catch {
+    at("problem").textContent = "There is no microphone that this page may use.";
+  }
+  at("record").textContent = recorder ? "Stop recording" : "Record";
+  at("record").setAttribute("aria-pressed", String(recorder !== null));
+});
+
+at("as-json").addEventListener("change", () => {
+  at("json-box").hidden = !at("as-json").checked;
+  refreshCurl();
+});
+
+at("question").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  at("form").requestSubmit();
+});
+
+// The command
+
+let command = "";
+
+function showCurl(body) {
+  const key = at("key").value ? ` \\\n  -H "Authorization: Bearer $MMDIFF_API_KEY"` : "";
+  const start = `curl ${new URL("v1/chat/completions", location.href)} -N${key} \\\n`;
+  const type = `  -H "Content-Type: application/json" -d @- <<'JSON'\n`;
+  const text = (asked, space) => `${start}${type}${JSON.stringify(asked, null, space)}\nJSON`;
+  command = text(body);
+  at("curl").textContent = text(JSON.parse(JSON.stringify(body, (key, value) =>
+    typeof value === "string" && value.length > 200 ? `${value.slice(0, 60)}…` : value)), 1);
+}
+
+async function refreshCurl() {
+  try {
+    const role = at("role").querySelector("input:checked").value;
+    showCurl(await bodyOf(at("question").value, given.sound && role === "subject" ? await wavOf(given.sound) : null));
+  } catch {
+    at("curl").textContent = ""; // what is wrong is said when it is asked
+  }
+}
+
+at("copy").addEventListener("click", async () => {
+  await refreshCurl();
+  try {
+    await navigator.clipboard.writeText(command);
+  } catch { // no clipboard without https, except on this machine
+    const box = document.createElement("textarea");
+    box.value = command;
+    document.body.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+  }
+  at("copied").textContent = "Copied.";
+});
+
+at("form").addEventListener("change", refreshCurl);
+
+async function start() {
+  try {
+    const response = await fetch("v1/models", { headers: keyHeader() });
+    if (response.ok) model = (await response.json()).data[0].id;
+    else if (response.status === 401) document.querySelector("details").open = true;
+  } catch {
+    at("problem").textContent = "The server cannot be reached.";
+  }
+  refreshCurl();
+}
+
+at("key").addEventListener("change", start);
+start();
