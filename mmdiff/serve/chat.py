@@ -40,7 +40,7 @@ def engine_message(house: House, asked: ChatRequest) -> tuple[wire.Message, list
     if (name := asked.unsupported()) is not None:
         said = f"{name}={getattr(asked, name)!r}"[:100]
         raise invalid(name, f"{said} is not supported: leave it out", "unsupported_parameter")
-    check_format(asked)
+    schema = wanted_schema(asked)
     count = asked.n or 1
     if count > min(options.max_n, options.max_num_seqs):
         raise invalid("n", f"n={count} must lie between 1 and {min(options.max_n, options.max_num_seqs)}")
@@ -58,15 +58,22 @@ def engine_message(house: House, asked: ChatRequest) -> tuple[wire.Message, list
     return {
         "op": "answer", "messages": messages, "n": count, "seed": seed, "limit": limit, "decoding": settings,
         "stop": asked.stops, "stream": bool(asked.stream), "drafts": bool(asked.stream) and asked.diffusing,
+        **({} if schema is None else {"schema": schema}),
     }, media
 
 
-def check_format(asked: ChatRequest) -> None:
-    """The one place that knows of answers in a given structure: there are none yet."""
-    if asked.response_format is not None and asked.response_format.type != "text":
-        kind = asked.response_format.type
-        raise ApiError(400, "unsupported_response_format", f"response_format {kind!r} is not served yet: use text",
-                       "response_format")
+def wanted_schema(asked: ChatRequest) -> Any:
+    """The JSON Schema that the answer has to fit, or None."""
+    form = asked.response_format
+    if form is None or form.type == "text":
+        return None
+    if asked.stops:
+        raise invalid("stop", "stop and a response_format of JSON do not go together: leave stop out")
+    if form.type == "json_object":
+        return {"type": "object"}
+    if form.json_schema is None:
+        raise invalid("response_format.json_schema", "response_format of type 'json_schema' needs json_schema.schema")
+    return form.json_schema.schema_
 
 
 def check_room(messages: list[dict[str, Any]], room: int) -> None:

@@ -23,14 +23,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from PIL import Image
 
 from mmdiff.audio.decode import SAMPLE_RATE
 from mmdiff.audio.segment import Span
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import ContextError, MMDiffError
-from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, Pipeline, load
+from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, MAX_TOKENS, Pipeline, load
 from mmdiff.sampler import Batch, Denoiser
+from mmdiff.scaffold.scaffold import Scaffold
+from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline
 from mmdiff.serve import wire
 from mmdiff.serve.telling import Telling, draft, last_draft, settled_text
 from mmdiff.transcript import Segment
@@ -92,6 +95,7 @@ class Engine:
         self.writings: list[Writing] = []
         self.listener = ThreadPoolExecutor(1)
         self.turned, self.steps = time.monotonic(), 0  # when the loop last came round
+        self.scaffolds: LRUCache[str, Scaffold] = LRUCache(64)
         self._telling = threading.Lock()
 
     def run(self) -> None:
@@ -193,11 +197,17 @@ class Engine:
         settings = self.pipeline.decoding(**decoding)
         rows = [(job, number) for job in jobs for number in range(job.left)]
         conversations = {job.name: _with_media(job.request["messages"], job.arrays) for job in jobs}
+        structured = "schema" in jobs[0].request
+        if structured:
+            given: dict[str, Any] = {"scaffolds": [self._scaffold(job.request) for job, _ in rows]}
+            conversations = {job.name: with_outline(conversations[job.name], job.request["schema"]) for job in jobs}
+        else:
+            given = {"limits": [job.request["limit"] or settings.gen_length for job, _ in rows]}
         batch = self.pipeline.start(
-            [conversations[job.name] for job, _ in rows], **decoding,
-            seeds=[(job.request["seed"] + number) % 2**63 for job, number in rows],
-            limits=[job.request["limit"] or settings.gen_length for job, _ in rows])
+            [conversations[job.name] for job, _ in rows], **decoding, **given,
+            seeds=[(job.request["seed"] + number) % 2**63 for job, number in rows])
         assert isinstance(batch.predict, Batch)
+        settings = batch.decoding
         lengths = batch.predict.prompt_length_B.tolist()
         group, names = self.groups.get(settings), batch.names
         if group is None:
@@ -209,6 +219,14 @@ class Engine:
             if number == 0:
                 job.arrays = ()
                 self.tell("started", id=job.name, prompt_tokens=length)
+
+    def _scaffold(self, request: wire.Message) -> Scaffold:
+        """What an answer must be; compiled once, for clients ask for the same again and again."""
+        room = min(request["limit"] or MAX_TOKENS, self.pipeline.model.model_config.backbone.max_position_embeddings)
+        key = json.dumps([request["schema"], room])
+        if key not in self.scaffolds:
+            self.scaffolds[key] = self.pipeline.compile(request["schema"], room)
+        return self.scaffolds[key]
 
     def _step(self, settings: DecodingConfig, group: Group) -> None:
         late = {name for name, row in group.rows.items() if row.job.late}
@@ -252,13 +270,15 @@ class Engine:
         if not finished.names:
             return
         answers, lengths = self.pipeline.answers(finished), finished.canvas.length_B.tolist()
+        constraints = dict(zip(finished.names, finished.constraints, strict=True))
         for name, answer, length in zip(finished.names, answers, lengths, strict=True):
             row = group.rows.pop(name)
             new = "" if name in stopped else row.telling.rest(answer.text)
             if row.job.request["drafts"] and not row.telling.stopped:
                 self.tell("draft", id=row.job.name, row=row.number,
                           draft=last_draft(answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)))
-            full = len(answer.tokens) >= length and not row.telling.stopped
+            whole = constraints[name] is not None  # it fits its schema, and so has an end
+            full = len(answer.tokens) >= length and not row.telling.stopped and not whole
             block = group.batch.decoding.block_length
             self.tell(
                 "row", id=row.job.name, row=row.number, rest=new, text=row.telling.told,
@@ -310,8 +330,25 @@ def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
     """The jobs by their settings."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(json.dumps(job.request["decoding"], sort_keys=True), []).append(job)
+        room = job.request["limit"] if "schema" in job.request else None  # scaffolds' canvases have its length
+        key = [job.request["decoding"], "schema" in job.request, room]
+        groups.setdefault(json.dumps(key, sort_keys=True), []).append(job)
     return list(groups.values())
+
+
+def with_outline(messages: Sequence[Any], schema: Any) -> list[dict[str, Any]]:
+    """The conversation with what is wanted said at its end, as `Pipeline.extract` does."""
+    last, wanted = messages[-1], EXTRACT_PROMPT.format(outline(schema))
+    content = last["content"]
+    if isinstance(content, str):
+        return [*messages[:-1], {**last, "content": f"{content}\n{wanted}"}]
+    parts = [dict(part) for part in content]
+    texts = [part for part in parts if part["type"] == "text"]
+    if texts:
+        texts[-1]["text"] += f"\n{wanted}"
+    else:
+        parts.append({"type": "text", "text": wanted})
+    return [*messages[:-1], {**last, "content": parts}]
 
 
 def _with_media(messages: Sequence[Any], arrays: Sequence[wire.Array]) -> list[dict[str, Any]]:

@@ -74,9 +74,16 @@ class StreamOptions(Strict):
     include_obfuscation: StrictBool = False
 
 
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+    name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "answer"
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+
+
 class ResponseFormat(BaseModel):
     model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class Decoding(Strict):

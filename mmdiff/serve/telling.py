@@ -58,6 +58,8 @@ class Telling:
 
 def settled_text(pipeline: Pipeline, batch: Denoiser, row: int) -> str:
     """The text of a row's decided tokens that no later step changes."""
+    if batch.constraints[row] is not None:
+        return ""  # it may be repaired in the end
     tokens, open_G = pipeline.model.model_config.tokens, batch.canvas.open_BG[row]
     end = int(open_G.int().argmax()) if bool(open_G.any()) else len(open_G)
     if isinstance(batch.rule, Revising) and end < len(open_G):

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel, Field
 from serving import SLOW, Served, asking, data_url
 
 COLOUR = "what color is the circle?"
@@ -99,9 +100,31 @@ def test_refusals_are_the_clients_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="large", messages=[{"role": "user", "content": "what?"}])
     assert unknown.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError) as later:
-        create(client, "what?", response_format={"type": "json_object"})
-    assert later.value.code == "unsupported_response_format"
+    with pytest.raises(openai.BadRequestError, match="/type of the schema") as malformed:
+        create(client, "what?", response_format={"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"type": "nope"}}})
+    assert malformed.value.code == "invalid_request"
+
+
+class Found(BaseModel):
+    shape: Literal["circle", "star"]
+    count: int = Field(ge=0, le=9)
+
+
+def test_answers_in_a_given_structure_are_parsed_by_the_client(client: openai.OpenAI) -> None:
+    parsed = client.chat.completions.parse(
+        model="tiny", messages=[{"role": "user", "content": "what is there?"}], response_format=Found)
+    found = parsed.choices[0].message.parsed
+    assert isinstance(found, Found) and parsed.choices[0].finish_reason == "stop"
+    stream = create(client, "what is there?", stream=True, response_format={"type": "json_schema", "json_schema": {
+        "name": "found", "schema": Found.model_json_schema()}})
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == parsed.choices[0].message.content
+    anything = create(client, "what is there?", response_format={"type": "json_object"})
+    assert isinstance(json.loads(anything.choices[0].message.content), dict)
+    with pytest.raises(openai.BadRequestError, match="raise max_tokens to at least"):
+        create(client, "what?", max_tokens=3, response_format={"type": "json_schema", "json_schema": {
+            "name": "found", "schema": Found.model_json_schema()}})
 
 
 def test_transcripts_have_openais_forms(client: openai.OpenAI, root: Path) -> None:
