@@ -20,6 +20,7 @@ from mmdiff.scaffold.language import (
     Deadline,
     Language,
     LanguageError,
+    LanguageSizeError,
     Ranges,
     automaton,
     bounded,
@@ -127,7 +128,7 @@ class _Table:
             number = self.within[tails] = self.size
             self.size += 1
             if self.size > STATES:
-                raise LanguageError(f"the language is too large: more than {STATES} states of bytes")
+                raise LanguageSizeError(f"the language is too large: more than {STATES} states of bytes")
             if self.size > len(self.next_SB):
                 self.next_SB = np.concatenate([self.next_SB, np.full_like(self.next_SB, -1)])
             self.fill(number, tails)

@@ -32,6 +32,10 @@ class LanguageError(MMDiffError):
     """A language that is unsupported, empty where it must not be, or too large."""
 
 
+class LanguageSizeError(LanguageError):
+    """A language that is too large to work out."""
+
+
 class Deadline:
     """Bounds one piece of work: its seconds of this thread's time, an automaton's states, the trees made on the way."""
 
@@ -42,14 +46,14 @@ class Deadline:
     def check(self) -> None:
         """A LanguageError when the time is over."""
         if time.thread_time() > self._end:  # others may be using the processor
-            raise LanguageError(f"the language is too large: not worked out after {self.seconds:g} seconds")
+            raise LanguageSizeError(f"the language is too large: not worked out after {self.seconds:g} seconds")
 
     def step(self, trees: int = 0, work: int = 1) -> None:
         """Counts work done and the trees that it made; looks at the clock now and then."""
         self._unseen += work
         self._trees += trees
         if self._trees > _TREES:
-            raise LanguageError(f"the language is too large: more than {_TREES} trees")
+            raise LanguageSizeError(f"the language is too large: more than {_TREES} trees")
         if self._unseen > 64:
             self._unseen = 0
             self.check()
@@ -57,7 +61,7 @@ class Deadline:
     def count(self, states: int) -> None:
         """A LanguageError when an automaton has more states than allowed."""
         if states > self.states:
-            raise LanguageError(f"the language is too large: more than {self.states} states")
+            raise LanguageSizeError(f"the language is too large: more than {self.states} states")
 
 
 _running: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("deadline of the work at hand", default=None)
@@ -71,7 +75,7 @@ def bounded(deadline: Deadline | None) -> Iterator[Deadline]:
     try:
         yield deadline
     except RecursionError:
-        raise LanguageError("the language is nested too deeply") from None
+        raise LanguageSizeError("the language is nested too deeply") from None
     finally:
         _running.reset(token)
 

@@ -86,7 +86,10 @@ class Layouts:
         """The tokens of all choices (K, L)."""
         if id(node) not in self._choices:
             end = [self.end_id] if node.ends else []
-            rows = [slot_ids(self.vocabulary.encode, text) + end for text in node.texts]
+            rows = []
+            for text in node.texts:
+                still_time()
+                rows.append(slot_ids(self.vocabulary.encode, text) + end)
             table = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad, dtype=np.int64)
             for row, ids in zip(table, rows, strict=True):
                 row[: len(ids)] = ids

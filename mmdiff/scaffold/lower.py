@@ -21,10 +21,10 @@ from cachetools import LRUCache
 from mmdiff.scaffold import language as lang
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from mmdiff.scaffold.formats import FORMATS
-from mmdiff.scaffold.language import Deadline, Language, LanguageError
+from mmdiff.scaffold.language import Deadline, Language, LanguageError, LanguageSizeError
 from mmdiff.scaffold.numbers import decimals, integers
 from mmdiff.scaffold.pattern import pattern
-from mmdiff.scaffold.schema import ABOUT, Plain, Schemas, all_of, kind_of, same
+from mmdiff.scaffold.schema import ABOUT, Plain, Schemas, all_of, identity, kind_of, same
 from mmdiff.scaffold.spelling import dumps, pointer
 from mmdiff.scaffold.tree import NOWHERE, Array, Choices, Either, Member, Object, Ref, Run, Text, Tree, Words
 
@@ -101,9 +101,8 @@ class _Lowering:
             self.fault = where
         scalars = [option for option in options if isinstance(option, Choices) or _quoted(option) is not None]
         if len(scalars) > 1:  # values of several types that are all known: one slot for them
-            values = [value for option in scalars for value in (_quoted(option) or option).values]
-            every = tuple(value for n, value in enumerate(values) if not any(same(value, old) for old in values[:n]))
-            options = [Choices(every), *(option for option in options if option not in scalars)]
+            values = {identity(value): value for option in scalars for value in (_quoted(option) or option).values}
+            options = [Choices(tuple(values.values())), *(option for option in options if option not in scalars)]
         return options[0] if len(options) == 1 else Either(tuple(options))
 
     def _options(self, schema: Any, where: str) -> list[Any]:
@@ -122,7 +121,8 @@ class _Lowering:
         kind = plain["type"]
         try:
             if "enum" in plain:
-                return _known([each for each in plain["enum"] if _of_kind(each, kind) and _fits(each, plain)])
+                rest = {key: value for key, value in plain.items() if key != "enum"}
+                return _known([each for each in plain["enum"] if _of_kind(each, kind) and _fits(each, rest)])
             if kind == "null":
                 return _known([None])
             if kind == "boolean":
@@ -134,8 +134,8 @@ class _Lowering:
                 return words and Run((QUOTE, words, QUOTE))
             return self._array(plain, where) if kind == "array" else self._object(plain, where)
         except LanguageError as error:
-            self.deadline.check()
-            raise UnsupportedSchemaError(str(error), where) from None
+            kind = SchemaTooLargeError if isinstance(error, LanguageSizeError) else UnsupportedSchemaError
+            raise kind(str(error), where) from None
 
     def _number(self, plain: Plain, kind: str) -> Any | None:
         low, low_open = _bound(plain, "minimum", "exclusiveMinimum", max)
@@ -189,7 +189,7 @@ class _Lowering:
         if least or most is not None:
             bounded = lang.intersect(words, lang.repeat(lang.TEXT, least, most))
         if bounded not in _SHORTEST:
-            _SHORTEST[bounded] = lang.shortest(bounded, self.deadline)
+            _SHORTEST[bounded] = "a" * least if words is lang.ANY else lang.shortest(bounded, self.deadline)
         found = _SHORTEST[bounded]
         return None if found is None else Words(words, spelling, found, least, most)
 
@@ -310,7 +310,7 @@ def _fits(value: Any, plain: Any) -> bool:
             return False
     if "enum" in plain and not any(same(value, each) for each in plain["enum"]):
         return False
-    return bool(jsonschema_rs.is_valid(told, value, validate_formats=True))
+    return not told or bool(jsonschema_rs.is_valid(told, value, validate_formats=True))
 
 
 def _flat(schema: Any) -> bool:

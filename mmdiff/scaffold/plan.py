@@ -1,13 +1,15 @@
 """Structural decisions by the model: which options, how many items, how long each word is.
 
 What comes next after a slot tells the options apart, so each decision takes one canvas: all before it laid out, masks
-behind it. The decisions that can be reached are asked about in one batched pass, deeper ones in the next. Then several
-lengths of the words are tried in one more, and those of the best mean confidence are taken, as CAL does (arXiv
-2602.00476), though without its correction of the bias.
+behind it. The decisions that can be reached are asked about in one batched pass, deeper ones in the next. In one more
+the numbers of items that are likely are laid out, and the number whose bounded choices are likeliest together with it
+is taken; and in a last one several lengths of the words are tried, and those of the best mean confidence taken, as CAL
+does (arXiv 2602.00476), though without its correction of the bias.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ import torch
 
 from mmdiff.scaffold.layout import Canvas
 from mmdiff.scaffold.scaffold import Scaffold
-from mmdiff.scaffold.slots import WordSlot
+from mmdiff.scaffold.slots import ChoiceSlot, WordSlot
 from mmdiff.scaffold.tree import Name, Pending, Place, Walk, Words
 
 Array = np.ndarray[Any, Any]
@@ -27,6 +29,7 @@ CHAIN = 8  # and of those that follow each other, as the items of an array do
 OPTIONS = 32  # of a decision, that are told apart
 BEHIND = 16  # masks behind what the options begin with
 ROUNDS = 8
+UNLIKELY = float(np.log(0.01))  # numbers of items less likely than that are not tried
 Chances = dict[Name, dict[int, float]]
 
 
@@ -54,6 +57,8 @@ def plan(scaffold: Scaffold, probe: Probe, temperature: float, draws: torch.Gene
         chances.update(_ask(scaffold, questions, probe))
         if not _settle(scaffold, decisions, chances, temperature, draws):
             break
+    if temperature == 0:
+        decisions.update(_counts(scaffold, decisions, chances, probe))
     walk = scaffold.tree.walk(decisions)
     return Decided(scaffold.layouts.lay_out(walk.pieces, _rooms(scaffold, walk, probe)), chances)
 
@@ -172,6 +177,52 @@ def _ahead(name: Name, option: int, chances: Chances) -> float:
     later = {"more": number + 1 if option else -1, "next": option + 1}.get(kind, -1)
     options = chances.get((path, kind, later), {})
     return max((chance * _ahead((path, kind, later), each, chances) for each, chance in options.items()), default=1.0)
+
+
+def _counts(
+    scaffold: Scaffold, decisions: Mapping[Name, int], chances: Chances, probe: Probe
+) -> dict[Name, int]:
+    """Decisions about the numbers of items, by their own chances and those of the choices that then stand there."""
+    trials: list[tuple[str, dict[Name, int], float, Canvas, Row]] = []
+    for path in {path for path, kind, _ in chances if kind == "more"}:
+        numbers = sorted(number for at, kind, number in chances if (at, kind) == (path, "more"))
+        if (path, "more", numbers[0]) not in decisions:
+            continue
+        before = 0.0
+        for count in range(numbers[0], numbers[-1] + 2):
+            options = chances.get((path, "more", count), {0: 1.0})
+            known: dict[Name, int] = {(path, "more", number): int(number < count) for number in numbers}
+            chance = before + float(np.log(max(options.get(0, 0.0), 1e-9)))
+            before += float(np.log(max(options.get(1, 0.0), 1e-9)))
+            walk = scaffold.tree.walk({**decisions, **known})
+            if chance < UNLIKELY or scaffold.layouts.count(walk) > scaffold.budget:
+                continue
+            canvas = scaffold.layouts.lay_out(walk.pieces, {})
+            places = [place for slot in _choices(canvas, path) for place in range(slot.first, slot.first + slot.room)]
+            trials.append((path, known, chance, canvas, Row(canvas.ids, places)))
+    several = Counter(path for path, *_ in trials)
+    trials = [trial for trial in trials if several[trial[0]] > 1 and trial[-1].places]
+    best: dict[str, tuple[float, dict[Name, int]]] = {}
+    for (path, known, chance, canvas, row), logs_NV in zip(trials, probe([t[-1] for t in trials]) if trials else [],
+                                                           strict=True):
+        score = chance + sum(_likeliest(slot, row, logs_NV) for slot in _choices(canvas, path))
+        if path not in best or score > best[path][0]:
+            best[path] = score, known
+    return {name: option for _, known in best.values() for name, option in known.items()}
+
+
+def _choices(canvas: Canvas, path: str) -> list[ChoiceSlot]:
+    """The bounded choices inside a value."""
+    return [piece for piece in canvas.pieces if isinstance(piece, ChoiceSlot) and piece.path.startswith(f"{path}/")]
+
+
+def _likeliest(slot: ChoiceSlot, row: Row, logs_NV: Array) -> float:
+    """The logarithm of the chance of a slot's likeliest choice."""
+    first = list(row.places).index(slot.first)
+    rows_LV = logs_NV[first : first + slot.room].copy()
+    slot.decide(np.zeros(slot.room, dtype=np.int64), np.ones(slot.room, dtype=bool), np.arange(slot.room), rows_LV, 0.0,
+                torch.Generator())
+    return float(np.log(max(*slot.chances, 1e-9)))
 
 
 def _rooms(scaffold: Scaffold, walk: Walk, probe: Probe) -> dict[int, int]:

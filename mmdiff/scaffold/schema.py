@@ -207,11 +207,12 @@ def _plain(schema: Mapping[str, Any], where: str) -> Plain:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two JSON values are equal; true is not 1."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return one == other
-    return type(one) is type(other) and dumps(one) == dumps(other)
+    return identity(one) == identity(other)
+
+
+def identity(value: Any) -> str:
+    """A text that equal values share: 1 and 1.0 are equal, and true is neither."""
+    return dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _kinds_told(plain: Plain) -> list[str]:
@@ -245,7 +246,8 @@ def merge(one: Plain, other: Plain) -> Plain | None:
             if not made[key]:
                 return None
         elif key == "enum":
-            made[key] = [each for each in mine if any(same(each, value) for value in others)]
+            common = {identity(each) for each in others}
+            made[key] = [each for each in mine if identity(each) in common]
         elif key in LEAST:
             made[key] = max(mine, others)
         elif key in GREATEST:

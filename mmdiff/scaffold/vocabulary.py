@@ -197,7 +197,7 @@ class Vocabulary:
                 spelled[number] = spell(token)
 
         def encode(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
         return cls(spelled, tokens.eos, swallows, encode)
 
