@@ -242,7 +242,8 @@ class Denoiser:
 
     def _finished(self) -> Tensor:
         ended_B, full_B = self.canvas.finished(self._end_ids), self.canvas.finished(())
-        free_B = torch.tensor([constraint is None for constraint in self.constraints], device=full_B.device)
+        free = [constraint is None for constraint in self.constraints]
+        free_B = torch.tensor(free, dtype=torch.bool, device=full_B.device)
         return torch.where(free_B, ended_B, full_B)
 
     def _constrained(self, rows_A: Tensor) -> list[tuple[int, Constraint]]:

@@ -51,7 +51,8 @@ def modules() -> list[ModuleType]:
 @pytest.fixture(scope="module")
 def sources() -> str:
     """Every line in which a name may be defined: our modules, and what builds and checks them."""
-    folders = [ROOT / name for name in ("mmdiff", "mmdiff/serve", "vision", "training", "eval", "audio", "examples")]
+    folders = [ROOT / name for name in (
+        "mmdiff", "mmdiff/scaffold", "mmdiff/serve", "vision", "training", "eval", "audio", "examples")]
     files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
     return "\n".join(path.read_text(encoding="utf-8") for path in [*files, ROOT / "pyproject.toml", ROOT / "Makefile"])
 
