@@ -158,6 +158,8 @@ class Denoiser:
             hurried: names of rows that cannot wait longer; all of their open positions are decided at once.
         """
         rows_A = (~self._finished()).nonzero()[:, 0]
+        if not len(rows_A):  # a scaffold may leave nothing to decide
+            return self.canvas
         hurried_A = self._named(hurried)[rows_A]
         part, growing_A = self.canvas.take(rows_A), self.growing_B[rows_A] & ~hurried_A
         eligible_AG = part.eligible(self.decoding.block_length) & ~growing_A[:, None]
