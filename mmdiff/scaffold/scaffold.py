@@ -142,6 +142,7 @@ def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[
         ScaffoldError: the schema is malformed, asks for what no scaffold expresses, admits nothing, needs more tokens
             than there are, or takes too long to compile.
     """
+    layouts.vocabulary.prepare()  # once for a tokenizer, so it does not count as the schema's
     deadline = Deadline(SECONDS)
     try:
         if len(dumps(schema)) > LARGEST:

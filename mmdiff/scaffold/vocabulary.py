@@ -208,6 +208,10 @@ class Vocabulary:
             spelled = spelled[1:]
         return spelled.decode()
 
+    def prepare(self) -> None:
+        """Work out what every automaton needs; later calls find it done."""
+        _ = self._tries, self.characters
+
     def kept(self, key: Hashable, make: Callable[[], TokenAutomaton]) -> TokenAutomaton:
         """What `make` gives, made once."""
         found = self._kept.get(key)
