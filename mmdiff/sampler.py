@@ -149,6 +149,8 @@ class Denoiser:
     def step(self) -> Canvas:
         """One pass, and what it decides."""
         rows_A = (~self._finished()).nonzero()[:, 0]
+        if not len(rows_A):  # a scaffold may leave nothing to decide
+            return self.canvas
         part, growing_A = self.canvas.take(rows_A), self.growing_B[rows_A]
         eligible_AG = part.eligible(self.decoding.block_length) & ~growing_A[:, None]
         tail_AG = part.tail(END_WINDOW) & growing_A[:, None]
