@@ -25,6 +25,7 @@ from mmdiff.scaffold.layout import Canvas as Laid
 from mmdiff.scaffold.plan import Decided, Row, plan
 from mmdiff.scaffold.scaffold import Filled, Scaffold
 from mmdiff.scaffold.slots import ChoiceSlot, SlotsConstraint, WordSlot
+from mmdiff.scaffold.spelling import pointer
 
 AT_ONCE = 32  # rows of a pass that asks about the structure
 
@@ -41,7 +42,8 @@ class Field:
 class Extraction:
     """A value that fits its schema.
 
-    `fields` has, by JSON pointer, what was filled in. `repairs` counts the slots that had to be changed for the value
+    `fields` has, by JSON pointer, what the model decided, before any repair; several slots of one pointer, as the holes
+    of a text, are numbered behind it. `repairs` counts the slots that had to be changed for the value
     to fit; it is -1 where nothing like it would, and the shortest value known to fit stands here instead. `passes`
     counts the forward passes, those that decide the structure among them.
     """
@@ -73,7 +75,7 @@ class Filling(SlotsConstraint):
         """What a finished row (a canvas of one) says."""
         ids, sure = row.ids_BG[0].tolist(), row.confidence_BG[0].tolist()
         made = self.filled(ids)
-        fields = {}
+        fields: dict[str, Field] = {}
         for slot in self.slots:
             assert isinstance(slot, ChoiceSlot | WordSlot)
             inside = range(slot.first, slot.first + slot.room)
@@ -85,7 +87,10 @@ class Filling(SlotsConstraint):
                 chances = tuple(sorted(pairs, key=lambda pair: -pair[1]))
                 chosen = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
                 confidence = slot.chances[int(chosen)]
-            fields[slot.path] = Field(float(confidence), chances)
+            path = slot.path
+            while path in fields:
+                path = pointer(slot.path, len(fields))
+            fields[path] = Field(float(confidence), chances)
         return Extraction(made.value, made.text, fields, int(row.step_BG.max()) + 1, passes, made.repairs)
 
 
@@ -101,9 +106,7 @@ def start_scaffold(
     decided: Decided = plan(scaffold, lambda rows: _probe(prompted, rows, decoding), decoding.temperature, draws)
     canvas = decided.canvas
     filling = Filling(canvas.constraint.slots, tokens.mask, scaffold=scaffold, canvas=canvas)
-    ids_BG = torch.tensor([canvas.ids], device=prompted.embeds_BPD.device)
-    for place, token in filling.forced(ids_BG[0]).items():
-        ids_BG[0, place] = token
+    ids_BG = canvas.begun().to(prompted.embeds_BPD.device)
     batch: Batch = cached(prompted, decoding)
     if decoding.cfg_scale > 0:
         batch = Guided(batch, cached(prompted.unconditional(), decoding), decoding.cfg_scale)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,3 +207,61 @@ def test_a_closed_pipe_is_no_traceback(picture: Path, random_tiny: Path) -> None
     command = f"{sys.executable} -m mmdiff.cli info llada-8b | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env={**os.environ}, timeout=120)
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Path:
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({"type": "object", "required": ["n"], "properties": {"n": {"enum": [1, 2]}}}))
+    return file
+
+
+def test_extract_prints_the_value(monkeypatch, capsys, picture: Path, schema: Path, random_tiny: Path) -> None:  # type: ignore
+    code, out, _ = call(monkeypatch, capsys, "extract", picture, "--schema", schema, "--model", random_tiny)
+    assert code == 0 and json.loads(out)["n"] in (1, 2)
+    code, out, _ = call(monkeypatch, capsys, "extract", picture, "--schema", schema, "--model", random_tiny, "--json")
+    told = json.loads(out)
+    assert told["passes"] == 1 and sum(chance for _, chance in told["fields"]["/n"]["chances"]) == pytest.approx(1)
+
+
+def test_extract_takes_a_type_and_a_text(monkeypatch, capsys, tmp_path: Path, random_tiny: Path) -> None:  # type: ignore
+    (tmp_path / "receipts.py").write_text("from typing import Literal\nKind = Literal['cash', 'card']\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys.stdin, "read", lambda: "Paid by card.")
+    code, out, _ = call(monkeypatch, capsys, "extract", "-", "--schema", "receipts:Kind", "--model", random_tiny)
+    assert code == 0 and json.loads(out) in ("cash", "card")
+
+
+def test_choose_and_fill_print_texts(monkeypatch, capsys, picture: Path, random_tiny: Path) -> None:  # type: ignore
+    code, out, _ = call(monkeypatch, capsys, "choose", picture, "what?", "red", "green", "--model", random_tiny)
+    assert code == 0 and out.strip() in ("red", "green")
+    code, out, _ = call(monkeypatch, capsys, "fill", picture, "It is [[red|green]].", "--model", random_tiny)
+    assert code == 0 and out.strip() in ("It is red.", "It is green.")
+
+
+UNSTRUCTURED = {
+    "no such file": (["extract", "PICTURE", "--schema", "nowhere.json"], "cannot be read"),
+    "not JSON": (["extract", "PICTURE", "--schema", "PICTURE"], "is not JSON|cannot be read"),
+    "no such module": (["extract", "PICTURE", "--schema", "nowhere:Type"], "give module:Type"),
+    "no such type": (["extract", "PICTURE", "--schema", "json:Nothing"], "give module:Type"),
+    "not a type": (["extract", "PICTURE", "--schema", "math:pi"], "neither a JSON Schema nor a type"),
+    "budget": (["extract", "PICTURE", "--schema", "SCHEMA", "--max-tokens", "3"], "raise max_tokens"),
+    "setting": (["extract", "PICTURE", "--schema", "SCHEMA", "--set", "rule=nope"], "rule"),
+    "same choices": (["choose", "PICTURE", "what?", "a", "a"], "same text twice"),
+    "empty question": (["choose", "PICTURE", " ", "a", "b"], "question is empty"),
+    "no holes": (["fill", "PICTURE", "nothing"], "no hole"),
+    "bad pattern": (["fill", "PICTURE", "[[/(/]]"], "pattern|parenthes"),
+    "no picture": (["fill", "nowhere.png", "[[ ]]"], "nowhere.png"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNSTRUCTURED))
+def test_bad_schemas_and_holes_are_one_sentence(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, name: str, picture: Path, schema: Path, random_tiny: Path
+) -> None:
+    arguments, told = UNSTRUCTURED[name]
+    given = [str({"PICTURE": picture, "SCHEMA": schema}.get(each, each)) for each in arguments]
+    code, out, err = call(monkeypatch, capsys, *given, "--model", random_tiny)
+    assert code == 2 and out == "" and len(err.strip().splitlines()) == 1
+    assert re.search(told, err) and "Traceback" not in err

@@ -126,3 +126,20 @@ def test_chances_are_those_of_the_positions(pipeline: Pipeline) -> None:
     assert set(told) == {"red", "blue", "green"} and max(told, key=lambda word: told[word]) == made.value
     assert all(one >= 0 for one in told.values())
     assert list(itertools.accumulate(told.values()))[-1] == pytest.approx(1)
+
+
+def test_a_value_without_anything_to_decide_takes_no_pass(pipeline: Pipeline) -> None:
+    made = pipeline.extract(PICTURE, {"const": {"a": [1, None]}})
+    assert (made.value, made.fields, made.passes) == ({"a": [1, None]}, {}, 0)
+
+
+def test_an_optional_member_that_cannot_be_worked_out_is_left_out(pipeline: Pipeline) -> None:
+    """Nothing is refused once the model has been asked."""
+    large = {"type": "string", "pattern": "^(x|[ab]*a[ab]{30}c)$"}
+    schema = {"type": "object", "properties": {"a": large, "b": {"type": "boolean"}}, "required": ["b"]}
+    assert set(pipeline.extract(PICTURE, schema).value) == {"b"}
+
+
+def test_holes_have_fields_of_their_own(pipeline: Pipeline) -> None:
+    made = pipeline.fill("[[red|blue]] and [[red|blue]]", image=PICTURE)
+    assert list(made.fields) == ["", "/1"]

@@ -16,18 +16,9 @@ import cachetools
 import numpy as np
 import numpy.typing as npt
 
-from mmdiff.scaffold.language import (
-    Deadline,
-    Language,
-    LanguageError,
-    LanguageSizeError,
-    Ranges,
-    automaton,
-    bounded,
-    chars,
-    intersect,
-    repeat,
-)
+from mmdiff.scaffold.deadline import Deadline, LanguageError, LanguageSizeError, bounded
+from mmdiff.scaffold.derivatives import automaton
+from mmdiff.scaffold.language import Language, Ranges, chars, intersect, repeat
 
 Spelling: TypeAlias = Literal["json", "plain"]
 _Steps: TypeAlias = tuple[tuple[int, int], ...]  # the first and last byte at each place of a character

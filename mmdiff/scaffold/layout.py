@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from cachetools import LRUCache
+from torch import Tensor
 
 from mmdiff.scaffold.automaton import byte_automaton
-from mmdiff.scaffold.errors import BudgetError
-from mmdiff.scaffold.language import still_time
+from mmdiff.scaffold.deadline import LanguageError, still_time
+from mmdiff.scaffold.errors import BudgetError, UnsupportedSchemaError
 from mmdiff.scaffold.slots import ChoiceSlot, Slot, SlotsConstraint, WordSlot
 from mmdiff.scaffold.spelling import slot_ids
 from mmdiff.scaffold.tree import Choices, Place, Walk, Words
 from mmdiff.scaffold.vocabulary import TokenAutomaton, Vocabulary
 
 ROOMS = (2, 4, 8, 16, 32)  # tokens, of a word that may be long
+KEPT = 4096  # literals, tables of choices, and rooms of words
 SHORT = 12  # bytes up to which a longest spelling decides a word's room
 Rooms = Mapping[int, int]  # of slots, by their number among the pieces
 
@@ -33,6 +36,13 @@ class Canvas:
     ids: tuple[int, ...]
     constraint: SlotsConstraint
     pieces: tuple[str | Slot, ...]
+
+    def begun(self) -> Tensor:
+        """The ids (1, G), with those that nothing else could become."""
+        ids_G = torch.tensor(self.ids)
+        for place, token in self.constraint.forced(ids_G).items():
+            ids_G[place] = token
+        return ids_G[None]
 
     def texts(self, ids: Sequence[int], vocabulary: Vocabulary) -> list[str]:
         """What each piece says, once all positions are decided."""
@@ -52,15 +62,16 @@ class Layouts:
 
     def __init__(self, vocabulary: Vocabulary, mask_id: int, end_id: int) -> None:
         self.vocabulary, self.mask_id, self.end_id = vocabulary, mask_id, end_id
-        self._literals: dict[str, list[int]] = {}
-        self._choices: dict[int, tuple[Choices, Any]] = {}
-        self._rooms: LRUCache[Any, tuple[int, ...]] = LRUCache(1024)
+        self._literals: LRUCache[str, list[int]] = LRUCache(KEPT)
+        self._choices: LRUCache[int, tuple[Choices, Any]] = LRUCache(KEPT)
+        self._rooms: LRUCache[Any, tuple[int, ...]] = LRUCache(KEPT)
 
     def literal(self, text: str) -> list[int]:
         """The tokens of a literal."""
-        if text not in self._literals:
-            self._literals[text] = self.vocabulary.encode(text)
-        return self._literals[text]
+        ids = self._literals.get(text)
+        if ids is None:
+            ids = self._literals[text] = self.vocabulary.encode(text)
+        return ids
 
     def rooms(self, node: Choices | Words) -> tuple[int, ...]:
         """How long a slot may be, shortest first."""
@@ -84,7 +95,7 @@ class Layouts:
 
     def choices(self, node: Choices) -> Any:
         """The tokens of all choices (K, L)."""
-        if id(node) not in self._choices:
+        if (kept := self._choices.get(id(node))) is None:
             end = [self.end_id] if node.ends else []
             rows = []
             for text in node.texts:
@@ -93,8 +104,8 @@ class Layouts:
             table = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad, dtype=np.int64)
             for row, ids in zip(table, rows, strict=True):
                 row[: len(ids)] = ids
-            self._choices[id(node)] = node, table  # the node is kept, lest its id is given to another
-        return self._choices[id(node)][1]
+            self._choices[id(node)] = kept = node, table  # the node is kept, lest its id is given to another
+        return kept[1]
 
     def words(self, node: Words, room: int | None) -> TokenAutomaton:
         """The automaton of a word that has so many positions (None: as many as it likes)."""
@@ -118,6 +129,13 @@ class Layouts:
             still_time()
             total += len(self.literal(piece)) if isinstance(piece, str) else self.rooms(piece.node)[0]
         return total
+
+    def affordable(self, walk: Walk, budget: int) -> bool:
+        """Whether the walk fits the budget, and everything in it can be worked out."""
+        try:
+            return self.count(walk) <= budget
+        except (LanguageError, UnsupportedSchemaError):  # too large an automaton, or no tokens for it
+            return False
 
     def lay_out(self, pieces: Sequence[str | Place], rooms: Rooms, end: bool = True) -> Canvas:
         """The canvas of some pieces; slots whose room is not given are as short as they may be."""

@@ -19,9 +19,11 @@ import jsonschema_rs
 from cachetools import LRUCache
 
 from mmdiff.scaffold import language as lang
+from mmdiff.scaffold.deadline import Deadline, LanguageError, LanguageSizeError
+from mmdiff.scaffold.derivatives import matches, shortest
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from mmdiff.scaffold.formats import FORMATS
-from mmdiff.scaffold.language import Deadline, Language, LanguageError, LanguageSizeError
+from mmdiff.scaffold.language import Language
 from mmdiff.scaffold.numbers import decimals, integers
 from mmdiff.scaffold.pattern import pattern
 from mmdiff.scaffold.schema import ABOUT, Plain, Schemas, all_of, identity, kind_of, same
@@ -189,7 +191,7 @@ class _Lowering:
         if least or most is not None:
             bounded = lang.intersect(words, lang.repeat(lang.TEXT, least, most))
         if bounded not in _SHORTEST:
-            _SHORTEST[bounded] = "a" * least if words is lang.ANY else lang.shortest(bounded, self.deadline)
+            _SHORTEST[bounded] = "a" * least if words is lang.ANY else shortest(bounded, self.deadline)
         found = _SHORTEST[bounded]
         return None if found is None else Words(words, spelling, found, least, most)
 
@@ -265,7 +267,7 @@ class _Lowering:
             first = self._plain({**said[0], "type": "string"}, where)
             quoted = _quoted(first) if first is not None else None
             if quoted is not None:
-                left = tuple(each for each in quoted.values if lang.matches(words, each))
+                left = tuple(each for each in quoted.values if matches(words, each))
                 return Choices(left, True) if left else None
             if isinstance(first, Run) and isinstance(inner := first.parts[1], Words):
                 return self._words(lang.intersect(words, inner.language), "json", inner.least, inner.most)
@@ -306,7 +308,7 @@ def _fits(value: Any, plain: Any) -> bool:
         if not jsonschema_rs.is_valid({"format": each}, value, validate_formats=True):
             return False
     for each in told.pop("pattern", ()) if isinstance(told.get("pattern"), list) else ():
-        if isinstance(value, str) and not lang.matches(pattern(each), value):
+        if isinstance(value, str) and not matches(pattern(each), value):
             return False
     if "enum" in plain and not any(same(value, each) for each in plain["enum"]):
         return False
@@ -320,7 +322,7 @@ def _flat(schema: Any) -> bool:
 
 def _found(source: str, name: str) -> bool:
     try:
-        return lang.matches(pattern(source), name) or re.search(source, name) is not None
+        return matches(pattern(source), name) or re.search(source, name) is not None
     except (LanguageError, re.error):
         return False
 

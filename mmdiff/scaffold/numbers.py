@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
+from mmdiff.scaffold.deadline import LanguageError
 from mmdiff.scaffold.language import (
     DIGITS,
     EMPTY,
     NOTHING,
     Language,
-    LanguageError,
     cat,
     chars,
     intersect,

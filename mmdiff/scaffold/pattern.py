@@ -16,15 +16,13 @@ from re import _constants as ops  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any, NamedTuple, TypeAlias
 
+from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
 from mmdiff.scaffold.language import (
     ANY,
     EMPTY,
     NOTHING,
     TEXT,
-    Deadline,
     Language,
-    LanguageError,
-    bounded,
     cat,
     chars,
     complement,

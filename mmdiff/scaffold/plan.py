@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from mmdiff.scaffold.errors import SchemaTooLargeError
 from mmdiff.scaffold.layout import Canvas
 from mmdiff.scaffold.scaffold import Scaffold
 from mmdiff.scaffold.slots import ChoiceSlot, WordSlot
@@ -79,14 +80,23 @@ def _questions(scaffold: Scaffold, decisions: Mapping[Name, int]) -> dict[Name, 
             continue
         walk, heads = scaffold.tree.walk(known), {}
         for option in pending.options[:OPTIONS]:
-            other = scaffold.tree.walk({**known, pending.name: option})
-            if scaffold.layouts.count(other) > scaffold.budget:
+            other = _affordable(scaffold, {**known, pending.name: option})
+            if other is None:
                 continue
             heads[option] = _head(scaffold, other, pending.at)
             waiting += [(later, {**known, pending.name: option}) for later in other.pending
                         if later.name[:2] == pending.name[:2] and later.name not in found]
         found[pending.name] = _Question(pending, walk, heads)
     return found
+
+
+def _affordable(scaffold: Scaffold, decisions: Mapping[Name, int]) -> Walk | None:
+    """The walk with these decisions; None where it is too long, too deep, or cannot be worked out."""
+    try:
+        walk = scaffold.tree.walk(decisions)
+    except SchemaTooLargeError:
+        return None
+    return walk if scaffold.layouts.affordable(walk, scaffold.budget) else None
 
 
 def _head(scaffold: Scaffold, walk: Walk, at: int) -> list[int]:
@@ -155,7 +165,7 @@ def _settle(
             return settled
         for pending in met:
             decisions[pending.name] = _pick(pending, chances, temperature, draws)
-            if scaffold.layouts.count(scaffold.tree.walk(decisions)) > scaffold.budget:
+            if _affordable(scaffold, decisions) is None:
                 decisions[pending.name] = pending.options[0]
         settled = True
 
@@ -194,8 +204,8 @@ def _counts(
             known: dict[Name, int] = {(path, "more", number): int(number < count) for number in numbers}
             chance = before + float(np.log(max(options.get(0, 0.0), 1e-9)))
             before += float(np.log(max(options.get(1, 0.0), 1e-9)))
-            walk = scaffold.tree.walk({**decisions, **known})
-            if chance < UNLIKELY or scaffold.layouts.count(walk) > scaffold.budget:
+            walk = _affordable(scaffold, {**decisions, **known})
+            if chance < UNLIKELY or walk is None:
                 continue
             canvas = scaffold.layouts.lay_out(walk.pieces, {})
             places = [place for slot in _choices(canvas, path) for place in range(slot.first, slot.first + slot.room)]

@@ -7,24 +7,24 @@ what was decoded, or that is repaired: a few slots are changed, and at last the 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Any
 
 import jsonschema_rs
 
-from mmdiff.scaffold import language as lang
+from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
+from mmdiff.scaffold.derivatives import sample
 from mmdiff.scaffold.errors import (
     ScaffoldError,
     SchemaTooLargeError,
     UnsatisfiableSchemaError,
     UnsupportedSchemaError,
 )
-from mmdiff.scaffold.language import Deadline, LanguageError
 from mmdiff.scaffold.layout import Canvas, Layouts
 from mmdiff.scaffold.lower import lower
 from mmdiff.scaffold.slots import ChoiceSlot
@@ -35,6 +35,10 @@ SECONDS = 2.0  # that compiling may take
 TRIES = 60  # values that are tried for a witness
 REPAIRS = 200  # values that are tried instead of one that does not fit
 LARGEST = 4_000_000  # characters of a schema
+
+
+def as_it_is(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Scaffold:
     budget: int  # tokens
     read: Callable[[str], Any]  # the value of a finished text; a ValueError where it is none
     fits: Callable[[Any], bool]
-    finish: Callable[[Any], Any] = staticmethod(lambda value: value)  # a value to the user's own type
+    finish: Callable[[Any], Any] = as_it_is  # a value to the user's own type
     witness: Walk = field(default_factory=Walk)
     words: tuple[str, ...] = ()  # that the witness has in its slots
 
@@ -131,30 +135,31 @@ class Scaffold:
         return Filled(text, self.finish(self.read(text)), -1)
 
 
-def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any] | None = None) -> Scaffold:
+def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any] = as_it_is) -> Scaffold:
     """The scaffold of a JSON Schema.
 
     Args:
         budget: tokens that a value may have.
-        finish: makes the user's own type from a value.
+        finish: makes the user's own type from a value; what it refuses with a ValueError or TypeError does not fit.
 
     Raises:
         ScaffoldError: the schema is malformed, asks for what no scaffold expresses, admits nothing, needs more tokens
             than there are, or takes too long to compile.
     """
+    layouts.vocabulary.prepare()  # once for a tokenizer, so it does not count as the schema's
     deadline = Deadline(SECONDS)
     try:
         if len(dumps(schema)) > LARGEST:
             raise SchemaTooLargeError(f"it has more than {LARGEST:,} characters")
-        with lang.bounded(deadline):
+        with bounded(deadline):
             tree = lower(schema, deadline)
             validator = jsonschema_rs.validator_for(schema, validate_formats=True, retriever=_nothing)
-            made = Scaffold(tree, layouts, budget, read_json, validator.is_valid, finish or (lambda value: value))
+            made = Scaffold(tree, layouts, budget, read_json, partial(_fits, validator.is_valid, finish), finish)
             made.find_witness(deadline)
     except LanguageError as error:
         raise SchemaTooLargeError(str(error)) from None
     except jsonschema_rs.ValidationError as error:
-        where = functools.reduce(pointer, error.instance_path, "")
+        where = reduce(pointer, error.instance_path, "")
         raise UnsupportedSchemaError(f"it is no valid JSON Schema: {error.message[:200]}", where) from None
     except jsonschema_rs.ReferencingError as error:
         raise UnsupportedSchemaError(f"it is no valid JSON Schema: {str(error).splitlines()[0][:200]}") from None
@@ -165,6 +170,16 @@ def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[
     except (ValueError, TypeError) as error:
         raise UnsupportedSchemaError(f"it is no JSON Schema: {str(error).splitlines()[0][:200]}") from None
     return made
+
+
+def _fits(valid: Callable[[Any], bool], finish: Callable[[Any], Any], value: Any) -> bool:
+    if not valid(value):
+        return False
+    try:
+        finish(value)  # the type's own checks; pydantic's errors are ValueErrors
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _nothing(uri: str) -> Any:
@@ -200,7 +215,7 @@ def _word(node: Choices | Words, rng: random.Random, drawn: bool, deadline: Dead
         return rng.choice(node.texts) if drawn else node.texts[0]
     word = node.shortest
     if drawn and not node.least and node.most is None:
-        word = lang.sample(node.language, rng, 8, deadline)
+        word = sample(node.language, rng, 8, deadline)
     return dumps(word)[1:-1] if node.spelling == "json" else word
 
 

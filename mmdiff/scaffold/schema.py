@@ -14,8 +14,8 @@ from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote, urljoin
 
+from mmdiff.scaffold.deadline import Deadline
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsupportedSchemaError
-from mmdiff.scaffold.language import Deadline
 from mmdiff.scaffold.spelling import dumps, pointer
 
 Schema = Any  # a mapping, True or False

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
 
 from mmdiff.errors import MMDiffError
 from mmdiff.scaffold import language as lang
-from mmdiff.scaffold.errors import UnsatisfiableSchemaError, UnsupportedSchemaError
-from mmdiff.scaffold.language import Deadline, Language, LanguageError
+from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
+from mmdiff.scaffold.derivatives import shortest
+from mmdiff.scaffold.errors import SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError
+from mmdiff.scaffold.language import Language
 from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.pattern import pattern
-from mmdiff.scaffold.scaffold import SECONDS, Scaffold, compile_schema
+from mmdiff.scaffold.scaffold import SECONDS, Scaffold, as_it_is, compile_schema
 from mmdiff.scaffold.tree import Choices, Run, Text, Tree, Words
 
 HOLE = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
@@ -24,7 +27,7 @@ LINE = lang.intersect(lang.TEXT, lang.complement(lang.chars([(9, 13)])))
 PHRASE = INK | (INK + lang.repeat(LINE) + INK)  # a line that neither begins nor ends with a space
 
 
-def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any] | None]:
+def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
     """The JSON Schema of what was given, and what makes the caller's own type of a value.
 
     Args:
@@ -32,7 +35,7 @@ def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any] | None]:
             TypedDict, list[int], Literal["a", "b"], ...
     """
     if isinstance(source, Mapping | bool):
-        return source, None
+        return source, as_it_is
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(source)
         return adapter.json_schema(), adapter.validate_python
@@ -49,13 +52,7 @@ def compile_source(source: Any, layouts: Layouts, budget: int) -> Scaffold:
         ScaffoldError: see `compile_schema`.
     """
     schema, finish = schema_of(source)
-    scaffold = compile_schema(schema, layouts, budget, finish)
-    if finish is not None:
-        validator = scaffold.fits
-        scaffold.fits = lambda value: validator(value) and _passes(finish, value)  # the type's own checks
-        if not scaffold.judge("".join(_shown(scaffold))):
-            scaffold.find_witness(Deadline(SECONDS))
-    return scaffold
+    return compile_schema(schema, layouts, budget, finish)
 
 
 def compile_choices(choices: Sequence[str], layouts: Layouts, budget: int) -> Scaffold:
@@ -73,7 +70,7 @@ def compile_pattern(source: str, layouts: Layouts, budget: int) -> Scaffold:
 
 
 def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
-    """The scaffold of a text with holes; its value is the list of what stands in them.
+    """The scaffold of a text with holes; its value is the whole text.
 
     `[[ ]]` is a phrase, `[[red|green]]` one of some texts, `[[/[0-9]+/]]` a pattern.
     """
@@ -109,7 +106,8 @@ def _whole(source: str) -> Language:
 
 
 def _words(words: Language) -> Words:
-    found = lang.shortest(words, Deadline(SECONDS))
+    with _in_time() as deadline:
+        found = shortest(words, deadline)
     if found is None:
         raise UnsatisfiableSchemaError("no text matches the pattern")
     return Words(words, "plain", found)
@@ -117,19 +115,16 @@ def _words(words: Language) -> Words:
 
 def _texts(root: Any, layouts: Layouts, budget: int, read: Callable[[str], Any]) -> Scaffold:
     scaffold = Scaffold(Tree(root, {}), layouts, budget, read, lambda value: True)
-    scaffold.find_witness(Deadline(SECONDS))
+    with _in_time() as deadline:
+        scaffold.find_witness(deadline)
     return scaffold
 
 
-def _shown(scaffold: Scaffold) -> list[str]:
-    left = iter(scaffold.words)
-    return [piece if isinstance(piece, str) else next(left) for piece in scaffold.witness.pieces]
-
-
-def _passes(finish: Callable[[Any], Any], value: Any) -> bool:
+@contextlib.contextmanager
+def _in_time() -> Iterator[Deadline]:
     try:
-        finish(value)
-    except (ValidationError, ValueError, TypeError):
-        return False
-    return True
+        with bounded(Deadline(SECONDS)) as deadline:
+            yield deadline
+    except LanguageError as error:
+        raise SchemaTooLargeError(str(error)) from None
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from mmdiff.scaffold.deadline import still_time
 from mmdiff.scaffold.errors import SchemaTooLargeError
-from mmdiff.scaffold.language import Language, still_time
+from mmdiff.scaffold.language import Language
 from mmdiff.scaffold.spelling import dumps, pointer
 
 DEEP = 120  # values inside each other

@@ -23,8 +23,9 @@ from mmdiff.errors import MMDiffError
 from mmdiff.scaffold.errors import UnsupportedSchemaError
 
 BIG = 2048  # tokens of a class whose best is sought in whole rows instead of among its members
-KEPT = 256  # automata per vocabulary
-REMEMBERED = 20_000  # steps of sets of states, per automaton
+KEPT = 64  # automata per vocabulary
+REMEMBERED = 20_000  # steps of sets of states, per automaton,
+MASKS = 256  # and sets of tokens
 NONE, ANY, SOLID = -1, -2, -3  # instead of a class: none, any, and any but PAD
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 Array = np.ndarray[Any, Any]
@@ -120,7 +121,7 @@ class TokenAutomaton:
 
     def forget(self) -> None:
         """Bound what is remembered of sets of states."""
-        if len(self._before) + len(self._steps) > REMEMBERED:
+        if len(self._before) + len(self._steps) > REMEMBERED or len(self._masks) > MASKS:
             for kept in (self._before, self._steps, self._numbers, self._masks):
                 kept.clear()
 
@@ -208,6 +209,10 @@ class Vocabulary:
             spelled = spelled[1:]
         return spelled.decode()
 
+    def prepare(self) -> None:
+        """Work out what every automaton needs; later calls find it done."""
+        _ = self._tries, self.characters
+
     def kept(self, key: Hashable, make: Callable[[], TokenAutomaton]) -> TokenAutomaton:
         """What `make` gives, made once."""
         found = self._kept.get(key)
@@ -280,7 +285,7 @@ class _Trie:
 
     def __init__(self, spelled: Sequence[bytes | None]) -> None:
         words = [(word, number) for number, word in enumerate(spelled) if word]
-        self.levels: list[tuple[Array, Array, Array, Array]] = []
+        self.levels: list[tuple[Array, ...]] = []
         before: dict[bytes, int] = {b"": 0}
         depth = 1
         while words:
@@ -296,7 +301,7 @@ class _Trie:
                 if len(word) == depth:
                     token_nodes.append(node)
                     tokens.append(number)
-            self.levels.append(tuple(np.array(each, dtype=np.int64)  # type: ignore[arg-type]
+            self.levels.append(tuple(np.array(each, dtype=np.int64)
                                      for each in (parents, symbols, token_nodes, tokens)))
             words = [pair for pair in words if len(pair[0]) > depth]
             before, depth = here, depth + 1

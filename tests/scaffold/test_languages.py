@@ -14,20 +14,9 @@ from hypothesis import strategies as st
 
 from mmdiff.scaffold import language as lang
 from mmdiff.scaffold.automaton import byte_automaton
-from mmdiff.scaffold.language import (
-    ANY,
-    EMPTY,
-    EVERYTHING,
-    NOTHING,
-    Deadline,
-    Language,
-    LanguageError,
-    automaton,
-    literal,
-    matches,
-    sample,
-    shortest,
-)
+from mmdiff.scaffold.deadline import Deadline, LanguageError
+from mmdiff.scaffold.derivatives import CharAutomaton, automaton, matches, sample, shortest, walk
+from mmdiff.scaffold.language import ANY, EMPTY, EVERYTHING, NOTHING, Language, literal
 
 LONGEST = 4
 WORDS = frozenset("".join(word) for size in range(LONGEST + 1) for word in itertools.product("ab", repeat=size))
@@ -66,7 +55,7 @@ def grown(trees: st.SearchStrategy[Both]) -> st.SearchStrategy[Both]:
 trees = st.recursive(leaves, grown, max_leaves=10)
 
 
-def accepted(machine: lang.CharAutomaton, text: str) -> bool:
+def accepted(machine: CharAutomaton, text: str) -> bool:
     state: int | None = None if machine.empty else 0
     for letter in text:
         if state is not None:
@@ -148,7 +137,7 @@ def test_bytes_are_read_as_json_and_utf8_read_them(name: str) -> None:
     rng = random.Random(name)
     machine = automaton(language)
     for _ in range(150):
-        data = bytearray(lang.walk(machine, rng, 5).encode())
+        data = bytearray(walk(machine, rng, 5).encode())
         spelled = bytearray(json.dumps(data.decode(), ensure_ascii=False)[1:-1].encode())
         for _ in range(4):
             assert plain.reads(data) == _reads_plain(language, bytes(data))

@@ -10,7 +10,9 @@ import time
 import pytest
 
 from mmdiff.scaffold.automaton import byte_automaton
-from mmdiff.scaffold.language import ANY, Deadline, LanguageError, automaton, literal, matches, shortest, walk
+from mmdiff.scaffold.deadline import Deadline, LanguageError
+from mmdiff.scaffold.derivatives import automaton, matches, shortest, walk
+from mmdiff.scaffold.language import ANY, literal
 from mmdiff.scaffold.pattern import pattern
 
 SOURCES = r"""

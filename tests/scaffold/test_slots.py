@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmdiff.scaffold.automaton import byte_automaton
-from mmdiff.scaffold.language import Deadline
+from mmdiff.scaffold.deadline import Deadline
 from mmdiff.scaffold.pattern import pattern
 from mmdiff.scaffold.slots import ChoiceSlot, SlotsConstraint, WordSlot
 from mmdiff.scaffold.vocabulary import Vocabulary

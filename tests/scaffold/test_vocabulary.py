@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from mmdiff.config import TokenIds
 from mmdiff.eval.hostile import BASE, SCHEMAS, Fake, Judge, generate
 from mmdiff.scaffold.automaton import byte_automaton
-from mmdiff.scaffold.language import ANY, Deadline
+from mmdiff.scaffold.deadline import Deadline
+from mmdiff.scaffold.language import ANY
 from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.pattern import pattern
 from mmdiff.scaffold.scaffold import compile_schema
