@@ -20,11 +20,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from cachetools import LRUCache
-from PIL import Image
 
 from mmdiff.audio.decode import SAMPLE_RATE
 from mmdiff.audio.segment import Span
@@ -33,8 +33,8 @@ from mmdiff.errors import ContextError, MMDiffError
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, MAX_TOKENS, Pipeline, load
 from mmdiff.sampler import Batch, Denoiser
 from mmdiff.scaffold.scaffold import Scaffold
-from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline
 from mmdiff.serve import wire
+from mmdiff.serve.conversations import with_media, with_outline
 from mmdiff.serve.telling import Telling, draft, last_draft, settled_text
 from mmdiff.transcript import Segment
 
@@ -105,10 +105,9 @@ class Engine:
             self.turned = time.monotonic()
             self._take_in()
             for settings, group in list(self.groups.items()):
-                self._guarded(lambda settings=settings, group=group: self._step(settings, group),
-                              [row.job for row in group.rows.values()])
+                self._guarded(partial(self._step, settings, group), [row.job for row in group.rows.values()])
             for writing in list(self.writings):
-                self._guarded(lambda writing=writing: self._write(writing), [writing.job])
+                self._guarded(partial(self._write, writing), [writing.job])
 
     def tell(self, event: str, **values: Any) -> None:
         with self._telling:
@@ -156,7 +155,7 @@ class Engine:
                 self._start(alike)
             except Exception:  # one of them does not fit, and is told so; the others begin without it
                 for job in alike:
-                    self._guarded(lambda job=job: self._start([job]), [job])
+                    self._guarded(partial(self._start, [job]), [job])
 
     def _guarded(self, work: Callable[[], None], jobs: Sequence[Job]) -> None:
         """A job that fails takes those with it that share its pass, and nobody else."""
@@ -196,7 +195,7 @@ class Engine:
         decoding = jobs[0].request["decoding"]
         settings = self.pipeline.decoding(**decoding)
         rows = [(job, number) for job in jobs for number in range(job.left)]
-        conversations = {job.name: _with_media(job.request["messages"], job.arrays) for job in jobs}
+        conversations = {job.name: with_media(job.request["messages"], job.arrays) for job in jobs}
         structured = "schema" in jobs[0].request
         if structured:
             given: dict[str, Any] = {"scaffolds": [self._scaffold(job.request) for job, _ in rows]}
@@ -334,34 +333,6 @@ def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
         key = [job.request["decoding"], "schema" in job.request, room]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(job)
     return list(groups.values())
-
-
-def with_outline(messages: Sequence[Any], schema: Any) -> list[dict[str, Any]]:
-    """The conversation with what is wanted said at its end, as `Pipeline.extract` does."""
-    last, wanted = messages[-1], EXTRACT_PROMPT.format(outline(schema))
-    content = last["content"]
-    if isinstance(content, str):
-        return [*messages[:-1], {**last, "content": f"{content}\n{wanted}"}]
-    parts = [dict(part) for part in content]
-    texts = [part for part in parts if part["type"] == "text"]
-    if texts:
-        texts[-1]["text"] += f"\n{wanted}"
-    else:
-        parts.append({"type": "text", "text": wanted})
-    return [*messages[:-1], {**last, "content": parts}]
-
-
-def _with_media(messages: Sequence[Any], arrays: Sequence[wire.Array]) -> list[dict[str, Any]]:
-    """The conversation with the arrays where their numbers stand."""
-
-    def filled(part: dict[str, Any]) -> dict[str, Any]:
-        if part["type"] == "text":
-            return part
-        array = arrays[part["array"]]
-        return {"type": part["type"], part["type"]: Image.fromarray(array) if part["type"] == "image" else array}
-
-    return [{"role": message["role"], "content": message["content"] if isinstance(message["content"], str)
-             else [filled(part) for part in message["content"]]} for message in messages]
 
 
 def about(pipeline: Pipeline) -> dict[str, Any]:

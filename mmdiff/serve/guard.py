@@ -14,6 +14,7 @@ import logging
 import re
 import secrets
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from typing import Any
 
@@ -85,11 +86,9 @@ class Guard:
                 raise ApiError(403, "host_not_allowed", "without a key, this server answers to localhost only")
             self._check_origin(headers)
             return ""
-        values = headers.getlist("authorization") + [f"Bearer {key}" for key in headers.getlist("x-moondream-auth")]
-        scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(_given_key(headers)).digest()
         right = [hmac.compare_digest(digest, known) for known in self.keys]  # all of them, whichever fits
-        if scheme.lower() != "bearer" or not any(right):
+        if not any(right):
             raise ApiError(401, "invalid_api_key", "send your key as `Authorization: Bearer KEY`")
         self._check_origin(headers)
         return digest.hex()[:12]
@@ -99,6 +98,18 @@ class Guard:
         ours = (f"http://{headers.get('host')}", f"https://{headers.get('host')}", *self.options.allowed_origins)
         if origin is not None and origin not in ours and "*" not in self.options.allowed_origins:
             raise ApiError(403, "origin_not_allowed", "pages of this origin may not ask here")
+
+
+def _given_key(headers: Headers) -> bytes:
+    """The one key of a request; of what a browser asks its user for (Basic) the password. Empty where there is none."""
+    values = headers.getlist("authorization") + [f"Bearer {key}" for key in headers.getlist("x-moondream-auth")]
+    scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    if scheme.lower() == "bearer":
+        return key.strip().encode("utf-8", "surrogateescape")
+    try:
+        return b64decode(key, validate=True).partition(b":")[2] if scheme.lower() == "basic" else b""
+    except ValueError:
+        return b""
 
 
 class Answer:
@@ -180,7 +191,8 @@ class Answer:
         body = json.dumps(error.body).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
         if error.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
+            page = "text/html" in Headers(scope=self.scope).get("accept", "")  # a person, who is asked for the key
+            headers["WWW-Authenticate"] = 'Basic realm="the key as password"' if page else "Bearer"
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         try:
             await self.send({"type": "http.response.start", "status": error.status, "headers": raw})

@@ -104,6 +104,16 @@ def test_keys_are_asked_for_on_every_path(small: Served) -> None:
         assert small.client.get("/v1/models", headers=right).status_code == 200
 
 
+def test_a_browser_asks_its_user_for_the_key(small: Served) -> None:
+    asked = small.client.get("/", headers={"Accept": "text/html,*/*"})
+    assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic realm=")
+    page = small.client.get("/", auth=("anybody", KEY))
+    assert page.status_code == 200 and "<html" in page.text
+    assert small.client.get("/", auth=(KEY, "")).status_code == 401
+    foreign = {"Origin": "https://elsewhere.example"}  # a browser sends such a password to whatever asks here
+    assert small.client.post("/v1/chat/completions", auth=("", KEY), headers=foreign, json={}).status_code == 403
+
+
 def test_a_full_house_refuses_before_it_reads(small: Served) -> None:
     with streaming(small, KEY, n=4), ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(small.chat, key=KEY) for _ in range(2)]
