@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmdiff.extraction import Extraction
     from mmdiff.pipeline import Answer, Draft, Pipeline
     from mmdiff.serve.job import Outcome
+    from mmdiff.serve.limits import Replicas
     from mmdiff.transcript import Transcript
 
 app = typer.Typer(
@@ -43,6 +44,9 @@ Settings = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Any decoding setting, such as rule=wino; may be given again."),
 ]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, max=4096, help="Answers in the making at once.")]
+OnRay = Annotated[bool, typer.Option("--ray", help="On the cluster at RAY_ADDRESS, or one started here.")]
+MinReplicas = Annotated[int, typer.Option(min=1, help="Copies of the model with --ray, at least.")]
+MaxReplicas = Annotated[int | None, typer.Option(min=1, help="And at most (default: as many as at least).")]
 Quantize = Annotated[str | None, typer.Option(help="8bit or 4bit: the layers' weights in fewer bits.")]
 
 
@@ -192,12 +196,22 @@ def run_batch(
     ] = None,
     device: Device = None,
     max_num_seqs: MaxNumSeqs = 16,
+    on_ray: OnRay = False,
+    min_replicas: MinReplicas = 1,
+    max_replicas: MaxReplicas = None,
 ) -> None:
     """Answer a file of requests. However it is broken off, the same command goes on."""
-    from mmdiff.serve.local import run_batch
+    from mmdiff.serve import local
 
     names, domains = tuple(served_model_name or ()), tuple(allowed_media_domains or ())
-    _tell_outcome(run_batch(source, out, model, names, device, max_num_seqs, domains), "requests", out)
+    options = local.local_options(model, names, device, max_num_seqs, domains)
+    if on_ray:
+        from mmdiff.serve import cluster
+
+        outcome = cluster.run_batch(source, out, options, _replicas(min_replicas, max_replicas))
+    else:
+        outcome = local.run_batch(source, out, options)
+    _tell_outcome(outcome, "requests", out)
 
 
 @app.command()
@@ -423,6 +437,9 @@ def serve(
     device: Device = None,
     quantize: Quantize = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the engine (default: all cores but one).")] = None,
+    on_ray: OnRay = False,
+    min_replicas: MinReplicas = 1,
+    max_replicas: MaxReplicas = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's clients ask for it."""
     from mmdiff.serve.limits import Options
@@ -433,7 +450,7 @@ def serve(
     if api_key is not None and not all(key.strip() for key in api_key):
         raise _refuse("--api-key is empty; give a key, or leave it out")
     counts = _media_counts(limit_mm_per_prompt)
-    raise typer.Exit(run_server(Options(
+    options = Options(
         model=model, host=host, port=port, uds=uds, api_keys=tuple(api_key or ()),
         served_model_name=tuple(served_model_name or ()), max_num_seqs=max_num_seqs,
         max_num_queued_reqs=max_num_queued_reqs, max_num_reqs_per_key=max_num_reqs_per_key,
@@ -442,7 +459,8 @@ def serve(
         max_images=counts["image"], max_audios=counts["audio"],
         allowed_media_domains=tuple(allowed_media_domains or ()), allowed_origins=tuple(allowed_origins or ()),
         dtype=dtype, device=device, quantize=quantize, threads=threads,
-    )))
+    )
+    raise typer.Exit(run_server(options, _replicas(min_replicas, max_replicas) if on_ray else None))
 
 
 @app.command()
@@ -502,6 +520,14 @@ def _answer(
             typer.echo(json.dumps({"picture": name, **_as_dict(question, answer), **seconds}))
         else:
             typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
+
+
+def _replicas(least: int, most: int | None) -> Replicas:
+    from mmdiff.serve.limits import Replicas
+
+    if most is not None and most < least:
+        raise _refuse(f"--max-replicas {most} is less than --min-replicas {least}; raise it")
+    return Replicas(least, most or least)
 
 
 def _schema(name: str) -> Any:

@@ -6,29 +6,29 @@ Bodies are answered by whatever the server answers them by, so that a row holds 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeAlias
 
 from mmdiff.serve.batch_input import Line, Request, index, read
 from mmdiff.serve.inside import Reply
 from mmdiff.serve.job import Outcome, answered, outcome, write
-from mmdiff.serve.journal import Journal, Row, open_journal
+from mmdiff.serve.journal import Row, open_journal
 
-Ask = Callable[[str, dict[str, Any], str], Awaitable[Reply]]  # of a url, a body and the request's id
+Ask: TypeAlias = Callable[[str, dict[str, Any], str], Awaitable[Reply]]  # of a url, a body and the request's id
+Asked: TypeAlias = tuple[Line, Request]
+Answering: TypeAlias = Callable[[Iterable[Asked]], AsyncGenerator[list[Row], None]]  # rows as they are finished
 CHAT = "/v1/chat/completions"
 PASSING = (408, 429)  # and from 500 on
 
 
-async def run_batch(
-    source: Path, out: Path, asking: Callable[[], Any], *, urls: Sequence[str], settings: Any, most: int
-) -> Outcome:
+async def run_batch(source: Path, out: Path, answering: Answering, *, urls: Sequence[str], settings: Any) -> Outcome:
     """Do what is not done yet.
 
     Args:
-        asking: gives an asynchronous context with an `Ask`; entered only if there is something to do.
+        answering: gives the rows of requests, which it reads when it has room; called only if there is something to do.
         settings: what the answers depend on beside the bodies, such as the model.
-        most: requests on their way at once.
 
     Raises:
         MMDiffError: the input cannot be read or changes meanwhile, or the output cannot be written or is another job's.
@@ -41,21 +41,27 @@ async def run_batch(
             journal.append(bad)
         left = [line for line in lines if line.id not in journal]
         if left:
-            async with asking() as ask:
-                await _answer(left, file, ask, journal, len(lines), urls, settings, most)
+            asked = ((line, read(file, line, urls, settings)) for line in left)
+            await write(answering(asked), journal, len(lines), "requests")
         journal.settle([line.id for line in lines])
         return outcome(journal, sentence)
 
 
-async def _answer(
-    lines: Sequence[Line], file: BinaryIO, ask: Ask, journal: Journal, total: int, urls: Sequence[str], settings: Any,
-    most: int,
-) -> None:
-    async def one(line: Line) -> Row:
-        request = read(file, line, urls, settings)
-        return reply(line, await ask(request.url, seeded(request, line), request_id(line)))
+def by(asking: Callable[[], Any], most: int) -> Answering:
+    """Rows from an asynchronous context with an `Ask`, so many of them in the making at once."""
 
-    await write(answered(lines, one, most), journal, total, "requests")
+    async def answering(asked: Iterable[Asked]) -> AsyncGenerator[list[Row], None]:
+        async with asking() as ask:
+
+            async def one(each: Asked) -> Row:
+                line, request = each
+                return reply(line, await ask(request.url, seeded(request, line), request_id(line)))
+
+            async with aclosing(answered(asked, one, most)) as parts:
+                async for rows in parts:
+                    yield rows
+
+    return answering
 
 
 def seeded(request: Request, line: Line) -> dict[str, Any]:

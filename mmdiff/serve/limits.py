@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+from mmdiff.errors import require_extra
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -72,3 +75,16 @@ class Options:
     @property
     def on_loopback(self) -> bool:
         return self.uds is None and (self.host in LOOPBACK or self.host.startswith("127."))
+
+
+class Replicas(NamedTuple):
+    """How many copies of the model there are, at least and at most."""
+
+    least: int = 1
+    most: int = 1
+
+
+def require_packages() -> None:
+    """An MMDiffError where a package of the extra `serve` is missing."""
+    for module in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client", "httpx"):
+        require_extra(module, "serve", "answering many requests")

@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import MMDiffError, require_extra
+from mmdiff.errors import MMDiffError
 from mmdiff.serve import batch, captions
 from mmdiff.serve.fingerprint import fingerprint
 from mmdiff.serve.inside import Inside, Reply, form, started
 from mmdiff.serve.job import Outcome
-from mmdiff.serve.limits import Options
+from mmdiff.serve.limits import Options, require_packages
 
 URLS = (batch.CHAT, "/v1/audio/transcriptions")
 AHEAD = 4  # requests that are read and decoded while the engine's rows are all taken
@@ -24,11 +24,29 @@ FOREVER = 10.0 * 365 * 86_400  # seconds
 TRIES = 3  # of a request whose engine died
 
 
-def run_batch(
-    source: Path, out: Path, model: str = "tiny", names: tuple[str, ...] = (), device: str | None = None,
-    most: int = 16, domains: tuple[str, ...] = (),
-) -> Outcome:
+def run_batch(source: Path, out: Path, options: Options) -> Outcome:
     """Answer a file of requests into `out`; what is there already is not done again.
+
+    Raises:
+        MMDiffError: as of `batch.run_batch`, or the model cannot be loaded.
+    """
+    answering = batch.by(lambda: asking(options), options.max_num_seqs + AHEAD)
+    return asyncio.run(batch.run_batch(source, out, answering, urls=URLS, settings=identity(options)))
+
+
+def caption_folder(
+    folder: Path, out: Path, body: dict[str, Any], model: str = "tiny", device: str | None = None, most: int = 16
+) -> Outcome:
+    """Describe a folder's pictures into `out`; arguments as of `captions.caption_folder` and `local_options`."""
+    options = local_options(model, (), device, most)
+    return asyncio.run(captions.caption_folder(folder, out, lambda: asking(options), body=body,
+                                               settings=identity(options), most=most + AHEAD))
+
+
+def local_options(
+    model: str, names: tuple[str, ...] = (), device: str | None = None, most: int = 16, domains: tuple[str, ...] = ()
+) -> Options:
+    """The options of a job.
 
     Args:
         names: what requests may call the model.
@@ -36,27 +54,9 @@ def run_batch(
         domains: from which media may be fetched.
 
     Raises:
-        MMDiffError: as of `batch.run_batch`, or the model cannot be loaded.
+        MMDiffError: a package of the extra `serve` is missing.
     """
-    options = local_options(model, names, device, most, domains)
-    return asyncio.run(batch.run_batch(source, out, lambda: asking(options), urls=URLS, settings=identity(options),
-                                       most=most + AHEAD))
-
-
-def caption_folder(
-    folder: Path, out: Path, body: dict[str, Any], model: str = "tiny", device: str | None = None, most: int = 16
-) -> Outcome:
-    """Describe a folder's pictures into `out`; arguments as of `captions.caption_folder` and `run_batch`."""
-    options = local_options(model, (), device, most)
-    return asyncio.run(captions.caption_folder(folder, out, lambda: asking(options), body=body,
-                                               settings=identity(options), most=most + AHEAD))
-
-
-def local_options(
-    model: str, names: tuple[str, ...], device: str | None, most: int, domains: tuple[str, ...] = ()
-) -> Options:
-    for module in ("fastapi", "python_multipart", "prometheus_client", "httpx"):
-        require_extra(module, "serve", "a job over many requests")
+    require_packages()
     return Options(
         model=model, served_model_name=names, device=device, max_num_seqs=most, max_num_queued_reqs=2 * AHEAD,
         queue_timeout=FOREVER, request_timeout=FOREVER, allowed_media_domains=domains)

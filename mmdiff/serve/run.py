@@ -12,25 +12,28 @@ import sys
 from types import FrameType
 from typing import Any
 
-from mmdiff.errors import MMDiffError, require_extra
-from mmdiff.serve.limits import Options
+from mmdiff.errors import MMDiffError
+from mmdiff.serve.limits import Options, Replicas, require_packages
 
 log = logging.getLogger("mmdiff.serve")
 HEADERS_SECONDS = 10.0  # for which a connection may stay without having asked anything
 
 
-def serve(options: Options) -> int:
-    """Serve until told to stop; gives the exit code.
+def serve(options: Options, replicas: Replicas | None = None) -> int:
+    """Serve until told to stop, on this machine or, with replicas, on a cluster; gives the exit code.
 
     Raises:
-        MMDiffError: the model cannot be loaded, or a package of the extra `serve` is missing.
+        MMDiffError: the model cannot be loaded, or a package is missing.
     """
-    for module in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client", "httpx"):
-        require_extra(module, "serve", "mmdiff serve")
+    require_packages()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if not (options.api_keys or options.on_loopback or options.uds):
         log.warning("anybody who reaches %s can use this server: give it an --api-key", options.host)
+    if replicas is not None:
+        from mmdiff.serve import cluster
+
+        return cluster.serve(options, replicas)
     return asyncio.run(_serve(options))
 
 

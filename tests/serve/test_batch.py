@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from mmdiff.errors import MMDiffError
-from mmdiff.serve.batch import run_batch
+from mmdiff.serve.batch import by, run_batch
 from mmdiff.serve.fingerprint import fingerprint
 from mmdiff.serve.job import Outcome
 
@@ -27,7 +27,7 @@ JOB = """
 import asyncio, sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from mmdiff.serve.batch import run_batch
+from mmdiff.serve.batch import by, run_batch
 
 source, out, log = map(Path, sys.argv[1:4])
 
@@ -41,7 +41,7 @@ async def asking():
         yield ask
 
 print("started", flush=True)
-asyncio.run(run_batch(source, out, asking, urls=["/v1/chat/completions"], settings="m", most=8))
+asyncio.run(run_batch(source, out, by(asking, 8), urls=["/v1/chat/completions"], settings="m"))
 """
 
 
@@ -76,7 +76,7 @@ def run(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m"
 
 
 def finish(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m") -> Outcome:
-    return asyncio.run(run_batch(source, out, asked or Asked(), urls=[URL], settings=settings, most=3))
+    return asyncio.run(run_batch(source, out, by(asked or Asked(), 3), urls=[URL], settings=settings))
 
 
 def write(path: Path, lines: Sequence[str]) -> Path:
@@ -177,11 +177,11 @@ def test_a_second_job_on_the_same_output_is_refused(tmp_path: Path) -> None:
     @asynccontextmanager
     async def meddling() -> AsyncIterator[Any]:
         with pytest.raises(MMDiffError, match=rf"another job \(process {os.getpid()}\) writes"):
-            await run_batch(source, out, Asked(), urls=[URL], settings="m", most=1)
+            await run_batch(source, out, by(Asked(), 1), urls=[URL], settings="m")
         async with Asked()() as ask:
             yield ask
 
-    outcome = asyncio.run(run_batch(source, out, meddling, urls=[URL], settings="m", most=1))
+    outcome = asyncio.run(run_batch(source, out, by(meddling, 1), urls=[URL], settings="m"))
     assert outcome == Outcome(1, 0)
 
 
