@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ SLOW = {"gen_length": 700, "block_length": 700, "steps": 700, "rule": "quota", "
 class Served:
     """A server's process, and a client for it."""
 
-    def __init__(self, log: Path, *options: str, wait: bool = True) -> None:
+    def __init__(
+        self, log: Path, *options: str, wait: bool = True, environment: Mapping[str, str] = os.environ
+    ) -> None:
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
             self.port = held.getsockname()[1]
@@ -26,7 +29,7 @@ class Served:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mmdiff.cli", "serve", "tiny", "--port", str(self.port), *options],
-                stderr=output, stdout=output, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+                stderr=output, stdout=output, env={**environment, "HF_HUB_OFFLINE": "1"})
         self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         if wait:
             self.wait()
