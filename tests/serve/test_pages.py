@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,60 @@ def test_events_are_well_formed(server: Served, shapes: dict[str, Any]) -> None:
         chunk = json.loads(event.removeprefix("data: "))
         assert chunk["object"] == "chat.completion.chunk" and len(chunk["choices"]) == 1
         assert chunk["choices"][0]["delta"].keys() <= {"role", "content"}
+
+
+NODE = """
+import OpenAI from "openai";
+import { readFileSync } from "node:fs";
+
+const [base, picture] = process.argv.slice(2);
+const client = new OpenAI({ baseURL: base, apiKey: "none", maxRetries: 0 });
+const url = `data:image/png;base64,${readFileSync(picture).toString("base64")}`;
+const messages = [{ role: "user", content: [
+  { type: "image_url", image_url: { url } }, { type: "text", text: "what color is the circle?" }] }];
+const whole = await client.chat.completions.create({ model: "tiny", messages });
+let joined = "";
+for await (const chunk of await client.chat.completions.create(
+    { model: "tiny", messages, stream: true, diffusing: true })) joined += chunk.choices[0].delta.content ?? "";
+const helper = await client.chat.completions.stream(
+    { model: "tiny", messages, diffusing: true }).finalChatCompletion();
+let refused = 0;
+try { await client.chat.completions.create({ model: "large", messages }); } catch (error) { refused = error.status; }
+console.log(JSON.stringify([whole.choices[0].message.content, joined, helper.choices[0].message.content, refused]));
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed; see .ci/run")
+def test_openais_client_for_node(server: Served, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "ask.mjs").write_text(NODE)
+    subprocess.run(["npm", "install", "--no-audit", "--no-fund", "openai@6"], cwd=tmp_path, check=True,
+                   capture_output=True, timeout=300)
+    said = subprocess.run(["node", "ask.mjs", f"{server.url}/v1", str(root / "examples" / "shapes.png")], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=300)
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout) == ["red", "red", "red", 404]
+
+
+LITELLM = """
+import json, sys
+import litellm
+base, messages = sys.argv[1], json.loads(sys.argv[2])
+options = {"model": "openai/tiny", "api_base": base, "api_key": "none", "messages": messages, "num_retries": 0}
+whole = litellm.completion(**options).choices[0].message.content
+chunks = litellm.completion(**options, stream=True, extra_body={"diffusing": True})
+print(json.dumps([whole, "".join(chunk.choices[0].delta.content or "" for chunk in chunks)]))
+"""
+
+
+@pytest.mark.slow
+def test_litellms_client(server: Served, shapes: dict[str, Any], tmp_path: Path) -> None:
+    """In an environment of its own: its pins and ours do not go together."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=300)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "litellm>=1.90"], check=True, timeout=600)
+    messages = json.dumps(asking("what color is the circle?", shapes)["messages"])
+    said = subprocess.run([python, "-c", LITELLM, f"{server.url}/v1", messages], capture_output=True, text=True,
+                          cwd=tmp_path, timeout=300)
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout.splitlines()[-1]) == ["red", "red"]
