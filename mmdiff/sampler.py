@@ -69,8 +69,8 @@ class Constraint(Protocol):
 
     def decide(
         self, ids_G: Tensor, places: Sequence[int], logits_NV: Tensor, temperature: float, draws: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) without what is not allowed, and ids (N) for the places, of which any part may be committed."""
+    ) -> Tensor:
+        """Ids (N) for the places, of which any part may be committed; the logits (N, V) lose in place what may not."""
         ...
 
     def widen(self, here_G: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Denoiser:
         if growing_A.any():
             self._grow(rows_A[growing_A], logits_SV[tail_AG[asked_AG]].split(tail_AG.sum(1)[growing_A].tolist()))
         logits_NV = logits_SV[eligible_AG[asked_AG]]
-        logits_NV, ids_N = self._draw(part, rows_A, eligible_AG, logits_NV, draws)
+        ids_N = self._draw(part, rows_A, eligible_AG, logits_NV, draws)
         places_A1 = (self.steps_B - self.growth_B)[rows_A, None].clamp(max=self.quotas_BS.shape[1] - 1)
         votes = Votes(part, eligible_AG, logits_NV, ids_N, self.quotas_BS[rows_A].gather(1, places_A1)[:, 0],
                       self.decoding.block_length, draws, [self.names[row] for row in rows_A.tolist()], decided_AG,
@@ -256,21 +256,20 @@ class Denoiser:
     def _draw(
         self, part: Canvas, rows_A: Tensor, eligible_AG: Tensor, logits_NV: Tensor,
         draws: Sequence[tuple[torch.Generator, int]],
-    ) -> tuple[Tensor, Tensor]:
-        """What would be committed at the eligible positions, and the logits without what may not."""
-        constrained = dict(self._constrained(rows_A))
+    ) -> Tensor:
+        """What would be committed at the eligible positions; the logits lose what may not."""
+        temperature, constrained = self.decoding.temperature, dict(self._constrained(rows_A))
         if not constrained:
-            return logits_NV, sample(logits_NV, self.tokens.mask, self.decoding.temperature, draws)
+            return sample(logits_NV, self.tokens.mask, temperature, draws)
         drawn = []
         for number, chunk_NV in enumerate(logits_NV.split([count for _, count in draws])):
             if number in constrained and len(chunk_NV):
                 places = eligible_AG[number].nonzero()[:, 0].tolist()
                 drawn.append(constrained[number].decide(
-                    part.ids_BG[number], places, chunk_NV, self.decoding.temperature, draws[number][0]))
+                    part.ids_BG[number], places, chunk_NV, temperature, draws[number][0]))
             else:
-                drawn.append((chunk_NV, sample(chunk_NV, self.tokens.mask, self.decoding.temperature, [draws[number]])))
-        chunks, ids = zip(*drawn, strict=True)
-        return torch.cat(chunks), torch.cat(ids)
+                drawn.append(sample(chunk_NV, self.tokens.mask, temperature, [draws[number]]))
+        return torch.cat(drawn)
 
     def _settle(self, row_1: Tensor, constraint: Constraint) -> None:
         """Commit what nothing is left to decide about, without a pass."""

@@ -58,7 +58,7 @@ from mmdiff.vision.views import make_views
 PADDING_IMPORTANCE = 0.1  # of an end-of-text token behind an answer, against 1 for the answer's own tokens
 LITERAL_IMPORTANCE = 0.3  # of what the structure of an answer tells,
 DECISION_IMPORTANCE = 3.0  # and of where it is decided
-BEHIND = 16  # masks behind a decision
+DECISION_ROOMS = range(18, 27)  # positions from a decision on; if they told its answer, nothing else would be learned
 CAPTION_IMPORTANCE = 0.8  # of a caption's token: one caption has as many tokens as ten answers
 CANVAS_LENGTHS, CANVAS_ODDS = (8, 16, 32), (0.75, 0.1, 0.15)  # positions; an answer too long for one gets more
 LEARNED_LAST = ("relation", "same", "count")  # kinds of question that take long to learn, so asked more often
@@ -355,7 +355,7 @@ def _laid_out(
             canvas[:] = [tokens.mask if here else token for token, here in zip(canvas, open_here, strict=True)]
             open_here[:] = [False] * len(canvas)
             put(ids[:2], False, DECISION_IMPORTANCE, None)
-            put([tokens.mask] * (len(ids) - 2 + BEHIND), True, 0.0, None)
+            put([tokens.mask] * (pick(rng, DECISION_ROOMS) - 2), True, 0.0, None)
             return canvas, open_here, weights, about
         scaffold = number < turn.laid_out
         put(ids, scaffold and not part.slot, 1.0 if part.slot else LITERAL_IMPORTANCE, part.facts)

@@ -208,22 +208,22 @@ def _counts(
             if chance < UNLIKELY or walk is None:
                 continue
             canvas = scaffold.layouts.lay_out(walk.pieces, {})
-            places = [place for slot in _choices(canvas, path) for place in range(slot.first, slot.first + slot.room)]
+            places = [place for slot in _choices(canvas) for place in range(slot.first, slot.first + slot.room)]
             trials.append((path, known, chance, canvas, Row(canvas.ids, places)))
     several = Counter(path for path, *_ in trials)
     trials = [trial for trial in trials if several[trial[0]] > 1 and trial[-1].places]
     best: dict[str, tuple[float, dict[Name, int]]] = {}
     for (path, known, chance, canvas, row), logs_NV in zip(trials, probe([t[-1] for t in trials]) if trials else [],
                                                            strict=True):
-        score = chance + sum(_likeliest(slot, row, logs_NV) for slot in _choices(canvas, path))
+        score = chance + sum(_likeliest(slot, row, logs_NV) for slot in _choices(canvas))
         if path not in best or score > best[path][0]:
             best[path] = score, known
     return {name: option for _, known in best.values() for name, option in known.items()}
 
 
-def _choices(canvas: Canvas, path: str) -> list[ChoiceSlot]:
-    """The bounded choices inside a value."""
-    return [piece for piece in canvas.pieces if isinstance(piece, ChoiceSlot) and piece.path.startswith(f"{path}/")]
+def _choices(canvas: Canvas) -> list[ChoiceSlot]:
+    """The bounded choices of a value, among them those that speak of the whole, such as a count."""
+    return [piece for piece in canvas.pieces if isinstance(piece, ChoiceSlot)]
 
 
 def _likeliest(slot: ChoiceSlot, row: Row, logs_NV: Array) -> float:

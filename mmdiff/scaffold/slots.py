@@ -213,9 +213,10 @@ class SlotsConstraint:
 
     def decide(
         self, ids_G: Tensor, places: Sequence[int], logits_NV: Tensor, temperature: float, draws: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """The logits with what is not allowed at minus infinity (in place), and an id for each position."""
-        rows_NV = logits_NV.cpu().numpy()
+    ) -> Tensor:
+        """As `sampler.Constraint.decide`."""
+        here_NV = logits_NV.cpu()  # the same memory, where they are there already
+        rows_NV = here_NV.numpy()
         row_G, ids_N = ids_G.cpu().numpy(), np.zeros(len(places), dtype=np.int64)
         places_N = np.array(places)
         for slot in self.slots:
@@ -224,7 +225,9 @@ class SlotsConstraint:
                 ids_L, open_L = self._part(row_G, slot)
                 asked = places_N[first:end] - slot.first
                 ids_N[first:end] = slot.decide(ids_L, open_L, asked, rows_NV[first:end], temperature, draws)
-        return torch.from_numpy(rows_NV).to(logits_NV.device), torch.from_numpy(ids_N).to(logits_NV.device)
+        if here_NV is not logits_NV:
+            logits_NV.copy_(here_NV)
+        return torch.from_numpy(ids_N).to(logits_NV.device)
 
     def widen(self, here_G: Tensor) -> Tensor:
         """As `sampler.Constraint.widen`: all of a choice."""

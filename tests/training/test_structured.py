@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from mmdiff.config import PRESETS
 from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline, pieces
-from mmdiff.training.data import BEHIND, Turn, _laid_out
+from mmdiff.training.data import DECISION_ROOMS, Turn, _laid_out
 from mmdiff.training.scenes import random_scene, scene_json
 from mmdiff.training.structured import FORMS, scene_schema, structured
 
@@ -57,12 +57,24 @@ def test_scaffolds_show_literals_and_decisions_show_no_values(tokenizer: Tokeniz
             assert said.replace(" ", "") == "".join(part.text for part in parts).replace(" ", "")
             assert not all(is_open) and canvas[-1] == TOKENS.eot and not is_open[-1]
         elif way == "decision":
-            assert sum(is_open) <= 2 and canvas[-BEHIND:] == [TOKENS.mask] * BEHIND
+            behind = next(number for number, token in enumerate(reversed(canvas)) if token != TOKENS.mask)
+            assert sum(is_open) <= 2 and behind + 2 in DECISION_ROOMS
             seen = {canvas[place] for place in range(len(canvas)) if not is_open[place]}
             assert TOKENS.mask in seen and tokenizer.token_to_id("circle") not in seen
         else:
             assert all(is_open) and TOKENS.eot in canvas
     assert ways == {"scaffold", "decision", "free"}
+
+
+def test_the_length_of_a_canvas_does_not_tell_a_decision(tokenizer: Tokenizer) -> None:
+    rooms: dict[bool, set[int]] = {True: set(), False: set()}
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        prompt, parts, laid_out = structured(random_scene(seed), rng)
+        if 0 < laid_out < len(parts):
+            canvas, is_open, _, _ = _laid_out(Turn(prompt, "", parts=parts, laid_out=laid_out), tokenizer, TOKENS, rng)
+            rooms["},{" in parts[laid_out].text].add(len(canvas) - is_open.index(True))
+    assert rooms[True] == rooms[False] == set(DECISION_ROOMS)
 
 
 def test_outlines_are_those_of_extract() -> None:
