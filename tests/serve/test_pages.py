@@ -44,9 +44,10 @@ def test_curl(server: Served, root: Path) -> None:
         assert made and '"error"' not in made, made
 
 
-def test_hugging_faces_client(server: Served, shapes: dict[str, Any]) -> None:
-    from huggingface_hub import InferenceClient
+def test_hugging_faces_client(server: Served, shapes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import InferenceClient, constants
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # other tests keep away from the hub
     client = InferenceClient(base_url=f"{server.url}/v1", api_key="none")
     messages = asking("what color is the circle?", shapes)["messages"]
     assert client.chat_completion(messages, model="tiny").choices[0].message.content == "red"
