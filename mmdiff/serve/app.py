@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import mimetypes
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from mmdiff import __version__
@@ -58,8 +58,7 @@ def create(options: Options) -> tuple[ASGIApp, House]:
     _add_errors(app)
     _add_health(app, house)
     _add_verbs(app, house)
-    if (PAGE / "index.html").is_file():
-        app.mount("/", _Page(directory=PAGE, html=True))
+    _add_page(app)
     guarded: ASGIApp = Guard(app, options, lambda code: house.admission.rejected.update([code]))
     if options.allowed_origins:
         guarded = CORSMiddleware(guarded, allow_origins=list(options.allowed_origins), allow_methods=["GET", "POST"],
@@ -173,10 +172,17 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Disconnected, gone)
 
 
-class _Page(StaticFiles):
-    """The page, with a policy that lets it use its own files."""
+def _add_page(app: FastAPI) -> None:
+    """The page's files, each at its own path, with a policy that lets them use each other."""
 
-    def file_response(self, *args: Any, **options: Any) -> Response:
-        response = super().file_response(*args, **options)
-        response.headers["Content-Security-Policy"] = PAGE_POLICY
-        return response
+    def add(path: str, file: Path) -> None:
+        content, kind = file.read_bytes(), mimetypes.guess_type(file.name)[0]
+
+        async def answer() -> Response:
+            return Response(content, media_type=kind, headers={"Content-Security-Policy": PAGE_POLICY})
+
+        app.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False)
+
+    add("/", PAGE / "index.html")
+    for file in PAGE.iterdir():
+        add(f"/{file.name}", file)
