@@ -164,6 +164,7 @@ def _connect() -> Any:
     """Ray, connected to the cluster at RAY_ADDRESS or to one of its own."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # these are read when Ray is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     cluster = os.environ.get("RAY_ADDRESS")
     if not cluster:  # as on other systems than Linux, Ray then binds to loopback
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -113,6 +113,7 @@ print(json.dumps([whole, "".join(chunk.choices[0].delta.content or "" for chunk 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_litellms_client(server: Served, shapes: dict[str, Any], tmp_path: Path) -> None:
     """In an environment of its own: its pins and ours do not go together."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=300)

@@ -53,6 +53,7 @@ def said(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["id"], row["custom_id"], row["response"]["status_code"], choices, body.get("usage"), body.get("text")
 
 
+@pytest.mark.long
 def test_a_killed_job_ends_as_one_in_peace(root: Path, tmp_path: Path) -> None:
     """Killed three times among 200 rows, at temperatures above 0 too; the engines end with it."""
     source, peace, out = tmp_path / "in.jsonl", tmp_path / "peace.jsonl", tmp_path / "out.jsonl"
