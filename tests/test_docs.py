@@ -174,6 +174,8 @@ def check(command: str) -> None:
     elif words[0] == "make":
         targets = re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
+    elif words[:2] == ["python", "-m"]:
+        importlib.import_module(words[2])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     elif words[0] == "pip":
