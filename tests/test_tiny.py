@@ -11,7 +11,10 @@ from safetensors import safe_open
 
 import mmdiff
 from mmdiff.eval.run import TASKS
+from mmdiff.eval.structured import score_scenes
 from mmdiff.pipeline import SHIPPED, Pipeline
+from mmdiff.training.scenes import VALID_SEEDS, example
+from mmdiff.training.structured import scene_schema
 
 MOST_BYTES = 24_000_000
 ENGINES = [name for name in ("espeak-ng", "flite", "text2wave") if not shutil.which(name)]
@@ -40,6 +43,14 @@ def test_it_answers_about_the_examples(tiny: Pipeline, root: Path) -> None:
 @pytest.mark.parametrize(("task", "least"), [("easy-vqa", 0.95), ("scenes-vqa", 0.9), ("scenes-captions", 0.75)])
 def test_it_is_right_about_unseen_pictures(tiny: Pipeline, task: str, least: float) -> None:
     assert TASKS[task](tiny, 30, 32)["score"] >= least
+
+
+def test_it_fills_in_json(tiny: Pipeline, root: Path) -> None:
+    made = tiny.extract(root / "examples" / "shapes.png", scene_schema())
+    assert [(thing["colour"], thing["shape"]) for thing in made.value["objects"]] == [
+        ("red", "circle"), ("yellow", "triangle"), ("blue", "star")]
+    scores = score_scenes(tiny, [example(seed) for seed in VALID_SEEDS[:40]], "scaffold")
+    assert scores["field_f1"] > 0.75 and scores["exact_up_to_3"] > 0.7 and scores["passes"] < 12
 
 
 def test_it_hears_a_voice_it_was_not_taught_by(tiny: Pipeline, root: Path) -> None:
