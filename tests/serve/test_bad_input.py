@@ -2,11 +2,12 @@
 
 import io
 import json
+import random
 import re
 import struct
 import wave
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 from serving import Served, asking
+
+from mmdiff.serve import protocol
 
 EITHER = 0  # stands for 200 or 400: some damage leaves enough to see
 LEAKS = re.compile(r"0x[0-9a-f]{6,}|Traceback|/work/|/usr/|/tmp/|site-packages|BytesIO")
@@ -212,9 +216,65 @@ def sound_cases() -> list[Bad]:
     return found + in_any_sound(flac(np.zeros((190_000 * 50, 8), np.int16), 190_000), 413, "audio_too_large")
 
 
+def type_cases() -> list[Bad]:
+    """Every field of every body with a value of a type that it never has."""
+    models: dict[str, type[BaseModel]] = {
+        CHAT: protocol.ChatRequest, QUERY: protocol.QueryRequest, CAPTION: protocol.CaptionRequest}
+    seen = {"image_url": "data:,"}
+    whole = {CHAT: asking("what?"), QUERY: {**seen, "question": "what?"}, CAPTION: seen}
+    return [Bad(path, 400, "", {"json": {**whole[path], field.alias or name: value}}) for path, model in models.items()
+            for name, field in model.model_fields.items() for value in ([[0]], {"": {"": 0}})
+            if (name, value) != ("metadata", {"": {"": 0}})]
+
+
+def damaged(whole: bytes, seeds: range, cuts: int) -> Iterator[bytes]:
+    """Bits turned over, and ends cut off."""
+    for seed in seeds:
+        rng, data = random.Random(seed), bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        yield bytes(data)
+    yield from (whole[: len(whole) * number // (cuts + 1)] for number in range(1, cuts + 1))
+
+
+def damaged_cases() -> list[Bad]:
+    import soundfile
+
+    found = []
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        held = io.BytesIO()
+        Image.effect_noise((48, 40), 90).convert("RGB").save(held, kind)
+        for data in damaged(held.getvalue(), range(14), 4):
+            source = url(data, f"image/{kind.lower()}")
+            found.append(Bad(QUERY, EITHER, "", {"json": {"image_url": source, "question": "what?"}}))
+    for kind in ("WAV", "FLAC", "OGG"):
+        held = io.BytesIO()
+        soundfile.write(held, np.random.default_rng(0).normal(0, 0.1, 4000), 16_000, format=kind)
+        found += [Bad(SPEECH, EITHER, "", {"files": {"file": ("a.mp3", data)}})
+                  for data in damaged(held.getvalue(), range(14), 6)]
+    return found
+
+
+def fetch_cases() -> list[Bad]:
+    """Addresses and paths in all their spellings; nothing is fetched or opened."""
+    hosts = ("127.0.0.1", "127.1", "0", "0x7f.1", "0177.0.0.1", "2130706433", "0x7f000001", "localhost", "localhost.",
+             "LOCALHOST", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]",
+             "[2002:7f00:1::]", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254", "metadata.google.internal", "100.64.0.1",
+             "[fe80::1%25eth0]", "user@127.0.0.1", "example.com@127.0.0.1", "127.0.0.1#@example.com", "example.com",
+             "xn--bcher-kva.example", "ⓛocalhost", "127.0.0.1:6379", "127.0.0.1\t", "127。0。0。1")
+    paths = ("file:///proc/self/environ", "FILE:///etc/passwd", "file://localhost/etc/passwd", "/dev/zero",
+             "/proc/1/mem", "~/.ssh/id_rsa", "./a.png", "..", ".", "%2e%2e/%2e%2e/etc/passwd", "/etc/passwd\0.png", "C:\\a.png",
+             "\\\\?\\C:\\a.png", "ftp://127.0.0.1/a", "gopher://127.0.0.1/", "javascript:1", "blob:null/1",
+             "about:blank")
+    told = {f"{scheme}://{host}/a": "media_url_not_allowed" for host in hosts for scheme in ("http", "https")}
+    return [Bad(QUERY, 400, code, {"json": {"image_url": source, "question": "what?"}})
+            for source, code in (told | dict.fromkeys(paths, "")).items()]
+
+
 CLASSES: dict[str, Callable[[], list[Bad]]] = {
     "json": json_cases, "everywhere": everywhere, "schema": schema_cases, "other schemas": other_schema_cases,
-    "addresses": url_cases, "pictures": picture_cases, "sounds": sound_cases,
+    "addresses": url_cases, "pictures": picture_cases, "sounds": sound_cases, "types": type_cases,
+    "damage": damaged_cases, "fetching": fetch_cases,
 }
 
 
