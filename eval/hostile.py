@@ -5,10 +5,12 @@ Both validators, jsonschema and jsonschema-rs, judge with formats. `structured.p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import lzma
 import random
 import re
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +39,7 @@ from mmdiff.scaffold.vocabulary import Vocabulary
 BASE = DecodingConfig(gen_length=256, block_length=256, steps=8)
 TEMPERATURES = (0.0, 1.0, 5.0)
 AT_ONCE = (1, 2, 4, 8, 10_000)  # positions committed per step
+SECONDS = 5.0  # that jsonschema may take to judge one value
 Weights = Callable[[int, int, random.Random, TokenIds, Sequence[int]], Tensor]  # logits (N, V); quotes are the last
 
 
@@ -178,6 +181,22 @@ def settings(rng: random.Random) -> DecodingConfig:
     return replace(BASE, **chosen)
 
 
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """A TimeoutError after so long, also from inside Python's regular expressions; for the main thread."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Judge:
     """Both validators, with formats."""
 
@@ -189,8 +208,9 @@ class Judge:
     def __call__(self, text: str) -> bool:
         value = json.loads(text)
         try:
-            slow = bool(self._slow.is_valid(value))
-        except re.error:  # a pattern of ECMA's that Python does not read
+            with _limited(SECONDS):
+                slow = bool(self._slow.is_valid(value))
+        except (re.error, TimeoutError):  # a pattern of ECMA's that Python does not read, or reads without end
             slow = True
         return slow and bool(self._fast.is_valid(value))
 

@@ -117,7 +117,8 @@ def validity(generations: int = 100_000, seed: int = 0) -> None:
 def coverage(file: Path, draws: int = 4, show: bool = False) -> None:
     """Real schemas, lines of {"id", "schema"}: compiled and valid, or refused."""
     layouts, tokens = _shipped()
-    rows = list(hostile.coverage(iter(track(list(hostile.read_schemas(file)))), layouts, tokens, draws))
+    schemas = list(hostile.read_schemas(file))
+    rows = list(track(hostile.coverage(iter(schemas), layouts, tokens, draws), total=len(schemas)))
     _tell_outcomes(rows, show)
 
 

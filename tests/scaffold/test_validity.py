@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from mmdiff.config import PRESETS
+from mmdiff.eval import hostile
 from mmdiff.eval.hostile import SCHEMAS, WEIGHTS, Fake, Judge, coverage, generate, read_schemas, settings, validity
 from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.scaffold import compile_schema
@@ -82,3 +83,8 @@ def suite(request: pytest.FixtureRequest) -> list[tuple[str, Any]]:
                     schema = {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
                 found.append((f"{member.name}: {group['description']}", schema))
     return found
+
+
+def test_a_judge_whose_patterns_never_end_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile, "SECONDS", 0.2)
+    assert not Judge({"pattern": "^(a|a)*$"})(json.dumps("a" * 60 + "!"))
