@@ -260,8 +260,8 @@ def fetch_cases() -> list[Bad]:
     hosts = ("127.0.0.1", "127.1", "0", "0x7f.1", "0177.0.0.1", "2130706433", "0x7f000001", "localhost", "localhost.",
              "LOCALHOST", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]",
              "[2002:7f00:1::]", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254", "metadata.google.internal",
-             "100.64.0.1", "[fe80::1%25eth0]", "user@127.0.0.1", "example.com@127.0.0.1", "127.0.0.1#@example.com", "example.com",
-             "xn--bcher-kva.example", "ⓛocalhost", "127.0.0.1:6379", "127.0.0.1\t", "127。0。0。1")
+             "100.64.0.1", "[fe80::1%25eth0]", "user@127.0.0.1", "example.com@127.0.0.1", "127.0.0.1#@example.com",
+             "example.com", "xn--bcher-kva.example", "ⓛocalhost", "127.0.0.1:6379", "127.0.0.1\t", "127。0。0。1")
     paths = ("file:///proc/self/environ", "FILE:///etc/passwd", "file://localhost/etc/passwd", "/dev/zero",
              "/proc/1/mem", "~/.ssh/id_rsa", "./a.png", "..", ".", "%2e%2e/%2e%2e/etc/passwd", "/etc/passwd\0.png",
              "C:\\a.png", "\\\\?\\C:\\a.png", "ftp://127.0.0.1/a", "gopher://127.0.0.1/", "javascript:1", "blob:null/1",
