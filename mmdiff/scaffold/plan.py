@@ -158,21 +158,20 @@ def _settle(
     scaffold: Scaffold, decisions: dict[Name, int], chances: Chances, temperature: float, draws: torch.Generator
 ) -> bool:
     """Decide all that was asked about and is met; False when nothing was."""
-    settled = False
-    while True:
-        met = [pending for pending in scaffold.tree.walk(decisions).pending if pending.name in chances]
-        if not met:
-            return settled
+    settled = set[Name]()  # each once: alternatives may have decisions of one name with different options
+    while met := [pending for pending in scaffold.tree.walk(decisions).pending
+                  if pending.name in chances and pending.name not in settled]:
         for pending in met:
             decisions[pending.name] = _pick(pending, chances, temperature, draws)
             if _affordable(scaffold, decisions) is None:
                 decisions[pending.name] = pending.options[0]
-        settled = True
+            settled.add(pending.name)
+    return bool(settled)
 
 
 def _pick(pending: Pending, chances: Chances, temperature: float, draws: torch.Generator) -> int:
     """At temperature 0 the beginning of the likeliest way through what follows, not the likeliest next step."""
-    options = chances[pending.name]
+    options = {option: chances[pending.name].get(option, 0.0) for option in pending.options}
     if not any(options.values()):
         return pending.options[0]
     if temperature == 0:

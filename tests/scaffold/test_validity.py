@@ -88,3 +88,14 @@ def suite(request: pytest.FixtureRequest) -> list[tuple[str, Any]]:
 def test_a_judge_whose_patterns_never_end_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostile, "SECONDS", 0.2)
     assert not Judge({"pattern": "^(a|a)*$"})(json.dumps("a" * 60 + "!"))
+
+
+def test_alternatives_with_members_of_their_own_are_decided(layouts: Layouts) -> None:
+    """The decision about the next member has one name in both, and other options."""
+    flag, closed = {"type": "boolean"}, {"type": "object", "additionalProperties": False}
+    schema = {"anyOf": [{**closed, "properties": dict.fromkeys("abcdef", flag)},
+                        {**closed, "properties": dict.fromkeys("gh", flag), "required": ["g"]}]}
+    scaffold = compile_schema(schema, layouts, 256)
+    with hostile._limited(60):
+        made = {generate(scaffold, Fake(layouts, TOKENS, "random"), hostile.BASE, seed)[0].text for seed in range(40)}
+    assert all(map(Judge(schema), made)) and any("g" in json.loads(text) for text in made) and len(made) > 5
