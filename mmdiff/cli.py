@@ -45,7 +45,7 @@ Settings = Annotated[
 ]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, max=4096, help="Answers in the making at once.")]
 OnRay = Annotated[bool, typer.Option("--ray", help="On the cluster at RAY_ADDRESS, or one started here.")]
-MinReplicas = Annotated[int, typer.Option(min=1, help="Copies of the model with --ray, at least.")]
+MinReplicas = Annotated[int | None, typer.Option(min=1, help="Copies of the model with --ray, at least (default: 1).")]
 MaxReplicas = Annotated[int | None, typer.Option(min=1, help="And at most (default: as many as at least).")]
 Quantize = Annotated[str | None, typer.Option(help="8bit or 4bit: the layers' weights in fewer bits.")]
 
@@ -197,20 +197,21 @@ def run_batch(
     device: Device = None,
     max_num_seqs: MaxNumSeqs = 16,
     on_ray: OnRay = False,
-    min_replicas: MinReplicas = 1,
+    min_replicas: MinReplicas = None,
     max_replicas: MaxReplicas = None,
 ) -> None:
     """Answer a file of requests. However it is broken off, the same command goes on."""
     from mmdiff.serve import local
 
     names, domains = tuple(served_model_name or ()), tuple(allowed_media_domains or ())
+    replicas = _replicas(on_ray, min_replicas, max_replicas)
     options = local.local_options(model, names, device, max_num_seqs, domains)
-    if on_ray:
+    if replicas is None:
+        outcome = local.run_batch(source, out, options)
+    else:
         from mmdiff.serve import cluster
 
-        outcome = cluster.run_batch(source, out, options, _replicas(min_replicas, max_replicas))
-    else:
-        outcome = local.run_batch(source, out, options)
+        outcome = cluster.run_batch(source, out, options, replicas)
     _tell_outcome(outcome, "requests", out)
 
 
@@ -438,7 +439,7 @@ def serve(
     quantize: Quantize = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the engine (default: all cores but one).")] = None,
     on_ray: OnRay = False,
-    min_replicas: MinReplicas = 1,
+    min_replicas: MinReplicas = None,
     max_replicas: MaxReplicas = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's clients ask for it."""
@@ -460,7 +461,7 @@ def serve(
         allowed_media_domains=tuple(allowed_media_domains or ()), allowed_origins=tuple(allowed_origins or ()),
         dtype=dtype, device=device, quantize=quantize, threads=threads,
     )
-    raise typer.Exit(run_server(options, _replicas(min_replicas, max_replicas) if on_ray else None))
+    raise typer.Exit(run_server(options, _replicas(on_ray, min_replicas, max_replicas)))
 
 
 @app.command()
@@ -522,9 +523,16 @@ def _answer(
             typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
 
 
-def _replicas(least: int, most: int | None) -> Replicas:
+def _replicas(on_ray: bool, least: int | None, most: int | None) -> Replicas | None:
+    """None without a cluster."""
     from mmdiff.serve.limits import Replicas
 
+    if not on_ray:
+        for name, number in (("min", least), ("max", most)):
+            if number is not None:
+                raise _refuse(f"--{name}-replicas {number} is for a cluster; add --ray, or leave it out")
+        return None
+    least = least or 1
     if most is not None and most < least:
         raise _refuse(f"--max-replicas {most} is less than --min-replicas {least}; raise it")
     return Replicas(least, most or least)

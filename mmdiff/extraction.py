@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,10 +88,8 @@ class Filling(SlotsConstraint):
                 chances = tuple(sorted(pairs, key=lambda pair: -pair[1]))
                 chosen = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
                 confidence = slot.chances[int(chosen)]
-            path = slot.path
-            while path in fields:
-                path = pointer(slot.path, len(fields))
-            fields[path] = Field(float(confidence), chances)
+            names = itertools.chain([slot.path], (pointer(slot.path, number) for number in itertools.count(1)))
+            fields[next(name for name in names if name not in fields)] = Field(float(confidence), chances)
         return Extraction(made.value, made.text, fields, int(row.step_BG.max()) + 1, passes, made.repairs)
 
 

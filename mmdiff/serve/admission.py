@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
 from mmdiff.serve.limits import Options
 
 
@@ -91,7 +91,7 @@ class Admission:
 
     def _refusal(self, key: str, ready: bool) -> ApiError | None:
         if self.draining:
-            return ApiError(503, "shutting_down", "the server is shutting down; ask another one")
+            return shutting_down()
         if not ready:
             return ApiError(503, "model_loading", "the model is being loaded; ask again in a moment")
         if self.inside >= self.most:

@@ -26,7 +26,7 @@ from mmdiff import __version__
 from mmdiff.serve import chat, metrics, pictures, protocol, speech
 from mmdiff.serve.admission import Admission
 from mmdiff.serve.decoding import Decoders
-from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
 from mmdiff.serve.exchange import Exchange, House, Perform
 from mmdiff.serve.guard import Guard
 from mmdiff.serve.limits import Options
@@ -105,7 +105,7 @@ def _add_health(app: FastAPI, house: House) -> None:
 
     def check_ready() -> None:
         if house.admission.draining:
-            raise ApiError(503, "shutting_down", "the server is shutting down")
+            raise shutting_down()
         if not house.service.ready:
             code = "engine_dead" if house.service.restarts else "model_loading"
             raise ApiError(503, code, "the engine is not ready")

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from mmdiff.serve.local import URLS, asking, identity
 log = logging.getLogger("mmdiff.serve")
 NAME = "mmdiff"  # of the application
 HEALTH_SECONDS = 60.0  # for which a replica may be without an engine before it is replaced
+LOOK_SECONDS = 2.0  # between looks at the state of the replicas
 UNBOUNDED = 10_000  # requests that Ray sends a replica at once, which itself knows how many it takes
 _houses: list[House] = []  # of the replica in this process
 
@@ -90,23 +92,24 @@ def serve(options: Options, replicas: Replicas) -> int:
                             "max_replicas": replicas.most, "target_ongoing_requests": options.max_num_seqs},
         graceful_shutdown_timeout_s=options.shutdown_timeout, health_check_timeout_s=HEALTH_SECONDS,
     )(ray_serve.ingress(_builder(options))(Replica))
-    stopped = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stopped.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the second one ends this at once
     try:
         ray_serve.start(http_options={"host": options.host, "port": options.port})
         ray_serve.run(replica.bind(), name=NAME, route_prefix="/")
         log.info("mmdiff serves %s on http://%s:%d, with %d to %d replicas", ", ".join(options.names), options.host,
                  options.port, *replicas)
-        while not stopped.wait(2.0):
-            if ray_serve.status().applications[NAME].status in ("DEPLOY_FAILED", "NOT_STARTED"):
+        while True:
+            time.sleep(LOOK_SECONDS)
+            application = ray_serve.status().applications.get(NAME)
+            if application is None or application.status in ("DEPLOY_FAILED", "NOT_STARTED"):
                 raise MMDiffError("no replica is left; `ray logs` has what they said")
+    except KeyboardInterrupt:
+        return 0
     except RuntimeError as error:
         raise MMDiffError(f"the replicas do not start: {str(error).splitlines()[0]}") from None
     finally:
         ray_serve.shutdown()
         ray.shutdown()
-    return 0
 
 
 def run_batch(source: Path, out: Path, options: Options, replicas: Replicas) -> Outcome:

@@ -37,5 +37,9 @@ def invalid(param: str, message: str, code: str = "invalid_parameter") -> ApiErr
     return ApiError(400, code, message, param)
 
 
+def shutting_down() -> ApiError:
+    return ApiError(503, "shutting_down", "the server is shutting down; ask another one")
+
+
 def engine_dead() -> ApiError:
     return ApiError(500, "engine_dead", "the engine stopped while it worked on this; ask again")

@@ -17,7 +17,7 @@ from typing import Any
 
 from mmdiff.serve import wire
 from mmdiff.serve.children import Child
-from mmdiff.serve.errors import ApiError, engine_dead
+from mmdiff.serve.errors import ApiError, engine_dead, shutting_down
 from mmdiff.serve.limits import Options
 
 log = logging.getLogger("mmdiff.serve")
@@ -87,10 +87,10 @@ class Service:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
+        self._end(shutting_down())
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._end(engine_dead())
 
     async def begin(self, name: str, message: wire.Message, arrays: Sequence[wire.Array] = ()) -> Work:
         """Send a request; events follow.

@@ -28,7 +28,8 @@ def test_the_tokens_of_a_text_spell_it(foreign: tuple[Layouts, Tokenizer]) -> No
         if all(vocabulary.spelled[token] is not None for token in ids):  # WordPiece has no token for some signs
             spelled = vocabulary.text(ids)
             assert spelled.replace(" ", "") == text.replace(" ", "")
-            assert spelled == tokenizer.decode(ids, skip_special_tokens=False).removeprefix(" ") or "-" in text
+            if "-" not in text:  # WordPiece's decode sets spaces around signs
+                assert spelled == tokenizer.decode(ids, skip_special_tokens=False).removeprefix(" ")
 
 
 def test_special_tokens_spell_nothing(foreign: tuple[Layouts, Tokenizer]) -> None:

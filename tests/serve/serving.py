@@ -20,11 +20,10 @@ class Served:
     """A server's process, and a client for it."""
 
     def __init__(
-        self, log: Path, *options: str, wait: bool = True, environment: Mapping[str, str] = os.environ
+        self, log: Path, *options: str, wait: bool = True, environment: Mapping[str, str] = os.environ,
+        port: int | None = None,
     ) -> None:
-        with socket.socket() as held:
-            held.bind(("127.0.0.1", 0))
-            self.port = held.getsockname()[1]
+        self.port = port or free_port()
         self.url, self.log = f"http://127.0.0.1:{self.port}", log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -79,6 +78,12 @@ class Served:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
 
 
 def children(parent: int) -> list[tuple[int, str]]:

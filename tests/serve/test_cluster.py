@@ -99,6 +99,8 @@ def test_the_cluster_asks_for_its_token(cluster: dict[str, str], tmp_path: Path)
 @pytest.mark.parametrize(("words", "says"), [
     (["serve", "--ray", "--uds", "/tmp/socket"], "--uds"),
     (["serve", "--ray", "--min-replicas", "3", "--max-replicas", "2"], "--max-replicas 2"),
+    (["serve", "--max-replicas", "2"], "--max-replicas 2 is for a cluster"),
+    (["run-batch", "-i", "in", "-o", "out", "--min-replicas", "2"], "--min-replicas 2 is for a cluster"),
     (["serve", "nothing", "--ray"], "'nothing'"),
 ])
 def test_mistakes_end_in_a_sentence(words: list[str], says: str) -> None:

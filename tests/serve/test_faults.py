@@ -190,7 +190,7 @@ def test_past_its_time_and_when_killed_the_server_leaves_nothing(serve: Start) -
     with streaming(hurried, n=8) as lines:
         hurried.process.send_signal(signal.SIGTERM)
         rest = [line for line in lines if line]
-        assert '"error"' in rest[-2] and rest[-1] == "data: [DONE]"
+        assert '"shutting_down"' in rest[-2] and rest[-1] == "data: [DONE]"
     assert hurried.process.wait(20) == 1
     killed.wait()
     family = [pid for pid, _ in children(killed.process.pid)]
