@@ -30,6 +30,7 @@ from mmdiff.errors import MMDiffError
 from mmdiff.eval.baselines import joining_caches, llada_loop
 from mmdiff.eval.run import processor_name
 from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.onednn import suit_processors
 from mmdiff.prompted import Prompted
 from mmdiff.rules import rule_name
 from mmdiff.sampler import Denoiser, denoise
@@ -87,7 +88,7 @@ def random_model(sizes: ModelConfig, device: torch.device, dtype: torch.dtype, s
         else:
             torch.nn.init.ones_(parameter)
     if device.type == "cpu":
-        model.backbone.suit_processors()
+        suit_processors(model)
     return model.eval()
 
 

@@ -18,8 +18,6 @@ from mmdiff.attention import attention, rotary_tables, rotate
 from mmdiff.cache import Keep
 from mmdiff.config import BackboneConfig
 
-EVERYWHERE = slice(None)
-
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm in float32, cast back before the learned scale."""
@@ -33,6 +31,14 @@ class RMSNorm(nn.Module):
         x = x_BTD.float()
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
         return x.to(x_BTD.dtype) * self.weight
+
+
+def _taken(x: Tensor, wanted_BQ: Tensor | None) -> Tensor:
+    """Each row's wanted positions of (B, ..., T, X)."""
+    if wanted_BQ is None:
+        return x
+    places = wanted_BQ.view(len(wanted_BQ), *[1] * (x.ndim - 3), -1, 1)
+    return x.gather(-2, places.expand(*x.shape[:-2], -1, x.shape[-1]))
 
 
 class Attention(nn.Module):
@@ -49,19 +55,19 @@ class Attention(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: Keep | None = None,
-        wanted_Q: slice | Tensor = EVERYWHERE,
+        wanted_BQ: Tensor | None = None,
     ) -> Tensor:
-        """What the positions `wanted_Q` see, (B, Q, D)."""
+        """What the positions `wanted_BQ` see, (B, Q, D)."""
         q_BHQK, k_BHTK, v_BHTK = (
             proj(each_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj, each_BTD in ((self.q_proj, x_BTD[:, wanted_Q]), (self.k_proj, x_BTD), (self.v_proj, x_BTD))
+            for proj, each_BTD in ((self.q_proj, _taken(x_BTD, wanted_BQ)), (self.k_proj, x_BTD), (self.v_proj, x_BTD))
         )
         cos_B1TK, sin_B1TK = rotary
-        q_BHQK = rotate(q_BHQK, (cos_B1TK[:, :, wanted_Q], sin_B1TK[:, :, wanted_Q]))
+        q_BHQK = rotate(q_BHQK, (_taken(cos_B1TK, wanted_BQ), _taken(sin_B1TK, wanted_BQ)))
         k_BHSK, v_BHSK = rotate(k_BHTK, rotary), v_BHTK
         if keep is not None:
             k_BHSK, v_BHSK = keep(k_BHSK, v_BHSK)
-        out_BHQK = attention(q_BHQK, k_BHSK, v_BHSK, None if mask_B1TS is None else mask_B1TS[:, :, wanted_Q])
+        out_BHQK = attention(q_BHQK, k_BHSK, v_BHSK, None if mask_B1TS is None else _taken(mask_B1TS, wanted_BQ))
         out_BQD: Tensor = self.o_proj(out_BHQK.transpose(1, 2).flatten(2))
         return out_BQD
 
@@ -80,26 +86,6 @@ class MLP(nn.Module):
         return out_BTD
 
 
-class FewPositionsMLP(MLP):
-    """The same layer for processors: with few positions, as in a cached step, products with the weights in front.
-
-    BLAS is then up to one and a half times as fast; with many positions it is slower.
-    """
-
-    few = 512
-
-    def __init__(self, mlp: MLP) -> None:
-        nn.Module.__init__(self)
-        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        if x_BTD.shape[:-1].numel() > self.few or torch.is_grad_enabled():
-            return super().forward(x_BTD)
-        x_DN = x_BTD.flatten(0, -2).mT  # N positions of all rows
-        out_DN = self.down_proj.weight @ (F.silu(self.gate_proj.weight @ x_DN) * (self.up_proj.weight @ x_DN))
-        return out_DN.mT.unflatten(0, x_BTD.shape[:-1])
-
-
 class Block(nn.Module):
     """One pre-norm layer."""
 
@@ -112,10 +98,10 @@ class Block(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: Keep | None = None,
-        wanted_Q: slice | Tensor = EVERYWHERE,
+        wanted_BQ: Tensor | None = None,
     ) -> Tensor:
-        seen_BQD = self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, keep, wanted_Q)
-        x_BQD = x_BTD[:, wanted_Q] + seen_BQD
+        seen_BQD = self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, keep, wanted_BQ)
+        x_BQD = _taken(x_BTD, wanted_BQ) + seen_BQD
         out_BQD: Tensor = x_BQD + self.mlp(self.post_attention_layernorm(x_BQD))
         return out_BQD
 
@@ -145,7 +131,7 @@ class Backbone(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor | None = None, keeps: Sequence[Keep] = (),
-        wanted_Q: slice | Tensor = EVERYWHERE,
+        wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, Q, D) after the last norm; `lm_head` turns the rows that matter into logits.
 
@@ -154,19 +140,14 @@ class Backbone(nn.Module):
             positions_BT: rotary positions, counted per row.
             mask_B1TS: True where a position may look; None lets every position see every other (no causal mask).
             keeps: one per layer, where keys and values are kept; positions then see all that are kept there.
-            wanted_Q: positions whose hidden states are wanted; the last layer computes no others.
+            wanted_BQ: each row's positions whose hidden states are wanted, all by default; the last layer computes no
+                others.
         """
         config = self.config
         rotary = rotary_tables(positions_BT, config.head_dim, config.rope_theta, config.rope_ntk_factor)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             keep = keeps[number] if keeps else None
-            x_BTD = layer(x_BTD, rotary, mask_B1TS, keep, wanted_Q if number == last else EVERYWHERE)
+            x_BTD = layer(x_BTD, rotary, mask_B1TS, keep, wanted_BQ if number == last else None)
         out_BQD: Tensor = self.norm(x_BTD)
         return out_BQD
-
-    def suit_processors(self) -> None:
-        """Take the way to the same numbers that is faster without a GPU."""
-        for layer in self.layers:
-            assert isinstance(layer, Block)
-            layer.mlp = FewPositionsMLP(layer.mlp)

@@ -125,12 +125,12 @@ class KeyValues:
         self.stored = F.pad(self.stored, (0, 0, before, after, 0, 0, 0, rows))
         self.length += before + after
 
-    def writers(self, where: slice | Tensor, rows_A: Tensor | None = None) -> list[Keep]:
+    def writers(self, where: slice | Tensor, rows_A: slice | Tensor) -> list[Keep]:
         """For each layer: write its new keys and values at these columns, and give back those of all columns.
 
         Args:
             where: the columns of all rows, or of each row (A, Q); `length` for what is padding.
-            rows_A: the rows that are computed; all of them by default.
+            rows_A: the rows that are computed.
         """
         return [Keep(layer, where, rows_A, self.length) for layer in self.stored]
 
@@ -141,16 +141,16 @@ class Keep:
 
     stored: Tensor  # (2, B, H, T + 1, K)
     where: slice | Tensor
-    rows_A: Tensor | None
+    rows_A: slice | Tensor
     length: int
 
     def __call__(self, k_AHQK: Tensor, v_AHQK: Tensor) -> tuple[Tensor, Tensor]:
-        both = self.stored if self.rows_A is None else self.stored[:, self.rows_A]
+        both = self.stored[:, self.rows_A]
         for held_AHTK, new_AHQK in zip(both, (k_AHQK, v_AHQK), strict=True):
             if isinstance(self.where, slice):
                 held_AHTK[:, :, self.where] = new_AHQK
             else:
                 held_AHTK.scatter_(2, self.where[:, None, :, None].expand_as(new_AHQK), new_AHQK)
-        if self.rows_A is not None:
+        if isinstance(self.rows_A, Tensor):  # of others it is a view
             self.stored[:, self.rows_A] = both
         return both[0][:, :, : self.length], both[1][:, :, : self.length]

@@ -53,9 +53,8 @@ class Cached:
         for anew, some_A in ((True, stale_A), (False, ~stale_A)):
             if not some_A.any():
                 continue
-            here_A = None if some_A.all() else some_A.nonzero()[:, 0]
-            made = self._pass(anew, here_A, kept, ids_AG, rows_A, select_AG, columns_AG)
-            if here_A is None:
+            made = self._pass(anew, _run(some_A), kept, ids_AG, rows_A, select_AG, columns_AG)
+            if some_A.all():
                 return made
             if not len(logits_NV):
                 logits_NV = made.new_empty(int(counts_A.sum()), made.shape[1])
@@ -86,13 +85,12 @@ class Cached:
             self._open_BG = F.pad(self._open_BG, (0, 0, 0, more), value=True)
 
     def _pass(
-        self, anew: bool, here_A: Tensor | None, kept: KeyValues, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor,
+        self, anew: bool, here_A: slice | Tensor, kept: KeyValues, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor,
         columns_AG: Tensor,
     ) -> Tensor:
         """The logits of all active rows, or of some."""
         self.calls += 1
-        if here_A is not None:
-            ids_AG, rows_A, select_AG, columns_AG = (each[here_A] for each in (ids_AG, rows_A, select_AG, columns_AG))
+        ids_AG, rows_A, select_AG, columns_AG = (each[here_A] for each in (ids_AG, rows_A, select_AG, columns_AG))
 
         def keeps(where: slice | Tensor) -> list[Keep]:
             return kept.writers(where, here_A)
@@ -164,6 +162,13 @@ class Cached:
         )
         self._open_BG[rows_A], self._block_B[rows_A], self._length_B[rows_A] = open_AG, block_A, length_A
         return progress
+
+
+def _run(some_A: Tensor) -> slice | Tensor:
+    """The places of the True ones; a slice where they follow each other, for what it takes is no copy."""
+    places = some_A.nonzero()[:, 0]
+    first, end = int(places[0]), int(places[-1]) + 1
+    return slice(first, end) if end - first == len(places) else places
 
 
 def cached(prompted: Prompted, decoding: DecodingConfig) -> Batch:

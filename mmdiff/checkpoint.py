@@ -23,6 +23,7 @@ from mmdiff.audio.tower import WhisperTower, encoder_state, whisper_config
 from mmdiff.config import PRESETS, SO400M_PENULTIMATE, BackboneConfig, ModelConfig, TokenIds, VisionConfig, to_dict
 from mmdiff.errors import CheckpointError
 from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.onednn import suit_processors
 from mmdiff.processor import MMDiffProcessor
 from mmdiff.quantize import Bits, quantize
 from mmdiff.vision.tower import load_tower, tower_state
@@ -282,7 +283,7 @@ def load_folder(
     if bits is not None:
         quantize(model.backbone.layers, bits)
     elif device.type == "cpu" and device_map is None:  # Accelerate's hooks bring weights to the modules they belong to
-        model.backbone.suit_processors()
+        suit_processors(model)
     if device_map is not None:
         from accelerate import dispatch_model, infer_auto_device_map
 

@@ -93,9 +93,9 @@ class Prompted:
         mask_B1PP = visibility(self.valid_BP, self.segments_BP, backbone.config.attention_pattern)
         positions_BP = (self.valid_BP.cumsum(1) - 1).clamp(min=0)
         self.passes_B += 1
-        wanted_Q = where_BP.any(0).nonzero()[:, 0]
-        hidden_BQD = backbone(self.embeds_BPD, positions_BP, mask_B1PP, wanted_Q=wanted_Q)
-        logits_NV: Tensor = backbone.lm_head(hidden_BQD[where_BP[:, wanted_Q]])
+        wanted_BQ, real_BQ = _places(where_BP)
+        hidden_BQD = backbone(self.embeds_BPD, positions_BP, mask_B1PP, wanted_BQ=wanted_BQ)
+        logits_NV: Tensor = backbone.lm_head(hidden_BQD[real_BQ])
         return logits_NV
 
     @torch.inference_mode()
@@ -124,12 +124,12 @@ class Prompted:
             return self._with_lane(embeds_ATD, positions_AT, mask_A1TT, select_AG, hidden_AG)
         if mask_A1TT is not None:
             mask_A1TT = mask_A1TT[:, :, first:]
-        columns_Q = select_AG.any(0).nonzero()[:, 0]
+        places_AQ, real_AQ = _places(select_AG)
         # Shifted logits are those of the position before.
-        wanted_Q = (columns_Q + valid_AT.shape[1] - length - first - int(backbone.config.shifted)).clamp(min=0)
+        wanted_AQ = (places_AQ + valid_AT.shape[1] - length - first - int(backbone.config.shifted)).clamp(min=0)
         hidden_AQD = backbone(embeds_ATD[:, first:], positions_AT[:, first:], mask_A1TT,
-                              keeps(slice(first, valid_AT.shape[1])), wanted_Q)
-        logits_NV: Tensor = backbone.lm_head(hidden_AQD[select_AG[:, columns_Q]])
+                              keeps(slice(first, valid_AT.shape[1])), wanted_AQ)
+        logits_NV: Tensor = backbone.lm_head(hidden_AQD[real_AQ])
         return logits_NV
 
     def _with_lane(
@@ -141,9 +141,8 @@ class Prompted:
         itself, and is seen by itself alone.
         """
         backbone, (num_rows, total), length = self.model.backbone, positions_AT.shape, hidden_AG.shape[1]
-        widest = int(hidden_AG.sum(1).max())
-        places_AL = (~hidden_AG).byte().argsort(dim=1, stable=True)[:, :widest]
-        real_AL, places_AL = hidden_AG.gather(1, places_AL), places_AL + total - length
+        places_AL, real_AL = _places(hidden_AG)
+        places_AL, widest = places_AL + total - length, places_AL.shape[1]
         mask_ASS = torch.zeros(num_rows, total + widest, total + widest, dtype=torch.bool, device=places_AL.device)
         mask_ASS[:, :total, :total] = True if mask_A1TT is None else mask_A1TT[:, 0]
         seen_ALT = mask_ASS[:, :total, :total].gather(1, places_AL[..., None].expand(-1, -1, total))
@@ -166,23 +165,27 @@ class Prompted:
             keeps: of each layer, for the places of the new keys and values among prompt and canvas.
         """
         backbone, length, before = self.model.backbone, ids_AG.shape[1], self.valid_BP.shape[1]
-        widest = int(columns_AG.sum(1).max())
-        places_AQ = (~columns_AG).byte().argsort(dim=1, stable=True)[:, :widest]  # each row's columns, from the left
-        real_AQ = columns_AG.gather(1, places_AQ)
+        places_AQ, real_AQ = _places(columns_AG)
         where: slice | Tensor | None = _span(places_AQ, real_AQ, before)
         if where is None:
             where = torch.where(real_AQ, places_AQ + before, before + length)
         valid_AT, mask_A1QT = torch.cat((self.valid_BP[rows_A], ids_AG != ABSENT), dim=1), None
         if not bool(valid_AT.all()):
-            mask_A1QT = valid_AT[:, None, None].expand(-1, 1, widest, -1)
+            mask_A1QT = valid_AT[:, None, None].expand(-1, 1, places_AQ.shape[1], -1)
         positions_AQ = valid_AT[:, :before].sum(1, keepdim=True) + places_AQ
         embeds_AQD = backbone.embed_tokens(ids_AG.gather(1, places_AQ).clamp(min=0))
         self.passes_B[rows_A.cpu()] += 1
-        selected_AQ = select_AG.gather(1, places_AQ) & real_AQ
-        wanted = selected_AQ.any(0).nonzero()[:, 0]
-        hidden_AND = backbone(embeds_AQD, positions_AQ, mask_A1QT, keeps(where), wanted)
-        logits_NV: Tensor = backbone.lm_head(hidden_AND[selected_AQ[:, wanted]])
+        wanted_AW, real_AW = _places(select_AG.gather(1, places_AQ) & real_AQ)
+        hidden_AWD = backbone(embeds_AQD, positions_AQ, mask_A1QT, keeps(where), wanted_AW)
+        logits_NV: Tensor = backbone.lm_head(hidden_AWD[real_AW])
         return logits_NV
+
+
+def _places(some_AG: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns (A, Q) of the True positions of each row, from the left, and which of them are not mere padding."""
+    widest = int(some_AG.sum(1).max())
+    places_AQ = (~some_AG).byte().argsort(dim=1, stable=True)[:, :widest]
+    return places_AQ, some_AG.gather(1, places_AQ)
 
 
 def _span(places_AQ: Tensor, real_AQ: Tensor, before: int) -> slice | None:

@@ -12,6 +12,7 @@ from mmdiff.backbone import Backbone
 from mmdiff.checkpoint import Weights, config_of, load_weights
 from mmdiff.config import PRESETS, BackboneConfig
 from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.onednn import OneDNNLinear, suit_processors
 
 SMALL = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 
@@ -143,7 +144,8 @@ def test_parameters_are_named_as_in_llama() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 5), (2, 400)])
 def test_the_way_for_processors_gives_the_same_numbers(shape: tuple[int, int]) -> None:
     plain, suited = backbone(), backbone()
-    suited.suit_processors()
+    suit_processors(suited)
+    assert type(suited.lm_head) is OneDNNLinear
     assert suited.state_dict().keys() == plain.state_dict().keys()
     ids = torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(shape[1]).expand(shape)

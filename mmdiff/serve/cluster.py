@@ -105,7 +105,7 @@ def serve(options: Options, replicas: Replicas) -> int:
                 raise MMDiffError("no replica is left; `ray logs` has what they said")
     except KeyboardInterrupt:
         return 0
-    except RuntimeError as error:
+    except (RuntimeError, ray.exceptions.RayError) as error:
         raise MMDiffError(f"the replicas do not start: {str(error).splitlines()[0]}") from None
     finally:
         ray_serve.shutdown()

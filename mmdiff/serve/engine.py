@@ -8,6 +8,7 @@ server's does.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -361,6 +362,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(2)
     pipeline.chat([{"role": "user", "content": "hello"}], gen_length=1, steps=1, block_length=1)  # what is slow once
     engine = Engine(pipeline, sock)
+    gc.collect()
+    gc.freeze()  # what is there to stay is not looked through again
     engine.tell("ready", **about(pipeline))
     engine.run()
 

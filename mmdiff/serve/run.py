@@ -50,7 +50,11 @@ async def _serve(options: Options) -> int:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.loop.call_later(HEADERS_SECONDS, self._close_silent)
+            self._silence = self.loop.call_later(HEADERS_SECONDS, self._close_silent)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._silence.cancel()  # it holds on to all that the connection had
+            super().connection_lost(exc)
 
         def _close_silent(self) -> None:
             if self.cycle is None and not self.transport.is_closing():

@@ -7,11 +7,13 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from serving import Served, asking, data_url
+from serving import SLOW, Served, asking, data_url
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 CLUSTER = """
@@ -85,6 +87,42 @@ def test_replicas_answer_as_one_server_does(cluster: dict[str, str], root: Path,
     assert len(engines) > 1
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(60) == 0
+
+
+SHORTER = {"gen_length": 128, "block_length": 128, "steps": 128}
+REPLICAS = """
+import ray
+from ray import serve
+ray.init(log_to_driver=False, logging_level="ERROR")
+states = serve.status().applications["mmdiff"].deployments["mmdiff"].replica_states
+print("running", states.get("RUNNING", 0), flush=True)
+"""
+
+
+def test_replicas_grow_with_requests(cluster: dict[str, str], tmp_path: Path) -> None:
+    served = Served(tmp_path / "log", "--ray", "--max-replicas", "2", "--max-num-seqs", "2", environment=cluster)
+
+    def running() -> int:
+        told = subprocess.run([sys.executable, "-c", REPLICAS], env=cluster, capture_output=True, text=True,
+                              timeout=100).stdout
+        return int(told.rpartition("running ")[2])
+
+    assert running() == 1
+    until, found = time.monotonic() + 240, 1
+    with ThreadPoolExecutor(12) as pool:
+
+        def ask() -> None:
+            while found == 1 and time.monotonic() < until:
+                assert served.chat(**{**SLOW, **SHORTER}).status_code in (200, 503)
+
+        clients = [pool.submit(ask) for _ in range(12)]
+        while found == 1 and time.monotonic() < until:
+            time.sleep(5)
+            found = running()
+        for each in clients:
+            each.result()
+    assert found == 2
+    assert served.stop() == 0
 
 
 def test_the_cluster_asks_for_its_token(cluster: dict[str, str], tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The page in a real browser without a window, against the real server with the default model."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -219,13 +221,14 @@ def test_what_goes_wrong_is_said_once_in_a_sentence(page: Page, tmp_path: Path) 
     expect(page.get_by_role("alert")).to_contain_text('unknown type "integre"')
 
 
-def test_an_answer_can_be_stopped(page: Page) -> None:
-    page.get_by_text("Settings").click()
-    page.get_by_label("Longest answer").fill("256")
-    page.get_by_label("Steps").fill("256")
-    ask(page, "what is it?")
-    page.get_by_role("button", name="Stop", exact=True).click()
-    expect(page.locator("#status")).to_have_text("Stopped.")
+def test_an_answer_can_be_stopped(page: Page, server: Served) -> None:
+    os.kill(server.engine(), signal.SIGSTOP)  # so that the answer is not there sooner
+    try:
+        ask(page, "what is it?")
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(page.locator("#status")).to_have_text("Stopped.")
+    finally:
+        os.kill(server.engine(), signal.SIGCONT)
     expect(page.get_by_role("button", name="Ask")).to_be_enabled()
 
 
