@@ -108,22 +108,41 @@ def _due(age_A: Tensor, interval: int | None) -> Tensor:
 class KeyValues:
     """Rotated keys and values of every layer at T columns of some rows, written in place.
 
-    One more column takes what is computed for padding; it is never read.
+    One more column takes what is computed for padding; it is never read. The room of rows that left is used again.
     """
 
     def __init__(self, config: BackboneConfig, rows: int, columns: int, device: torch.device, dtype: torch.dtype):
         shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, columns + 1, config.head_dim)
-        self.stored = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = columns
+        self._room = torch.zeros(shape, device=device, dtype=dtype)
+        self.rows, self.length = rows, columns
 
+    @property
+    def stored(self) -> Tensor:
+        """(layers, 2, B, H, T + 1, K)"""
+        return self._room[:, :, : self.rows]
+
+    @torch.inference_mode()
     def take(self, rows_A: Tensor) -> None:
         """Keep these rows only; a row may be named several times."""
-        self.stored = self.stored[:, :, rows_A]
+        rows = rows_A.tolist()
+        if all(old >= new for new, old in enumerate(rows)):  # nothing is overwritten that is still to be moved
+            for new, old in enumerate(rows):
+                if new != old:
+                    self._room[:, :, new] = self._room[:, :, old]
+        else:
+            self._room = self.stored[:, :, rows_A]
+        self.rows = len(rows)
 
+    @torch.inference_mode()
     def extend(self, rows: int = 0, before: int = 0, after: int = 0) -> None:
         """Make room for more rows behind, and more columns before and after those there are."""
-        self.stored = F.pad(self.stored, (0, 0, before, after, 0, 0, 0, rows))
-        self.length += before + after
+        wanted = self.rows + rows
+        if before or after or wanted > self._room.shape[2]:
+            self._room = F.pad(self.stored, (0, 0, before, after, 0, 0, 0, rows))
+            self.length += before + after
+        else:
+            self._room[:, :, self.rows : wanted] = 0
+        self.rows = wanted
 
     def writers(self, where: slice | Tensor, rows_A: slice | Tensor) -> list[Keep]:
         """For each layer: write its new keys and values at these columns, and give back those of all columns.
