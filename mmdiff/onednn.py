@@ -1,7 +1,7 @@
 """Linear layers through oneDNN, which comes with PyTorch, for models on processors.
 
-PyTorch multiplies float32 through MKL, which leaves the wide registers of AMD's processors unused; oneDNN is up to
-twice as fast there, and as fast on others. The numbers are the same but for the last bits.
+PyTorch multiplies float32 through MKL, which leaves the wide registers of AMD's processors unused; oneDNN
+does not. The numbers are the same but for the last bits.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -11,11 +12,11 @@ import torch
 from PIL import Image
 
 from mmdiff import config
-from mmdiff.cache import CACHES
+from mmdiff.cache import CACHES, KeyValues
 from mmdiff.cached import Cached, cached
 from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import Weights, config_of, load_weights
-from mmdiff.config import DecodingConfig
+from mmdiff.config import BackboneConfig, DecodingConfig
 from mmdiff.errors import MMDiffError
 from mmdiff.lookahead import Lookahead
 from mmdiff.model import MMDiffConfig, MMDiffModel
@@ -162,3 +163,28 @@ def test_shifted_logits_are_not_cached(reference: Path) -> None:
         assert isinstance(cached(prompted, DecodingConfig(lookahead=2)), Lookahead)
         with pytest.raises(MMDiffError, match="cache='prefix' does not fit"):
             cached(prompted, DecodingConfig(cache="prefix"))
+
+
+def test_rows_that_leave_make_room_for_others() -> None:
+    """Whatever is taken, added and written, the rows are those of joining tensors anew."""
+    sizes = BackboneConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=2,
+                           num_attention_heads=2, num_key_value_heads=2)
+    draw = random.Random(0)
+    kept = KeyValues(sizes, 3, 5, torch.device("cpu"), torch.float32)
+    wanted = torch.zeros(2, 2, 3, 2, 6, 2)
+    for _ in range(200):
+        number = len(wanted[0, 0])
+        if number and draw.random() < 0.5:
+            rows = torch.tensor(sorted(draw.sample(range(number), draw.randint(0, number))), dtype=torch.long)
+            rows = rows.flip(0) if draw.random() < 0.2 else rows
+            kept.take(rows)
+            wanted = wanted[:, :, rows]
+        else:
+            more, before = draw.randint(0, 3), draw.randint(0, 1) if draw.random() < 0.2 else 0
+            kept.extend(rows=more, before=before)
+            wanted = torch.nn.functional.pad(wanted, (0, 0, before, 0, 0, 0, 0, more))
+        assert torch.equal(kept.stored, wanted)
+        value = draw.random()
+        with torch.inference_mode():
+            kept.stored[:] += value
+        wanted = wanted + value
