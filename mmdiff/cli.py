@@ -257,6 +257,7 @@ def choose(
 def fill(
     picture: Annotated[str, typer.Argument(metavar="PICTURE")],
     text: Annotated[str, typer.Argument(help='With holes: "The [[ ]] is [[red|green]]."')],
+    question: Annotated[str | None, typer.Option(help="What the text answers.")] = None,
     model: Model = "tiny",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was filled in and how sure it is.")] = False,
     device: Device = None,
@@ -265,7 +266,8 @@ def fill(
     quantize: Quantize = None,
 ) -> None:
     """Fill the holes of a text about a picture, in any order."""
-    made = _load(model, device, quantize).fill(text, image=picture, seed=seed, **_settings(settings))
+    made = _load(model, device, quantize).fill(
+        text, image=picture, question=question, seed=seed, **_settings(settings))
     _print_extraction(made, as_json)
 
 

@@ -16,6 +16,7 @@ from mmdiff.eval.hostile import SCHEMAS, Judge
 from mmdiff.pipeline import Pipeline, _finish, load
 from mmdiff.rules import RULES
 from mmdiff.scaffold.errors import BudgetError, UnsupportedSchemaError
+from mmdiff.scaffold.source import compile_template
 from mmdiff.training.structured import scene_schema
 
 PICTURE = Path(__file__).parents[1] / "examples" / "shapes.png"
@@ -98,6 +99,24 @@ def test_what_is_not_allowed_is_refused_before_the_model_is_asked(
         pipeline.fill("nothing", image=PICTURE)
     with pytest.raises(UnsupportedSchemaError, match="neither a JSON Schema nor a type"):
         pipeline.extract(PICTURE, object())
+
+
+@pytest.mark.parametrize("text", ['say "hi"', "a\\b\n", '"x" y', "{}", " leading"])
+def test_choices_come_back_as_they_were_given(pipeline: Pipeline, text: str) -> None:
+    assert pipeline.choose(PICTURE, "what is said?", [text, text + "!"]).value in (text, text + "!")
+    if text == text.strip():
+        made = pipeline.fill(f"It is [[{text}|{text}!]].", image=PICTURE)
+        assert made.text in (f"It is {text}.", f"It is {text}!.")
+        assert {value for value, _ in made.fields[""].chances} == {text, text + "!"}
+
+
+def test_a_space_before_a_hole_is_part_of_what_is_filled_in(pipeline: Pipeline) -> None:
+    tokens = pipeline.processor.tokenizer
+    scaffold = compile_template("a [[red|blue]] [[/[a-z]+/]] [[ ]]", pipeline._layouts, 64)
+    literals = [piece for piece in scaffold.witness.pieces if isinstance(piece, str)]
+    assert literals == ["a"]
+    choices = scaffold.layouts.choices(scaffold.witness.pieces[1].node)
+    assert all(tokens.decode(row).startswith(" ") for row in choices[:, :1])
 
 
 def test_holes_are_filled_and_the_rest_stands(pipeline: Pipeline) -> None:

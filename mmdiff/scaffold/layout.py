@@ -100,7 +100,9 @@ class Layouts:
             rows = []
             for text in node.texts:
                 still_time()
-                rows.append(slot_ids(self.vocabulary.encode, text) + end)
+                plain = node.spelling == "plain"
+                ids = self.vocabulary.encode(text) if plain else slot_ids(self.vocabulary.encode, text)
+                rows.append([*ids, *end])
             table = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad, dtype=np.int64)
             for row, ids in zip(table, rows, strict=True):
                 row[: len(ids)] = ids

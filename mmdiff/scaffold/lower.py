@@ -268,7 +268,7 @@ class _Lowering:
             quoted = _quoted(first) if first is not None else None
             if quoted is not None:
                 left = tuple(each for each in quoted.values if matches(words, each))
-                return Choices(left, True) if left else None
+                return Choices(left, "json") if left else None
             if isinstance(first, Run) and isinstance(inner := first.parts[1], Words):
                 return self._words(lang.intersect(words, inner.language), "json", inner.least, inner.most)
             return None
@@ -280,7 +280,7 @@ def _known(values: list[Any]) -> Any | None:
     if not values:
         return None
     if all(isinstance(value, str) for value in values):
-        return Run((QUOTE, Choices(tuple(dict.fromkeys(values)), True), QUOTE))
+        return Run((QUOTE, Choices(tuple(dict.fromkeys(values)), "json"), QUOTE))
     return Choices(tuple(values))
 
 

@@ -61,7 +61,7 @@ def compile_choices(choices: Sequence[str], layouts: Layouts, budget: int) -> Sc
         raise MMDiffError(f"choices={choices!r} must be a list of texts, none of them empty")
     if len(set(choices)) < len(choices):
         raise MMDiffError(f"choices={list(choices)!r} has the same text twice")
-    return _texts(Choices(tuple(choices), quoted=True, ends=True), layouts, budget, lambda text: text)
+    return _texts(Choices(tuple(choices), spelling="plain", ends=True), layouts, budget, lambda text: text)
 
 
 def compile_pattern(source: str, layouts: Layouts, budget: int) -> Scaffold:
@@ -72,7 +72,8 @@ def compile_pattern(source: str, layouts: Layouts, budget: int) -> Scaffold:
 def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
     """The scaffold of a text with holes; its value is the whole text.
 
-    `[[ ]]` is a phrase, `[[red|green]]` one of some texts, `[[/[0-9]+/]]` a pattern.
+    `[[ ]]` is a phrase, `[[red|green]]` one of some texts, `[[/[0-9]+/]]` a pattern. A space before a hole is part of
+    what is filled in, for tokens begin with their space.
     """
     parts = HOLE.split(text)
     if len(parts) < 3:
@@ -80,15 +81,17 @@ def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
     nodes: list[Any] = []
     for number, part in enumerate(parts):
         if number % 2 == 0:
-            nodes.append(Text(part))
+            spaced = number + 1 < len(parts) and part.endswith(" ")
+            nodes.append(Text(part[:-1] if spaced else part))
             continue
-        said = part.strip()
+        said, before = part.strip(), " " if spaced else ""
         if said.startswith("/") and said.endswith("/") and len(said) > 1:
-            nodes.append(_words(_whole(said[1:-1])))
+            nodes.append(_words(lang.literal(before) + _whole(said[1:-1])))
         elif "|" in said:
-            nodes.append(Choices(tuple(dict.fromkeys(each.strip() for each in said.split("|"))), quoted=True))
+            texts = dict.fromkeys(each.strip() for each in said.split("|"))
+            nodes.append(Choices(tuple(texts), spelling="plain", before=before))
         else:
-            nodes.append(_words(PHRASE))
+            nodes.append(_words(lang.literal(before) + PHRASE))
     return _texts(Run(tuple(nodes)), layouts, budget, lambda text: text)
 
 

@@ -32,17 +32,22 @@ class Text:
 class Choices:
     """A slot for one of a few values.
 
-    `quoted` where the quotes of the strings are literals around it, or there are none; `ends` where the answer's end
-    follows the value inside the slot, before PAD, as it does in a free answer.
+    They are spelled as JSON values, as they stand inside the quotes of a JSON string ("json"), or as plain texts, with
+    `before` in front of them. `ends` where the answer's end follows the value inside the slot, before PAD, as it does
+    in a free answer.
     """
 
     values: tuple[Any, ...]
-    quoted: bool = False
+    spelling: Literal["value", "json", "plain"] = "value"
+    before: str = ""
     ends: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:
-        return tuple(dumps(value)[1:-1] if self.quoted else dumps(value) for value in self.values)
+        if self.spelling == "plain":
+            return tuple(self.before + value for value in self.values)
+        inside = slice(1, -1) if self.spelling == "json" else slice(None)
+        return tuple(dumps(value)[inside] for value in self.values)
 
 
 @dataclass(frozen=True, eq=False)
