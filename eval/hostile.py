@@ -182,7 +182,7 @@ def settings(rng: random.Random) -> DecodingConfig:
 
 
 @contextlib.contextmanager
-def _limited(seconds: float) -> Iterator[None]:
+def limited(seconds: float) -> Iterator[None]:
     """A TimeoutError after so long, also from inside Python's regular expressions; for the main thread."""
 
     def stop(*_: Any) -> None:
@@ -208,7 +208,7 @@ class Judge:
     def __call__(self, text: str) -> bool:
         value = json.loads(text)
         try:
-            with _limited(SECONDS):
+            with limited(SECONDS):
                 slow = bool(self._slow.is_valid(value))
         except (re.error, TimeoutError):  # a pattern of ECMA's that Python does not read, or reads without end
             slow = True

@@ -96,6 +96,6 @@ def test_alternatives_with_members_of_their_own_are_decided(layouts: Layouts) ->
     schema = {"anyOf": [{**closed, "properties": dict.fromkeys("abcdef", flag)},
                         {**closed, "properties": dict.fromkeys("gh", flag), "required": ["g"]}]}
     scaffold = compile_schema(schema, layouts, 256)
-    with hostile._limited(60):
+    with hostile.limited(60):
         made = {generate(scaffold, Fake(layouts, TOKENS, "random"), hostile.BASE, seed)[0].text for seed in range(40)}
     assert all(map(Judge(schema), made)) and any("g" in json.loads(text) for text in made) and len(made) > 5

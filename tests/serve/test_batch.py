@@ -84,7 +84,7 @@ def write(path: Path, lines: Sequence[str]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.long])])
+@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_again_and_again_it_does_every_row_once(tmp_path: Path, kills: int) -> None:
     """`kill -9` at random moments; the output then equals that of a run in peace, byte by byte."""
     names = [f"row-{number}" for number in range(200)]

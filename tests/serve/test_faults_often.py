@@ -165,7 +165,7 @@ def test_bodies_that_hardly_come_hold_up_nobody(server: Served) -> None:
     server.settle()
 
 
-def test_readers_that_stop_are_let_go_and_take_no_memory(server: Served) -> None:
+def test_readers_that_stop_take_no_memory(server: Served) -> None:
     """16 clients that ask for drafts and never read them."""
     server.settle()
     before = server.numbers()["mmdiff_requests_cancelled_total"]
@@ -186,7 +186,7 @@ def test_readers_that_stop_are_let_go_and_take_no_memory(server: Served) -> None
         most = max(most, door.memory_info().rss)
         time.sleep(0.5)
     after = server.settle()
-    assert most - resident < CLIENTS * (1 << 20), (most - resident) >> 10
+    assert most - resident < CLIENTS * (256 << 10), (most - resident) >> 10
     assert server.chat().status_code == 200
     print(f"\n{after['mmdiff_requests_cancelled_total'] - before:.0f} of {CLIENTS} readers were let go; "
           f"the server grew by {(most - resident) / 2**20:.1f} MiB")
