@@ -61,7 +61,8 @@ class WhisperTower(nn.Module):
         for number, layer in enumerate(self.layers):
             if number in self.config.taps:
                 kept.append(states_NTD)
-            states_NTD = layer(states_NTD, mask_N11T)
+            output = layer(states_NTD, mask_N11T)
+            states_NTD = output[0] if isinstance(output, tuple) else output  # before transformers 5.4 a pair
         return [*kept, self.layer_norm(states_NTD)], valid_NT
 
 

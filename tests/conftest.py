@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import programs
 import pytest
 
 import mmdiff  # noqa: F401  (first: it lets torchvision import beside a CPU-only torch)
@@ -17,6 +19,27 @@ if TYPE_CHECKING:
 # Before anything imports PyTorch: two test workers share two cores, and no test may fetch a model.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bare", action="store_true", help="run as on a machine with nothing but Python, pip and git",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--bare"):
+        folder = tempfile.TemporaryDirectory(prefix="bare-")
+        config.add_cleanup(folder.cleanup)
+        programs.hide(Path(folder.name))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests want a program that is not here, and what to install for them."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)]
+    if line := programs.advice(reasons):
+        terminalreporter.write_line(line, yellow=True)
 
 
 @pytest.fixture(scope="session")

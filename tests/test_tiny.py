@@ -3,21 +3,22 @@
 The full scores come from `mmdiff eval`; here a few hundred questions guard against shipping a broken file.
 """
 
-import shutil
+import json
 from pathlib import Path
 
 import pytest
+from programs import needs
 from safetensors import safe_open
 
 import mmdiff
 from mmdiff.eval.run import TASKS
 from mmdiff.eval.structured import score_scenes
 from mmdiff.pipeline import SHIPPED, Pipeline
+from mmdiff.training import easy_vqa
 from mmdiff.training.scenes import VALID_SEEDS, example
 from mmdiff.training.structured import scene_schema
 
 MOST_BYTES = 24_000_000
-ENGINES = [name for name in ("espeak-ng", "flite", "text2wave") if not shutil.which(name)]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,16 @@ def test_it_hears_a_voice_it_was_not_taught_by(tiny: Pipeline, root: Path) -> No
                                                           "is there a red triangle at the top"]
 
 
-@pytest.mark.skipif(bool(ENGINES), reason=f"not installed: {', '.join(ENGINES)}")
-def test_it_understands_spoken_questions(tiny: Pipeline) -> None:
+def test_it_understands_spoken_questions(tiny: Pipeline, root: Path) -> None:
+    folder = root / "tests" / "recordings"
+    asked = json.loads((folder / "questions.json").read_text())
+    answers = [tiny.ask(picture.open(), speech=folder / question["file"]).text.lower()
+               for picture, question in zip(easy_vqa.load("test"), asked, strict=False)]
+    assert answers == [question["answer"] for question in asked]
+
+
+@needs("espeak-ng", "flite", "festival", "festvox-us-slt-hts")
+def test_it_understands_questions_in_every_test_voice(tiny: Pipeline) -> None:
     assert TASKS["speech-questions"](tiny, 30, 8)["score"] >= 0.9
 
 

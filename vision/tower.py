@@ -67,7 +67,8 @@ class TransformersTower(Tower):
             vision_use_head=False,
         )
         model = SiglipVisionModel._from_config(sizes, attn_implementation="sdpa")
-        self.embeddings, self.encoder = model.embeddings, model.encoder
+        layers = getattr(model, "vision_model", model)  # older releases wrap them once more
+        self.embeddings, self.encoder = layers.embeddings, layers.encoder
         # A buffer outside the state dict stays uninitialised when a model is built on the meta device and then filled
         # from a checkpoint, so the positions are counted in `encode` instead.
         del self.embeddings.position_ids

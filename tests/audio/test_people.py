@@ -5,17 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from programs import needs
 
 from mmdiff.eval.speech import ASTERISK, POCKETSPHINX, _pocketsphinx, word_errors
 
 CARDS, MUSIC = POCKETSPHINX / "cards", ASTERISK.parents[1] / "moh"
-PACKAGES = {CARDS: "pocketsphinx-testdata", ASTERISK: "asterisk-core-sounds-en-g722",
-            MUSIC: "asterisk-moh-opsound-g722"}
-
-
-def needs(folder: Path) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not folder.is_dir(), reason=f"not installed: {PACKAGES[folder]}")
 
 
 def mmdiff(*arguments: object) -> str:
@@ -23,7 +17,7 @@ def mmdiff(*arguments: object) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
-@needs(CARDS)
+@needs("pocketsphinx-testdata")
 def test_people_are_written_down_with_times() -> None:
     """By people it never heard: most words are wrong, but not all."""
     recordings = list(_pocketsphinx(CARDS))
@@ -37,14 +31,14 @@ def test_people_are_written_down_with_times() -> None:
     assert wrong < words
 
 
-@needs(ASTERISK)
+@needs("asterisk-core-sounds-en-g722")
 def test_beeps_and_silence_are_not_given_words() -> None:
     files = [*sorted(ASTERISK.glob("*beep*.g722")), *sorted(ASTERISK.glob("*2tone.g722")),
              ASTERISK / "silence" / "5.g722"]
     assert len(files) >= 4 and mmdiff("transcribe", *files, "--format", "srt").strip() == ""
 
 
-@needs(MUSIC)
+@needs("asterisk-moh-opsound-g722")
 def test_music_is_hardly_given_words() -> None:
     """Eighteen minutes of it; in one place the gate hears speech for most of a second."""
     tracks = sorted(MUSIC.glob("*.g722"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +17,8 @@ PAUSE = np.zeros(2 * SAMPLE_RATE, np.float32)
 
 
 @pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    path = tmp_path_factory.mktemp("speech") / "spoken.wav"
-    words = "how many red circles are in the picture"
-    subprocess.run(["flite", "-voice", "slt", "-t", words, "-o", str(path)], check=True)
-    return load_audio(path)
+def spoken(root: Path) -> np.ndarray:
+    return load_audio(root / "tests" / "recordings" / "sentence.flac")
 
 
 def noises() -> dict[str, np.ndarray]:

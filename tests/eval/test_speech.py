@@ -6,10 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from programs import needs
 
 from mmdiff.errors import MMDiffError, NoSpeechError
 from mmdiff.eval import speech
-from mmdiff.eval.speech import Recording, missing_recordings, normalise, recorded, word_errors
+from mmdiff.eval.speech import Recording, normalise, recorded, word_errors
 from mmdiff.pipeline import Answer
 from mmdiff.transcript import Segment, Transcript
 
@@ -20,7 +21,7 @@ def test_word_errors_are_pooled_after_normalising() -> None:
     assert normalise("hold...") == "hold" and normalise("Mr. Brown") == "mister brown"
 
 
-@pytest.mark.skipif(bool(missing_recordings()), reason=f"not installed: {', '.join(missing_recordings())}")
+@needs("asterisk-core-sounds-en", "asterisk-core-sounds-en-g722", "pocketsphinx-testdata")
 def test_recordings_of_people_are_all_found() -> None:
     counts = Counter(recording.kind for recording in recorded(None))
     assert counts["people: numbers"] == 94 and counts["people: letters"] == 61 and counts["people: LibriVox"] == 5

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from programs import needs
 
 from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
@@ -102,6 +103,7 @@ def test_where_a_cache_is_exact_nothing_diverges(model: MMDiffModel, monkeypatch
 
 
 @pytest.mark.slow
+@needs("g++")
 def test_compiled_layers_give_the_same_logits(model: MMDiffModel) -> None:
     decoding = DecodingConfig(8, 8, 4, stop=False, cache="prefix")
     prompt, tokens = random_prompt(model, Load(12, 1, decoding), 0), model.model_config.tokens

@@ -16,13 +16,14 @@ import pytest
 import soundfile
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from programs import needs
 from serving import Served
 
 from mmdiff.audio.decode import load_audio
 
 CHROMIUM = shutil.which("chromium")
 SECONDS = 60  # a busy machine answers slowly
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; see .ci/run")]
+pytestmark = [pytest.mark.slow, needs("chromium")]
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,7 @@ def test_fields_are_read_from_unfinished_json(page: Page, text: str) -> None:
     assert [[each["path"], each["value"], each["complete"]] for each in found] == PARTS[text]
 
 
+@needs("curl")
 def test_the_command_gives_the_same_answer(page: Page, root: Path) -> None:
     choose_picture(page, root)
     ask(page, "what color is the star?")

@@ -5,13 +5,13 @@ import io
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import needs
 from serving import Served, asking
 
 PAGES = ("README.md", "docs/serving.md")
@@ -34,7 +34,7 @@ def test_python(server: Served, root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert printed[0] == "red\n" and "turn on the kitchen lights" in printed[1] and printed[1].count("circle") >= 2
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@needs("curl")
 def test_curl(server: Served, root: Path) -> None:
     lines = found(root, r"^\$ (curl [^\n]+)$")
     assert len(lines) == 3
@@ -90,7 +90,7 @@ console.log(JSON.stringify([whole.choices[0].message.content, joined, helper.cho
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed; see .ci/run")
+@needs("nodejs", "npm")
 def test_openais_client_for_node(server: Served, root: Path, tmp_path: Path) -> None:
     (tmp_path / "ask.mjs").write_text(NODE)
     subprocess.run(["npm", "install", "--no-audit", "--no-fund", "openai@6"], cwd=tmp_path, check=True,

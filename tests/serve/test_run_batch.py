@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -67,11 +68,10 @@ def test_a_killed_job_ends_as_one_in_peace(root: Path, tmp_path: Path) -> None:
         while not out.exists() or out.read_bytes().count(b"\n") < kept:
             assert job.poll() is None and time.monotonic() < until
             time.sleep(0.02)
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(job.pid)], capture_output=True, text=True)
+        pids = [child.pid for child in psutil.Process(job.pid).children()]
         job.send_signal(signal.SIGKILL)
         job.wait()
         assert kept <= out.read_bytes().count(b"\n") < 200
-        pids = list(map(int, children.stdout.split()))
         while pids and time.monotonic() < until:
             pids = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
             time.sleep(0.05)
