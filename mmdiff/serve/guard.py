@@ -29,6 +29,7 @@ OPEN_PATHS = ("/health", "/v1/health/live", "/v1/health/ready")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?")
 DRAINED_BYTES, DRAINED_SECONDS = 4 << 20, 1.0  # of a refused body, so that its sender sees the refusal
+BODILESS = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store",
@@ -119,7 +120,8 @@ class Answer:
         self.scope, self._receive, self._send, self.options = scope, receive, send, options
         self.status: int | None = None
         self.got, self.started = 0, 0.0
-        self.body_over = scope["method"] in ("GET", "HEAD", "OPTIONS") and "content-length" not in Headers(scope=scope)
+        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+        self.body_over = scope["method"] in BODILESS and not has_body
 
     def check_length(self, headers: Headers) -> None:
         length = headers.get("content-length")

@@ -10,13 +10,11 @@ import asyncio
 import logging
 import sys
 from types import FrameType
-from typing import Any
 
 from mmdiff.errors import MMDiffError
 from mmdiff.serve.limits import Options, Replicas, require_packages
 
 log = logging.getLogger("mmdiff.serve")
-HEADERS_SECONDS = 10.0  # for which a connection may stay without having asked anything
 
 
 def serve(options: Options, replicas: Replicas | None = None) -> int:
@@ -39,29 +37,14 @@ def serve(options: Options, replicas: Replicas | None = None) -> int:
 
 async def _serve(options: Options) -> int:
     import uvicorn
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     from mmdiff.serve.app import create
+    from mmdiff.serve.connection import Connection
 
     app, house = create(options)
 
-    class Protocol(HttpToolsProtocol):
-        """uvicorn's, with a limit on the time before the first request: it has none of its own."""
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._silence = self.loop.call_later(HEADERS_SECONDS, self._close_silent)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._silence.cancel()  # it holds on to all that the connection had
-            super().connection_lost(exc)
-
-        def _close_silent(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
-                self.transport.close()
-
     server = uvicorn.Server(uvicorn.Config(
-        app, host=options.host, port=options.port, uds=options.uds, http=Protocol, ws="none", log_config=None,
+        app, host=options.host, port=options.port, uds=options.uds, http=Connection, ws="none", log_config=None,
         access_log=False, server_header=False, backlog=2048, timeout_keep_alive=30, timeout_graceful_shutdown=2,
         limit_concurrency=4096))
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
