@@ -12,7 +12,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -104,6 +103,11 @@ class Pipeline:
         self.model = model.eval()
         self.processor = processor
         self.store = Store(store_bytes)
+        self._laid_out: tuple[Any, Layouts] | None = None
+
+    def clear(self) -> None:
+        """Forget what was kept for later questions. Changed weights and switched adapters are noticed without it."""
+        self.store.clear()
 
     @overload
     def ask(
@@ -381,11 +385,15 @@ class Pipeline:
         assert isinstance(filling, Filling)
         return filling.extraction(finished.canvas, finished.passes[0])
 
-    @cached_property
+    @property
     def _layouts(self) -> Layouts:
-        tokens = self.model.model_config.tokens
-        vocabulary = Vocabulary.of(self.processor.tokenizer, tokens, self.model.model_config.backbone.vocab_size)
-        return Layouts(vocabulary, tokens.mask, tokens.eot)
+        """Of the tokenizer and the ids as they are now."""
+        tokenizer, config = self.processor.tokenizer, self.model.model_config
+        made_from = (tokenizer, len(tokenizer), config.tokens, config.backbone.vocab_size)
+        if self._laid_out is None or self._laid_out[0] != made_from:
+            vocabulary = Vocabulary.of(tokenizer, config.tokens, config.backbone.vocab_size)
+            self._laid_out = made_from, Layouts(vocabulary, config.tokens.mask, config.tokens.eot)
+        return self._laid_out[1]
 
     def draft(self, canvas: Canvas, row: int = 0) -> Draft:
         """A row of a batch as it stands after a step."""

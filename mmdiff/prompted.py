@@ -10,12 +10,14 @@ N selected positions, L positions asked for as if hidden, D width, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdiff.attention import visibility
 from mmdiff.cache import Keep
@@ -24,6 +26,33 @@ from mmdiff.model import MMDiffModel
 from mmdiff.sampler import Batch
 from mmdiff.store import Remembering, Segment, Store, prompt_segments
 from mmdiff.tokens import segment_ids as derive_segments
+from mmdiff.weights import every_module
+
+Method = TypeVar("Method", bound=Callable[..., Tensor])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, also where a training run asks between its steps; then as it was."""
+    training = [module for module in every_module(model) if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _evaluated(method: Method) -> Method:
+    @functools.wraps(method)
+    def evaluated(self: Prompted, *args: Any, **kwargs: Any) -> Tensor:
+        if not (self._training or self.model.training):
+            return method(self, *args, **kwargs)
+        with evaluating(self.model):
+            return method(self, *args, **kwargs)
+
+    return cast(Method, evaluated)
 
 
 class Prompted:
@@ -39,8 +68,11 @@ class Prompted:
     ) -> None:
         self.model, self.store = model, store
         tokens = model.model_config.tokens
-        encoder = None if store is None else Remembering(model, store)
-        self.embeds_BPD = model.embed(input_ids, encoder=encoder, **media)
+        version = b"" if store is None else store.version(model)
+        encoder = None if store is None else Remembering(model, store, version)
+        self._training = any(module.training for module in every_module(model))  # a new adapter may be, on its own
+        with evaluating(model):
+            self.embeds_BPD = model.embed(input_ids, encoder=encoder, **media)
         valid_BP = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         self.valid_BP = valid_BP.bool()
         self.segments_BP = derive_segments(input_ids, tokens)
@@ -50,7 +82,7 @@ class Prompted:
         if encoder is not None and model.model_config.backbone.attention_pattern == "segment-causal":
             media_of = {tokens.image: encoder.pictures, tokens.audio: encoder.sounds}
             placeholders = {token: given for token, given in media_of.items() if token is not None}
-            self.parts = prompt_segments(input_ids, self.valid_BP, self.segments_BP, placeholders)
+            self.parts = prompt_segments(input_ids, self.valid_BP, self.segments_BP, placeholders, version)
 
     @property
     def prompt_length_B(self) -> Tensor:
@@ -87,6 +119,7 @@ class Prompted:
         self.parts = self.parts + other.parts
 
     @torch.inference_mode()
+    @_evaluated
     def outputs(self, where_BP: Tensor) -> Tensor:
         """Logits (N, V) at the True positions of the prompts, which see no canvas."""
         backbone = self.model.backbone
@@ -102,6 +135,7 @@ class Prompted:
     def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
         return self.whole(ids_AG, rows_A, select_AG, hidden_AG)
 
+    @_evaluated
     def whole(
         self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None,
         keeps: Callable[[slice], Sequence[Keep]] = lambda where: (), first: int = 0,
@@ -155,6 +189,7 @@ class Prompted:
         logits_NV: Tensor = backbone.lm_head(torch.cat((canvas_AGD[select_AG], lane_ALD[real_AL])))
         return logits_NV
 
+    @_evaluated
     def part(
         self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, columns_AG: Tensor,
         keeps: Callable[[slice | Tensor], Sequence[Keep]],

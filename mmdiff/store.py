@@ -1,8 +1,9 @@
 """What requests may share: encoded pictures and sounds, and keys and values of prompts, by what they were made from.
 
 Keys are hashes of contents (pixels or spectrograms, and token ids), so a picture is known again whatever its file is
-called. A segment's key holds all segments before it, as its keys and values do. The store keeps within a number of
-bytes and drops what was not used for longest.
+called. A segment's key holds all segments before it, as its keys and values do. All keys begin with the version of the
+weights, and what other weights made is dropped. The store keeps within a number of bytes and drops what was not used
+for longest.
 
 Shapes: B rows, P prompt columns.
 """
@@ -16,7 +17,9 @@ from typing import Protocol
 
 import torch
 from cachetools import LRUCache
-from torch import Tensor
+from torch import Tensor, nn
+
+from mmdiff.weights import WeightsVersion
 
 Key = bytes
 
@@ -26,7 +29,27 @@ class Store:
 
     def __init__(self, max_bytes: int) -> None:
         self._kept: LRUCache[Key, Tensor] = LRUCache(max_bytes, getsizeof=lambda tensor: tensor.nbytes)
+        self._weights, self._version = WeightsVersion(), 0
         self.hits = self.misses = 0
+
+    def version(self, model: nn.Module) -> Key:
+        """What the keys begin with of all that this model makes now; what it made with other weights is dropped."""
+        if not self._kept.maxsize:
+            return b""
+        version = self._weights.of(model)
+        if version != self._version:
+            self._version = version
+            self._kept.clear()
+        return version.to_bytes(8, "little")
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._kept.clear()
+        self._weights.forget()
+
+    def __reduce__(self) -> tuple[type[Store], tuple[int]]:
+        """A copy in another process starts empty."""
+        return Store, (int(self._kept.maxsize),)
 
     def get(self, key: Key) -> Tensor | None:
         found: Tensor | None = self._kept.get(key)
@@ -80,8 +103,8 @@ class Media:
 class Remembering:
     """An encoder that encodes only what the store does not hold, and notes what went through it."""
 
-    def __init__(self, encoder: Encoder, store: Store) -> None:
-        self.encoder, self.store = encoder, store
+    def __init__(self, encoder: Encoder, store: Store, version: Key) -> None:
+        self.encoder, self.store, self.version = encoder, store, version
         self.pictures: list[Media] = []
         self.sounds: list[Media] = []
 
@@ -89,7 +112,7 @@ class Remembering:
         """As `MMDiffModel.encode_images`."""
         counts = (1 + image_grids.prod(dim=1)).tolist()
         views, numbers = pixel_values.split(counts), torch.arange(len(pixel_values)).split(counts)
-        keys = [digest(b"picture", *each) for each in zip(views, image_sizes, image_grids, strict=True)]
+        keys = [digest(self.version, b"picture", *each) for each in zip(views, image_sizes, image_grids, strict=True)]
 
         def encode(new: Sequence[int]) -> list[Tensor]:
             chosen = torch.cat([numbers[number] for number in new])
@@ -102,7 +125,8 @@ class Remembering:
     def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
         """As `MMDiffModel.encode_audio`."""
         lengths = feature_lengths.tolist()
-        keys = [digest(b"sound", mels[:, :length]) for mels, length in zip(input_features, lengths, strict=True)]
+        sounds = [mels[:, :length] for mels, length in zip(input_features, lengths, strict=True)]
+        keys = [digest(self.version, b"sound", mels) for mels in sounds]
 
         def encode(new: Sequence[int]) -> list[Tensor]:
             return self.encoder.encode_audio(input_features[list(new)], feature_lengths[list(new)])
@@ -130,17 +154,18 @@ class Segment:
 
 
 def prompt_segments(
-    ids_BP: Tensor, valid_BP: Tensor, segments_BP: Tensor, placeholders: dict[int, list[Media]]
+    ids_BP: Tensor, valid_BP: Tensor, segments_BP: Tensor, placeholders: dict[int, list[Media]], version: Key
 ) -> list[list[Segment]]:
     """The segments of each row.
 
     Args:
+        version: of the weights, with which every key begins.
         placeholders: what stands at the placeholders of each id, in reading order over the batch.
     """
     waiting = {token: iter(media) for token, media in placeholders.items()}
     rows = []
     for ids_P, valid_P, segments_P in zip(ids_BP, valid_BP, segments_BP, strict=True):
-        key, first, row = b"", 0, []
+        key, first, row = version, 0, []
         ids_N, lengths = ids_P[valid_P], torch.unique_consecutive(segments_P[valid_P], return_counts=True)[1]
         for part_N in ids_N.split(lengths.tolist()):
             counts = {token: int((part_N == token).sum()) for token in waiting}
