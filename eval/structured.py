@@ -3,6 +3,7 @@
     scenes      unseen scenes as JSON: by scaffold, by a scaffold of fixed length, and free
     validity    values under hostile weights, rules and temperatures (the long tier of the tests)
     coverage    real schemas: compiled and valid, or refused
+    expressible valid instances of real schemas: how many can be said
     mutated     schemas with something broken in them
     passes      against free decoding of the same text
     speed       what constraints add to a step, and how long compiling takes
@@ -22,6 +23,7 @@ import typer
 from rich.progress import track
 
 from mmdiff.eval import hostile
+from mmdiff.eval.expressible import Instance, expressible
 from mmdiff.eval.run import processor_name
 from mmdiff.pipeline import SHIPPED, Pipeline, load
 from mmdiff.scaffold.layout import Layouts
@@ -120,6 +122,31 @@ def coverage(file: Path, draws: int = 4, show: bool = False) -> None:
     schemas = list(hostile.read_schemas(file))
     rows = list(track(hostile.coverage(iter(schemas), layouts, tokens, draws), total=len(schemas)))
     _tell_outcomes(rows, show)
+
+
+@app.command("expressible")
+def tell_expressible(
+    file: Annotated[Path, typer.Argument(help='Lines of {"id", "valid", "invalid"}.')],
+    schemas: Annotated[Path, typer.Option(help='Lines of {"id", "schema"}.')],
+    compare: Annotated[bool, typer.Option(help="Ask llguidance in the same run.")] = True,
+    show: bool = False,
+) -> None:
+    """Valid instances of real schemas: how many can be said, of the invalid ones none."""
+    layouts, _ = _shipped()
+    rows = list(track(expressible(file, schemas, layouts, compare)))
+    for row in rows:
+        if row.valid != row.ours and (show or not row.valid):
+            _tell({"schema": row.schema, "valid": row.valid, "why": row.why, "llguidance": row.theirs})
+    for valid in (True, False):
+        _tell(_shares([row for row in rows if row.valid is valid], "valid" if valid else "invalid", compare))
+    raise typer.Exit(int(any(row.ours and not row.valid for row in rows)))
+
+
+def _shares(rows: Sequence[Instance], kind: str, compare: bool) -> dict[str, Any]:
+    count = max(1, len(rows))
+    ours, theirs = sum(row.ours for row in rows), sum(bool(row.theirs) for row in rows)
+    told = {"instances": kind, "count": len(rows), "said": ours, "share": round(ours / count, 4)}
+    return {**told, "llguidance": theirs, "llguidance_share": round(theirs / count, 4)} if compare else told
 
 
 @app.command()

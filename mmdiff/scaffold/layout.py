@@ -19,7 +19,7 @@ from mmdiff.scaffold.automaton import byte_automaton
 from mmdiff.scaffold.deadline import LanguageError, still_time
 from mmdiff.scaffold.errors import BudgetError, UnsupportedSchemaError
 from mmdiff.scaffold.slots import ChoiceSlot, Slot, SlotsConstraint, WordSlot
-from mmdiff.scaffold.spelling import slot_ids
+from mmdiff.scaffold.spelling import dumps, slot_ids
 from mmdiff.scaffold.tree import Choices, Place, Walk, Words
 from mmdiff.scaffold.vocabulary import TokenAutomaton, Vocabulary
 
@@ -123,6 +123,17 @@ class Layouts:
             return automaton.only((at_most <= (cap or at_most)) & (at_least >= int(node.least > 0)))
 
         return self.vocabulary.kept(key, make)
+
+    def holds(self, node: Words, text: str) -> bool:
+        """Whether a slot of some length that the node may have takes these characters of its language."""
+        spelled = dumps(text)[1:-1] if node.spelling == "json" else text
+        ids = self.vocabulary.encode(spelled)
+        for room in self.rooms(node):
+            slot = self._slot(Place(node, ""), 0, room)
+            assert isinstance(slot, WordSlot)
+            if len(ids) <= slot.room and slot.reads([*ids, *[self.vocabulary.pad] * (slot.room - len(ids))]):
+                return True
+        return False
 
     def count(self, walk: Walk) -> int:
         """Tokens of the walk with its slots as short as they may be, and the end."""

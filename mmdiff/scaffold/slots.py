@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.scaffold.vocabulary import ANY, SOLID, TokenAutomaton
+from mmdiff.scaffold.vocabulary import ANY, NONE, SOLID, TokenAutomaton
 
 Array = np.ndarray[Any, Any]
 WORST = 1e4  # stands for infinite and missing logits, which leave no order among what is allowed
@@ -134,10 +134,20 @@ class WordSlot:
             numbers.append(number)
         return numbers
 
+    def reads(self, ids_L: Sequence[int]) -> bool:
+        """Whether the slot may hold these tokens."""
+        solid = all(token != self.automaton.pad for token in ids_L[: self.solid])
+        return solid and self._leads([int(self.automaton.class_V[token]) for token in ids_L])
+
     def _accepts(self, class_L: list[int], asked: Array, ids_N: Array) -> bool:
         classes = list(class_L)
         for place, token in zip(asked.tolist(), ids_N.tolist(), strict=True):
             classes[place] = int(self.automaton.class_V[token])
+        return self._leads(classes)
+
+    def _leads(self, classes: list[int]) -> bool:
+        if NONE in classes:
+            return False
         state = self.automaton.start
         for chosen in classes:
             state = int(self.automaton.next_CS[chosen, state]) if state >= 0 else -1

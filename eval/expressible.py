@@ -1,0 +1,105 @@
+"""Completeness: how many valid instances of real schemas a compiled schema can say, beside llguidance's masks.
+
+A value that fits its schema should not be out of reach. Judged by both validators with formats, as everywhere here:
+instances that are called valid and are not are left out, and no invalid one may be said.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdiff.eval.hostile import read_schemas
+from mmdiff.scaffold.errors import ScaffoldError
+from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.membership import Unsaid, arranged
+from mmdiff.scaffold.scaffold import compile_schema
+from mmdiff.scaffold.spelling import dumps
+
+BUDGET = 4096  # tokens of a value
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A value published with a schema, and who can say it; None where nobody was asked."""
+
+    schema: str
+    valid: bool
+    ours: bool
+    why: str  # it cannot be said by us
+    theirs: bool | None = None
+
+
+def read_instances(path: Path) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Lines of {"id", "valid", "invalid"}, packed with xz or not."""
+    with (lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")) as file:
+        for line in file:
+            row = json.loads(line)
+            yield row["id"], row["valid"], row["invalid"]
+
+
+def expressible(instances: Path, schemas: Path, layouts: Layouts, compare: bool) -> Iterator[Instance]:
+    """Each instance of the schemas that there are, with who can say it.
+
+    Args:
+        compare: ask llguidance as well.
+    """
+    known = dict(read_schemas(schemas))
+    for name, valid, invalid in read_instances(instances):
+        if name not in known:
+            continue
+        theirs = Masks(known[name]) if compare else None
+        try:
+            scaffold, refusal = compile_schema(known[name], layouts, BUDGET), ""
+        except ScaffoldError as error:
+            scaffold, refusal = None, str(error)
+        for fits, values in ((True, valid), (False, invalid)):
+            for value in values:
+                made, why = None, refusal
+                if scaffold is not None:
+                    try:
+                        made = arranged(scaffold, value)
+                    except Unsaid as fault:
+                        why = str(fault)
+                said = scaffold is not None and not why
+                orders = [value, made] if said else [value, declared(known[name], value)]
+                accepted = None if theirs is None else any(map(theirs.accept, orders))
+                yield Instance(name, fits, said, why, accepted)
+
+
+def declared(schema: Any, value: Any) -> Any:
+    """The value with the members of its outermost object in the order of the schema's properties."""
+    order = schema.get("properties", {}) if isinstance(schema, Mapping) else {}
+    if not isinstance(value, dict) or not isinstance(order, Mapping):
+        return value
+    return {**{key: value[key] for key in order if key in value}, **value}
+
+
+class Masks:
+    """What llguidance accepts of a schema, byte by byte; nothing where it refuses the schema."""
+
+    def __init__(self, schema: Any) -> None:
+        try:
+            from llguidance import LLMatcher, LLTokenizer
+        except ImportError:
+            raise ImportError("comparing needs llguidance: pip install llguidance, or leave --compare out") from None
+        self._tokens = LLTokenizer("byte")
+        try:
+            self._matcher = LLMatcher(self._tokens, LLMatcher.grammar_from_json_schema(schema), log_level=0)
+            self.refused = bool(self._matcher.is_error())
+        except ValueError:
+            self.refused = True
+
+    def accept(self, value: Any) -> bool:
+        """Whether it can say the value, compactly or with blanks."""
+        spellings = (dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value))
+        return not self.refused and any(map(self._accepts, spellings))
+
+    def _accepts(self, text: str) -> bool:
+        self._matcher.reset()
+        tokens = self._tokens.tokenize_str(text)
+        return bool(self._matcher.consume_tokens(tokens)) and bool(self._matcher.is_accepting())
