@@ -62,7 +62,7 @@ class WhisperTower(nn.Module):
             if number in self.config.taps:
                 kept.append(states_NTD)
             output = layer(states_NTD, mask_N11T)
-            states_NTD = output[0] if isinstance(output, tuple) else output  # before transformers 5.4 a pair
+            states_NTD = output[0] if isinstance(output, tuple) else output  # a pair before transformers 5.4
         return [*kept, self.layer_norm(states_NTD)], valid_NT
 
 

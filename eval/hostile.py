@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mmdiff.canvas import Canvas
 from mmdiff.config import DecodingConfig, TokenIds
+from mmdiff.errors import require_posix
 from mmdiff.rules import RULES
 from mmdiff.sampler import Denoiser
 from mmdiff.scaffold.errors import ScaffoldError
@@ -188,6 +189,7 @@ def limited(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError
 
+    require_posix("measuring with a limit on time")
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import os
 import re
-import resource
+import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -196,7 +198,15 @@ def random_prompt(model: MMDiffModel, load: Load, seed: int) -> Tensor:
 
 
 def compile_layers(model: MMDiffModel) -> None:
-    """Let PyTorch compile each layer of the backbone, with CUDA graphs on a GPU."""
+    """Let PyTorch compile each layer of the backbone, with CUDA graphs on a GPU.
+
+    Raises:
+        MMDiffError: on the CPU, there is no C++ compiler.
+    """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if model.device.type == "cpu" and sys.platform != "win32" and shutil.which(compiler) is None:
+        raise MMDiffError(f"compiling needs the C++ compiler {compiler}, which is not installed; install it or name "
+                          "another one in CXX")
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"
     for layer in model.backbone.layers:
         layer.compile(mode=mode)
@@ -246,7 +256,12 @@ def peak_mebibytes(device: torch.device) -> float:
     """Of the GPU for this load; where there is none, of the process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _check_plain(decoding: DecodingConfig) -> None:

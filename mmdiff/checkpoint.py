@@ -7,6 +7,7 @@ published ones rotate halves as we do, so translating is renaming.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -318,10 +321,20 @@ def config_of(folder: Path) -> ModelConfig:
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder} holds no tokenizer that can be read ({reason}); fetch it again") from None
+    except Exception as error:  # the tokenizers package raises plain Exceptions
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise CheckpointError(f"{folder} holds no tokenizer that can be read ({reason}); {_cure(folder)}") from None
     return tokenizer
+
+
+def _cure(folder: Path) -> str:
+    """What to do about files that cannot be read: a newer transformers, where they were saved with one."""
+    with contextlib.suppress(InvalidVersion, TypeError):
+        saved_with = str(read_json(folder / "config.json").get("transformers_version"))
+        if Version(saved_with) > Version(transformers.__version__):
+            return (f"it was saved with transformers {saved_with}, and {transformers.__version__} is installed: "
+                    f"pip install 'transformers>={saved_with}'")
+    return "fetch it again"
 
 
 def save_folder(model: MMDiffModel, processor: MMDiffProcessor, folder: Path) -> None:

@@ -31,7 +31,7 @@ app = typer.Typer(
 Model = Annotated[str, typer.Option("--model", help="A shipped model, a checkpoint folder or a hub name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")]
 ShowSteps = Annotated[bool, typer.Option("--show-steps", help="Show the answer while it is denoised.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: a GPU where there is one).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... (default: cuda where there is it).")]
 GenLength = Annotated[int | None, typer.Option(help="Positions of the answer.")]
 BlockLength = Annotated[int | None, typer.Option(help="Positions of a block; blocks are decided from left to right.")]
 Steps = Annotated[int | None, typer.Option(help="Steps in all, with a fixed number of commits per step.")]
@@ -48,6 +48,33 @@ OnRay = Annotated[bool, typer.Option("--ray", help="On the cluster at RAY_ADDRES
 MinReplicas = Annotated[int | None, typer.Option(min=1, help="Copies of the model with --ray, at least (default: 1).")]
 MaxReplicas = Annotated[int | None, typer.Option(min=1, help="And at most (default: as many as at least).")]
 Quantize = Annotated[str | None, typer.Option(help="8bit or 4bit: the layers' weights in fewer bits.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    from mmdiff import __version__
+
+    typer.echo(f"mmdiff {__version__}")
+    parts = [f"Python {sys.version.split()[0]}"]
+    for package in ("torch", "transformers"):
+        try:
+            parts.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            parts.append(f"{package} is not installed")
+    typer.echo(", ".join(parts))
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """What comes before the command."""
 
 
 @app.command()

@@ -1,10 +1,16 @@
-"""Open a file that a user names, or say in one sentence why not; the same for pictures and sounds."""
+"""Open a file that a user names, or say in one sentence why not; the same for pictures and sounds.
+
+And what every folder that is written needs: names that outlive a power cut, and the usual permissions.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import shutil
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
 from mmdiff.errors import MMDiffError
@@ -51,3 +57,19 @@ def read_stream(stream: BinaryIO, name: str, error_type: type[MMDiffError]) -> B
     if not isinstance(content, bytes):
         raise error_type(f"{name} was opened as text: open it with mode 'rb'")
     return io.BytesIO(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """So that a new name in it outlives a power cut too."""
+    with contextlib.suppress(OSError):  # some systems cannot open folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def share_weights(folder: Path, like: str) -> None:
+    """Give the weights in `folder` the permissions of its file `like`: safetensors leaves them to their owner alone."""
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / like, file)

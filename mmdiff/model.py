@@ -9,11 +9,14 @@ picture.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from mmdiff import config as settings
@@ -22,12 +25,19 @@ from mmdiff.audio.connector import CONNECTORS
 from mmdiff.audio.tower import WhisperTower
 from mmdiff.backbone import Backbone
 from mmdiff.config import ModelConfig
+from mmdiff.errors import OldPackageError
+from mmdiff.files import share_weights
 from mmdiff.fuse import fuse
 from mmdiff.store import Encoder
 from mmdiff.tokens import segment_ids as derive_segments
 from mmdiff.vision.connector import build_connector, pixel_shuffle
 from mmdiff.vision.merge import merge_views
 from mmdiff.vision.tower import build_tower
+
+try:
+    from transformers import PreTrainedConfig
+except ImportError:  # installed past the resolver, by --no-deps or a pin of another package
+    raise OldPackageError("transformers", transformers.__version__, "5.0") from None
 
 WINDOWS_AT_ONCE = 8  # windows of sound that the tower sees together
 
@@ -84,6 +94,12 @@ class MMDiffModel(PreTrainedModel):
         # Towers and connectors are initialised where they are built.
         if isinstance(module, Backbone):
             module.init_weights()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """As of transformers, whose options it takes; the weights are as readable as the other files."""
+        super().save_pretrained(save_directory, **options)
+        if (Path(save_directory) / "config.json").exists():
+            share_weights(Path(save_directory), like="config.json")
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Nothing is tied: the head is its own matrix."""

@@ -556,8 +556,8 @@ def load(
     """A pipeline from a shipped model's name, a checkpoint folder, or a hub name such as "GSAI-ML/LLaDA-V".
 
     Args:
-        device: "cpu", "cuda", ...; the GPU where there is one.
-        dtype: of the weights; "auto" is float32 on CPU (bfloat16 is slow on most) and bfloat16 elsewhere.
+        device: "cpu", "cuda", "mps", ...; CUDA where there is it, else the CPU.
+        dtype: of the weights; "auto" is float32 on CPU and MPS (bfloat16 is slow on most) and bfloat16 elsewhere.
         device_map: "auto" spreads a large model over the GPUs there are, and what they cannot hold over the processor's
             memory (Accelerate).
         quantize: "8bit" or "4bit" keeps the layers' weights smaller (bitsandbytes), at some loss of quality.
@@ -568,7 +568,7 @@ def load(
     """
     place = choose_device(device)
     if dtype == "auto":
-        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+        dtype = torch.float32 if place.type in ("cpu", "mps") else torch.bfloat16
     number_type = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(number_type, torch.dtype):
         raise MMDiffError(f"dtype={dtype!r} is not known; use float32 or bfloat16")
@@ -580,14 +580,21 @@ def load(
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name; without one the GPU where there is one."""
+    """The device of that name; without one CUDA where there is it, else the CPU. MPS is used when it is asked for.
+
+    Raises:
+        MMDiffError: it is not a device, or not one that this machine and this PyTorch have.
+    """
     place = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros((), device=place)
-        return torch.device(place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise MMDiffError(f"device {str(place)!r} cannot be used here ({reason}); try cpu") from None
+        device = torch.device(place)
+        torch.zeros((), device=device).item()  # "meta" has tensors without values
+        return device
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+    if str(place).startswith("mps"):
+        reason = "it takes a Mac with Apple silicon and a PyTorch that is built for it"
+    raise MMDiffError(f"device {str(place)[:80]!r} cannot be used here ({reason}); try cpu")
 
 
 def find(name: str | Path) -> Path:

@@ -62,7 +62,7 @@ class MMDiffProcessor(ProcessorMixin):
 
         A sound's file is read by `load_audio`; a sound that is an array has 16 kHz.
         """
-        return super().apply_chat_template(_heard(_harmless(conversation)), *args, **kwargs)
+        return super().apply_chat_template(_in_parts(_heard(_harmless(conversation))), *args, **kwargs)
 
     def __call__(
         self,
@@ -211,6 +211,14 @@ def _harmless(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [_harmless(item, key) for item in value]
     return value.replace("<|", "< |") if isinstance(value, str) and key in ("text", "content") else value
+
+
+def _in_parts(value: Any) -> Any:
+    """The conversation with plain texts as parts of their messages: transformers before 5.6 takes nothing else."""
+    if isinstance(value, Mapping):
+        content = value.get("content")
+        return {**value, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else value
+    return [_in_parts(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 AutoProcessor.register(MMDiffConfig, MMDiffProcessor)

@@ -354,8 +354,9 @@ def sample(
             torch.empty(n, logits_NV.shape[1], dtype=torch.float64).exponential_(generator=generator)
             for generator, n in draws
         ]).log().neg()
-        noisy_NV = noisy_NV.double() + temperature * noise_NV.to(logits_NV.device)
-    return noisy_NV.argmax(dim=-1)
+        exact = torch.device("cpu") if logits_NV.device.type == "mps" else logits_NV.device  # MPS has no float64
+        noisy_NV = noisy_NV.to(exact).double() + temperature * noise_NV.to(exact)
+    return noisy_NV.argmax(dim=-1).to(logits_NV.device)
 
 
 def plan_quotas(canvas: Canvas, decoding: DecodingConfig) -> Tensor:

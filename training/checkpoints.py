@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmdiff.errors import CheckpointError
+from mmdiff.files import share_weights, sync_folder
 
 MANIFEST = "manifest.json"
 
@@ -33,14 +34,15 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part / "model.safetensors")
     save_file(tensors, part / "optimizer.safetensors")
     (part / "state.json").write_text(json.dumps({"step": step, "param_groups": groups}))
+    share_weights(part, "state.json")
     sums = {path.name: _sha256(path) for path in sorted(part.iterdir())}
     (part / MANIFEST).write_text(json.dumps(sums, indent=1))
     for path in part.iterdir():
         _sync(path)
-    _sync(part)
+    sync_folder(part)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
-    _sync(folder)
+    sync_folder(folder)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old.rename(folder / f".{old.name}.part"))
     return target
@@ -103,7 +105,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR)  # Windows writes out only what may be written
     try:
         os.fsync(handle)
     finally:

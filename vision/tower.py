@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmdiff import torchvision_fix
 from mmdiff.config import TowerLibrary, VisionConfig
-from mmdiff.errors import CheckpointError
+from mmdiff.errors import CheckpointError, require_extra
 
 
 class Tower(nn.Module):
@@ -67,7 +67,7 @@ class TransformersTower(Tower):
             vision_use_head=False,
         )
         model = SiglipVisionModel._from_config(sizes, attn_implementation="sdpa")
-        layers = getattr(model, "vision_model", model)  # older releases wrap them once more
+        layers = getattr(model, "vision_model", model)  # transformers before 5.6 wraps them once more
         self.embeddings, self.encoder = layers.embeddings, layers.encoder
         # A buffer outside the state dict stays uninitialised when a model is built on the meta device and then filled
         # from a checkpoint, so the positions are counted in `encode` instead.
@@ -115,14 +115,13 @@ def _timm_sizes(config: VisionConfig) -> dict[str, Any]:
 
 def _build_timm(config: VisionConfig) -> Tower:
     torchvision_fix.install()
-    from timm.models.vision_transformer import VisionTransformer
-
-    return TimmTower(config, VisionTransformer(**_timm_sizes(config)))
+    timm = require_extra("timm.models.vision_transformer", "towers", "a vision tower of timm")
+    return TimmTower(config, timm.VisionTransformer(**_timm_sizes(config)))
 
 
 def _build_open_clip(config: VisionConfig) -> Tower:
     torchvision_fix.install()
-    from open_clip.timm_model import TimmModel
+    open_clip = require_extra("open_clip.timm_model", "towers", "a vision tower of open_clip")
 
     # open_clip names its SigLIP towers after timm models; timm reads the sizes of an unlisted one from a folder.
     description = {
@@ -130,7 +129,7 @@ def _build_open_clip(config: VisionConfig) -> Tower:
     }
     with tempfile.TemporaryDirectory(prefix="mmdiff-") as folder:
         Path(folder, "config.json").write_text(json.dumps(description), encoding="utf-8")
-        adapter = TimmModel(f"local-dir:{folder}", config.hidden_size, config.image_size, pool="", proj="none")
+        adapter = open_clip.TimmModel(f"local-dir:{folder}", config.hidden_size, config.image_size, pool="", proj="none")
     return TimmTower(config, adapter)
 
 

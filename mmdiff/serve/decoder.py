@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import signal
 import socket
 import sys
@@ -107,6 +106,8 @@ def _check_header(data: bytes, limits: MediaLimits, name: str) -> None:
 
 def _limit_process() -> None:
     """What one file may take; what the libraries of this process have taken already is left to them."""
+    import resource
+
     pages = int(open("/proc/self/statm").read().split()[0]) if os.path.exists("/proc/self/statm") else None
     if pages is not None:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
@@ -115,6 +116,8 @@ def _limit_process() -> None:
 
 
 def _allow_time() -> None:
+    import resource
+
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + SECONDS, hard))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmdiff.errors import MMDiffError
+from mmdiff.files import sync_folder
 from mmdiff.serve.lock import locked
 
 Row = dict[str, Any]
@@ -110,7 +111,7 @@ def _keep(
     """Drop from the file what is not wanted; gives the place and length of every row that stays."""
     if not path.exists():
         path.touch()
-        _sync_folder(path)
+        sync_folder(path.parent)
         return {}, 0
     kept, failed, rows, known, end = {}, 0, 0, 0, 0
     wanted_names = set(map(str, names.values()))
@@ -169,7 +170,7 @@ def _replace(path: Path, places: Sequence[tuple[int, int]]) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
-    _sync_folder(path)
+    sync_folder(path.parent)
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:
@@ -177,13 +178,3 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     while rest:
         rest = rest[file.write(rest) :]
     os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """So that a new name outlives a power cut too."""
-    with contextlib.suppress(OSError):  # some systems cannot open folders
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

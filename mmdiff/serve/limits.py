@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from mmdiff.errors import require_extra
+from mmdiff.errors import require_extra, require_posix
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -85,6 +85,7 @@ class Replicas(NamedTuple):
 
 
 def require_packages() -> None:
-    """An MMDiffError where a package of the extra `serve` is missing."""
+    """An MMDiffError where a package of the extra `serve` or a part of the system is missing."""
+    require_posix("answering many requests (serve, run-batch, caption --out)")
     for module in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client", "httpx"):
         require_extra(module, "serve", "answering many requests")
