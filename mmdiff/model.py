@@ -80,6 +80,11 @@ class MMDiffModel(PreTrainedModel):
         self.image_newline = nn.Parameter(torch.zeros(width)) if has_newline else None
         self.post_init()
 
+    def set_config(self, config: ModelConfig) -> None:
+        """Take settings that build the same modules, such as other special ids."""
+        self.model_config = config
+        self.config.settings = settings.to_dict(config)
+
     def _init_weights(self, module: nn.Module) -> None:
         # Towers and connectors are initialised where they are built.
         if isinstance(module, Backbone):

@@ -48,10 +48,12 @@ class MMDiffProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> MMDiffProcessor:
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, config: ModelConfig, chat_template: str | None = None
+    ) -> MMDiffProcessor:
         vision = dataclasses.asdict(config.vision) if config.vision else None
         audio = dataclasses.asdict(config.audio) if config.audio else None
-        return cls(tokenizer, dataclasses.asdict(config.tokens), vision, audio)
+        return cls(tokenizer, dataclasses.asdict(config.tokens), vision, audio, chat_template)
 
     @property
     def tokens(self) -> TokenIds:
