@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,25 @@ def _without_weights(folder: Path) -> str:
     pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
     hint = f"; {pickles[0]} is a pickle, which is never read: convert it to safetensors" if pickles else ""
     return f"{folder} holds neither {SINGLE} nor {INDEX}{hint}"
+
+
+@contextmanager
+def replacing_weights(folder: Path) -> Iterator[None]:
+    """While weights are saved into a folder; an older index or `model.safetensors` beside the new one is removed."""
+    files = (folder / SINGLE, folder / INDEX)
+    before = [_written_at(file) for file in files]
+    yield
+    fresh = [_written_at(file) != earlier for file, earlier in zip(files, before, strict=True)]
+    if any(fresh):
+        for file, is_fresh in zip(files, fresh, strict=True):
+            if not is_fresh:
+                file.unlink(missing_ok=True)
+
+
+def _written_at(file: Path) -> tuple[int, int] | None:
+    if not file.is_file():
+        return None
+    return file.stat().st_mtime_ns, file.stat().st_ino
 
 
 def refuse_adapter(folder: Path) -> None:

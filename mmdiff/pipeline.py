@@ -109,6 +109,10 @@ class Pipeline:
         """Forget what was kept for later questions. Changed weights and switched adapters are noticed without it."""
         self.store.clear()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what is compiled again when it is needed, so that a pipeline can be pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "_layouts"}
+
     @overload
     def ask(
         self, image: Any, question: str | None = None, *, speech: Any = None, sample_rate: int | None = None,

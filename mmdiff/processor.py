@@ -20,9 +20,9 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from mmdiff.audio.connector import count_tokens as count_sound_tokens
 from mmdiff.audio.decode import SAMPLE_RATE, load_audio
 from mmdiff.audio.features import log_mel, pad_mels, split_windows
+from mmdiff.auto_config import MMDiffConfig
 from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict
 from mmdiff.errors import MMDiffError
-from mmdiff.model import MMDiffConfig
 from mmdiff.tokens import AUDIO, CHAT_TEMPLATE, IMAGE
 from mmdiff.vision.image import open_image
 from mmdiff.vision.views import Views, count_tokens, make_views
