@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,9 @@ def _backbone_of(published: Mapping[str, Any], family: Family) -> BackboneConfig
     found["rope_theta"] = rope_theta(published)
     if missing := [name for name, value in found.items() if value is None and name not in _OPTIONAL]:
         raise CheckpointError(f"config.json does not say {', '.join(missing)}; this is not a LLaDA-style model")
+    for name in ("rope_theta", "rms_norm_eps"):
+        if not isinstance(found[name], int | float) or not 0 < found[name] < math.inf:
+            raise CheckpointError(f"config.json says {name}={shown(found[name])}, which is not a number above 0")
     backbone = BackboneConfig(**{k: value for k, value in found.items() if value is not None} | dict(family.fixed))
     if published.get("head_dim") not in (None, backbone.head_dim):
         raise CheckpointError(
