@@ -6,7 +6,7 @@ cheap: PyTorch and its relatives come with the first use of `load`.
 
 from typing import TYPE_CHECKING, Any
 
-from mmdiff import torchvision_fix
+from mmdiff import auto_classes, torchvision_fix
 
 if TYPE_CHECKING:
     from mmdiff.pipeline import load
@@ -27,3 +27,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+auto_classes.install()  # last: where transformers is imported already, this imports what stands on all above

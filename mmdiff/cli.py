@@ -414,7 +414,7 @@ def bench(
     for name, values in counts.items():
         if min(values) < 1:
             raise _refuse(f"{name} {min(values)} does not fit; it must be at least 1")
-    sizes = config_of(find(model)) if model else SIZES[preset]
+    sizes = config_of(find(model, weights=not random)) if model else SIZES[preset]
     seen = picture_length(picture, sizes) if picture else 0
     trained = model is not None and not random  # random weights end anywhere, so only a trained model's ends count
     settings = {"gen_length": gen_length, "block_length": block_length, "steps": steps, "rule": rule,
@@ -495,7 +495,7 @@ def serve(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A preset, a shipped model or a checkpoint folder.")] = "tiny",
+    model: Annotated[str, typer.Argument(help="A preset, a shipped model, a folder or a hub name.")] = "tiny",
 ) -> None:
     """Say what a model is made of, without loading its weights."""
     from mmdiff.checkpoint import config_of, describe
@@ -503,7 +503,7 @@ def info(
     from mmdiff.pipeline import SHIPPED, find
 
     only_preset = model in PRESETS and not (SHIPPED / model / "config.json").is_file()
-    typer.echo(json.dumps(describe(PRESETS[model] if only_preset else config_of(find(model))), indent=1))
+    typer.echo(json.dumps(describe(PRESETS[model] if only_preset else config_of(find(model, weights=False))), indent=1))
 
 
 def main() -> None:

@@ -275,6 +275,8 @@ LLADA_TOKENS = TokenIds(
     never=(126080, 126346, 126347),
 )  # 126087 and 126088 are reserved tokens of LLaDA's tokenizer, free to be placeholders
 
+DREAM_TOKENS = TokenIds(mask=151666, eos=151643, eot=151645, bos=151643, pad=151643)  # Qwen2's, with a mask
+
 _LLADA_8B = BackboneConfig(
     vocab_size=126464, hidden_size=4096, intermediate_size=12288, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=32,

@@ -9,24 +9,25 @@ picture.
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from mmdiff import config as settings
 from mmdiff.attention import visibility
 from mmdiff.audio.connector import CONNECTORS
 from mmdiff.audio.tower import WhisperTower
+from mmdiff.auto_config import MMDiffConfig as MMDiffConfig
 from mmdiff.backbone import Backbone
 from mmdiff.config import ModelConfig
-from mmdiff.errors import OldPackageError
+from mmdiff.errors import MMDiffError
 from mmdiff.files import share_weights
+from mmdiff.folder import replacing_weights
 from mmdiff.fuse import fuse
 from mmdiff.store import Encoder
 from mmdiff.tokens import segment_ids as derive_segments
@@ -34,36 +35,14 @@ from mmdiff.vision.connector import build_connector, pixel_shuffle
 from mmdiff.vision.merge import merge_views
 from mmdiff.vision.tower import build_tower
 
-try:
-    from transformers import PreTrainedConfig
-except ImportError:  # installed past the resolver, by --no-deps or a pin of another package
-    raise OldPackageError("transformers", transformers.__version__, "5.0") from None
-
 WINDOWS_AT_ONCE = 8  # windows of sound that the tower sees together
 
 
-class MMDiffConfig(PreTrainedConfig):
-    """`ModelConfig` in the form `transformers` saves and loads (`config.json`)."""
+@dataclass
+class MMDiffOutput(ModelOutput):
+    """What `MMDiffModel.forward` gives."""
 
-    model_type = "mmdiff"
-    settings: dict[str, Any] | None = None
-
-    def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.settings = settings
-        self.tie_word_embeddings = False
-        self.use_cache = False
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> MMDiffConfig:
-        return cls(settings=settings.to_dict(config))
-
-    @property
-    def model(self) -> ModelConfig:
-        """The typed settings; a ValueError names unknown or missing keys."""
-        if self.settings is None:
-            raise ValueError("config.json holds no 'settings': it does not describe an mmdiff model")
-        return settings.from_dict(ModelConfig, self.settings)
+    logits: Tensor  # (B, T, V), or (S, V) where positions were selected
 
 
 class MMDiffModel(PreTrainedModel):
@@ -90,15 +69,30 @@ class MMDiffModel(PreTrainedModel):
         self.image_newline = nn.Parameter(torch.zeros(width)) if has_newline else None
         self.post_init()
 
+    def set_config(self, config: ModelConfig) -> None:
+        """Take settings that build the same modules, such as other special ids."""
+        self.model_config = config
+        self.config.settings = settings.to_dict(config)
+
     def _init_weights(self, module: nn.Module) -> None:
         # Towers and connectors are initialised where they are built.
         if isinstance(module, Backbone):
             module.init_weights()
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
-        """As of transformers, whose options it takes; the weights are as readable as the other files."""
-        super().save_pretrained(save_directory, **options)
-        if (Path(save_directory) / "config.json").exists():
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in `transformers`; weights that an earlier save left there in another number of files are removed.
+
+        Raises:
+            MMDiffError: layers are in 8 or 4 bits, which nothing could load again.
+        """
+        if any(type(module).__module__.startswith("bitsandbytes") for module in self.modules()):
+            raise MMDiffError(
+                f"a model with layers in 8 or 4 bits is not saved in {str(save_directory)!r}: load it without "
+                "quantize and save that; every load can quantize it again"
+            )
+        with replacing_weights(Path(save_directory)):
+            super().save_pretrained(save_directory, *args, **kwargs)
+        if (Path(save_directory) / "config.json").exists():  # safetensors leaves weights to their owner
             share_weights(Path(save_directory), like="config.json")
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -179,7 +173,7 @@ class MMDiffModel(PreTrainedModel):
         segment_ids: Tensor | None = None,
         branch_ids: Tensor | None = None,
         select: Tensor | None = None,
-    ) -> ModelOutput:
+    ) -> MMDiffOutput:
         """Logits (B, T, V), or (S, V) at the True positions of `select` (B, T), the only ones then computed.
 
         `attention_mask` (B, T) is 1 at real positions; `segment_ids` and `branch_ids` are as in `attention.visibility`;
@@ -195,7 +189,7 @@ class MMDiffModel(PreTrainedModel):
         hidden_BTD = self.backbone(embeds_BTD, positions_BT, mask_B1TT)
         if self.model_config.backbone.shifted:  # each position's logits are made at the one before it
             hidden_BTD = torch.cat((hidden_BTD[:, :1], hidden_BTD[:, :-1]), dim=1)
-        return ModelOutput(logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select]))
+        return MMDiffOutput(logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select]))
 
 
 def _connector(config: ModelConfig) -> nn.Sequential:
@@ -205,5 +199,5 @@ def _connector(config: ModelConfig) -> nn.Sequential:
     return build_connector(width, config.backbone.hidden_size, vision.connector_norm)
 
 
-AutoConfig.register(MMDiffConfig.model_type, MMDiffConfig)
 AutoModel.register(MMDiffConfig, MMDiffModel)
+AutoModelForImageTextToText.register(MMDiffConfig, MMDiffModel)

@@ -24,10 +24,11 @@ from mmdiff.audio.draft import best_path
 from mmdiff.audio.segment import Span, quiet_segments, speech_segments
 from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
-from mmdiff.checkpoint import load_folder
+from mmdiff.checkpoint import WEIGHT_TYPES, config_of, load_folder
 from mmdiff.config import PRESETS, AudioConfig, DecodingConfig
 from mmdiff.errors import CheckpointError, ContextError, MMDiffError, NoSpeechError
 from mmdiff.extraction import Extraction, Filling, settings_for, start_scaffold
+from mmdiff.folder import shown
 from mmdiff.guidance import Guided
 from mmdiff.model import MMDiffModel
 from mmdiff.processor import Messages, MMDiffProcessor
@@ -44,6 +45,8 @@ from mmdiff.transcript import Segment, Transcript
 from mmdiff.vision.image import open_image
 
 SHIPPED = Path(__file__).parent / "models"
+FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # of a checkpoint on the hub
+SETTINGS = ["config.json", "*/config.json", "adapter_config.json"]
 T = TypeVar("T", int, float)
 CaptionLength = Literal["word", "short", "long"]
 CAPTION_PROMPTS: dict[CaptionLength, str] = {
@@ -108,6 +111,10 @@ class Pipeline:
     def clear(self) -> None:
         """Forget what was kept for later questions. Changed weights and switched adapters are noticed without it."""
         self.store.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what is compiled again when it is needed, so that a pipeline can be pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "_layouts"}
 
     @overload
     def ask(
@@ -570,8 +577,10 @@ def load(
     if dtype == "auto":
         dtype = torch.float32 if place.type in ("cpu", "mps") else torch.bfloat16
     number_type = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(number_type, torch.dtype):
-        raise MMDiffError(f"dtype={dtype!r} is not known; use float32 or bfloat16")
+    if number_type not in WEIGHT_TYPES:
+        raise MMDiffError(f"dtype={shown(dtype)} is not known; use float32 or bfloat16")
+    if device_map not in (None, "auto"):
+        raise MMDiffError(f"device_map={shown(device_map)} is not known; use 'auto', or leave it out")
     if quantize not in (None, *QUANTIZED):
         raise MMDiffError(f"quantize={quantize!r} is not known; use {' or '.join(QUANTIZED)}")
     if quantize is not None and device_map is not None:
@@ -597,8 +606,12 @@ def choose_device(name: str | torch.device | None) -> torch.device:
     raise MMDiffError(f"device {str(place)[:80]!r} cannot be used here ({reason}); try cpu")
 
 
-def find(name: str | Path) -> Path:
-    """The folder of a model: shipped, on disk, or fetched from the hub (names with one slash)."""
+def find(name: str | Path, weights: bool = True) -> Path:
+    """The folder of a model: shipped, on disk, or fetched from the hub (names with one slash).
+
+    Args:
+        weights: whether all of it is fetched; without, its settings alone.
+    """
     folder = SHIPPED / str(name)
     if str(name) in PRESETS and (folder / "config.json").is_file():
         return folder
@@ -609,16 +622,20 @@ def find(name: str | Path) -> Path:
             f"mmdiff ships no weights for {str(name)!r}; give the path of a checkpoint folder, trained or downloaded"
         )
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return _fetch(str(name))
+        folder = _fetch(str(name), SETTINGS)
+        if not weights:
+            return folder
+        config_of(folder)  # what is not loaded is refused before its weights are fetched
+        return _fetch(str(name), FETCHED)
     shipped = ", ".join(preset for preset in PRESETS if (SHIPPED / preset / "config.json").is_file())
     raise CheckpointError(f"unknown model {str(name)!r}; give a shipped name ({shipped}), a folder or a hub name")
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; to the caller they all mean "not to be had"
         raise CheckpointError(
             f"{name!r} is neither a folder here nor could it be fetched from the hub ({error.__class__.__name__}); "

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmdiff.audio.connector import count_tokens as count_sound_tokens
 from mmdiff.audio.decode import SAMPLE_RATE, load_audio
 from mmdiff.audio.features import log_mel, pad_mels, split_windows
+from mmdiff.auto_config import MMDiffConfig
 from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict
 from mmdiff.errors import MMDiffError
-from mmdiff.model import MMDiffConfig
+from mmdiff.folder import shown
 from mmdiff.tokens import AUDIO, CHAT_TEMPLATE, IMAGE
 from mmdiff.vision.image import open_image
 from mmdiff.vision.views import Views, count_tokens, make_views
@@ -48,10 +50,12 @@ class MMDiffProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> MMDiffProcessor:
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, config: ModelConfig, chat_template: str | None = None
+    ) -> MMDiffProcessor:
         vision = dataclasses.asdict(config.vision) if config.vision else None
         audio = dataclasses.asdict(config.audio) if config.audio else None
-        return cls(tokenizer, dataclasses.asdict(config.tokens), vision, audio)
+        return cls(tokenizer, dataclasses.asdict(config.tokens), vision, audio, chat_template)
 
     @property
     def tokens(self) -> TokenIds:
@@ -62,7 +66,10 @@ class MMDiffProcessor(ProcessorMixin):
 
         A sound's file is read by `load_audio`; a sound that is an array has 16 kHz.
         """
-        return super().apply_chat_template(_in_parts(_heard(_harmless(conversation))), *args, **kwargs)
+        try:
+            return super().apply_chat_template(_in_parts(_heard(_harmless(conversation))), *args, **kwargs)
+        except TemplateError as error:
+            raise MMDiffError(f"the model's chat format does not take this conversation: {error}") from None
 
     def __call__(
         self,
@@ -72,7 +79,7 @@ class MMDiffProcessor(ProcessorMixin):
         *,
         sampling_rate: int = SAMPLE_RATE,
         return_tensors: str = "pt",
-        **unused: Any,
+        **options: Any,
     ) -> BatchFeature:
         """Tokens, pixels and spectrograms of one prompt or several.
 
@@ -81,6 +88,8 @@ class MMDiffProcessor(ProcessorMixin):
             text: prompts in the chat format, with one `<|image|>` per picture and one `<|audio|>` per sound.
             audio: the sounds of all prompts in reading order, in one list or one list per prompt.
             sampling_rate: of sounds that are given as arrays, in Hz; files know their own.
+            options: what callers of any processor pass, with values that say what is done here in any case, such as
+                `padding=True`; also inside `text_kwargs`, `images_kwargs`, `audio_kwargs` or `common_kwargs`.
 
         Returns:
             input_ids and attention_mask (B, T), padded on the left; with pictures also pixel_values (views of all of
@@ -88,10 +97,12 @@ class MMDiffProcessor(ProcessorMixin):
             at most 30 s of all of them, N, M, F) and feature_lengths (N), as `MMDiffModel` takes them.
 
         Raises:
-            MMDiffError: media and their marks differ in number, or the model takes none of the kind.
+            MMDiffError: media and their marks differ in number, the model takes none of the kind, or an option is not
+                known or asks for something else.
         """
-        if return_tensors != "pt":
-            raise MMDiffError(f"return_tensors={return_tensors!r} is not supported; use 'pt'")
+        options = _flat_options({"return_tensors": return_tensors, "sampling_rate": sampling_rate, **options})
+        sampling_rate = options.pop("sampling_rate")
+        _check_options(options)
         texts, single = [text] if isinstance(text, str) else list(text or []), isinstance(text, str)
         pictures, sounds = _rows_of_pictures(images, len(texts), single), _rows_of_sounds(audio, texts)
         rows = [self._encode(prompt, self._views(prompt, seen), self._mels(heard, sampling_rate))
@@ -157,6 +168,45 @@ class MMDiffProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values", "image_sizes", "image_grids", "input_features",
                 "feature_lengths"]
+
+
+# What this processor does in any case, as transformers' processors are asked for it.
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "return_tensors": ("pt",),
+    "padding": (True, False, "longest"),
+    "padding_side": ("left",),
+    "truncation": (False, "do_not_truncate"),
+    "max_length": (),
+    "add_special_tokens": (False,),
+    "return_attention_mask": (True,),
+    "return_token_type_ids": (False,),
+    "return_mm_token_type_ids": (False,),
+    "return_offsets_mapping": (False,),
+    "sanitize_control_tokens": (False,),  # `apply_chat_template` has done so
+    "videos": (),
+}
+NESTED = ("text_kwargs", "images_kwargs", "audio_kwargs", "videos_kwargs", "common_kwargs")
+
+
+def _flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with those in transformers' groups beside the others; the more special one counts."""
+    groups = [options[name] for name in NESTED if options.get(name)]
+    flat = {name: value for name, value in options.items() if name not in NESTED}
+    for group in groups:
+        if not isinstance(group, Mapping):
+            raise MMDiffError(f"{shown(group)} is not a group of options; give them by name in a dictionary")
+        flat |= group
+    return flat
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise MMDiffError(f"the processor does not know {name}={shown(value)}; known are {', '.join(OPTIONS)}")
+        left_out = value is None and name != "return_tensors"  # there, None would ask for lists
+        if not left_out and value not in OPTIONS[name]:
+            takes = " or ".join(map(repr, OPTIONS[name])) or "leave it out"
+            raise MMDiffError(f"{name}={shown(value)} is not supported; use {takes}")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Special tokens by name, the chat format, media placeholders and segments.
 
-The format is LLaDA's (its Hugging Face tokenizer_config.json), with pictures and sound as placeholder tokens and with
-`add_generation_prompt` honoured.
+The format is LLaDA's (its Hugging Face tokenizer_config.json), with images and audio as placeholder tokens and with
+`add_generation_prompt` honoured. A checkpoint with a format of its own keeps it; see `chat_format.py`.
 
 Shapes: B batch, T positions.
 """
@@ -16,6 +16,7 @@ from mmdiff.config import TokenIds
 MASK, EOS, EOT, BOS = "<|mdm_mask|>", "<|endoftext|>", "<|eot_id|>", "<|startoftext|>"
 HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
 IMAGE, AUDIO = "<|image|>", "<|audio|>"
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"  # of ChatML, which Qwen and Dream use
 SPECIAL = (MASK, EOS, EOT, BOS, HEADER, END_HEADER, IMAGE, AUDIO)  # ids 0 to 7 of a tokenizer made here
 
 CHAT_TEMPLATE = (
@@ -29,6 +30,27 @@ CHAT_TEMPLATE = (
     "{% else %}{{ raise_exception('unknown content part: ' + part['type']) }}{% endif %}"
     "{% endfor %}{% endif %}{{ '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+# Before a template that knows texts alone: each message's parts joined to one text, media as marks.
+FLATTENED = (
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- set text = namespace(content='') -%}"
+    "{%- if message['content'] is string -%}{%- set text.content = message['content'] -%}{%- else -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{%- set text.content = text.content + '<|image|>\n' -%}"
+    "{%- elif part['type'] == 'audio' -%}{%- set text.content = text.content + '<|audio|>\n' -%}"
+    "{%- elif part['type'] == 'text' -%}{%- set text.content = text.content + part['text'] -%}"
+    "{%- else -%}{{- raise_exception('unknown content part: ' + part['type']) -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=text.content)] -%}{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+CHATML_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 

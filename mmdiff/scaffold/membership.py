@@ -15,8 +15,8 @@ from mmdiff.scaffold.deadline import LanguageError
 from mmdiff.scaffold.derivatives import matches
 from mmdiff.scaffold.errors import ScaffoldError
 from mmdiff.scaffold.layout import Layouts
-from mmdiff.scaffold.schema import identity
 from mmdiff.scaffold.scaffold import Scaffold
+from mmdiff.scaffold.schema import identity
 from mmdiff.scaffold.spelling import dumps, pointer
 from mmdiff.scaffold.tree import NOWHERE, Array, Choices, Either, Object, Ref, Run, Tree, Words
 
