@@ -35,7 +35,7 @@ def mine(model: ModelConfig, steps: int) -> Stage:
     """All of the model learns, the vision tower at a fifth of the rate."""
     config = TrainConfig(steps=steps, learning_rate=3e-4, rates={"vision_tower": 0.2}, warmup_steps=10)
     data = partial(Conversations, model, sources=[my_row] * 4 + [scene_row] * 4, seed=100)
-    return Stage("mine", lambda whole: whole, denoising_loss("mean", model.tokens.mask), data, config)
+    return Stage("mine", lambda whole: whole, denoising_loss("late_mean", model.tokens.mask), data, config)
 
 
 def main() -> None:

@@ -5,7 +5,9 @@ Heavy imports wait until a command needs them. What a user can cause ends as one
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import mimetypes
 import sys
 import time
@@ -154,7 +156,7 @@ def listen(
     answer = _load(model, device).listen(
         sound, question, **_given(gen_length=gen_length, threshold=threshold, steps=steps)
     )
-    typer.echo(json.dumps({"sound": sound, **_as_dict(question, answer)}) if as_json else answer.text)
+    typer.echo(_json({"sound": sound, **_as_dict(question, answer)}) if as_json else answer.text)
 
 
 @app.command()
@@ -172,7 +174,7 @@ def refine(
         raise _refuse("--draft is empty; give the words to put right, or use mmdiff transcribe")
     _check_sounds([sound])
     answer = _load(model, device).refine(sound, draft, share=share, mode=mode)  # type: ignore[arg-type]
-    typer.echo(json.dumps({"sound": sound, "draft": draft, **_as_dict("", answer)}) if as_json else answer.text)
+    typer.echo(_json({"sound": sound, "draft": draft, **_as_dict("", answer)}) if as_json else answer.text)
 
 
 @app.command()
@@ -313,8 +315,8 @@ def train(
 
     if recipe not in RECIPES:
         raise _refuse(f"unknown recipe {recipe!r}; known are {', '.join(RECIPES)}")
-    if scale <= 0:
-        raise _refuse(f"--scale {scale} does not fit; it must be above 0")
+    if not 0 < scale <= 1000:
+        raise _refuse(f"--scale {scale} does not fit; it must be above 0, and at most 1,000")
     folder = run(recipe, out / recipe, scale=scale, whisper=find(whisper) if whisper else None)
     typer.echo(f"the model is in {folder}; try: mmdiff ask PICTURE QUESTION --model {folder}")
 
@@ -345,7 +347,7 @@ def evaluate(
         names = [name for name in names if name not in deaf]
     report = run_tasks(pipeline, names, limit, batch_size)
     if out:
-        out.write_text(json.dumps(report, indent=1) + "\n")
+        out.write_text(_json(report, indent=1) + "\n")
 
 
 @app.command()
@@ -434,7 +436,7 @@ def bench(
         compile_layers(measured)
     report = bench(measured, loads, repeats, baselines, divergence)
     if out is not None:
-        out.write_text(json.dumps(report, indent=1) + "\n")
+        out.write_text(_json(report, indent=1) + "\n")
 
 
 @app.command()
@@ -503,13 +505,17 @@ def info(
     from mmdiff.pipeline import SHIPPED, find
 
     only_preset = model in PRESETS and not (SHIPPED / model / "config.json").is_file()
-    typer.echo(json.dumps(describe(PRESETS[model] if only_preset else config_of(find(model, weights=False))), indent=1))
+    stored = PRESETS[model] if only_preset else config_of(find(model, weights=False))
+    typer.echo(_json(describe(stored), indent=1))
 
 
 def main() -> None:
     """The `mmdiff` command."""
     from mmdiff.errors import MMDiffError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # names of files need not be Unicode
     try:
         app()
     except MMDiffError as error:
@@ -547,7 +553,7 @@ def _answer(
     seconds = {part: round(value, 3) for part, value in parts.items()}
     for name, answer in zip(pictures, answers, strict=True):
         if as_json:
-            typer.echo(json.dumps({"picture": name, **_as_dict(question, answer), **seconds}))
+            typer.echo(_json({"picture": name, **_as_dict(question, answer), **seconds}))
         else:
             typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
 
@@ -594,6 +600,19 @@ def _source(name: str) -> dict[str, Any]:
     return {"image": None, "audio": name} if kind.startswith(("audio/", "video/")) else {"image": name}
 
 
+def _json(value: Any, **options: Any) -> str:
+    """JSON, which knows no numbers that are none: null stands for them."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def _print_extraction(made: Extraction, as_json: bool) -> None:
     if not as_json:
         typer.echo(made.text)
@@ -605,7 +624,7 @@ def _print_extraction(made: Extraction, as_json: bool) -> None:
     fields = {path: {"confidence": each.confidence, "chances": [list(pair) for pair in each.chances]}
               for path, each in made.fields.items()}
     told = {"value": value, "fields": fields, "steps": made.steps, "passes": made.passes, "repairs": made.repairs}
-    typer.echo(json.dumps(told, ensure_ascii=False))
+    typer.echo(_json(told, ensure_ascii=False))
 
 
 def _check_outputs(*files: Path | None) -> None:

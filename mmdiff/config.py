@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 AttentionPattern = Literal["full", "segment-causal"]
 ViewLayout = Literal["anyres", "resize", "pad"]
@@ -186,21 +186,26 @@ class DecodingConfig:
     lookahead: int = 0  # likely next canvases computed in each pass, with no or an exact cache; same answer
 
     def __post_init__(self) -> None:
-        _require_counts(self, "gen_length", "block_length", "steps")
+        for name, (least, most) in _WHOLE_SETTINGS.items():
+            if getattr(self, name) is not None or name in ("gen_length", "block_length", "steps", "lookahead"):
+                object.__setattr__(self, name, whole(name, getattr(self, name), least, most))
+        for name, upper in _SETTINGS.items():
+            if name != "threshold" or self.threshold is not None:
+                object.__setattr__(self, name, number(name, getattr(self, name), 0.0, upper))
         for name, known in {"order": Order, "schedule": Schedule, "rule": Rule, "cache": Cache}.items():
             value, names = getattr(self, name), typing.get_args(known)
             unset = value is None and name in ("rule", "cache")
             _require(unset or value in names, name, value, f"use one of {', '.join(names)}")
-        for name in ("temperature", "cfg_scale", "factor", "gamma"):
-            _require(_is_number(getattr(self, name)) and getattr(self, name) >= 0.0, name, getattr(self, name),
-                     "it must be a number, 0 or more")
-        _require(self.threshold is None or (_is_number(self.threshold) and 0.0 <= self.threshold <= 1.0), "threshold",
-                 self.threshold, "it must lie between 0 and 1")
-        _require(isinstance(self.stop, bool), "stop", self.stop, "it must be true or false")
-        given = [name for name in ("top_k", "refresh", "start_length") if getattr(self, name) is not None]
-        _require_counts(self, *given)
-        _require(isinstance(self.lookahead, int) and self.lookahead >= 0, "lookahead", self.lookahead,
-                 "it must be a whole number, 0 or more")
+        _require(type(self.stop).__name__ in ("bool", "bool_"), "stop", self.stop, "it must be true or false")
+        object.__setattr__(self, "stop", bool(self.stop))
+
+
+# What whole numbers and numbers among the settings may be; beyond, time, memory or the range of floats would run out.
+_WHOLE_SETTINGS = {
+    "gen_length": (1, 1 << 20), "block_length": (1, 1 << 20), "steps": (1, 1 << 16), "start_length": (1, 1 << 20),
+    "top_k": (1, 1 << 31), "refresh": (1, 1 << 31), "lookahead": (0, 64),
+}
+_SETTINGS = {"temperature": 1000.0, "cfg_scale": 100.0, "factor": 1e6, "gamma": 1e6, "threshold": 1.0}
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,7 @@ class ModelConfig:
     audio: AudioConfig | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     system_prompt: str = ""
+    media_first: bool = True  # whether a message's images and sounds stood before its text in training
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -255,19 +261,49 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+def whole(name: str, value: object, least: int, most: int = 1 << 31) -> int:
+    """A whole number in a range, Python's or NumPy's, as Python's.
+
+    Raises:
+        ValueError: it is none, or out of range; the message names it.
+    """
+    fits = isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
+    _require(fits, name, value, f"it must be a whole number, at least {least} and at most {most:,}")
+    return int(cast(int, value))
+
+
+def number(name: str, value: object, least: float, most: float) -> float:
+    """A number in a range, Python's or NumPy's, as Python's.
+
+    Raises:
+        ValueError: it is none, or out of range; the message names it.
+    """
+    fits = is_number(value) and least <= cast(float, value) <= most
+    _require(fits, name, value, f"it must be a number between {least:g} and {most:g}")
+    return float(cast(float, value))
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one, Python's or NumPy's, and no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _require_counts(config: object, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        _require(isinstance(value, Integral) and int(value) >= 1, name, value, "it must be a whole number, at least 1")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+        whole(name, getattr(config, name), 1)
 
 
 def _require(condition: bool, name: str, value: object, hint: str = "") -> None:
     if not condition:
-        raise ValueError(f"{name}={value!r} does not fit" + (f": {hint}" if hint else ""))
+        raise ValueError(f"{name}={shown(value)} does not fit" + (f": {hint}" if hint else ""))
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: at most 80 characters."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 LLADA_TOKENS = TokenIds(

@@ -21,7 +21,7 @@ from mmdiff.canvas import ABSENT, Canvas
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.guidance import Guided
 from mmdiff.prompted import Prompted
-from mmdiff.sampler import Batch, Denoiser
+from mmdiff.sampler import Batch, Denoiser, seed_of
 from mmdiff.scaffold.layout import Canvas as Laid
 from mmdiff.scaffold.plan import Decided, Row, plan
 from mmdiff.scaffold.scaffold import Filled, Scaffold
@@ -101,7 +101,7 @@ def start_scaffold(
     The answer's end is fixed, and its slots lie in one block: `decoding` should have a `block_length` as long as
     the scaffold's budget.
     """
-    draws = torch.Generator().manual_seed(seed)
+    draws = torch.Generator().manual_seed(seed_of(seed))
     decided: Decided = plan(scaffold, lambda rows: _probe(prompted, rows, decoding), decoding.temperature, draws)
     canvas = decided.canvas
     filling = Filling(canvas.constraint.slots, tokens.mask, scaffold=scaffold, canvas=canvas)

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmdiff.config import DREAM_TOKENS, LLADA_TOKENS, TokenIds
+from mmdiff.config import DREAM_TOKENS, LLADA_TOKENS, TokenIds, shown
 from mmdiff.errors import CheckpointError
-from mmdiff.folder import shown, some
+from mmdiff.folder import some
 
 Accepted = tuple[Any, ...]
 OFF: Accepted = ()  # nothing but what switches a setting off: null, false, 0 or empty

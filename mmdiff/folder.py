@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mmdiff.config import shown
 from mmdiff.errors import CheckpointError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -148,9 +149,3 @@ def some(names: Sequence[str], most: int = 8) -> str:
     """The first names of a list, and how many more there are."""
     first = ", ".join(names[:most])
     return first if len(names) <= most else f"{first} and {len(names) - most} more"
-
-
-def shown(value: object, most: int = 80) -> str:
-    """A value as a message quotes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -25,16 +25,15 @@ from mmdiff.audio.segment import Span, quiet_segments, speech_segments
 from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import WEIGHT_TYPES, config_of, load_folder
-from mmdiff.config import PRESETS, AudioConfig, DecodingConfig
+from mmdiff.config import PRESETS, AudioConfig, DecodingConfig, is_number, shown, whole
 from mmdiff.errors import CheckpointError, ContextError, MMDiffError, NoSpeechError
 from mmdiff.extraction import Extraction, Filling, settings_for, start_scaffold
-from mmdiff.folder import shown
 from mmdiff.guidance import Guided
 from mmdiff.model import MMDiffModel
-from mmdiff.processor import Messages, MMDiffProcessor
+from mmdiff.processor import Messages, MMDiffProcessor, as_array, check_messages
 from mmdiff.prompted import Prompted
 from mmdiff.quantize import QUANTIZED, Bits
-from mmdiff.sampler import Batch, Denoiser, Finished, denoise
+from mmdiff.sampler import Batch, Denoiser, Finished, denoise, seed_of
 from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.scaffold import Scaffold
 from mmdiff.scaffold.source import blanks, compile_choices, compile_source, compile_template, schema_of
@@ -105,7 +104,7 @@ class Pipeline:
         """
         self.model = model.eval()
         self.processor = processor
-        self.store = Store(store_bytes)
+        self.store = Store(_whole("store_bytes", store_bytes, least=0, most=1 << 62))
         self._laid_out: tuple[Any, Layouts] | None = None
 
     def clear(self) -> None:
@@ -160,16 +159,18 @@ class Pipeline:
             raise MMDiffError("there is no question; give it in words, or as a sound with speech=")
         if isinstance(question, str):
             return self.chat([_user(image, question)], seed=seed, **decoding)
+        if not isinstance(question, list):
+            raise MMDiffError(f"question={shown(question)} does not fit; give a text, or a list of texts")
         if not isinstance(image, list) or len(image) != len(question):
             count = len(question)
             raise MMDiffError(f"{count} questions need a list of {count} pictures, not {_describe(image)}")
         rows = [[_user(picture, text)] for picture, text in zip(image, question, strict=True)]
-        return self.chat_batch(rows, seeds=[seed + row for row in range(len(rows))], **decoding)
+        return self.chat_batch(rows, seeds=[seed_of(seed, row) for row in range(len(rows))], **decoding)
 
     def caption(self, image: Any, length: CaptionLength = "short", **options: Any) -> Any:
         """Describe a picture in a word, briefly, or in detail; a list of pictures gives a list of answers."""
-        if length not in CAPTION_PROMPTS:
-            raise MMDiffError(f"length={length!r} is not known; use one of {', '.join(CAPTION_PROMPTS)}")
+        if not isinstance(length, str) or length not in CAPTION_PROMPTS:
+            raise MMDiffError(f"length={shown(length)} is not known; use one of {', '.join(CAPTION_PROMPTS)}")
         prompt = CAPTION_PROMPTS[length]
         options.setdefault("gen_length", CAPTION_ROOM[length])
         return self.ask(image, [prompt] * len(image) if isinstance(image, list) else prompt, **options)
@@ -193,9 +194,7 @@ class Pipeline:
             MMDiffError: the sound cannot be read, the model takes none, or `max_seconds` or `batch_size` do not fit.
         """
         self._audio_config()
-        samples = load_audio(audio, sample_rate)
-        if batch_size < 1:
-            raise MMDiffError(f"batch_size={batch_size} does not fit: give at least 1 segment at once")
+        samples, batch_size = _samples(audio, sample_rate), _whole("batch_size", batch_size)
         spans, segments = self.spans(samples, gate=gate, max_seconds=max_seconds), list[Segment]()
         for batch in self.written(samples, spans, batch_size=batch_size, **decoding):
             segments += batch
@@ -206,8 +205,8 @@ class Pipeline:
     def spans(self, samples: Samples, *, gate: bool = True, max_seconds: float | None = None) -> list[Span]:
         """The pieces of a sound that `transcribe` writes down each on its own; arguments as there."""
         config = self._audio_config()
-        if max_seconds is not None and max_seconds <= 0:
-            raise MMDiffError(f"max_seconds={max_seconds} does not fit: give more than 0 seconds")
+        if max_seconds is not None and not (is_number(max_seconds) and max_seconds > 0):
+            raise MMDiffError(f"max_seconds={shown(max_seconds)} does not fit: give more than 0 seconds")
         longest = min(max_seconds or config.segment_seconds, 2 * config.max_positions / 100)
         return speech_segments(samples, longest) if gate else quiet_segments(samples, longest)
 
@@ -224,7 +223,7 @@ class Pipeline:
     ) -> Answer:
         """Answer a question about a sound, all of which is heard at once."""
         self._audio_config()
-        return self.chat([_listener(load_audio(audio, sample_rate), question)], seed=seed, **decoding)
+        return self.chat([_listener(_samples(audio, sample_rate), question)], seed=seed, **decoding)
 
     def refine(
         self, audio: AudioSource, draft: str, *, sample_rate: int | None = None, share: float = 0.3,
@@ -245,13 +244,15 @@ class Pipeline:
             the transcript; tokens that were kept have step -1.
         """
         self._audio_config()
-        ids = list(self.processor.tokenizer(draft.strip(), add_special_tokens=False)["input_ids"])
+        ids = self.processor.text_ids(_text("draft", draft).strip())
         if not ids:
             raise MMDiffError("the draft is empty; give the words to put right, or transcribe the sound")
-        if not 0 <= share <= 1 or slack < 0 or mode not in ("low_confidence", "chunks") or chunks < 1:
-            raise MMDiffError(f"mode={mode!r}, share={share}, chunks={chunks} and slack={slack} do not fit: use "
-                              "low_confidence or chunks, a share from 0 to 1, at least 1 chunk and no negative slack")
-        prompted = self._prompt([[_listener(load_audio(audio, sample_rate), REFINE_PROMPT)]], len(ids))
+        if mode not in ("low_confidence", "chunks"):
+            raise MMDiffError(f"mode={shown(mode)} is not known; use low_confidence or chunks")
+        chunks, slack = _whole("chunks", chunks), _whole("slack", slack, least=0)
+        if not (is_number(share) and 0 <= share <= 1):
+            raise MMDiffError(f"share={shown(share)} does not fit: it must be a number between 0 and 1")
+        prompted = self._prompt([[_listener(_samples(audio, sample_rate), REFINE_PROMPT)]], len(ids))
         settings = self.decoding(**decoding)
         if mode == "low_confidence":
             likely = self._likelihoods(prompted, ids)
@@ -303,10 +304,11 @@ class Pipeline:
         if settings.cfg_scale > 0:
             batch = Guided(batch, cached(prompted.unconditional(), settings), settings.cfg_scale)
         tokens, most = self.model.model_config.tokens, settings.gen_length
-        limits = [most] * len(conversations) if limits is None else [min(limit, most) for limit in limits]
-        if len(limits) != len(conversations) or min(limits, default=1) < 1:
-            count = len(conversations)
-            raise MMDiffError(f"limits={limits} do not fit {count} conversations; give a number of at least 1 for each")
+        if limits is None:
+            limits = [most] * len(conversations)
+        limits = [min(_whole("limits", each), most) for each in limits]
+        if len(limits) != len(conversations):
+            raise MMDiffError(f"limits={limits} do not fit {len(conversations)} conversations; give a number for each")
         lengths = [min(limit, settings.start_length or most) for limit in limits]
         canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
         return Denoiser(batch, canvas, settings, tokens, seeds, limits)
@@ -341,7 +343,7 @@ class Pipeline:
         Raises:
             ScaffoldError: the schema cannot be honoured, or its shortest value takes more than `max_tokens`.
         """
-        return compile_source(schema, self._layouts, max_tokens)
+        return compile_source(schema, self._layouts, _whole("max_tokens", max_tokens))
 
     def extract(
         self, image: Any, schema: Any, *, audio: AudioSource | None = None, text: str | None = None,
@@ -363,18 +365,23 @@ class Pipeline:
             ScaffoldError: the schema cannot be honoured; nothing was asked of the model then.
             MMDiffError: a source cannot be read, or a setting does not fit.
         """
+        for name, given in {"text": text, "question": question}.items():
+            if given is not None:
+                _text(name, given)
         scaffold = self.compile(schema, max_tokens)
         wanted = EXTRACT_PROMPT.format(outline(schema_of(schema)[0]))
         prompt = "\n".join(part for part in (text, question and question.strip(), wanted) if part)
         if audio is not None:
             self._audio_config()
-            return self._filled([_listener(load_audio(audio, sample_rate), prompt)], scaffold, seed, decoding)
+            return self._filled([_listener(_samples(audio, sample_rate), prompt)], scaffold, seed, decoding)
         return self._filled([_user(image, prompt)], scaffold, seed, decoding)
 
     def choose(
         self, image: Any, question: str, choices: Sequence[str], *, seed: int = 0, **decoding: Any
     ) -> Extraction:
         """One of some answers to a question, with the chance of each: `fields[""].chances`. It takes one pass."""
+        for choice in choices if isinstance(choices, list | tuple) else ():
+            _text("choice", choice, exact=True)
         scaffold = compile_choices(choices, self._layouts, MAX_TOKENS)
         return self._filled([_user(image, question)], scaffold, seed, decoding)
 
@@ -382,7 +389,7 @@ class Pipeline:
         self, text: str, *, image: Any = None, question: str | None = None, seed: int = 0, **decoding: Any
     ) -> Extraction:
         """A text with its holes filled, in any order: `[[ ]]`, `[[red|green]]` or `[[/[0-9]+/]]`."""
-        scaffold = compile_template(text, self._layouts, MAX_TOKENS)
+        scaffold = compile_template(_text("text", text, exact=True), self._layouts, MAX_TOKENS)
         prompt = question or FILL_PROMPT.format(blanks(text))
         return self._filled([_user(image, prompt)], scaffold, seed, decoding)
 
@@ -426,7 +433,8 @@ class Pipeline:
         """The model with the conversations before it, if there is room for an answer behind the longest."""
         config = self.model.model_config
         for messages in conversations:
-            _check(messages)
+            check_messages(messages)
+            _check_question(messages)
         if config.system_prompt:
             conversations = [_with_system(messages, config.system_prompt) for messages in conversations]
         inputs = self.processor.apply_chat_template(
@@ -578,7 +586,7 @@ def load(
         dtype = torch.float32 if place.type in ("cpu", "mps") else torch.bfloat16
     number_type = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if number_type not in WEIGHT_TYPES:
-        raise MMDiffError(f"dtype={shown(dtype)} is not known; use float32 or bfloat16")
+        raise MMDiffError(f"dtype={shown(dtype)} does not fit; use float32 or bfloat16, or auto")
     if device_map not in (None, "auto"):
         raise MMDiffError(f"device_map={shown(device_map)} is not known; use 'auto', or leave it out")
     if quantize not in (None, *QUANTIZED):
@@ -684,11 +692,34 @@ def _user(image: Any, question: str) -> dict[str, Any]:
     return {"role": "user", "content": [*opened, {"type": "text", "text": question}]}
 
 
-def _check(messages: Messages) -> None:
-    content = messages[-1]["content"] if messages else ""
+def _check_question(messages: Messages) -> None:
+    content = messages[-1]["content"]
     texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
     if not any(text.strip() for text in texts):
         raise MMDiffError("the question is empty; say what you want to know")
+
+
+def _samples(audio: AudioSource, sample_rate: int | None) -> Samples:
+    """`load_audio`, also of tensors."""
+    if sample_rate is not None and not is_number(sample_rate):
+        raise MMDiffError(f"sample_rate={shown(sample_rate)} does not fit: give a number, in Hz")
+    return load_audio(as_array(audio), sample_rate)
+
+
+def _whole(name: str, value: object, least: int = 1, most: int = 1 << 31) -> int:
+    try:
+        return whole(name, value, least, most)
+    except ValueError as error:
+        raise MMDiffError(str(error)) from None
+
+
+def _text(name: str, value: object, exact: bool = False) -> str:
+    """A text; where it is to come out again exactly, one that Unicode can spell."""
+    if not isinstance(value, str):
+        raise MMDiffError(f"{name}={shown(value)} is not a text")
+    if exact and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise MMDiffError(f"{name}={shown(value)} holds half of a surrogate pair, which is no character")
+    return value
 
 
 def _with_system(messages: Messages, prompt: str) -> Messages:

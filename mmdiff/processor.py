@@ -22,15 +22,15 @@ from mmdiff.audio.connector import count_tokens as count_sound_tokens
 from mmdiff.audio.decode import SAMPLE_RATE, load_audio
 from mmdiff.audio.features import log_mel, pad_mels, split_windows
 from mmdiff.auto_config import MMDiffConfig
-from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict
+from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict, shown
 from mmdiff.errors import MMDiffError
-from mmdiff.folder import shown
-from mmdiff.tokens import AUDIO, CHAT_TEMPLATE, IMAGE
+from mmdiff.tokens import AUDIO, CHAT_TEMPLATE, IMAGE, control_tokens, neutralize
 from mmdiff.vision.image import open_image
 from mmdiff.vision.views import Views, count_tokens, make_views
 
 MARKS = re.compile(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})")
 Messages = Sequence[Mapping[str, Any]]
+ROLES, PARTS = ("system", "user", "assistant"), ("text", "image", "audio")
 
 
 class MMDiffProcessor(ProcessorMixin):
@@ -43,7 +43,14 @@ class MMDiffProcessor(ProcessorMixin):
         vision: Mapping[str, Any] | None = None,
         audio: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
+        media_first: bool = True,
     ) -> None:
+        """
+        Args:
+            media_first: whether the images and sounds of a message are put before its text, in whatever order its
+                parts come; the model's `ModelConfig.media_first`.
+        """
+        self.media_first = media_first
         self.token_ids = dict(token_ids)
         self.vision = dict(vision) if vision else None
         self.audio = dict(audio) if audio else None
@@ -55,19 +62,26 @@ class MMDiffProcessor(ProcessorMixin):
     ) -> MMDiffProcessor:
         vision = dataclasses.asdict(config.vision) if config.vision else None
         audio = dataclasses.asdict(config.audio) if config.audio else None
-        return cls(tokenizer, dataclasses.asdict(config.tokens), vision, audio, chat_template)
+        return cls(
+            tokenizer, dataclasses.asdict(config.tokens), vision, audio, chat_template, config.media_first
+        )
 
     @property
     def tokens(self) -> TokenIds:
         return from_dict(TokenIds, self.token_ids)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers`, with control tokens in what people wrote made harmless.
+        """As in `transformers`, with control tokens in what users wrote made harmless, and media before text.
 
         A sound's file is read by `load_audio`; a sound that is an array has 16 kHz.
         """
+        for messages in conversation if _is_batch(conversation) else [conversation]:
+            check_messages(messages)
+        conversation = _harmless(conversation, control_tokens(self.tokenizer, self.tokens))
+        if self.media_first:
+            conversation = _media_first(conversation)
         try:
-            return super().apply_chat_template(_in_parts(_heard(_harmless(conversation))), *args, **kwargs)
+            return super().apply_chat_template(_in_parts(_heard(conversation)), *args, **kwargs)
         except TemplateError as error:
             raise MMDiffError(f"the model's chat format does not take this conversation: {error}") from None
 
@@ -161,6 +175,10 @@ class MMDiffProcessor(ProcessorMixin):
     def _audio(self) -> AudioConfig:
         return from_dict(AudioConfig, self.audio or {})
 
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of what a user wrote, none of them a control token's."""
+        return self._ids(neutralize(text, control_tokens(self.tokenizer, self.tokens)))
+
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -209,6 +227,41 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise MMDiffError(f"{name}={shown(value)} is not supported; use {takes}")
 
 
+def check_messages(messages: Any) -> None:
+    """Whether a conversation is one: messages with a role, and a text or a list of parts.
+
+    Raises:
+        MMDiffError: it is not; the message says where.
+    """
+    if not isinstance(messages, list | tuple) or not messages or not all(isinstance(m, Mapping) for m in messages):
+        raise MMDiffError(f"{shown(messages)} is not a conversation; give a list of messages, each a dictionary with a "
+                          "role and a content")
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise MMDiffError(f"role={shown(role)} is not known; use one of {', '.join(ROLES)}")
+        if isinstance(content, str):
+            continue
+        if not isinstance(content, list | tuple):
+            raise MMDiffError(f"content={shown(content)} of the message of role {role!r} does not fit; give a text, "
+                              "or a list of parts")
+        for part in content:
+            if not isinstance(part, Mapping) or part.get("type") not in PARTS:
+                raise MMDiffError(f"{shown(part)} is not a part of a message; give a dictionary whose type is one of "
+                                  f"{', '.join(PARTS)}")
+            if part["type"] == "text" and not isinstance(part.get("text"), str):
+                raise MMDiffError(f"text={shown(part.get('text'))} of the message of role {role!r} is not a text")
+
+
+def as_array(source: Any) -> Any:
+    """A tensor as an array, gradients or not; everything else as it is."""
+    return source.detach().float().cpu().numpy() if isinstance(source, Tensor) else source
+
+
+def _is_batch(conversation: Any) -> bool:
+    return isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
+
+
 @dataclass(frozen=True)
 class _Row:
     ids: list[int]
@@ -248,19 +301,33 @@ def _heard(value: Any) -> Any:
     """The conversation with the sounds in it decoded."""
     if isinstance(value, Mapping):
         if value.get("type") == "audio" and (keys := [key for key in ("audio", "url", "path") if key in value]):
-            source = value[keys[0]]
+            source = as_array(value[keys[0]])
             return {"type": "audio", "audio": source if isinstance(source, np.ndarray) else load_audio(source)}
         return {name: _heard(item) for name, item in value.items()}
     return [_heard(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _harmless(value: Any, key: str = "") -> Any:
-    """The conversation with `<|` broken up inside texts, so that words cannot end a turn or claim a picture."""
+def _harmless(value: Any, controls: frozenset[str], key: str = "") -> Any:
+    """The conversation without control tokens in its texts, so that words cannot end a turn or claim an image."""
     if isinstance(value, Mapping):
-        return {name: _harmless(item, name) for name, item in value.items()}
+        return {name: _harmless(item, controls, name) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_harmless(item, key) for item in value]
-    return value.replace("<|", "< |") if isinstance(value, str) and key in ("text", "content") else value
+        return [_harmless(item, controls, key) for item in value]
+    written = isinstance(value, str) and key in ("role", "content", "text", "name")
+    return neutralize(value, controls) if written else value
+
+
+def _media_first(value: Any) -> Any:
+    """The conversation, or several, with each message's images and sounds before its text, which becomes one part."""
+    if isinstance(value, list | tuple):
+        return [_media_first(item) for item in value]
+    if not isinstance(value, Mapping) or not isinstance(value.get("content"), list | tuple):
+        return value
+    texts = [part for part in value["content"] if isinstance(part, Mapping) and part.get("type") == "text"]
+    media = [part for part in value["content"] if not any(part is text for text in texts)]
+    if len(texts) > 1 and all(isinstance(part.get("text"), str) for part in texts):
+        texts = [{**texts[0], "text": "\n".join(part["text"].strip() for part in texts)}]
+    return {**value, "content": [*media, *texts]}
 
 
 def _in_parts(value: Any) -> Any:

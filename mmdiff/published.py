@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdiff.config import PRESETS, SO400M_PENULTIMATE, BackboneConfig, ModelConfig, TokenIds, VisionConfig
+from mmdiff.config import PRESETS, SO400M_PENULTIMATE, BackboneConfig, ModelConfig, TokenIds, VisionConfig, shown
 from mmdiff.errors import CheckpointError
 from mmdiff.families import DREAM, SIGLIP, Family, check_settings, family_of, rope_theta
-from mmdiff.folder import read_json, shown
+from mmdiff.folder import read_json
 
 # From published keys to ours: the first key that is there counts.
 _BACKBONE_KEYS: dict[str, tuple[str, ...]] = {

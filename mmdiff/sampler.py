@@ -12,6 +12,7 @@ S positions whose logits are asked for, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from numbers import Integral
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
-from mmdiff.config import DecodingConfig, TokenIds
+from mmdiff.config import DecodingConfig, TokenIds, shown
 from mmdiff.errors import MMDiffError
 from mmdiff.rules import ORDERS, Revising, Votes, make_rule, rule_name
 from mmdiff.schedule import SCHEDULES, even_shares
@@ -82,6 +83,19 @@ class Constraint(Protocol):
         ...
 
 
+def seed_of(value: object, row: int = 0) -> int:
+    """The seed of a row, `row` places behind that of the first one.
+
+    Raises:
+        MMDiffError: the value is no whole number of 64 bits, signed or not.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or not -(2**63) <= int(value) < 2**64:
+        raise MMDiffError(f"seed={shown(value)} does not fit: it must be a whole number of 64 bits, from -2^63 to "
+                          "2^64 - 1")
+    seed = int(value) + row
+    return seed if seed < 2**64 else seed - 2**64
+
+
 def denoise(
     predict: Predict,
     canvas: Canvas,
@@ -135,7 +149,7 @@ class Denoiser:
         self.predict, self.canvas, self.decoding, self.tokens = predict, canvas, decoding, tokens
         self.rule, self.order = make_rule(decoding), ORDERS[decoding.order]
         self.names = list(range(num_rows))  # of the rows, also when others have left
-        self.draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.draws = [torch.Generator().manual_seed(seed_of(seed)) for seed in seeds]
         self.constraints = [None] * num_rows if constraints is None else list(constraints)
         self.quotas_BS = plan_quotas(canvas, decoding)
         self.steps_B = torch.zeros(num_rows, dtype=torch.long, device=canvas.ids_BG.device)  # of each row so far

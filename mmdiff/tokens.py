@@ -8,6 +8,9 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,6 +21,9 @@ HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
 IMAGE, AUDIO = "<|image|>", "<|audio|>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"  # of ChatML, which Qwen and Dream use
 SPECIAL = (MASK, EOS, EOT, BOS, HEADER, END_HEADER, IMAGE, AUDIO)  # ids 0 to 7 of a tokenizer made here
+
+_MARK = re.compile(r"[<\[{].+[>\]}]", re.DOTALL)  # what looks like one, so that no word that was added is broken up
+_ROUNDS = 8
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -52,6 +58,43 @@ CHATML_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+def control_tokens(tokenizer: Any, tokens: TokenIds) -> frozenset[str]:
+    """What text must not hold as it stands, lest it end a turn, claim an image or hide a token.
+
+    These are the tokenizer's special tokens, those that were added to it and look like marks (`<think>`, `[INST]`),
+    the model's own, and the placeholders of the chat format.
+
+    Args:
+        tokenizer: one of `transformers` or of `tokenizers`.
+    """
+    if hasattr(tokenizer, "get_added_tokens_decoder"):
+        added, name_of = tokenizer.get_added_tokens_decoder(), tokenizer.id_to_token
+    else:
+        added, name_of = tokenizer.added_tokens_decoder, tokenizer.convert_ids_to_tokens
+    own = (tokens.mask, tokens.eos, tokens.eot, tokens.bos, tokens.pad, tokens.image, tokens.audio, *tokens.never)
+    names = [name_of(token) for token in own if token is not None]
+    names += [token.content for token in added.values() if not token.special]
+    marks = {name for name in names if name and _MARK.fullmatch(name)}
+    special = {token.content for token in added.values() if token.special and token.content.strip()}
+    return frozenset({*marks, *special, *SPECIAL})
+
+
+def neutralize(text: str, controls: frozenset[str]) -> str:
+    """The text with each control token broken up by a space behind its first character, and else as it is.
+
+    What is no Unicode, as half of a surrogate pair, becomes the replacement character.
+    """
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    for _ in range(_ROUNDS):  # what is broken up may make another one whole
+        before = text
+        for control in controls:
+            if control in text:
+                text = text.replace(control, f"{control[0]} {control[1:]}" if len(control) > 1 else " ")
+        if text == before:
+            break
+    return text
 
 
 def media_mask(ids_BT: Tensor, tokens: TokenIds) -> Tensor:

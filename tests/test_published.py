@@ -135,7 +135,8 @@ def test_a_tower_of_another_kind_is_one_sentence(
 
 @pytest.mark.parametrize(("pinpoints", "grids"), [
     ("(1x1),...,(6x6)", GRIDS), ("(2x2),(3x3),(4x4)", tuple((c, r) for c in (2, 3, 4) for r in (2, 3, 4))),
-    ("(1x2)", ((1, 2),)), ([[384, 768], [1152, 384]], ((1, 2), (3, 1))), ("[(384, 768), (1152, 384)]", ((1, 2), (3, 1))),
+    ("(1x2)", ((1, 2),)), ([[384, 768], [1152, 384]], ((1, 2), (3, 1))), ("[(384, 768), (1152, 384)]",
+                                                                    ((1, 2), (3, 1))),
     ("[[384, 768], [1152, 384]]", ((1, 2), (3, 1))), ("((384, 768),)", ((1, 2),)), ([(768, 384)], ((2, 1),)),
 ])
 def test_grids_are_read_in_every_form(pinpoints: Any, grids: Any) -> None:
@@ -144,7 +145,8 @@ def test_grids_are_read_in_every_form(pinpoints: Any, grids: Any) -> None:
 
 @pytest.mark.parametrize("pinpoints", [
     None, "", "1x1", [], "[]", [[384]], [[384, 768, 2]], [[400, 400]], [[336, 672], [672, 336]], [["384", "768"]], 5,
-    "(1x1),...,(99999999x99999999)", "(0x0)", "(6x6),...,(1x1)", "[(384, 768)", "__import__('os')", {"a": 1}, [384, 768],
+    "(1x1),...,(99999999x99999999)", "(0x0)", "(6x6),...,(1x1)", "[(384, 768)", "__import__('os')", {"a": 1},
+    [384, 768],
 ])
 def test_other_grids_are_refused_by_value(pinpoints: Any) -> None:
     with pytest.raises(CheckpointError, match="image_grid_pinpoints="):

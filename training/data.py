@@ -26,12 +26,13 @@ from torch.utils.data import Dataset
 from mmdiff.audio.connector import count_tokens
 from mmdiff.audio.features import pad_mels
 from mmdiff.config import ModelConfig, TokenIds
+from mmdiff.errors import MMDiffError
 from mmdiff.scaffold.spelling import slot_ids
-from mmdiff.tokens import CHAT_TEMPLATE, IMAGE, segment_ids
+from mmdiff.tokens import CHAT_TEMPLATE, IMAGE, control_tokens, neutralize, segment_ids
 from mmdiff.training import easy_vqa
 from mmdiff.training.augment import augment
 from mmdiff.training.corrupt import IGNORE
-from mmdiff.training.loop import Batch
+from mmdiff.training.loop import SKIPPED, Batch
 from mmdiff.training.questions import (
     ATTRIBUTES,
     CAPTION_PROMPTS,
@@ -84,6 +85,7 @@ class Turn:
     laid_out: int = 0  # how many of the parts stand as a scaffold, with only their slots open
 
 
+TRIES = 20  # rows of one source after each other that cannot be read, before the run ends
 Row = tuple[Image.Image | None, Sequence[Turn | Reference | Scene]]
 Source = Callable[[np.random.Generator], Row]
 
@@ -149,8 +151,29 @@ class Sounds:
         return Turn(*heard_question(said, rng), sound=sound, said=said)
 
 
+def read_row(source: Source, rng: np.random.Generator) -> tuple[Row, list[str]]:
+    """The next row of a source that can be read, and what is wrong with those before it.
+
+    Raises:
+        MMDiffError: none of many can.
+    """
+    skipped: list[str] = []
+    while len(skipped) < TRIES:
+        try:
+            image, turns = source(rng)
+            if image is not None:
+                image.load()  # Pillow reads a file only when it is asked for its pixels
+            return (image, turns), skipped
+        except (MMDiffError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            skipped.append(f"{error}"[:300])
+    raise MMDiffError(f"{TRIES} rows of the training data after each other cannot be read; the last: {skipped[-1]}")
+
+
 class Conversations(Dataset[Batch]):
-    """Packed conversations; `sources` gives the rows of a batch, in order."""
+    """Packed conversations; `sources` gives the rows of a batch, in order.
+
+    A row whose image or sound cannot be read is left out, and the next one of its source takes its place.
+    """
 
     def __init__(self, config: ModelConfig, tokenizer_file: Path, sources: Sequence[Source], seed: int) -> None:
         self.config, self.tokenizer_file, self.sources, self.seed = config, tokenizer_file, sources, seed
@@ -161,7 +184,10 @@ class Conversations(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))
-        return pack([source(rng) for source in self.sources], self.tokenizer, self.config, rng)
+        rows, skipped = zip(*(read_row(source, rng) for source in self.sources), strict=True)
+        batch = pack(rows, self.tokenizer, self.config, rng)
+        reasons = [reason for some in skipped for reason in some]
+        return {**batch, SKIPPED: reasons} if reasons else batch
 
 
 class Phrases(Dataset[Batch]):
@@ -271,7 +297,8 @@ def pack(rows: Sequence[Row], tokenizer: Tokenizer, config: ModelConfig, rng: np
         batch["image_grids"] = torch.zeros(len(images), 2, dtype=torch.long)
     if sounds:
         heard = [turn.sound for turn in sounds if turn.sound is not None]
-        batch.update(_sound_inputs(heard, [turn.said for turn in sounds], tokenizer))
+        controls = control_tokens(tokenizer, config.tokens)
+        batch.update(_sound_inputs(heard, [neutralize(turn.said, controls) for turn in sounds], tokenizer))
     batch["facts"] = torch.tensor([fact for row in facts for fact in row], dtype=torch.long).view(-1, len(FACTS))
     return batch
 
@@ -280,7 +307,8 @@ def _pack_row(
     turns: Sequence[Turn | Reference | Scene], start: list[int], question: str, tokenizer: Tokenizer,
     config: ModelConfig, rng: np.random.Generator,
 ) -> tuple[dict[str, list[int] | list[float]], list[Facts]]:
-    tokens = config.tokens
+    tokens, controls = config.tokens, control_tokens(tokenizer, config.tokens)
+    turns = [turn if isinstance(turn, Scene) else _harmless(turn, controls) for turn in turns]
     ids, labels, importance = list(start), [IGNORE] * len(start), [0.0] * len(start)
     segments = segment_ids(torch.tensor([start]), tokens)[0].tolist()
     positions, branches = list(range(len(start))), [0] * len(start)
@@ -329,6 +357,16 @@ def _pack_row(
         "position_ids": positions, "branch_ids": branches, "named": [int(facts is not None) for facts in told],
     }
     return row, [facts for facts in told if facts is not None]
+
+
+def _harmless(turn: Turn | Reference, controls: frozenset[str]) -> Turn | Reference:
+    """Without control tokens in its texts, as prompts have none."""
+    if isinstance(turn, Reference):
+        return replace(turn, text=neutralize(turn.text, controls), after=neutralize(turn.after, controls))
+    parts = [replace(part, text=neutralize(part.text, controls),
+                     alike=tuple(neutralize(text, controls) for text in part.alike)) for part in turn.parts]
+    return replace(turn, question=neutralize(turn.question, controls), answer=neutralize(turn.answer, controls),
+                   said=neutralize(turn.said, controls), parts=parts)
 
 
 def _laid_out(

@@ -1,28 +1,37 @@
 """The one training loop, for every stage: batches in, a loss function, AdamW with warm-up and cosine.
 
 Batches and random draws are functions of the seed and the step alone, so a resumed run repeats the losses of an
-unbroken one bit for bit on CPU. Stop it at any time; the next call goes on from the last checkpoint.
+unbroken one bit for bit on CPU. Stop it at any time; the next call goes on from the last checkpoint. What is frozen
+when it comes stays frozen, and a loss that is no number ends the run before anything is saved.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mmdiff.errors import MMDiffError
 from mmdiff.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 
+SKIPPED = "skipped"  # of a batch: what is wrong with the rows that were left out of it, a sentence each
+FEW_SKIPPED = 20  # rows that may be left out in any case; beyond, no more than
+SKIPPED_SHARE = 0.1  # of all rows
+LOGGER = logging.getLogger("mmdiff.training")
 Batch = dict[str, Any]
 Loss = Callable[[nn.Module, Batch, torch.Generator], tuple[Tensor, dict[str, float]]]
 
@@ -33,7 +42,7 @@ class TrainConfig:
 
     steps: int
     learning_rate: float
-    rates: dict[str, float]  # name prefix -> factor on the learning rate; 0 freezes; the longest prefix counts
+    rates: dict[str, float]  # name prefix -> factor on the learning rate; 0 freezes for this run; the longest counts
     warmup_steps: int = 100
     final_rate: float = 0.02  # of learning_rate, at the end of the cosine
     weight_decay: float = 0.01
@@ -45,6 +54,11 @@ class TrainConfig:
     save_every: int = 500  # steps
     log_every: int = 20  # steps
     workers: int = 1  # processes that prepare batches
+
+    def __post_init__(self) -> None:
+        for name, value in {"learning_rate": self.learning_rate, **self.rates}.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise MMDiffError(f"the rate {name!r}: {value} does not fit; it must be a number, 0 or more")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -62,68 +76,180 @@ def train(
     """Train `model` in place up to `config.steps`, resuming from the last checkpoint in `folder`.
 
     Args:
-        data: indexed by the number of the batch, from 0; each item is a whole batch of tensors.
+        data: indexed by the number of the batch, from 0; each item is a whole batch of tensors. Rows that had to be
+            left out of one are told under `SKIPPED`.
         folder: gets `step-*` checkpoints, `metrics.jsonl` and TensorBoard events.
 
     Returns:
         the last logged metrics; none where nothing was left to do.
+
+    Raises:
+        MMDiffError: nothing can learn, a rate names no parameter, too many rows cannot be read, or the loss is no
+            number; the last checkpoint is then the last good one.
     """
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, step_scheduler_with_optimizer=False)
+    # Parts that a batch has no use for, such as the audio tower beside images alone, get no gradients.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, step_scheduler_with_optimizer=False,
+                              kwargs_handlers=[unused])
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas)
+    with _learning(model, config) as groups:
+        return _train(model, loss, data, config, folder, title, accelerator, groups)
+
+
+def _train(
+    model: nn.Module, loss: Loss, data: Dataset[Batch], config: TrainConfig, folder: Path, title: str,
+    accelerator: Accelerator, groups: list[dict[str, Any]],
+) -> dict[str, float]:
+    optimizer = torch.optim.AdamW(groups, betas=config.betas)
     done = checkpoints(folder)
     start = load_checkpoint(done[-1], model, optimizer) if done else 0
     model, optimizer = accelerator.prepare(model, optimizer)
-    model.train()
-    batches = iter(_loader(data, config, start, accelerator))
-    metrics: dict[str, float] = {}
+    batches, metrics = _Batches(_loader(data, config, start, accelerator)), dict[str, float]()
     with _Log(folder, start, accelerator.is_main_process) as log, _progress(accelerator.is_main_process) as bar:
         task = bar.add_task(title, total=config.steps, completed=start, note="")
         for step in range(start, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step) * group["factor"]
+            total = torch.zeros((), device=accelerator.device)
             for part in range(config.accumulate):
                 draws = torch.Generator().manual_seed(_draw_seed(config, step, part, accelerator))
                 with accelerator.autocast():
                     value, metrics = loss(model, _to(next(batches), accelerator.device), draws)
                 accelerator.backward(value / config.accumulate)
+                total += value.detach()
             norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+            _check_loss(total, norm, accelerator, folder, step)
             optimizer.step()
             optimizer.zero_grad()
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                metrics = {"loss": value.item(), "grad_norm": float(norm or 0.0), **metrics}
+                metrics = {"loss": value.item(), "grad_norm": float(norm or 0.0), **metrics, **batches.counts}
                 log.write(step + 1, {**metrics, "learning_rate": learning_rate(config, step)})
                 bar.update(task, note="  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
             bar.advance(task)
             saving = (step + 1) % config.save_every == 0 or step + 1 == config.steps
             if saving and accelerator.is_main_process:
+                _check_weights(groups, folder, step)
                 save_checkpoint(folder, step + 1, accelerator.unwrap_model(model), optimizer)
     return metrics
 
 
+@contextmanager
+def _learning(model: nn.Module, config: TrainConfig) -> Iterator[list[dict[str, Any]]]:
+    """The parameters that learn; afterwards all parts are again as they came: frozen or not, evaluating or not."""
+    learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        groups = parameter_groups(model, config)
+        if not groups:
+            raise MMDiffError("nothing can learn: every parameter is frozen, or has the rate 0")
+        model.train()
+        for module in model.modules():  # what stands still has no dropout either, and keeps its statistics
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        yield groups
+    finally:
+        for parameter, before in learns:
+            parameter.requires_grad_(before)
+        for module, training in modes:
+            module.training = training
+
+
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Parameters by learning-rate factor and weight decay (matrices decay, vectors do not); factor 0 is frozen."""
+    """Parameters by learning-rate factor and weight decay (matrices decay, vectors do not).
+
+    Factor 0 freezes, and what is frozen already, as beside a LoRA adapter, stays so whatever its factor. Prefixes are
+    those of the model inside where peft has wrapped it.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    unknown = set(config.rates)
     for name, parameter in model.named_parameters():
-        matches = [prefix for prefix in config.rates if name.startswith(prefix)]
+        matches = [prefix for prefix in config.rates if name.removeprefix("base_model.model.").startswith(prefix)]
+        unknown -= set(matches)
         factor = config.rates[max(matches, key=len)] if matches else 1.0
-        parameter.requires_grad_(factor > 0)
+        if factor == 0:
+            parameter.requires_grad_(False)
         decay = config.weight_decay if parameter.dim() > 1 else 0.0
-        if factor > 0:
+        if parameter.requires_grad:
             groups.setdefault((factor, decay), []).append(parameter)
+    if unknown:
+        raise MMDiffError(f"rates name {sorted(unknown)[0]!r}, with which no parameter's name begins; leave it out, or "
+                          f"name a part of the model, such as {name.split('.')[0]!r}")
     return [
         {"params": parameters, "lr": config.learning_rate * factor, "factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
+def _check_loss(total: Tensor, norm: Tensor | None, accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Stop in all processes before the weights are changed by what is no number."""
+    fault = not bool(total.isfinite())
+    if norm is not None and accelerator.scaler is None:  # the scaler of float16 leaves out such steps by itself
+        fault |= not math.isfinite(float(norm))
+    if accelerator.num_processes > 1:
+        fault = bool(accelerator.reduce(torch.tensor(float(fault), device=accelerator.device)) > 0)
+    if fault:
+        raise _diverged(f"the loss of step {step + 1} or its gradient is no number", folder)
+
+
+def _check_weights(groups: list[dict[str, Any]], folder: Path, step: int) -> None:
+    if not all(bool(parameter.isfinite().all()) for group in groups for parameter in group["params"]):
+        raise _diverged(f"weights are no numbers any more after step {step + 1}", folder)
+
+
+def _diverged(what: str, folder: Path) -> MMDiffError:
+    done = checkpoints(folder)
+    kept = f"{done[-1]} is the last good checkpoint" if done else "no checkpoint was written"
+    return MMDiffError(f"{what}, so the run stops, and {kept}: lower learning_rate, or look at the data")
+
+
+class _Batches:
+    """The batches of a loader, and how many of their rows had to be left out."""
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        self.loader = iter(loader)
+        self.rows = self.skipped = 0
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """For the log, where there is something to count."""
+        return {SKIPPED: self.skipped} if self.skipped else {}
+
+    def __next__(self) -> Batch:
+        batch = next(self.loader)
+        if isinstance(batch, MMDiffError):
+            raise batch
+        reasons = batch.pop(SKIPPED, ())
+        for reason in reasons:
+            LOGGER.warning("left out of the training data: %s", reason)
+        self.skipped += len(reasons)
+        self.rows += len(reasons) + len(batch.get("input_ids", ()))
+        if self.skipped > max(FEW_SKIPPED, SKIPPED_SHARE * self.rows):
+            raise MMDiffError(f"{self.skipped} of {self.rows} rows of the training data cannot be read, which is too "
+                              f"many; the last: {reasons[-1]}")
+        return batch
+
+
 def _loader(data: Dataset[Batch], config: TrainConfig, start: int, accelerator: Accelerator) -> DataLoader[Batch]:
     share, rank = accelerator.num_processes, accelerator.process_index
     numbers = [n * share + rank for n in range(start * config.accumulate, config.steps * config.accumulate)]
     return DataLoader(
-        data, batch_size=None, sampler=_Fixed(numbers), num_workers=config.workers,
+        _Telling(data), batch_size=None, sampler=_Fixed(numbers), num_workers=config.workers,
         prefetch_factor=4 if config.workers else None, worker_init_fn=_one_thread,
     )
+
+
+class _Telling(Dataset[Any]):
+    """Batches, or what is wrong with one: an error would lose its sentence on the way out of a worker."""
+
+    def __init__(self, data: Dataset[Batch]) -> None:
+        self.data = data
+
+    def __getitem__(self, number: int) -> Batch | MMDiffError:
+        try:
+            return self.data[number]
+        except MMDiffError as error:
+            return MMDiffError(str(error))
 
 
 class _Fixed(torch.utils.data.Sampler[int]):
@@ -176,8 +302,9 @@ class _Log:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if self.file is None:
             return
-        self.file.write(json.dumps({"step": step, "seconds": round(time.monotonic() - self.started, 1), **metrics}))
-        self.file.write("\n")
+        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = {"step": step, "seconds": round(time.monotonic() - self.started, 1), **numbers}
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
         for name, value in metrics.items():
             if self.events is not None:

@@ -1,6 +1,7 @@
 """Objectives: LLaDA's masked cross-entropy in its published weightings, and SigLIP's sigmoid loss.
 
-Each weighting is a plain function `(corrupted, labels_BT, branches_BT) -> weights_BT`, chosen once by a recipe.
+A weighting is how times are distributed and what a token hidden at one of them weighs; the two belong together, and
+only together are they a bound on the likelihood. It is chosen once by a recipe.
 
 Shapes: B batch, T positions, S hidden positions, V vocabulary, X patches of a batch, M phrases.
 """
@@ -8,6 +9,7 @@ Shapes: B batch, T positions, S hidden positions, V vocabulary, X patches of a b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +37,34 @@ def mean_weights(corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -
     return corrupted.masked_BT / corrupted.masked_BT.sum().clamp(min=1)
 
 
-Weighting = Callable[[Corrupted, Tensor, Tensor], Tensor]
+def uniform_times(t: Tensor) -> Tensor:
+    """All times alike."""
+    return t
+
+
+def late_times(t: Tensor) -> Tensor:
+    """Late times more often: short answers are mostly decided from a fully masked canvas."""
+    return t.sqrt()
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How times are drawn, from uniform ones, and what a token that is hidden at its time weighs."""
+
+    times: Callable[[Tensor], Tensor]
+    weights: Callable[[Corrupted, Tensor, Tensor], Tensor]
+    bound: bool  # whether its mean is an upper bound on the negative log-likelihood, a token
+
+    def __call__(self, corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
+        """Weights (B, T)."""
+        return self.weights(corrupted, labels_BT, branches_BT)
+
+
 WEIGHTINGS: dict[str, Weighting] = {
-    "pretraining": pretraining_weights, "response": response_weights, "mean": mean_weights
+    "pretraining": Weighting(uniform_times, pretraining_weights, bound=True),
+    "response": Weighting(uniform_times, response_weights, bound=True),
+    "mean": Weighting(uniform_times, mean_weights, bound=False),
+    "late_mean": Weighting(late_times, mean_weights, bound=False),
 }
 
 

@@ -151,7 +151,7 @@ def denoising_loss(weighting: str, mask_id: int) -> Loss:
     weigh = WEIGHTINGS[weighting]
 
     def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        noisy, inputs = _hide(batch, draws, mask_id)
+        noisy, inputs = _hide(batch, draws, mask_id, weigh)
         return _denoising(model(**inputs).logits, batch, noisy, weigh)
 
     return loss
@@ -162,7 +162,7 @@ def grounded_loss(weighting: str, config: ModelConfig) -> Loss:
     weigh, tokens = WEIGHTINGS[weighting], config.tokens
 
     def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        noisy, inputs = _hide(batch, draws, tokens.mask)
+        noisy, inputs = _hide(batch, draws, tokens.mask, weigh)
         sounds_BT = torch.eq(noisy.ids_BT, -1 if tokens.audio is None else tokens.audio)
         select_BT = inputs["select"] = noisy.masked_BT | sounds_BT
         logits_SV, told = model(batch["named"], **inputs)
@@ -179,12 +179,13 @@ def grounded_loss(weighting: str, config: ModelConfig) -> Loss:
     return loss
 
 
-def _hide(batch: Batch, draws: torch.Generator, mask_id: int) -> tuple[Corrupted, dict[str, Tensor]]:
+def _hide(
+    batch: Batch, draws: torch.Generator, mask_id: int, weighting: Weighting
+) -> tuple[Corrupted, dict[str, Tensor]]:
     """Tokens of the answers hidden, and the inputs that a model then gets."""
     labels_BT, branches_BT = batch["labels"], batch["branch_ids"]
     rows, answers = labels_BT.shape[0], int(branches_BT.max()) + 1
-    # The square root leans towards late times: short answers are mostly decided from a fully masked canvas.
-    t_BR = draw_times(rows, answers, draws).sqrt().to(labels_BT.device)
+    t_BR = weighting.times(draw_times(rows, answers, draws)).to(labels_BT.device)
     u_BT = torch.rand(labels_BT.shape, generator=draws).to(labels_BT.device)
     noisy = corrupt(batch["input_ids"], labels_BT, t_BR.gather(1, branches_BT), u_BT, mask_id)
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
@@ -228,7 +229,7 @@ def align(model: ModelConfig, steps: int = 300) -> Stage:
         save_every=100,
     )
     data = partial(Conversations, model, sources=[scene_row] * 16, seed=2)
-    return Stage("align", Grounder, grounded_loss("mean", model), data, config)
+    return Stage("align", Grounder, grounded_loss("late_mean", model), data, config)
 
 
 def tune(model: ModelConfig, steps: int = 6600) -> Stage:
@@ -238,7 +239,7 @@ def tune(model: ModelConfig, steps: int = 6600) -> Stage:
         save_every=100,
     )
     data = partial(Conversations, model, sources=[scene_row] * 14 + [easy_vqa_row] * 2, seed=3)
-    return Stage("tune", Grounder, grounded_loss("mean", model), data, config)
+    return Stage("tune", Grounder, grounded_loss("late_mean", model), data, config)
 
 
 def spell(model: ModelConfig, steps: int = 2000, clips: int = 30_000) -> Stage:
@@ -269,7 +270,7 @@ def hear(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
         sources = [scene_row] * 10 + [easy_vqa_row] + [Sounds(speech)] * 3
         return Conversations(model, tokenizer_file, sources, seed=4)
 
-    return Stage("hear", Grounder, grounded_loss("mean", model), data, config)
+    return Stage("hear", Grounder, grounded_loss("late_mean", model), data, config)
 
 
 def structure(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
@@ -284,7 +285,7 @@ def structure(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Sta
         sources = [row] * 8 + [easy_vqa_row] + [Sounds(speech, transcribe=0.3, refine=0.45)] * 2
         return Conversations(model, tokenizer_file, sources, seed=9)
 
-    return Stage("structure", Grounder, grounded_loss("mean", model), data, config)
+    return Stage("structure", Grounder, grounded_loss("late_mean", model), data, config)
 
 
 RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune, spell, hear, structure)}

@@ -129,7 +129,8 @@ def _build_open_clip(config: VisionConfig) -> Tower:
     }
     with tempfile.TemporaryDirectory(prefix="mmdiff-") as folder:
         Path(folder, "config.json").write_text(json.dumps(description), encoding="utf-8")
-        adapter = open_clip.TimmModel(f"local-dir:{folder}", config.hidden_size, config.image_size, pool="", proj="none")
+        name = f"local-dir:{folder}"
+        adapter = open_clip.TimmModel(name, config.hidden_size, config.image_size, pool="", proj="none")
     return TimmTower(config, adapter)
 
 

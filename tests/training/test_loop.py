@@ -1,6 +1,9 @@
 """A run that was stopped and went on equals an unbroken one, bit for bit; rates and batches are as asked."""
 
 import json
+import multiprocessing
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from mmdiff.errors import MMDiffError
 from mmdiff.training import checkpoints as writing
 from mmdiff.training.checkpoints import checkpoints, load_checkpoint
 from mmdiff.training.loop import Batch, Loss, TrainConfig, learning_rate, parameter_groups, train
@@ -243,13 +247,234 @@ def test_frozen_parts_stay_and_the_longest_prefix_counts(tmp_path: Path, order: 
     ]
 
 
-def test_a_later_stage_thaws_what_an_earlier_one_froze() -> None:
-    model = Toy()
-    parameter_groups(model, replace(CONFIG, rates={"": 0.0, "head": 1.0}))
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
-    groups = parameter_groups(model, CONFIG)
-    assert sum(len(group["params"]) for group in groups) == 6
+def test_a_later_stage_learns_what_an_earlier_one_froze(tmp_path: Path) -> None:
+    """Freezing is for one run; the model is then as it came."""
+    model, start = Toy(), Toy().state_dict()
+    train(model, noisy_loss, Points(), replace(CONFIG, rates={"": 0.0, "head": 1.0}), tmp_path / "first", "toy")
     assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(p, start[name]) for name, p in model.named_parameters() if not name.startswith("head"))
+    train(model, noisy_loss, Points(), CONFIG, tmp_path / "second", "toy")
+    assert not any(torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items())
+
+
+class Normed(nn.Module):
+    """With a part that has statistics and dropout, as published towers may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tower = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
+        self.head = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.tower(x))
+        return y
+
+
+@pytest.mark.parametrize("frozen", ["before", "by its rate", "half of it before"])
+def test_a_frozen_part_is_left_bit_for_bit(tmp_path: Path, frozen: str) -> None:
+    """Weights, statistics and modes; whoever froze it, and a rate above 0 thaws nothing."""
+    model = Normed()
+    model.head[0].eval()
+    if frozen == "before":
+        model.tower.requires_grad_(False)
+    elif frozen == "half of it before":
+        model.tower[0].requires_grad_(False)
+    rates = {"tower": {"before": 0.5, "by its rate": 0.0, "half of it before": 1.0}[frozen]}
+    asked, modes = [p.requires_grad for p in model.parameters()], [module.training for module in model.modules()]
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, noisy_loss, Points(), replace(CONFIG, rates=rates, weight_decay=0.5), tmp_path, "toy")
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
+    head = {f"head.{number}.{name}" for number in (0, 2) for name in ("weight", "bias")}
+    norm = {f"tower.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    assert changed == (head | norm if frozen == "half of it before" else head)
+    assert [p.requires_grad for p in model.parameters()] == asked
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_what_is_frozen_is_so_again_after_an_error(tmp_path: Path) -> None:
+    model = Toy().eval()
+    model.body.requires_grad_(False)
+    with pytest.raises(RuntimeError):
+        train(model, stopping(noisy_loss, 2, RuntimeError()), Points(), replace(CONFIG, rates={"head.bias": 0.0}),
+              tmp_path, "toy")
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    assert not any(module.training for module in model.modules())
+
+
+def test_an_adapter_learns_alone(tmp_path: Path) -> None:
+    """What peft froze stays, and rates name the parts of the model inside."""
+    peft = pytest.importorskip("peft")
+    base = Toy()
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["first", "second"], r=2))
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, noisy_loss, Points(), replace(CONFIG, rates={"head": 0.5, "body.second": 0.0}), tmp_path, "toy")
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
+    assert changed == {name for name in learns if "first" in name} and len(changed) == 2
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == learns
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rates": {"": 0.0}}, "nothing can learn"),
+        ({"rates": {"haed": 0.0}}, "'haed'.*such as 'head'"),
+        ({"rates": {"head": -1.0}}, "'head': -1.0"),
+        ({"rates": {"head": float("nan")}}, "'head': nan"),
+        ({"learning_rate": float("inf")}, "'learning_rate': inf"),
+    ],
+)
+def test_rates_that_do_not_fit(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(MMDiffError, match=message):
+        train(Toy(), noisy_loss, Points(), replace(CONFIG, **settings), tmp_path, "toy")
+
+
+def turning(loss: Loss, after: int, factor: float) -> Loss:
+    """The loss of the first `after` batches, and then a multiple of it."""
+    calls = 0
+
+    def turned(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        nonlocal calls
+        calls += 1
+        value, metrics = loss(model, batch, draws)
+        return value * (factor if calls > after else 1.0), metrics
+
+    return turned
+
+
+@pytest.mark.parametrize("after", [0, 4, 7, 11])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, after: int, factor: float) -> None:
+    """Before the weights know of it: the last checkpoint is the last good one, and the run goes on from there."""
+    model, folder = Toy(), tmp_path / "run"
+    done = after // 5 * 5
+    wanted = f"step-{done:08d} is the last good checkpoint" if done else "no checkpoint was written"
+    with pytest.raises(MMDiffError, match=f"the loss of step {after + 1} .*{wanted}"):
+        train(model, turning(noisy_loss, after, factor), Points(), CONFIG, folder, "toy")
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    whole = Toy()
+    train(whole, noisy_loss, Points(), CONFIG, folder, "toy")
+    assert [path.name for path in checkpoints(folder)][-1] == "step-00000012"
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """A last step that throws them out of range has a loss that looks well."""
+    def throwing(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        value, _ = plain_loss(model, batch, draws)
+        model.head.bias.data.fill_(torch.inf)
+        return value, {}
+
+    with pytest.raises(MMDiffError, match="weights are no numbers any more after step 1"):
+        train(Toy(), throwing, Points(), replace(CONFIG, steps=1), tmp_path, "toy")
+    assert not checkpoints(tmp_path)
+
+
+def test_metrics_are_json(tmp_path: Path) -> None:
+    """A share of nothing is no number, and JSON has none such."""
+    def unsure(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return plain_loss(model, batch, draws)[0], {"right": float("nan")}
+
+    train(Toy(), unsure, Points(), replace(CONFIG, steps=1), tmp_path, "toy")
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=lambda name: pytest.fail(name))["right"] is None
+
+
+class Leaving(Points):
+    """Every `every`-th batch had rows that could not be read."""
+
+    def __init__(self, every: int, rows: int = 1) -> None:
+        super().__init__()
+        self.every, self.left_out = every, rows
+
+    def __getitem__(self, number: int) -> Batch:
+        batch = super().__getitem__(number)
+        reasons = [f"{number}-{row}.png is damaged" for row in range(self.left_out)] if number % self.every == 0 else []
+        return {**batch, "input_ids": torch.zeros(8, 3)} | ({"skipped": reasons} if reasons else {})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_that_were_left_out_are_told_and_counted(
+    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(Toy(), noisy_loss, Leaving(5), replace(CONFIG, workers=workers), tmp_path, "toy")
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        f"{number}-0.png is damaged" for number in (0, 5, 10)]
+    assert [line["skipped"] for line in logged(tmp_path)] == [1] * 5 + [2] * 5 + [3] * 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_rows_left_out_end_the_run(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(MMDiffError, match="24 of 56 rows .*3-5.png is damaged$"):
+        train(Toy(), noisy_loss, Leaving(1, 6), replace(CONFIG, workers=workers), tmp_path, "toy")
+
+
+def test_an_error_of_a_worker_is_one_sentence(tmp_path: Path) -> None:
+    class Failing(Points):
+        def __getitem__(self, number: int) -> Batch:
+            raise MMDiffError("no row can be read")
+
+    with pytest.raises(MMDiffError, match="^no row can be read$"):
+        train(Toy(), noisy_loss, Failing(), replace(CONFIG, workers=1), tmp_path, "toy")
+
+
+class Eyes(nn.Module):
+    """Two parts, of which a batch may have use for one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.seeing, self.hearing = nn.Linear(4, 1), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, heard: bool) -> Tensor:
+        return self.seeing(x) + (self.hearing(x) if heard else 0)
+
+
+class Seen(Points):
+    def __init__(self, hears: Callable[[int], bool]) -> None:
+        super().__init__(4)
+        self.hears = hears
+
+    def __getitem__(self, number: int) -> Batch:
+        return {**super().__getitem__(number), "heard": self.hears(number)}
+
+
+def seen_loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    return (model(batch["x"], batch["heard"]) - batch["y"]).square().mean(), {}
+
+
+def one_of_two(rank: int, port: int, folder: Path, hears: Callable[[int], bool]) -> None:
+    """A process of two, forked from this one."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                       "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DISTRIBUTED": "gloo"})
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    train(Eyes(), seen_loss, Seen(hears), replace(CONFIG, steps=6), folder, "toy")
+
+
+@pytest.mark.parametrize("sounds", [(), (0, 3, 6, 9), (1,)], ids=str)
+def test_two_processes_train_on_images_alone(tmp_path: Path, sounds: tuple[int, ...]) -> None:
+    """And on batches of which one process has sounds; as one process does with two batches a step."""
+    def hears(number: int) -> bool:
+        return number in sounds
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=one_of_two, args=(rank, port, tmp_path / "two", hears)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    one, two = Eyes(), Eyes()
+    train(one, seen_loss, Seen(hears), replace(CONFIG, steps=6, accumulate=2), tmp_path / "one", "toy")
+    load_checkpoint(checkpoints(tmp_path / "two")[-1], two)
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], tensor, rtol=0, atol=1e-7)
 
 
 def test_only_matrices_decay() -> None:

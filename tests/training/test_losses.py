@@ -1,11 +1,13 @@
 """The objectives equal the published one, and the forward process hides what it should."""
 
 import copy
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.modeling_outputs import ModelOutput
 
 from mmdiff.model import MMDiffModel
 from mmdiff.schedule import masking_rate
@@ -19,6 +21,7 @@ from mmdiff.training.losses import (
     region_text_loss,
     response_weights,
 )
+from mmdiff.training.recipes import denoising_loss
 
 
 def test_loss_and_gradients_equal_the_published_llada_v(reference: Path, llada_v: MMDiffModel) -> None:
@@ -77,14 +80,73 @@ def test_weightings_by_the_slow_sum(name: str) -> None:
                 weight = {
                     "pretraining": 1 / noisy.rate_BT[b, i] / 36,
                     "response": 1 / noisy.rate_BT[b, i] / length / 6,
-                    "mean": 1 / hidden,
+                    "mean": 1 / hidden, "late_mean": 1 / hidden,
                 }[name]
                 want += float(weight * losses[b, i])
     assert got.item() == pytest.approx(want, rel=1e-5)
 
 
 def test_weightings_have_names() -> None:
-    assert set(WEIGHTINGS.values()) == {pretraining_weights, response_weights, mean_weights}
+    weights = {"pretraining": pretraining_weights, "response": response_weights, "mean": mean_weights,
+               "late_mean": mean_weights}
+    assert {name: weighting.weights for name, weighting in WEIGHTINGS.items()} == weights
+    assert [name for name, weighting in WEIGHTINGS.items() if weighting.bound] == ["pretraining", "response"]
+
+
+class Table(torch.nn.Module):
+    """Each hidden token's probabilities, one table for each way to see the others; no joint distribution fits them."""
+
+    def __init__(self, length: int, vocabulary: int) -> None:
+        super().__init__()
+        self.logits = 2 * torch.randn((vocabulary + 1) ** length, length, vocabulary,
+                                      generator=torch.Generator().manual_seed(0))
+        self.powers = (vocabulary + 1) ** torch.arange(length)
+
+    def forward(self, input_ids: torch.Tensor, select: torch.Tensor, **_: object) -> ModelOutput:
+        """The mask is the id behind the vocabulary."""
+        return ModelOutput(logits=self.logits[(input_ids * self.powers).sum(1)][select])
+
+    def exact(self, ids: tuple[int, ...]) -> float:
+        """The mean negative log-likelihood over all orders, which the bound equals (RADD, arXiv 2406.03736)."""
+        logs, mask = self.logits.log_softmax(-1), self.logits.shape[-1]
+
+        @functools.cache
+        def left(seen: tuple[int, ...]) -> float:
+            row = logs[int((torch.tensor(seen) * self.powers).sum())]
+            hidden = [i for i, token in enumerate(seen) if token == mask]
+            costs = [-float(row[i, ids[i]]) + left((*seen[:i], ids[i], *seen[i + 1 :])) for i in hidden]
+            return sum(costs) / max(1, len(costs))
+
+        return left((mask,) * len(ids))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, weighting in WEIGHTINGS.items() if weighting.bound))
+def test_the_bound_is_met(name: str) -> None:
+    """By the loss that training takes."""
+    table, ids = Table(4, 3), torch.tensor([[0, 1, 2, 1], [2, 2, 0, 1]])
+    batch = {"input_ids": ids, "labels": ids, "importance": torch.ones(2, 4), "branch_ids": torch.zeros_like(ids)}
+    many = {key: value.repeat(512, 1) for key, value in batch.items()}
+    loss = denoising_loss(name, mask_id=3)
+    values = torch.stack([loss(table, many, torch.Generator().manual_seed(seed))[0] for seed in range(150)])
+    wanted = sum(table.exact(tuple(row)) for row in ids.tolist()) / 8
+    error = values.std().item() / len(values) ** 0.5
+    assert error < 0.015 * wanted and abs(values.mean().item() - wanted) < 3 * error
+
+
+def test_times_are_those_of_the_weighting() -> None:
+    """Uniform for the published objectives: half of all tokens are hidden on average, and two thirds of the late."""
+    labels = torch.zeros(200, 20, dtype=torch.long)
+    batch = {"input_ids": labels, "labels": labels, "importance": torch.ones(200, 20), "branch_ids": labels}
+    shares = {}
+    for name in WEIGHTINGS:
+        class Seeing(torch.nn.Module):
+            def forward(self, input_ids: torch.Tensor, select: torch.Tensor, **_: object) -> ModelOutput:
+                shares[name] = select.float().mean().item()  # noqa: B023
+                return ModelOutput(logits=torch.zeros(int(select.sum()), 3))
+
+        denoising_loss(name, mask_id=2)(Seeing(), batch, torch.Generator().manual_seed(0))
+    late = shares.pop("late_mean")
+    assert late == pytest.approx(2 / 3, abs=0.02) and list(shares.values()) == pytest.approx([0.5] * 3, abs=0.02)
 
 
 def test_region_text_loss_is_low_for_right_logits_only() -> None:
