@@ -19,6 +19,7 @@ import torch
 
 from mmdiff.audio.decode import SAMPLE_RATE, Samples
 from mmdiff.audio.features import WINDOW_SECONDS
+from mmdiff.audio.level import level_locally
 from mmdiff.errors import require_extra
 
 QUIET = SAMPLE_RATE // 10  # samples whose loudness is compared when a cut is looked for
@@ -44,7 +45,7 @@ def speech_segments(
     samples: Samples, max_seconds: float = WINDOW_SECONDS, threshold: float = 0.5, min_silence: float = 0.5,
     padding: float = 0.2, progress: Progress | None = None,
 ) -> list[Span]:
-    """Where somebody speaks, in order, each at most `max_seconds` long.
+    """Where there is speech, at any loudness, in order, each at most `max_seconds` long.
 
     Args:
         threshold: the gate's probability of speech, 0 to 1.
@@ -54,7 +55,7 @@ def speech_segments(
     silero_vad, model, lock = _gate()
     with lock, torch.inference_mode():
         found = silero_vad.get_speech_timestamps(
-            torch.from_numpy(samples), model, threshold=threshold, sampling_rate=SAMPLE_RATE,
+            torch.from_numpy(level_locally(samples)), model, threshold=threshold, sampling_rate=SAMPLE_RATE,
             min_speech_duration_ms=100, max_speech_duration_s=max_seconds,
             min_silence_duration_ms=int(1000 * min_silence), speech_pad_ms=int(1000 * padding),
             progress_tracking_callback=None if progress is None else lambda percent: progress(percent / 100),

@@ -6,11 +6,13 @@ Heavy imports wait until a command needs them. What a user can cause ends as one
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import mimetypes
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +31,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+CHUNK_PIXELS = 48_000_000  # of pictures opened together: 144 MB as RGB
+CHUNK_IMAGES = 64
+SHOWN_UNSURE = 5  # segments of a transcript
 
 Model = Annotated[str, typer.Option("--model", help="A shipped model, a checkpoint folder or a hub name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")]
@@ -113,8 +119,13 @@ def ask(
 
 @app.command()
 def transcribe(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="WAV, FLAC, OGG, MP3, M4A, WebM, ...")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="WAV, FLAC, OGG, MP3, M4A, WebM, ...; - for standard input.")
+    ],
     form: Annotated[str, typer.Option("--format", help="text, json, verbose_json, srt or vtt.")] = "text",
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file; of several, one each to this folder, by their names.")
+    ] = None,
     gate: Annotated[bool, typer.Option(help="Leave out what holds no speech.")] = True,
     model: Model = "tiny",
     device: Device = None,
@@ -122,20 +133,46 @@ def transcribe(
     threshold: Threshold = None,
     steps: Steps = None,
 ) -> None:
-    """Write down what is said in each sound."""
+    """Write down what is said in each audio file; one that cannot be read does not stop the others."""
+    from mmdiff.audio.decode import SAMPLE_RATE, load_audio
+    from mmdiff.errors import MMDiffError
     from mmdiff.transcript import FORMATS
 
     if form not in FORMATS:
         raise _refuse(f"--format {form!r} is not known; use one of {', '.join(FORMATS)}")
     if batch_size < 1:
         raise _refuse(f"--batch-size {batch_size} must be at least 1")
-    _check_sounds(files)
-    pipeline = _load(model, device)
-    decoding = _given(threshold=threshold, steps=steps)
-    for name in files:
-        transcript = _with_progress(pipeline, name, gate=gate, batch_size=batch_size, **decoding)
-        mark = f"{name}: " if len(files) > 1 and form == "text" else ""
-        typer.echo(mark + FORMATS[form](transcript), nl=False)
+    if out is None and len(files) > 1 and form in ("srt", "vtt"):
+        raise _refuse(f"{len(files)} files in --format {form} would run into one another; add --out FOLDER")
+    outputs = _transcript_files(files, out, form)
+    decoding, pipeline, failed = _given(threshold=threshold, steps=steps), None, 0
+    for name, file in zip(files, outputs, strict=True):
+        try:
+            samples = load_audio(sys.stdin.buffer.read() if name == "-" else name)
+        except MMDiffError as error:
+            if len(files) == 1:
+                raise
+            failed += 1
+            typer.echo(f"mmdiff: {error}", err=True)
+            if out is None and "json" in form:
+                typer.echo(json.dumps({"file": name, "error": str(error)}))
+            continue
+        pipeline = pipeline or _load(model, device)
+        transcript = _with_progress(pipeline, name, samples, sample_rate=SAMPLE_RATE, gate=gate,
+                                    batch_size=batch_size, **decoding)
+        _warn_of(name, transcript)
+        body = FORMATS[form](transcript)
+        if file is not None:
+            _write_whole(file, body)
+        elif len(files) == 1:
+            typer.echo(body, nl=False)
+        elif form == "text":
+            typer.echo(f"{name}: {body}", nl=False)
+        else:
+            typer.echo(json.dumps({"file": name, **json.loads(body)}))
+    if failed:
+        typer.echo(f"mmdiff: {failed} of {len(files)} files could not be transcribed", err=True)
+        raise typer.Exit(2 if failed == len(files) else 1)
 
 
 @app.command()
@@ -529,33 +566,129 @@ def _answer(
     pictures: list[str], question: str, model: str, as_json: bool, show_steps: bool, device: str | None, seed: int,
     decoding: dict[str, Any], speech: str | None = None, quantize: str | None = None,
 ) -> None:
-    from mmdiff.vision.image import open_image
-
     if speech is None and not question.strip():
         raise _refuse("the question is empty; say what you want to know")
     if show_steps and as_json:
         raise _refuse("--show-steps draws in the terminal and --json prints data; choose one of them")
-    opened = [open_image(picture) for picture in pictures]  # a bad one is reported before the model loads
+    images = _opened(pictures)
+    first = next(images)  # a bad one is reported before the model loads
     if speech is not None:
         _check_sounds([speech])
     started = time.perf_counter()
     pipeline = _load(model, device, quantize)
-    loaded = time.perf_counter()
+    seconds = {"load_seconds": round(time.perf_counter() - started, 3)}
+    heard: Transcript | None = None
     if speech is not None:
-        question = pipeline.heard(speech)
+        heard = pipeline.heard(speech)
+        question = heard.text
         typer.echo(f"heard: {question}", err=True)
-    if show_steps:
-        for image in opened:
-            _show(pipeline, image, question, seed, decoding)
-        return
-    answers = pipeline.ask(opened, [question] * len(opened), seed=seed, **decoding)
-    parts = {"load_seconds": loaded - started, "answer_seconds": time.perf_counter() - loaded}
-    seconds = {part: round(value, 3) for part, value in parts.items()}
-    for name, answer in zip(pictures, answers, strict=True):
-        if as_json:
-            typer.echo(_json({"picture": name, **_as_dict(question, answer), **seconds}))
-        else:
-            typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
+        _warn_of(speech, heard)
+    answered = failed = 0
+    for chunk in itertools.chain([first], images):
+        bad = [(name, image) for name, image in chunk if isinstance(image, Exception)]
+        good = [(name, image) for name, image in chunk if not isinstance(image, Exception)]
+        for name, error in bad:
+            failed += 1
+            typer.echo(f"mmdiff: {error}", err=True)
+            if as_json:
+                typer.echo(_json({"picture": name, "question": question, "error": str(error)}))
+        if show_steps:
+            for _, image in good:
+                _show(pipeline, image, question, seed, decoding)
+            chunk.clear()
+            continue
+        begun = time.perf_counter()
+        answers = pipeline.ask([image for _, image in good], [question] * len(good), seed=seed + answered, **decoding)
+        seconds["answer_seconds"] = round(time.perf_counter() - begun, 3)
+        answered += len(good)
+        for (name, _), answer in zip(good, answers, strict=True):
+            if as_json:
+                typer.echo(_json({"picture": name, **_as_dict(question, answer), **_heard(heard), **seconds}))
+            else:
+                typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
+        for held in (chunk, good):
+            held.clear()  # before the next ones are opened
+    if failed:
+        raise typer.Exit(2 if failed == len(pictures) else 1)
+
+
+def _opened(names: list[str]) -> Iterator[list[tuple[str, Any]]]:
+    """Names and pictures, or what is wrong with them, as many together as memory is meant for.
+
+    Raises:
+        MMDiffError: the only one cannot be opened.
+    """
+    from mmdiff.errors import MMDiffError
+    from mmdiff.vision.image import open_image
+
+    chunk: list[tuple[str, Any]] = []
+    pixels = 0
+    for name in names:
+        try:
+            image = open_image(name)
+        except MMDiffError as error:
+            if len(names) == 1:
+                raise
+            chunk.append((name, error))
+            continue
+        chunk.append((name, image))
+        pixels += image.width * image.height
+        del image
+        if pixels >= CHUNK_PIXELS or len(chunk) >= CHUNK_IMAGES:
+            yield chunk
+            chunk, pixels = [], 0
+    if chunk:
+        yield chunk
+
+
+def _heard(question: Transcript | None) -> dict[str, Any]:
+    if question is None:
+        return {}
+    return {"heard": question.text, "heard_confidence": round(question.confidence, 4)}
+
+
+def _warn_of(name: str, transcript: Transcript) -> None:
+    """What a reader of the words alone would not know."""
+    if not transcript.segments:
+        typer.echo(f"mmdiff: {name}: no speech was found", err=True)
+    unsure = transcript.unsure
+    for segment in unsure[:SHOWN_UNSURE]:
+        typer.echo(f"mmdiff: {name}: not sure of {segment.text!r} at {segment.start:.1f} s "
+                   f"(confidence {segment.confidence:.2f})", err=True)
+    if len(unsure) > SHOWN_UNSURE:
+        typer.echo(f"mmdiff: {name}: nor of {len(unsure) - SHOWN_UNSURE} more segments", err=True)
+
+
+def _transcript_files(names: list[str], out: Path | None, form: str) -> list[Path | None]:
+    """Where each transcript goes; None: to standard output."""
+    if out is None:
+        return [None] * len(names)
+    if len(names) == 1 and not out.is_dir():
+        _check_outputs(out)
+        return [out]
+    if out.exists() and not out.is_dir():
+        raise _refuse(f"--out {out} is a file; {len(names)} transcripts need a folder")
+    suffix = {"text": "txt", "srt": "srt", "vtt": "vtt"}.get(form, "json")
+    files = [out / f"{'stdin' if name == '-' else Path(name).stem}.{suffix}" for name in names]
+    for number, file in enumerate(files):
+        if file in files[:number]:
+            raise _refuse(f"{names[number]!r} and {names[files.index(file)]!r} would both be written to {file}; "
+                          "transcribe them one after the other")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refuse(f"--out {out} cannot be made ({error.strerror})") from None
+    return list(files)
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """All of it or nothing."""
+    new = file.with_name(f".{file.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(file)
+    except OSError as error:
+        raise _refuse(f"{file} cannot be written ({error.strerror})") from None
 
 
 def _replicas(on_ray: bool, least: int | None, most: int | None) -> Replicas | None:
@@ -642,14 +775,14 @@ def _check_sounds(names: list[str]) -> None:
         load_audio(name)
 
 
-def _with_progress(pipeline: Pipeline, name: str, **options: Any) -> Transcript:
+def _with_progress(pipeline: Pipeline, name: str, samples: Any, **options: Any) -> Transcript:
     """With a bar in the terminal, unless the output's reader is a program."""
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(Path(name).name, total=1.0)
-        return pipeline.transcribe(name, progress=lambda share: bar.update(task, completed=share), **options)
+        return pipeline.transcribe(samples, progress=lambda share: bar.update(task, completed=share), **options)
 
 
 def _as_dict(question: str, answer: Answer) -> dict[str, Any]:

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
-from mmdiff.audio.draft import best_path
+from mmdiff.audio.draft import best_path, text_probability
+from mmdiff.audio.level import level
 from mmdiff.audio.segment import Span, quiet_segments, speech_segments
 from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
@@ -79,6 +81,7 @@ class Answer:
     steps: int
     passes: int = 0
     heard: str = ""  # the question, where it was spoken
+    heard_confidence: float = 1.0  # probability (0 to 1) that all words of a spoken question were transcribed right
 
     @property
     def confidence(self) -> float:
@@ -92,6 +95,14 @@ class Draft:
 
     step: int
     tokens: tuple[Token | None, ...]
+
+
+class Words(NamedTuple):
+    """What is said in a stretch of audio, the probability that all of it is right, and its token ids."""
+
+    text: str
+    confidence: float
+    ids: tuple[int, ...]
 
 
 class Pipeline:
@@ -139,7 +150,7 @@ class Pipeline:
         Args:
             image: whatever `vision.image.open_image` takes: path, bytes, file, array or PIL image; None for no picture.
             speech: the question as a sound instead of words, in any form that `audio.decode.load_audio` takes, or a
-                list of them. It is written down first (`Answer.heard`) and then asked.
+                list of them. It is written down first (`Answer.heard`, `Answer.heard_confidence`) and then asked.
             sample_rate: of speech that is given as arrays, in Hz.
             seed: for temperature and random order; the n-th question of a list uses `seed + n`.
 
@@ -151,10 +162,10 @@ class Pipeline:
                 raise MMDiffError("give the question in words or as speech, not both")
             if isinstance(speech, list):
                 heard = [self.heard(sound, sample_rate) for sound in speech]
-                answers = self.ask(image, heard, seed=seed, **decoding)
-                return [dataclasses.replace(answer, heard=text) for answer, text in zip(answers, heard, strict=True)]
+                answers = self.ask(image, [transcript.text for transcript in heard], seed=seed, **decoding)
+                return list(map(_with_heard, answers, heard))
             heard_once = self.heard(speech, sample_rate)
-            return dataclasses.replace(self.ask(image, heard_once, seed=seed, **decoding), heard=heard_once)
+            return _with_heard(self.ask(image, heard_once.text, seed=seed, **decoding), heard_once)
         if question is None:
             raise MMDiffError("there is no question; give it in words, or as a sound with speech=")
         if isinstance(question, str):
@@ -454,45 +465,45 @@ class Pipeline:
             raise MMDiffError("this model takes no sounds; load another one")
         return self.model.model_config.audio
 
-    def heard(self, speech: AudioSource, sample_rate: int | None = None) -> str:
-        """A spoken question in words; a NoSpeechError where nobody speaks."""
-        text = self.transcribe(speech, sample_rate=sample_rate).text
-        if not text:
+    def heard(self, speech: AudioSource, sample_rate: int | None = None) -> Transcript:
+        """A spoken question in words; a NoSpeechError where there is no speech."""
+        transcript = self.transcribe(speech, sample_rate=sample_rate)
+        if not transcript.text:
             raise NoSpeechError("no speech was found in the spoken question; say it again, nearer to the microphone")
-        return text
+        return transcript
 
     def _transcribe(self, samples: Samples, spans: Sequence[Span], decoding: dict[str, Any]) -> list[Segment]:
         """One segment for each span, in one batch."""
         settings = self.decoding(**decoding)
         write = self._from_drafts if self._audio_config().drafts else self._from_nothing
-        written = write([samples[span.start : span.end] for span in spans], settings)
-        return [
-            Segment(*span.seconds, answer.text, _mean([token.confidence for token in answer.tokens]), tuple(ids))
-            for span, (answer, ids) in zip(spans, written, strict=True)
-        ]
+        written = write([level(samples[span.start : span.end]) for span in spans], settings)
+        return [Segment(*span.seconds, words.text, words.confidence, words.ids)
+                for span, words in zip(spans, written, strict=True)]
 
-    def _from_nothing(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[tuple[Answer, list[int]]]:
-        """The words of each sound and their ids, denoised from masks alone."""
+    def _from_nothing(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[Words]:
+        """The words of each sound, denoised from masks alone."""
         conversations = [[_listener(sound, TRANSCRIBE_PROMPT)] for sound in sounds]
         finished = _finish(self.start(conversations, **dataclasses.asdict(decoding)))
         tokens = self.model.model_config.tokens
-        return list(zip(self.answers(finished), finished.canvas.answers((tokens.eos, tokens.eot)), strict=True))
+        rows = zip(self.answers(finished), finished.canvas.answers((tokens.eos, tokens.eot)), strict=True)
+        return [Words(answer.text, math.prod(token.confidence for token in answer.tokens), tuple(ids))
+                for answer, ids in rows]
 
-    def _from_drafts(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[tuple[Answer, list[int]]]:
+    def _from_drafts(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[Words]:
         """The words of each sound as its embeddings spell them; what is in doubt is opened and denoised."""
         prompted = self._prompt([[_listener(sound, REFINE_PROMPT)] for sound in sounds], decoding.gen_length)
-        drafts, doubt = self._drafts(prompted), self._audio_config().doubt
-        doubted = [{place for place, sure in enumerate(confidences) if sure < doubt} for _, confidences in drafts]
-        ids, confidences = zip(*drafts, strict=True)
+        spelled, blank, doubt = self._spelled(prompted), self.model.model_config.tokens.eos, self._audio_config().doubt
+        ids, confidences = zip(*(best_path(logits_TV, blank) for logits_TV in spelled), strict=True)
+        doubted = [{place for place, sure in enumerate(row) if sure < doubt} for row in confidences]
         canvas = self._reopen(prompted, ids, doubted, 1, decoding, confidences)
         answers = self._answers(canvas, prompted.passes_B.tolist(), revised=True)
-        return list(zip(answers, self._kept(canvas), strict=True))
+        rows = zip(answers, self._kept(canvas), spelled, strict=True)
+        return [Words(answer.text, text_probability(logits_TV, kept, blank), tuple(kept))
+                for answer, kept, logits_TV in rows]
 
-    def _drafts(self, prompted: Prompted) -> list[tuple[list[int], list[float]]]:
-        """What the outputs at each row's sound spell, and the confidence of each token."""
-        tokens = self.model.model_config.tokens
-        rows = prompted.outputs(prompted.sounds_BP).split(prompted.sounds_BP.sum(1).tolist())
-        return [best_path(logits_TV, tokens.eos) for logits_TV in rows]
+    def _spelled(self, prompted: Prompted) -> Sequence[Tensor]:
+        """The outputs at each row's sound, (embeddings, vocabulary)."""
+        return prompted.outputs(prompted.sounds_BP).split(prompted.sounds_BP.sum(1).tolist())
 
     def _likelihoods(self, prompted: Prompted, ids: list[int]) -> list[float]:
         """How likely each token is with its neighbours on both sides in view: two passes, every other one hidden."""
@@ -678,8 +689,8 @@ def _room(span: Span) -> int:
     return 32 * math.ceil((8 + TOKENS_PER_SECOND * (span.end - span.start) / SAMPLE_RATE) / 32)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _with_heard(answer: Answer, question: Transcript) -> Answer:
+    return dataclasses.replace(answer, heard=question.text, heard_confidence=question.confidence)
 
 
 def _listener(samples: Samples, text: str) -> dict[str, Any]:
@@ -688,7 +699,9 @@ def _listener(samples: Samples, text: str) -> dict[str, Any]:
 
 def _user(image: Any, question: str) -> dict[str, Any]:
     pictures = [] if image is None else image if isinstance(image, list) else [image]
-    opened = [{"type": "image", "image": open_image(picture)} for picture in pictures]
+    # The processor opens Pillow's images, so that not each of them is held twice.
+    opened = [{"type": "image", "image": picture if isinstance(picture, Image.Image) else open_image(picture)}
+              for picture in pictures]
     return {"role": "user", "content": [*opened, {"type": "text", "text": question}]}
 
 

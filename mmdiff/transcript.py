@@ -5,16 +5,20 @@ Times are seconds from the start of the sound.
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+UNSURE = 0.5  # a confidence below which a user is told that a transcript may be wrong
+
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of speech; `confidence` (0 to 1) is the mean of its tokens'."""
+    """A stretch of speech; `confidence` is the probability (0 to 1) that all of its words are right."""
 
     start: float
     end: float
@@ -22,10 +26,15 @@ class Segment:
     confidence: float
     token_ids: tuple[int, ...] = ()
 
+    @property
+    def avg_logprob(self) -> float:
+        """The mean log probability of a token, as Whisper has it; below -1 it takes the words for wrong."""
+        return math.log(max(self.confidence, sys.float_info.min)) / max(1, len(self.token_ids))
+
 
 @dataclass(frozen=True)
 class Transcript:
-    """All that was said in a sound of `duration` seconds; no segments where nobody speaks."""
+    """All that was said in audio of `duration` seconds; no segments where there is no speech."""
 
     segments: tuple[Segment, ...]
     duration: float
@@ -34,34 +43,44 @@ class Transcript:
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", " ".join(segment.text for segment in self.segments))
 
+    @property
+    def confidence(self) -> float:
+        """The probability (0 to 1) that all of its words are right; 0 where there are none."""
+        return math.prod(segment.confidence for segment in self.segments) if self.segments else 0.0
+
+    @property
+    def unsure(self) -> tuple[Segment, ...]:
+        """The segments that may well be wrong."""
+        return tuple(segment for segment in self.segments if segment.confidence < UNSURE)
+
     @classmethod
     def of(cls, segments: Iterable[Segment], duration: float) -> Transcript:
         """Segments in any order, those without words left out."""
         said = sorted((segment for segment in segments if segment.text), key=lambda segment: segment.start)
         return cls(tuple(said), duration)
 
-    def as_dict(self) -> dict[str, object]:
-        """Text, segments with start, end, text and confidence, and the duration."""
-        segments = [
-            {"start": round(s.start, 2), "end": round(s.end, 2), "text": s.text, "confidence": round(s.confidence, 4)}
-            for s in self.segments
-        ]
-        return {"text": self.text, "segments": segments, "duration": round(self.duration, 2)}
+
+def _brief(transcript: Transcript) -> dict[str, object]:
+    return {"text": transcript.text, "confidence": round(transcript.confidence, 4)}
 
 
 def _verbose(transcript: Transcript) -> dict[str, object]:
-    """OpenAI's verbose_json; the language is not told from the sound, and what is transcribed counts as speech."""
+    """OpenAI's verbose_json, and confidences.
+
+    The language is not told from the audio, and what is transcribed counts as speech.
+    """
     segments = [
         {
             "id": number, "seek": 0, "start": round(segment.start, 2), "end": round(segment.end, 2),
             "text": segment.text, "tokens": list(segment.token_ids), "temperature": 0.0,
-            "avg_logprob": round(math.log(max(segment.confidence, 1e-6)), 4),
+            "avg_logprob": round(segment.avg_logprob, 4),
             "compression_ratio": round(_compression(segment.text), 4), "no_speech_prob": 0.0,
+            "confidence": round(segment.confidence, 4),
         }
         for number, segment in enumerate(transcript.segments)
     ]
     return {"task": "transcribe", "language": "unknown", "duration": round(transcript.duration, 2),
-            "text": transcript.text, "segments": segments}
+            "text": transcript.text, "confidence": round(transcript.confidence, 4), "segments": segments}
 
 
 def _compression(text: str) -> float:
@@ -72,18 +91,26 @@ def _compression(text: str) -> float:
 
 def _srt(transcript: Transcript) -> str:
     return "".join(
-        f"{number}\n{_clock(s.start, ',', True)} --> {_clock(s.end, ',', True)}\n{_cue(s.text)}\n\n"
-        for number, s in enumerate(transcript.segments, start=1)
+        f"{number}\n{_times(segment, ',', True)}\n{_line(segment.text).replace('-->', '->')}\n\n"
+        for number, segment in enumerate(transcript.segments, start=1)
     )
 
 
 def _vtt(transcript: Transcript) -> str:
-    cues = (f"{_clock(s.start, '.')} --> {_clock(s.end, '.')}\n{_cue(s.text)}\n\n" for s in transcript.segments)
+    """WebVTT: in a cue's text `&`, `<` and `>` are references, and so no arrow stands there."""
+    cues = (f"{_times(segment, '.')}\n{html.escape(_line(segment.text), quote=False)}\n\n"
+            for segment in transcript.segments)
     return "WEBVTT\n\n" + "".join(cues)
 
 
-def _cue(text: str) -> str:
-    return text.replace("-->", "->")
+def _line(text: str) -> str:
+    """An empty line would end a cue."""
+    return " ".join(text.split())
+
+
+def _times(segment: Segment, mark: str, hours_always: bool = False) -> str:
+    end = max(segment.end, segment.start + 0.001)  # a cue without length is not valid
+    return f"{_clock(segment.start, mark, hours_always)} --> {_clock(end, mark, hours_always)}"
 
 
 def _clock(seconds: float, mark: str, hours_always: bool = False) -> str:
@@ -97,7 +124,7 @@ def _clock(seconds: float, mark: str, hours_always: bool = False) -> str:
 
 FORMATS: dict[str, Callable[[Transcript], str]] = {  # name, as in OpenAI's response_format: the body
     "text": lambda transcript: f"{transcript.text}\n",
-    "json": lambda transcript: json.dumps({"text": transcript.text}) + "\n",
+    "json": lambda transcript: json.dumps(_brief(transcript)) + "\n",
     "verbose_json": lambda transcript: json.dumps(_verbose(transcript)) + "\n",
     "srt": _srt,
     "vtt": _vtt,

@@ -1,13 +1,15 @@
 """Open any picture as RGB: files, bytes, streams, Pillow pictures, arrays; or say in one sentence what is wrong.
 
-Orientation from EXIF is applied, transparency is laid on white, deep greys are scaled to 8 bits, and of animated files
-the first frame is taken. Colour profiles are left out: pixel values are taken as they are stored.
+Orientation from EXIF is applied, transparency is laid on white, greys of 10 to 32 bits are scaled to 8, and of animated
+files the first frame is taken. Colour profiles are left out: pixel values are taken as they are stored.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -25,10 +27,18 @@ from PIL import (
 )
 
 from mmdiff.errors import MMDiffError
-from mmdiff.files import open_file, read_stream
+from mmdiff.files import decode_data_url, is_data_url, open_file, read_stream, shorten
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+PNG_MARK = b"\x89PNG\r\n\x1a\n"
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+DEPTHS = (255, 1023, 4095, 65_535)  # the highest values of 8, 10, 12 and 16 bits, in which deep greys are stored
+PLUGINS = {  # brand behind "ftyp": Pillow's name of the format, the module that reads it, and the package to install
+    b"avif": ("AVIF", "PIL.AvifImagePlugin", "pillow>=11.3"), b"avis": ("AVIF", "PIL.AvifImagePlugin", "pillow>=11.3"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+                    ("HEIF", "pillow_heif", "pillow-heif")),
+}
 USE = f"use a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,9 +61,9 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     """An upright RGB picture, independent of its source.
 
     Args:
-        source: a path, the bytes of a file, a binary stream (read from its start where it can seek, left open), a
-            Pillow picture, or an array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4): grey, grey and alpha, RGB
-            or RGBA; bool, integers from 0 to 255 (uint16: to 65,535) or floats from 0 to 1.
+        source: a path, a data URL, the bytes of a file, a binary stream (read from its start where it can seek, left
+            open), a Pillow picture, or an array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4): grey, grey and
+            alpha, RGB or RGBA; bool, integers from 0 to 255 (uint16: of 10, 12 or 16 bits too) or floats from 0 to 1.
         max_pixels: width times height at most; checked from the header, before anything is decoded.
 
     Raises:
@@ -63,15 +73,45 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
         return _to_rgb(source, f"the Pillow picture of mode {source.mode}", max_pixels)
+    if isinstance(source, str) and is_data_url(source):
+        return _from_file(io.BytesIO(decode_data_url(source, ImageError)), "the picture", max_pixels)
     if isinstance(source, str | os.PathLike):
         with open_file(str(source), "picture", ImageError) as file:
-            return _to_rgb(_identify(file, str(source)), str(source), max_pixels)
+            return _from_file(file, shorten(str(source)), max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _to_rgb(_identify(io.BytesIO(source), "the picture"), "the picture", max_pixels)
+        return _from_file(io.BytesIO(source), "the picture", max_pixels)
     if not callable(getattr(source, "read", None)):
         raise ImageError(f"a {type(source).__name__} is no picture: give a path, bytes, a Pillow picture or an array")
     name = str(getattr(source, "name", "the picture"))
-    return _to_rgb(_identify(read_stream(source, name, ImageError), name), name, max_pixels)
+    return _from_file(read_stream(source, name, ImageError), name, max_pixels)
+
+
+def _from_file(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    try:
+        return _to_rgb(_identify(file, name), name, max_pixels)
+    except ImageError:
+        file.seek(0)
+        content = file.read()
+        shorter = png_without_text(content)
+        if shorter == content:
+            raise
+    return _to_rgb(_identify(io.BytesIO(shorter), name), name, max_pixels)
+
+
+def png_without_text(content: bytes) -> bytes:
+    """A PNG without its text, of which Pillow takes only so much; anything else as it is."""
+    if not content.startswith(PNG_MARK):
+        return content
+    return PNG_MARK + b"".join(chunk for chunk in _chunks(content) if chunk[4:8] not in TEXT_CHUNKS)
+
+
+def _chunks(content: bytes) -> Iterator[bytes]:
+    """Those of a PNG, with their lengths and checksums."""
+    place = len(PNG_MARK)
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4])
+        yield content[place:end]
+        place = end
 
 
 def _identify(file: BinaryIO, name: str) -> Image.Image:
@@ -89,20 +129,52 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
             except Image.DecompressionBombError as error:
                 raise ImageError(f"{name} is far too large ({error}): make it smaller") from error
             except Exception as error:  # decoders raise whatever their reading of damaged bytes ends in
+                if "unknown pixel mode" in str(error) or isinstance(error, KeyError):
+                    raise ImageError(f"{name} is a {format_name} file of a kind that is not read here (its samples are "
+                                     "of an unusual type or number): save it as PNG with 8 or 16 bits") from error
                 raise ImageError(f"{name} is a damaged {format_name} file: save or download it again") from error
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in PLUGINS:
+        return _through_plugin(file, name, *PLUGINS[prefix[8:12]])
     raise ImageError(f"{name} is no picture that can be read: {USE}")
+
+
+def _through_plugin(file: BinaryIO, name: str, format_name: str, module: str, package: str) -> Image.Image:
+    """AVIF and HEIC, for which Pillow may or may not be built."""
+    try:
+        plugin = importlib.import_module(module)
+        if format_name not in Image.OPEN:
+            plugin.register_heif_opener()
+    except (ImportError, AttributeError) as error:
+        raise ImageError(f"{name} is a {format_name} file, which needs another package: pip install '{package}', "
+                         "or save it as PNG or JPEG") from error
+    file.seek(0)
+    try:
+        return Image.OPEN[format_name][0](file, "")
+    except Exception as error:  # as in _identify
+        raise ImageError(f"{name} is a damaged {format_name} file: save or download it again") from error
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     _check_size(width, height, name, max_pixels)
+    key = _transparent_key(image)
     try:
         image.load()
         _check_size(*image.size, name, max_pixels)
+        if key is not None:
+            image = image.copy()
+            image.info["transparency"] = key
         rgb = _on_white(_to_8_bits(image, name)).convert("RGB")
     except ImageError:
         raise
     except Exception as error:  # as in _identify
+        left_open = getattr(image, "fp", image) is not None
+        if "closed" in str(error) or (isinstance(error, AssertionError | AttributeError) and not left_open):
+            raise ImageError(f"{name} was closed before its pixels were read: open it again, and call its load() "
+                             "before closing it") from error
+        if "truncated" in str(error):
+            raise ImageError(f"{name} is cut short: its header says {width} x {height} pixels, and it ends before the "
+                             "last of them; save or download it again") from error
         raise ImageError(
             f"{name} is damaged, cut short or of an unknown kind and cannot be decoded ({width} x {height} pixels, "
             f"mode {image.mode}): save or download it again"
@@ -113,22 +185,50 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     return upright
 
 
+def _transparent_key(image: Image.Image) -> int | tuple[int, ...] | None:
+    """What a PNG of 2, 4 or 48 bits means by its transparent colour, in the 8 bits that Pillow makes of its samples."""
+    raw_mode = image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
+    key = image.info.get("transparency")
+    if isinstance(key, int) and raw_mode in ("L;2", "L;4"):
+        return key * (85 if raw_mode == "L;2" else 17)
+    if isinstance(key, tuple) and raw_mode == "RGB;16B":
+        return tuple(sample >> 8 for sample in key)
+    return None
+
+
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels ({width} x {height}): give a picture of at least 1 x 1 pixels")
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} = {width * height:,} pixels, more than the {max_pixels:,} allowed: "
-            "make it smaller or raise max_pixels"
+            "make it smaller, such as with Pillow's thumbnail"
         )
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        exif = image.getexif()
+        value = exif.get(ExifTags.Base.Orientation, 1)
+        if image.format is None and not _lies_as_stored(image, exif):
+            return 1
     except Exception:  # damaged EXIF says nothing about the pixels, which are sound
         return 1
     return value if isinstance(value, int) else 1
+
+
+def _lies_as_stored(image: Image.Image, exif: Image.Exif) -> bool:
+    """Whether a picture made of another one, with its EXIF, has not been turned upright on the way.
+
+    Pillow leaves the tag as it is when it turns or converts. Cameras write width and height as stored; where they are
+    missing, the pixels are taken as they stand.
+    """
+    details = exif.get_ifd(ExifTags.IFD.Exif)
+    width = details.get(ExifTags.Base.ExifImageWidth)
+    height = details.get(ExifTags.Base.ExifImageHeight)
+    if not width or not height:
+        return False
+    return bool((width > height) == (image.width > image.height))
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -140,7 +240,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale the deep greys (16 and 32 bits, floats); other modes stay as they are."""
+    """Scale the deep greys (10 to 32 bits, floats), with what is transparent white; other modes stay as they are."""
     if not image.mode.startswith(("I", "F")):
         return image
     values_HW = np.asarray(image).astype(np.float32)
@@ -149,11 +249,17 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     low, high = float(values_HW.min()), float(values_HW.max())
     if image.mode == "F" and 0 <= low and high <= 1:
         low, high = 0.0, 1.0
-    elif image.mode in ("I", "F") and 0 <= low and high <= 255:  # 8 bits widened, as by convert("I")
-        low, high = 0.0, 255.0
-    elif 0 <= low and high <= 65_535:
-        low, high = 0.0, 65_535.0
-    return Image.fromarray(np.rint((values_HW - low) * (255 / (high - low or 1))).astype(np.uint8))
+    elif 0 <= low and high <= DEPTHS[-1]:
+        low, high = 0.0, _highest(high)
+    grey_HW = np.rint((values_HW - low) * (255 / (high - low or 1))).astype(np.uint8)
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey_HW[values_HW == clear] = 255
+    return Image.fromarray(grey_HW)
+
+
+def _highest(value: float) -> int:
+    """What white is where `value` is the largest: of the fewest bits that hold it."""
+    return next(depth for depth in DEPTHS if value <= depth)
 
 
 def _from_array(array: npt.NDArray[np.generic], max_pixels: int) -> Image.Image:
@@ -163,8 +269,8 @@ def _from_array(array: npt.NDArray[np.generic], max_pixels: int) -> Image.Image:
     _check_size(array.shape[1], array.shape[0], name, max_pixels)
     if array.dtype.kind not in "buif":
         raise ImageError(f"{name} holds no numbers: give uint8 from 0 to 255 or floats from 0 to 1")
-    top = {"b": 1, "f": 1}.get(array.dtype.kind, 65_535 if array.dtype == np.uint16 else 255)
     low, high = array.min(), array.max()
+    top = {"b": 1, "f": 1}.get(array.dtype.kind, _highest(high) if array.dtype == np.uint16 else 255)
     if not (low >= 0 and high <= top):  # also true of NaN
         raise ImageError(f"{name} holds values from {low} to {high}: bring them to 0 to {top} first")
     if array.dtype != np.uint8:

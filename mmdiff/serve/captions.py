@@ -1,14 +1,18 @@
 """Describe every picture in a folder: one JSON line each, which may be broken off and taken up again.
 
-Left out: what is no picture by its name, and pictures behind links to folders.
+Left out: what is not an image by its name, which is said, and images behind links to folders.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import io
 import json
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,13 @@ from mmdiff.serve.batch import Ask, may_pass
 from mmdiff.serve.batch_input import name_of
 from mmdiff.serve.job import Outcome, answered, outcome, write
 from mmdiff.serve.journal import Row, open_journal
+from mmdiff.vision.image import ImageError, open_image
 
-KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp", ".bmp": "bmp"}
+KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg", ".gif": "gif",
+         ".webp": "webp", ".bmp": "bmp"}  # what the decoder reads
+REWRITTEN = (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif")  # sent as PNG
+SUFFIXES = (*KINDS, *REWRITTEN)
+SHOWN_ENDINGS = 5
 URL = "/v1/caption"
 
 
@@ -45,18 +54,23 @@ async def caption_folder(
     Raises:
         MMDiffError: there is no picture, or the output cannot be written or is another job's.
     """
-    pictures = list(_pictures(folder, [body, settings]))
+    files = list(_files(folder))
+    pictures = [_picture(folder, path, [body, settings]) for path in files if path.suffix.lower() in SUFFIXES]
     if not pictures:
-        raise MMDiffError(f"{folder} holds no pictures; their names end in {', '.join(KINDS)}")
+        raise MMDiffError(f"{folder} holds no pictures; their names end in {', '.join(SUFFIXES)}")
+    if skipped := _skipped(files):
+        print(skipped, file=sys.stderr, flush=True)
 
     async def one(picture: Picture, ask: Ask) -> Row:
         row = {"id": picture.id, "picture": picture.name}
         try:
-            data = base64.b64encode(picture.path.read_bytes()).decode()
+            url = await asyncio.to_thread(_data_url, picture.path)
         except OSError as error:
             problem = {"code": "unreadable", "message": f"cannot be read ({error.strerror})", "may_pass": True}
             return {**row, "caption": None, "error": problem}
-        url = f"data:image/{KINDS[picture.path.suffix.lower()]};base64,{data}"
+        except ImageError as error:
+            problem = {"code": "invalid_image", "message": str(error), "may_pass": False}
+            return {**row, "caption": None, "error": problem}
         status, said = await ask(URL, {"image_url": url, **body}, picture.id)
         if status == 200:
             return {**row, "caption": said["caption"], "error": None}
@@ -73,12 +87,33 @@ async def caption_folder(
         return outcome(journal, lambda row: f"{row['picture']}: {row['error']['message']}")
 
 
-def _pictures(folder: Path, settings: Any) -> Iterator[Picture]:
+def _files(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         folders.sort()
-        for file in sorted(files):
-            path = Path(place, file)
-            if path.suffix.lower() in KINDS and path.is_file():
-                name, state = path.relative_to(folder).as_posix(), path.stat()
-                content = json.dumps([name, state.st_size, state.st_mtime_ns, settings], sort_keys=True)
-                yield Picture(path, name, name_of(content.encode(), "caption"))
+        yield from (path for file in sorted(files) if (path := Path(place, file)).is_file())
+
+
+def _picture(folder: Path, path: Path, settings: Any) -> Picture:
+    name, state = path.relative_to(folder).as_posix(), path.stat()
+    content = json.dumps([name, state.st_size, state.st_mtime_ns, settings], sort_keys=True)
+    return Picture(path, name, name_of(content.encode(), "caption"))
+
+
+def _skipped(files: Sequence[Path]) -> str:
+    """How many files are not images by their names, and how these end; nothing where there are none."""
+    others = Counter(path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in SUFFIXES)
+    endings = ", ".join(f"{count} {ending}" for ending, count in others.most_common(SHOWN_ENDINGS))
+    more = ", ..." if len(others) > SHOWN_ENDINGS else ""
+    what = "file is" if others.total() == 1 else "files are"
+    return f"{others.total()} {what} left out, by the names not images: {endings}{more}" if others else ""
+
+
+def _data_url(path: Path) -> str:
+    kind = KINDS.get(path.suffix.lower())
+    if kind is not None:
+        data = path.read_bytes()
+    else:
+        kind, held = "png", io.BytesIO()
+        open_image(path).save(held, "PNG", compress_level=1)
+        data = held.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

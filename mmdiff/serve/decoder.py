@@ -19,13 +19,22 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mmdiff.audio.decode import MARKS, MAX_RATE, MIN_RATE, AudioError, AudioTooLarge, AudioTooLong, load_audio
+from mmdiff.audio.decode import (
+    HEAD,
+    MAX_RATE,
+    MIN_RATE,
+    AudioError,
+    AudioTooLarge,
+    AudioTooLong,
+    container_of,
+    load_audio,
+)
 from mmdiff.audio.decode import Limits as AudioLimits
 from mmdiff.errors import MMDiffError
 from mmdiff.serve import wire
 from mmdiff.serve.errors import ApiError
 from mmdiff.serve.limits import MediaLimits
-from mmdiff.vision.image import ImageError, open_image
+from mmdiff.vision.image import PNG_MARK, ImageError, open_image, png_without_text
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 SOUNDS = {"WAV": ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"), "WAVEX": ("PCM_", "FLOAT", "DOUBLE"), "FLAC": ("PCM_",),
@@ -43,7 +52,7 @@ def picture(data: bytes, limits: MediaLimits, name: str) -> wire.Array:
     """
     use = f"send one of {', '.join(PICTURES)}"
     try:
-        with Image.open(io.BytesIO(data), formats=PICTURES) as opened:
+        with _header(data) as opened:
             width, height = opened.size
             if width * height <= limits.pixels:
                 frames = int(getattr(opened, "n_frames", 1))
@@ -67,13 +76,23 @@ def picture(data: bytes, limits: MediaLimits, name: str) -> wire.Array:
         raise ApiError(400, "invalid_image", f"{name} is damaged or cut short: save it again") from None
 
 
+def _header(data: bytes) -> Image.Image:
+    """A picture whose pixels are not decoded yet; a PNG may have more text in it than Pillow reads."""
+    try:
+        return Image.open(io.BytesIO(data), formats=PICTURES)
+    except ValueError:
+        if not data.startswith(PNG_MARK):
+            raise
+        return Image.open(io.BytesIO(png_without_text(data)), formats=PICTURES)
+
+
 def sound(data: bytes, limits: MediaLimits, name: str) -> wire.Array:
     """The samples of a file at 16 kHz.
 
     Raises:
         ApiError: it is of another format, damaged, or too long.
     """
-    if not any(data[offset:].startswith(mark) for offset, mark in MARKS.values()):
+    if container_of(data[:HEAD]) is None:
         _check_header(data, limits, name)
     try:
         return load_audio(data, limits=AudioLimits(limits.seconds, limits.decoded_bytes))
@@ -85,7 +104,7 @@ def sound(data: bytes, limits: MediaLimits, name: str) -> wire.Array:
         raise ApiError(413, "audio_too_large", f"{name} takes more than the {most} allowed when decoded") from None
     except AudioError:
         raise ApiError(400, "invalid_audio", f"{name} is no sound that can be read: {USE}, of {MIN_RATE:,} to "
-                                             f"{MAX_RATE:,} Hz and finite samples") from None
+                                             f"{MAX_RATE:,} Hz, with finite samples from -1 to 1") from None
     except MMDiffError:
         raise ApiError(400, "unsupported_audio_format", f"{name} is of a kind that is not read here: {USE}") from None
 

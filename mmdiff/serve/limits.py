@@ -20,7 +20,7 @@ class MediaLimits:
     aspect: int = 200  # the longer side over the shorter
     frames: int = 64  # of an animation, of which the first is seen
     seconds: float = 600.0
-    decoded_bytes: int = 256 << 20  # samples x channels x 4
+    decoded_bytes: int = 256 << 20  # of the mono samples at 16 kHz
     channels: int = 8
 
 

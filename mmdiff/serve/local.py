@@ -111,12 +111,13 @@ async def _once(inside: Inside, options: Options, url: str, body: dict[str, Any]
 
 async def _sound(body: dict[str, Any], options: Options) -> bytes | None:
     """The sound that a body's `file_url` holds or names; nothing where there is none."""
+    from mmdiff.files import is_data_url
     from mmdiff.serve.fetch import fetch
     from mmdiff.serve.media import unpacked_url
 
     url = body.get("file_url")
     if not isinstance(url, str):
         return None
-    if url[:5].lower() == "data:":
+    if is_data_url(url):
         return unpacked_url(url, "file_url", "audio 0")
     return await fetch(url, "file_url", "audio 0", options.max_audio, options.allowed_media_domains)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Sequence
 from typing import Any
 
+from mmdiff.files import data_url_head, decode_base64, is_data_url
 from mmdiff.serve import wire
 from mmdiff.serve.decoding import Decoders
 from mmdiff.serve.errors import ApiError, invalid
 from mmdiff.serve.fetch import fetch
 from mmdiff.serve.limits import Options
 from mmdiff.serve.protocol import AudioPart, AudioUrlPart, ImagePart, Message, TextPart
-
-DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[\w.+-]+=[\w.+-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
 
 
 class Medium:
@@ -109,21 +105,23 @@ async def decoded(media: Sequence[Medium], decoders: Decoders, options: Options)
 
 async def _data(medium: Medium, most: int, options: Options) -> bytes:
     assert isinstance(medium.source, str)
-    if medium.source[:5].lower() == "data:":
+    if is_data_url(medium.source):
         return unpacked_url(medium.source, medium.param, medium.name)
     return await fetch(medium.source, medium.param, medium.name, most, options.allowed_media_domains)
 
 
 def unpacked_url(url: str, param: str, name: str) -> bytes:
     """The bytes of a data URL (RFC 2397), in base64 only."""
-    head = DATA.match(url[:512])
-    if head is None or head["base64"] is None:
+    head = data_url_head(url)
+    if head is None:
         raise invalid(param, f"{name} is no data URL such as data:image/png;base64,...", "invalid_data_url")
-    return _unpacked(url[head.end() :], param, name)
+    return _unpacked(url[head:], param, name)
 
 
 def _unpacked(text: str, param: str, name: str) -> bytes:
+    if is_data_url(text):  # where its base64 alone is asked for
+        return unpacked_url(text, param, name)
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        return decode_base64(text)
+    except ValueError:
         raise invalid(param, f"{name} is no base64", "invalid_data_url") from None

@@ -40,6 +40,7 @@ def pipeline(random_tiny: Path) -> Pipeline:
 def spelling(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Pipeline]:
     """The same model where its drafts are read, each with two tokens it is sure of and one that it doubts."""
     monkeypatch.setattr(verbs, "best_path", lambda logits, blank: ([40, 41, 42], [0.9, 0.3, 0.8]))
+    monkeypatch.setattr(verbs, "text_probability", lambda logits, ids, blank: 0.25 if ids == [40, 41, 42] else 0.125)
     config = pipeline.model.model_config
 
     def with_doubt(doubt: float) -> Pipeline:
@@ -55,10 +56,10 @@ def test_a_draft_is_kept_where_it_is_not_in_doubt(
 ) -> None:
     kept = spelling(0.0).transcribe(noise(4.5), sample_rate=16_000).segments
     assert [segment.token_ids for segment in kept] == [(40, 41, 42)] * 2
-    assert [segment.confidence for segment in kept] == pytest.approx([2 / 3] * 2)
+    assert [segment.confidence for segment in kept] == [0.25] * 2
     for segment in spelling(0.5).transcribe(noise(4.5), sample_rate=16_000).segments:
         assert (segment.token_ids[0], segment.token_ids[-1]) == (40, 42) and segment.token_ids[1:-1] != (41,)
-        assert segment.confidence != pytest.approx(2 / 3)
+        assert segment.confidence == 0.125
 
 
 @pytest.fixture
@@ -108,9 +109,9 @@ def test_listen_hears_all_of_a_sound_or_refuses(pipeline: Pipeline) -> None:
 
 def test_a_spoken_question_is_written_down_and_asked(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "transcribe", lambda speech, **_: Transcript(
-        (verbs.Segment(0, 1, "what is it", 1.0),) if speech is not None and speech.any() else (), 1.0))
+        (verbs.Segment(0, 1, "what is it", 0.6),) if speech is not None and speech.any() else (), 1.0))
     spoken, written = pipeline.ask(RED, speech=noise(1), gen_length=8), pipeline.ask(RED, "what is it", gen_length=8)
-    assert spoken == dataclasses.replace(written, heard="what is it")
+    assert spoken == dataclasses.replace(written, heard="what is it", heard_confidence=0.6)
     both = pipeline.ask([RED, RED], speech=[noise(1), noise(2)], gen_length=8)
     assert [answer.text for answer in both] == [written.text] * 2
     with pytest.raises(MMDiffError, match="no speech was found"):
