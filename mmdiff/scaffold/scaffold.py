@@ -16,6 +16,7 @@ from functools import partial, reduce
 from typing import Any
 
 import jsonschema_rs
+import numpy as np
 
 from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
 from mmdiff.scaffold.derivatives import sample
@@ -27,8 +28,8 @@ from mmdiff.scaffold.errors import (
 )
 from mmdiff.scaffold.layout import Canvas, Layouts
 from mmdiff.scaffold.lower import lower
-from mmdiff.scaffold.slots import ChoiceSlot
-from mmdiff.scaffold.spelling import dumps, pointer
+from mmdiff.scaffold.slots import ChoiceSlot, assignment
+from mmdiff.scaffold.spelling import dumps, identity, pointer
 from mmdiff.scaffold.tree import Choices, Name, Place, Tree, Walk, Words
 
 SECONDS = 2.0  # that compiling may take
@@ -205,9 +206,35 @@ def _spell(walk: Walk, words: Sequence[str]) -> str:
 
 def _words(walk: Walk, rng: random.Random, times: int, deadline: Deadline) -> Iterator[list[str]]:
     """What the slots of a walk might say: the shortest, then drawn."""
-    nodes = [piece.node for piece in walk.pieces if isinstance(piece, Place)]
+    places = [piece for piece in walk.pieces if isinstance(piece, Place)]
+    groups: dict[str, list[int]] = {}
+    for number, place in enumerate(places):
+        if place.group:
+            groups.setdefault(place.group, []).append(number)
     for turn in range(times):
-        yield [_word(node, rng, turn > 0, deadline) for node in nodes]
+        words = [_word(place.node, rng, turn > 0, deadline) for place in places]
+        for numbers in groups.values():
+            for number, text in _apart([places[number].node for number in numbers], numbers, rng, turn > 0):
+                words[number] = text
+        yield words
+
+
+def _apart(
+    nodes: Sequence[Any], numbers: Sequence[int], rng: random.Random, drawn: bool
+) -> Iterator[tuple[int, str]]:
+    """Values of some slots, no two the same, where there are such."""
+    columns: dict[str, int] = {}
+    for node in nodes:
+        for value in node.values:
+            columns.setdefault(identity(value), len(columns))
+    gain_NM = np.full((len(nodes), len(columns)), -np.inf)
+    for row_M, node in zip(gain_NM, nodes, strict=True):
+        for choice, value in enumerate(node.values):
+            row_M[columns[identity(value)]] = rng.random() if drawn else -choice
+    found = assignment(gain_NM)
+    for number, node, column in zip(numbers, nodes, found if found is not None else (), strict=found is not None):
+        yield number, next(text for text, value in zip(node.texts, node.values, strict=True)
+                           if columns[identity(value)] == column)
 
 
 def _word(node: Choices | Words, rng: random.Random, drawn: bool, deadline: Deadline) -> str:

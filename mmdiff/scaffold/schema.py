@@ -16,7 +16,7 @@ from urllib.parse import unquote, urljoin
 
 from mmdiff.scaffold.deadline import Deadline
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsupportedSchemaError
-from mmdiff.scaffold.spelling import dumps, pointer
+from mmdiff.scaffold.spelling import identity, pointer
 
 Schema = Any  # a mapping, True or False
 Plain = dict[str, Any]  # keywords without connectives, about one type
@@ -210,17 +210,12 @@ def same(one: Any, other: Any) -> bool:
     return identity(one) == identity(other)
 
 
-def identity(value: Any) -> str:
-    """A text that equal values share: 1 and 1.0 are equal, and true is neither."""
-    return dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
 def _kinds_told(plain: Plain) -> list[str]:
-    """The types that keywords speak of, or all scalar ones where they speak of none."""
+    """The types that keywords speak of, or all where they speak of none."""
     if "enum" in plain:
         return list(dict.fromkeys(kind_of(value) for value in plain["enum"]))
     told = [kind for kind, names in ABOUT.items() if any(name in plain for name in names)]
-    return told or ["string", "number", "boolean", "null"]
+    return told or ["string", "number", "boolean", "null", "object", "array"]
 
 
 def kind_of(value: Any) -> str:
