@@ -80,13 +80,14 @@ class _Lowering:
         if isinstance(schema, Mapping) and schema.keys() & CONNECTIVES:
             alone = set(schema) - ANNOTATIONS <= {"$ref"} or (self.schemas.old and "$ref" in schema)
             if alone:
-                target, path = self.schemas.resolve(schema["$ref"], pointer(where, "$ref"))
+                target, path = self.schemas.resolve(schema["$ref"], pointer(where, "$ref"), schema)
                 return self._later(f"#{path}", target, path)
             parts = schema.get("allOf")
             if set(schema) - ANNOTATIONS == {"allOf"} and isinstance(parts, list) and len(parts) == 1:
                 return self.node(parts[0], pointer(pointer(where, "allOf"), 0))
             if len(spelled := dumps(schema)) < 5000:
-                return self._later(spelled, schema, where)
+                # Equal words mean the same where all references are read from one base.
+                return self._later(f"{where} {spelled}" if self.schemas.embedded else spelled, schema, where)
         return self.fresh(schema, where)
 
     def _later(self, key: str, schema: Any, where: str) -> Ref:

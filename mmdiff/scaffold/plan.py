@@ -247,13 +247,15 @@ def _rooms(scaffold: Scaffold, walk: Walk, probe: Probe) -> dict[int, int]:
     tries = [{number: rooms[min(turn, len(rooms) - 1)] for number, rooms in first.items()}
              for turn in range(max(map(len, first.values()), default=0))]
     best: dict[int, _Tried] = {}
+    numbers = list(several)
     while tries := [rooms for rooms in tries if sum(rooms.values()) - sum(shortest.values()) <= spare]:
-        for number, tried in _tried(scaffold, walk, tries, list(several), probe):
+        for number, tried in _tried(scaffold, walk, tries, numbers, probe):
             if number not in best or tried.score > best[number].score:
                 best[number] = tried
         longer = {number: room for number, tried in best.items()
                   if tried.full and (room := next((each for each in several[number] if each > tried.room), None))
                   and room > USUAL and room > max(rooms[number] for rooms in tries)}
+        numbers = list(longer)
         tries = [{number: longer.get(number, tried.room) for number, tried in best.items()}] if longer else []
     return {number: tried.room for number, tried in best.items()}
 

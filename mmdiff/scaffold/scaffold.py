@@ -12,11 +12,12 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import jsonschema_rs
 import numpy as np
+from pydantic import ValidationError
 
 from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
 from mmdiff.scaffold.derivatives import sample
@@ -155,8 +156,15 @@ def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[
         with bounded(deadline):
             tree = lower(schema, deadline)
             validator = jsonschema_rs.validator_for(schema, validate_formats=True, retriever=_nothing)
-            made = Scaffold(tree, layouts, budget, read_json, partial(_fits, validator.is_valid, finish), finish)
-            made.find_witness(deadline)
+            check = _Check(validator.is_valid, finish)
+            made = Scaffold(tree, layouts, budget, read_json, check, finish)
+            try:
+                made.find_witness(deadline)
+            except UnsatisfiableSchemaError as error:
+                if not check.refusal:
+                    raise
+                raise UnsatisfiableSchemaError(f"{error.reason}; the type's own check refuses what fits its schema: "
+                                               f"{check.refusal}", error.pointer) from None
     except LanguageError as error:
         raise SchemaTooLargeError(str(error)) from None
     except jsonschema_rs.ValidationError as error:
@@ -173,14 +181,31 @@ def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[
     return made
 
 
-def _fits(valid: Callable[[Any], bool], finish: Callable[[Any], Any], value: Any) -> bool:
-    if not valid(value):
-        return False
-    try:
-        finish(value)  # the type's own checks; pydantic's errors are ValueErrors
-    except (ValueError, TypeError):
-        return False
-    return True
+class _Check:
+    """Whether a value fits: the validator's word, then that of the user's own type."""
+
+    def __init__(self, valid: Callable[[Any], bool], finish: Callable[[Any], Any]) -> None:
+        self.valid, self.finish = valid, finish
+        self.refusal = ""  # what the type said last
+
+    def __call__(self, value: Any) -> bool:
+        if not self.valid(value):
+            return False
+        try:
+            self.finish(value)  # pydantic's errors are ValueErrors
+        except (ValueError, TypeError) as error:
+            self.refusal = _first(error)
+            return False
+        return True
+
+
+def _first(error: Exception) -> str:
+    """What an error says, in a line: of pydantic's the first, and where it is."""
+    if isinstance(error, ValidationError):
+        told = error.errors(include_url=False, include_context=False)[0]
+        where = reduce(pointer, told["loc"], "")
+        return f"at {where or 'the root'} of the value: {told['msg']} (given {str(told['input'])[:80]!r})"
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _nothing(uri: str) -> Any:
@@ -242,7 +267,7 @@ def _word(node: Choices | Words, rng: random.Random, drawn: bool, deadline: Dead
         return rng.choice(node.texts) if drawn else node.texts[0]
     word = node.shortest
     if drawn and not node.least and node.most is None:
-        word = sample(node.language, rng, 8, deadline)
+        word = sample(node.language, rng, 8 + len(word), deadline)
     return dumps(word)[1:-1] if node.spelling == "json" else word
 
 
