@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,7 @@ class Judge:
 
     def __init__(self, schema: Any) -> None:
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        kind = jsonschema.validators.extend(kind, {"multipleOf": _multiple})
         self._slow = kind(schema, format_checker=kind.FORMAT_CHECKER)
         self._fast = jsonschema_rs.validator_for(schema, validate_formats=True)
 
@@ -215,6 +217,12 @@ class Judge:
         except (re.error, TimeoutError):  # a pattern of ECMA's that Python does not read, or reads without end
             slow = True
         return slow and bool(self._fast.is_valid(value))
+
+
+def _multiple(validator: Any, step: float, value: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    """`multipleOf` by decimals: jsonschema divides floats, and 19.99 is no multiple of 0.01 to it."""
+    if validator.is_type(value, "number") and Fraction(str(value)) % Fraction(str(step)):
+        yield jsonschema.ValidationError(f"{value} is not a multiple of {step}")
 
 
 def validity(layouts: Layouts, tokens: TokenIds, generations: int, seed: int = 0) -> Counter[str]:

@@ -17,6 +17,7 @@ from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
 from mmdiff.scaffold.language import (
     EMPTY,
     NOTHING,
+    POINT,
     Language,
     Ranges,
     both,
@@ -30,7 +31,7 @@ from mmdiff.scaffold.language import (
     union,
 )
 
-_DIGIT = [chars([(digit, digit)]) for digit in range(0x30, 0x3A)]
+_COUNTED = [*(chars([(digit, digit)]) for digit in range(0x30, 0x3A)), POINT]  # what a multiple tells apart
 _NICE = [*map(ord, "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"), *range(0x20, 0x7F)]
 
 
@@ -50,7 +51,7 @@ class _Derivatives:
         seen, stack = {self.language}, [self.language]
         while stack:
             one = stack.pop()
-            for each in (one,) if one.kind == "chars" else _DIGIT if one.kind == "mod" else ():
+            for each in (one,) if one.kind == "chars" else _COUNTED if one.kind == "mod" else ():
                 bits.setdefault(each, 1 << len(bits))
             fresh = [each for each in one.parts if isinstance(each, Language) and each not in seen]
             seen.update(fresh)
@@ -93,7 +94,7 @@ class _Derivatives:
             if parts.kind == "chars":
                 mask |= self.bits.get(parts) or self._late(parts)
             elif parts.kind == "mod":
-                mask |= sum(self.bits[each] for each in _DIGIT)
+                mask |= sum(self.bits[each] for each in _COUNTED)
             elif parts.kind in ("cat", "not", "repeat"):
                 mask |= self._mask(parts.parts[0])
             else:
@@ -114,6 +115,8 @@ class _Derivatives:
             return EMPTY if any(low <= letter <= high for low, high in one.parts[0]) else NOTHING
         if one.kind == "mod":
             divisor, remainder = one.parts
+            if letter == 0x2E:
+                return one
             return multiples(divisor, remainder * 10 + letter - 0x30) if 0x30 <= letter <= 0x39 else NOTHING
         known = self.memo.get((one, letter))
         if known is None:

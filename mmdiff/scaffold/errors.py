@@ -10,7 +10,7 @@ class ScaffoldError(MMDiffError):
 
     def __init__(self, message: str, pointer: str = "") -> None:
         super().__init__(f"at {pointer or 'the root'} of the schema: {message}")
-        self.pointer = pointer
+        self.pointer, self.reason = pointer, message
 
 
 class UnsupportedSchemaError(ScaffoldError):

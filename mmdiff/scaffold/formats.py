@@ -90,6 +90,8 @@ def _uri(wide: str, relative: bool) -> Callable[[], Language]:
 
 _WIDE = "À-ÖØ-öø-ÿΑ-ΡΣ-ωА-яぁ-ゖ一-鿿가-힣"
 
+_ANY_IP = functools.cache(lambda: union(_whole(rf"{_OCTET}(?:\.{_OCTET}){{3}}")(), _ipv6()))
+
 FORMATS: dict[str, Callable[[], Language]] = {
     "date": _date,
     "time": _whole(_TIME),
@@ -110,4 +112,9 @@ FORMATS: dict[str, Callable[[], Language]] = {
     "json-pointer": _whole(_POINTER),
     "relative-json-pointer": _whole(_RELATIVE),
     "regex": _whole(_REGEX),
+    # Those of pydantic's, of which validators know nothing. A network or an interface may be a lone address.
+    "ipvanyaddress": _ANY_IP, "ipvanyinterface": _ANY_IP, "ipvanynetwork": _ANY_IP,
+    "ipv4interface": _whole(rf"{_OCTET}(?:\.{_OCTET}){{3}}"), "ipv4network": _whole(rf"{_OCTET}(?:\.{_OCTET}){{3}}"),
+    "ipv6interface": _ipv6, "ipv6network": _ipv6,
+    "base64": _whole("(?:[A-Za-z0-9+/]{4})*"), "base64url": _whole("(?:[A-Za-z0-9_-]{4})*"),
 }

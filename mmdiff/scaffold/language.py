@@ -218,12 +218,14 @@ def complement(part: Language) -> Language:
 def multiples(divisor: int, remainder: int = 0) -> Language:
     """The runs of digits (with none among them) that, behind a number of that remainder, make a multiple.
 
+    Points among the digits are read over, so that decimals are multiples of the last digit's unit.
+
     Raises:
         LanguageError: the divisor is not positive.
     """
     if divisor < 1:
         raise LanguageError(f"a multiple of {divisor} cannot be spelled")
-    return _make("mod", (divisor, remainder % divisor), remainder % divisor == 0, DIGITS)
+    return _make("mod", (divisor, remainder % divisor), remainder % divisor == 0, _either(DIGITS, POINT))
 
 
 def literal(text: str) -> Language:
@@ -249,5 +251,6 @@ def _serial(part: Language) -> int:
 EVERY = chars([(0, 0x10FFFF)])
 EVERYTHING = complement(NOTHING)
 DIGITS = chars([(0x30, 0x39)])
+POINT = chars([(0x2E, 0x2E)])
 TEXT = chars([(0x09, 0x0A), (0x0D, 0x0D), (0x20, 0x7E), (0xA0, 0x10FFFF)])  # no control characters but three
 ANY = repeat(TEXT)

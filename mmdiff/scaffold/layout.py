@@ -18,12 +18,12 @@ from torch import Tensor
 from mmdiff.scaffold.automaton import byte_automaton
 from mmdiff.scaffold.deadline import LanguageError, still_time
 from mmdiff.scaffold.errors import BudgetError, UnsupportedSchemaError
-from mmdiff.scaffold.slots import ChoiceSlot, Slot, SlotsConstraint, WordSlot
+from mmdiff.scaffold.slots import ChoiceSlot, Distinct, Slot, SlotsConstraint, WordSlot
 from mmdiff.scaffold.spelling import dumps, slot_ids
 from mmdiff.scaffold.tree import Choices, Place, Walk, Words
 from mmdiff.scaffold.vocabulary import TokenAutomaton, Vocabulary
 
-ROOMS = (2, 4, 8, 16, 32)  # tokens, of a word that may be long
+ROOMS = (2, 4, 8, 16, 32, 64, 128, 256)  # tokens, of a word that may be long
 KEPT = 4096  # literals, tables of choices, and rooms of words
 SHORT = 12  # bytes up to which a longest spelling decides a word's room
 Rooms = Mapping[int, int]  # of slots, by their number among the pieces
@@ -131,9 +131,22 @@ class Layouts:
         for room in self.rooms(node):
             slot = self._slot(Place(node, ""), 0, room)
             assert isinstance(slot, WordSlot)
-            if len(ids) <= slot.room and slot.reads([*ids, *[self.vocabulary.pad] * (slot.room - len(ids))]):
-                return True
-        return False
+            for tokens in (ids, self._respelled(spelled.encode(), slot.automaton)):
+                blank = slot.room - len(tokens)
+                if tokens and blank >= 0 and slot.reads([*tokens, *[self.vocabulary.pad] * blank]):
+                    return True
+        return not spelled and self.words(node, None).accepts(())
+
+    def _respelled(self, spelled: bytes, automaton: TokenAutomaton) -> list[int]:
+        """As few tokens as spell it, of those that the automaton knows; none where they cannot."""
+        known = {word: token for token in automaton.ids.tolist() if (word := self.vocabulary.spell(token))}
+        longest = max(map(len, known), default=0)
+        ways: list[list[int] | None] = [[]]
+        for end in range(1, len(spelled) + 1):
+            before = ((start, known.get(spelled[start:end])) for start in range(max(0, end - longest), end))
+            found = [[*way, token] for start, token in before if token is not None and (way := ways[start]) is not None]
+            ways.append(min(found, key=len, default=None))
+        return ways[-1] or []
 
     def count(self, walk: Walk) -> int:
         """Tokens of the walk with its slots as short as they may be, and the end."""
@@ -165,10 +178,11 @@ class Layouts:
         slots = [piece for piece in made if not isinstance(piece, str)]
         last = pieces[-1].node if pieces and isinstance(pieces[-1], Place) else None
         end &= not (isinstance(last, Choices) and last.ends)
-        return Canvas((*ids, *([self.end_id] if end else ())), SlotsConstraint(slots, self.mask_id), tuple(made))
+        constraint = SlotsConstraint(slots, self.mask_id, _groups(pieces, made))
+        return Canvas((*ids, *([self.end_id] if end else ())), constraint, tuple(made))
 
     def _slot(self, place: Place, first: int, room: int | None) -> Slot:
-        node, path = place
+        node, path = place.node, place.path
         if isinstance(node, Choices):
             table = self.choices(node)
             return ChoiceSlot(path, first, table.shape[1], node.values, node.texts, table)
@@ -188,6 +202,14 @@ class Layouts:
         if (needed := self.count(walk)) > budget:
             raise BudgetError(f"the shortest value takes {needed} tokens, and there is room for {budget}; raise "
                               f"max_tokens to at least {needed}", needed)
+
+
+def _groups(pieces: Sequence[str | Place], made: Sequence[str | Slot]) -> list[Distinct]:
+    found: dict[str, list[ChoiceSlot]] = {}
+    for piece, slot in zip(pieces, made, strict=True):
+        if isinstance(piece, Place) and piece.group and isinstance(slot, ChoiceSlot):
+            found.setdefault(piece.group, []).append(slot)
+    return [Distinct(slots) for slots in found.values() if len(slots) > 1]
 
 
 def _longest(next_SB: Any) -> int | None:

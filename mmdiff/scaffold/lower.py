@@ -1,8 +1,8 @@
 """From JSON Schema to a tree of literals and slots: `lower`.
 
 The tree's values are meant to fit the schema, and nearly all do; what the tree cannot express (overlapping `oneOf`,
-`not`, `if`, `uniqueItems`, `contains` and the like) is left to the validator. Objects are closed: only declared members
-are written, and others only where `required`, `minProperties` or the lack of any declared ones call for them.
+`not`, `if`, `uniqueItems`, `contains` and the like) is left to the validator. Objects are closed unless they say otherwise: members that are not declared are written where
+`additionalProperties`, `patternProperties`, `required`, `minProperties` or the lack of declared ones call for them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import jsonschema_rs
@@ -24,23 +24,27 @@ from mmdiff.scaffold.derivatives import matches, shortest
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from mmdiff.scaffold.formats import FORMATS
 from mmdiff.scaffold.language import Language
-from mmdiff.scaffold.numbers import decimals, integers
+from mmdiff.scaffold.numbers import decimal_multiples, decimals, integers
 from mmdiff.scaffold.pattern import pattern
-from mmdiff.scaffold.schema import ABOUT, Plain, Schemas, all_of, identity, kind_of, same
-from mmdiff.scaffold.spelling import dumps, pointer
+from mmdiff.scaffold.schema import ABOUT, Plain, Schemas, all_of, kind_of, same
+from mmdiff.scaffold.spelling import dumps, identity, pointer
 from mmdiff.scaffold.tree import NOWHERE, Array, Choices, Either, Member, Object, Ref, Run, Text, Tree, Words
 
 FEW = 100  # numbers in a range that are told one by one
+PLACES, UNIT = 9, 2000  # decimal places of `multipleOf`, and its digits as a number, up to which it is a language
 COUNTED = 24  # characters up to which a string's length is part of its language
 NODES = 50_000
 ITEMS = 64  # of an array or entries of a map that says no number
 ANNOTATIONS = {"title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly",
                "writeOnly", "$schema", "definitions", "$defs", "id", "$id"}
 CONNECTIVES = {"$ref", "allOf", "anyOf", "oneOf", "if", "not", "dependencies", "dependentSchemas"}
-KEY = pattern(r"^[A-Za-z_][A-Za-z0-9_.-]*$")  # what entries are called where nothing else is said
+ANYTHING = "anything"  # the reference of a value about which nothing is said
+NAME = pattern(r"^[^\n\r\t]+$")  # what entries are called, if it can be: a line
 QUOTE = Text('"')
 _SHORTEST: LRUCache[Language, str | None] = LRUCache(1024)
+_Bound = tuple[Fraction | None, bool]  # and whether it is left out itself
 _integers, _decimals = lru_cache(256)(integers), lru_cache(256)(decimals)
+_decimal_multiples = lru_cache(256)(decimal_multiples)
 
 
 def lower(root: Any, deadline: Deadline) -> Tree:
@@ -71,16 +75,19 @@ class _Lowering:
 
     def node(self, schema: Any, where: str) -> Any:
         """A node for the schema; what refers elsewhere is lowered once, later."""
+        if schema is True or (isinstance(schema, Mapping) and set(schema) <= ANNOTATIONS):
+            return self._later(ANYTHING, True, where)
         if isinstance(schema, Mapping) and schema.keys() & CONNECTIVES:
             alone = set(schema) - ANNOTATIONS <= {"$ref"} or (self.schemas.old and "$ref" in schema)
             if alone:
-                target, path = self.schemas.resolve(schema["$ref"], pointer(where, "$ref"))
+                target, path = self.schemas.resolve(schema["$ref"], pointer(where, "$ref"), schema)
                 return self._later(f"#{path}", target, path)
             parts = schema.get("allOf")
             if set(schema) - ANNOTATIONS == {"allOf"} and isinstance(parts, list) and len(parts) == 1:
                 return self.node(parts[0], pointer(pointer(where, "allOf"), 0))
             if len(spelled := dumps(schema)) < 5000:
-                return self._later(spelled, schema, where)
+                # Equal words mean the same where all references are read from one base.
+                return self._later(f"{where} {spelled}" if self.schemas.embedded else spelled, schema, where)
         return self.fresh(schema, where)
 
     def _later(self, key: str, schema: Any, where: str) -> Ref:
@@ -158,16 +165,21 @@ class _Lowering:
                     return _known([each for each in found if _fits(each, plain)])
             return self._words(_integers(first, last, whole), "plain")
         if step is not None:
-            return self._multiples(plain, step, low, high)
+            return self._multiples(plain, step, (low, low_open), (high, high_open))
         return self._words(_decimals(_decimal(low), _decimal(high), low_open, high_open), "plain")
 
-    def _multiples(self, plain: Plain, step: Fraction, low: Fraction | None, high: Fraction | None) -> Any | None:
-        """Multiples of a fraction, one by one: validators divide floats, and some multiples do not pass."""
+    def _multiples(self, plain: Plain, step: Fraction, least: _Bound, most: _Bound) -> Any | None:
+        """Multiples of a fraction: one by one where they are few, else as a language of decimals."""
+        low, high = least[0], most[0]
+        few = low is not None and high is not None and (high - low) / step <= FEW
+        places = next((places for places in range(PLACES + 1) if (step * 10**places).denominator == 1), None)
+        if not few and places is not None and (unit := int(step * 10**places)) <= UNIT:
+            return self._words(_decimal_multiples(unit, places, _decimal(low), _decimal(high), least[1], most[1]),
+                               "plain")
         first = 0 if low is None and high is None else math.ceil(low / step) if low is not None else (
             math.floor(high / step) - FEW if high is not None else 0)
         values = (float(number * step) for number in range(first, first + FEW + 1))
-        exact = [each for each in values if (each / float(step)).is_integer() and _fits(each, plain)]
-        return _known([int(each) if each.is_integer() else each for each in exact])
+        return _known([int(each) if each.is_integer() else each for each in values if _fits(each, plain)])
 
     def _string(self, plain: Plain, where: str) -> Words | None:
         least, most = int(plain.get("minLength", 0)), plain.get("maxLength")
@@ -210,9 +222,9 @@ class _Lowering:
         first = tuple(self.node(each, pointer(pointer(where, "prefixItems"), n)) for n, each in enumerate(schemas))
         node = None if rest is False else self.node(rest, inside)
         most = int(most) if most is not None else max(ITEMS, least)
-        if plain.get("uniqueItems") and isinstance(node, Choices):
-            most = min(most, len(first) + len(node.values))
-        return None if least > most else Array(first, node, least, most)
+        if plain.get("uniqueItems") and node is not None and (known := _values(node)):
+            most = min(most, len(first) + len(known))
+        return None if least > most else Array(first, node, least, most, bool(plain.get("uniqueItems")))
 
     def _object(self, plain: Plain, where: str) -> Object | None:
         declared, required = dict(plain.get("properties", {})), list(plain.get("required", ()))
@@ -236,30 +248,34 @@ class _Lowering:
             node = Either(()) if schema is False else self.node(schema, inside)
             members.append(Member(name, node, name in required))
         least, most = int(plain.get("minProperties", 0)), plain.get("maxProperties")
-        entry = self._entry(plain, declared, patterns, rest, where) if not members or least > len(members) else None
-        most = int(most) if most is not None else max(ITEMS, least) if entry else len(members)
+        spoken = "additionalProperties" in plain or bool(patterns)
+        entries = self._entries(plain, declared, where) if spoken or not members or least > len(members) else ()
+        most = int(most) if most is not None else max(ITEMS + len(members), least) if entries else len(members)
+        if all(isinstance(key, Choices) for key, _ in entries):  # no name stands twice
+            most = min(most, len(members) + sum(len(key.values) for key, _ in entries))
         if most < sum(member.required for member in members):
             return None
-        return Object(tuple(members), entry, least, most)
+        return Object(tuple(members), entries, least, most, spoken or not members)
 
-    def _entry(
-        self, plain: Plain, declared: Plain, patterns: Plain, rest: Any, where: str
-    ) -> tuple[Any, Any] | None:
-        """Slots for the name and value of an entry that no member declares."""
+    def _entries(self, plain: Plain, declared: Plain, where: str) -> tuple[tuple[Any, Any], ...]:
+        """Slots for the names and values of entries that no member declares, of each kind."""
         names = [self.schemas.alternatives(each, where) for each in plain.get("propertyNames", ())]
         said = [part for each in names for part in each if part["type"] == "string"]
+        patterns, rest = plain.get("patternProperties", {}), plain.get("additionalProperties", True)
         taken = lang.complement(lang.words(declared)) if declared else lang.ANY
+        wide = {source: lang.complement(pattern(source, wide=True)) for source in patterns}
+        found = []
         for source, schema in patterns.items():
-            if schema is not False:
-                key = self._name(lang.intersect(pattern(source), taken), said, where)
-                if key is not None:
-                    return key, self.node(schema, pointer(pointer(where, "patternProperties"), source))
-        if rest is False:
-            return None
-        for source in patterns:
-            taken = lang.intersect(taken, lang.complement(pattern(source, wide=True)))
-        key = self._name(taken, said, where)
-        return None if key is None else (key, self.node(rest, pointer(where, "additionalProperties")))
+            others = [each for other, each in wide.items() if other != source]
+            words = lang.intersect(pattern(source), taken)
+            key = self._name(lang.intersect(words, *others), said, where)
+            if key is None:  # all that it matches others match as well
+                key, schema = self._name(words, said, where), reduce(all_of, patterns.values())
+            if key is not None and schema is not False:
+                found.append((key, self.node(schema, pointer(pointer(where, "patternProperties"), source))))
+        if rest is not False and (key := self._name(lang.intersect(taken, *wide.values()), said, where)) is not None:
+            found.append((key, self.node(rest, pointer(where, "additionalProperties"))))
+        return tuple(found)
 
     def _name(self, words: Language, said: list[Plain], where: str) -> Any | None:
         """A slot for a name: a plain one where that is allowed."""
@@ -272,7 +288,7 @@ class _Lowering:
             if isinstance(first, Run) and isinstance(inner := first.parts[1], Words):
                 return self._words(lang.intersect(words, inner.language), "json", inner.least, inner.most)
             return None
-        return self._words(lang.intersect(words, KEY), "json") or self._words(lang.intersect(words, lang.ANY), "json")
+        return self._words(lang.intersect(words, NAME), "json") or self._words(lang.intersect(words, lang.ANY), "json")
 
 
 def _known(values: list[Any]) -> Any | None:
@@ -288,6 +304,12 @@ def _quoted(node: Any) -> Choices | None:
     """The strings of a slot whose quotes are outside."""
     inner = node.parts[1] if isinstance(node, Run) and len(node.parts) == 3 else None
     return inner if isinstance(inner, Choices) else None
+
+
+def _values(node: Any) -> tuple[Any, ...]:
+    """The values of a slot of choices, with quotes or without; none for what is no such slot."""
+    slot = _quoted(node) or node
+    return slot.values if isinstance(slot, Choices) else ()
 
 
 def _of_kind(value: Any, kind: str) -> bool:
@@ -327,7 +349,7 @@ def _found(source: str, name: str) -> bool:
         return False
 
 
-def _bound(plain: Plain, inside: str, outside: str, tighter: Any) -> tuple[Fraction | None, bool]:
+def _bound(plain: Plain, inside: str, outside: str, tighter: Any) -> _Bound:
     """The tighter of two bounds, and whether it is left out itself."""
     closed = Fraction(str(plain[inside])) if inside in plain else None
     opened = Fraction(str(plain[outside])) if outside in plain else None

@@ -16,8 +16,7 @@ from mmdiff.scaffold.derivatives import matches
 from mmdiff.scaffold.errors import ScaffoldError
 from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.scaffold import Scaffold
-from mmdiff.scaffold.schema import identity
-from mmdiff.scaffold.spelling import dumps, pointer
+from mmdiff.scaffold.spelling import dumps, identity, pointer
 from mmdiff.scaffold.tree import NOWHERE, Array, Choices, Either, Object, Ref, Run, Tree, Words
 
 DEEP = 120  # values inside each other
@@ -151,7 +150,12 @@ class _Parser:
         return made
 
     def _entry(self, node: Object, name: str, item: Any, path: str, depth: int) -> Any:
-        if node.entry is None or node.members:
-            raise Unsaid(path, "an undeclared member is not said")
-        self._quoted(node.entry[0], name, path)
-        return self.parse(node.entry[1], item, path, depth + 1)
+        faults = [Unsaid(path, "an undeclared member is not said")]
+        for key, inner in node.entries if node.open else ():
+            try:
+                assert isinstance(key, Words | Choices)
+                self._quoted(key, name, path)
+                return self.parse(inner, item, path, depth + 1)
+            except Unsaid as fault:
+                faults.append(fault)
+        raise max(faults, key=lambda fault: fault.path.count("/"))

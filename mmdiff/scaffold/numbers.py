@@ -7,6 +7,7 @@ as the digits do.
 
 from __future__ import annotations
 
+import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 from mmdiff.scaffold.deadline import LanguageError
@@ -87,6 +88,22 @@ def decimals(low: Decimal | None = None, high: Decimal | None = None, low_open: 
         magnitudes = intersect(_at_least(least, above), _at_most(most, below), _shape(places, len(_split(most)[0])))
         found.append(cat(literal(sign), magnitudes))
     return union(*found)
+
+
+def decimal_multiples(unit: int, places: int, low: Decimal | None = None, high: Decimal | None = None,
+                      low_open: bool = False, high_open: bool = False) -> Language:
+    """The decimals between bounds that are multiples of `unit` / 10 ** `places`, as `decimals` spells them.
+
+    Raises:
+        LanguageError: a bound is not finite or has more than 400 digits.
+    """
+    found = []
+    for written in range(places + 1):  # digits behind the point; those that are left out are zeros
+        point = EMPTY if not written else cat(literal("."), repeat(DIGITS, written, written))
+        divisor = unit // math.gcd(unit, 10 ** (places - written))
+        found.append(intersect(cat(repeat(DIGITS, 1), point), multiples(divisor)))
+    signed = cat(union(EMPTY, literal("-")), union(*found))
+    return intersect(signed, decimals(low, high, low_open, high_open, places))
 
 
 def _minus(bound: Decimal | None) -> Decimal | None:

@@ -4,13 +4,13 @@ What comes next after a slot tells the options apart, so each decision takes one
 behind it. The decisions that can be reached are asked about in one batched pass, deeper ones in the next. In one more
 the numbers of items that are likely are laid out, and the number whose bounded choices are likeliest together with it
 is taken; and in a last one several lengths of the words are tried, and those of the best mean confidence taken, as CAL
-does (arXiv 2602.00476), though without its correction of the bias.
+does (arXiv 2602.00476), though without its correction of the bias; a word that fills the longest is tried at twice that.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ CHAIN = 8  # and of those that follow each other, as the items of an array do
 OPTIONS = 32  # of a decision, that are told apart
 BEHIND = 16  # masks behind what the options begin with
 ROUNDS = 8
+USUAL = 32  # tokens of a word, up to which all lengths are tried
 UNLIKELY = float(np.log(0.01))  # numbers of items less likely than that are not tried
 Chances = dict[Name, dict[int, float]]
 
@@ -240,21 +241,43 @@ def _rooms(scaffold: Scaffold, walk: Walk, probe: Probe) -> dict[int, int]:
                if isinstance(piece, Place) and isinstance(piece.node, Words)}
     several = {number: rooms for number, rooms in options.items() if len(rooms) > 1}
     spare = scaffold.budget - scaffold.layouts.count(walk)
-    if not several or spare <= 0:
-        return {}
-    tries = []
-    for turn in range(max(map(len, several.values()))):
-        rooms = {number: each[min(turn, len(each) - 1)] for number, each in several.items()}
-        if sum(room - several[number][0] for number, room in rooms.items()) <= spare:
-            tries.append(rooms)
+    shortest = {number: rooms[0] for number, rooms in several.items()}
+    # The usual lengths are tried at once; longer ones only for words that fill the longest of these.
+    first = {number: [room for room in rooms if room <= USUAL] or rooms[:1] for number, rooms in several.items()}
+    tries = [{number: rooms[min(turn, len(rooms) - 1)] for number, rooms in first.items()}
+             for turn in range(max(map(len, first.values()), default=0))]
+    best: dict[int, _Tried] = {}
+    numbers = list(several)
+    while tries := [rooms for rooms in tries if sum(rooms.values()) - sum(shortest.values()) <= spare]:
+        for number, tried in _tried(scaffold, walk, tries, numbers, probe):
+            if number not in best or tried.score > best[number].score:
+                best[number] = tried
+        longer = {number: room for number, tried in best.items()
+                  if tried.full and (room := next((each for each in several[number] if each > tried.room), None))
+                  and room > USUAL and room > max(rooms[number] for rooms in tries)}
+        numbers = list(longer)
+        tries = [{number: longer.get(number, tried.room) for number, tried in best.items()}] if longer else []
+    return {number: tried.room for number, tried in best.items()}
+
+
+class _Tried(NamedTuple):
+    """A length of a word: how sure its likeliest word is, and whether that fills it."""
+
+    score: float
+    room: int
+    full: bool
+
+
+def _tried(
+    scaffold: Scaffold, walk: Walk, tries: Sequence[dict[int, int]], numbers: Sequence[int], probe: Probe
+) -> Iterator[tuple[int, _Tried]]:
     canvases = [scaffold.layouts.lay_out(walk.pieces, rooms) for rooms in tries]
-    rows = [Row(canvas.ids, [place for number in several for place in _places(canvas, number)]) for canvas in canvases]
+    rows = [Row(canvas.ids, [place for number in numbers for place in _places(canvas, number)]) for canvas in canvases]
     told = probe(rows)
-    best: dict[int, int] = {}
-    for number in several:
-        scores = [_confidence(*each, number) for each in zip(canvases, rows, told, strict=True)]
-        best[number] = tries[int(np.argmax(scores))][number]
-    return best
+    for number in numbers:
+        for rooms, canvas, row, logs_NV in zip(tries, canvases, rows, told, strict=True):
+            score, full = _confidence(canvas, row, logs_NV, number)
+            yield number, _Tried(score, rooms[number], full)
 
 
 def _places(canvas: Canvas, number: int) -> range:
@@ -263,12 +286,13 @@ def _places(canvas: Canvas, number: int) -> range:
     return range(slot.first, slot.first + slot.room)
 
 
-def _confidence(canvas: Canvas, row: Row, logs_NV: Array, number: int) -> float:
-    """The mean log-probability of the likeliest allowed word in a slot."""
+def _confidence(canvas: Canvas, row: Row, logs_NV: Array, number: int) -> tuple[float, bool]:
+    """The mean log-probability of the likeliest allowed word in a slot, and whether that has no PAD."""
     slot = canvas.pieces[number]
     assert isinstance(slot, WordSlot)
     first = list(row.places).index(slot.first)
     rows_LV = logs_NV[first : first + slot.room].copy()
     free = np.ones(slot.room, dtype=bool)
     ids = slot.decide(np.zeros(slot.room, dtype=np.int64), free, np.arange(slot.room), rows_LV, 0.0, torch.Generator())
-    return float(np.nan_to_num(logs_NV[np.arange(first, first + slot.room), ids], nan=-1e4, neginf=-1e4).mean())
+    logs_L = np.nan_to_num(logs_NV[np.arange(first, first + slot.room), ids], nan=-1e4, neginf=-1e4)
+    return float(logs_L.mean()), int(ids[-1]) != slot.automaton.pad

@@ -12,10 +12,12 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import jsonschema_rs
+import numpy as np
+from pydantic import ValidationError
 
 from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
 from mmdiff.scaffold.derivatives import sample
@@ -27,8 +29,8 @@ from mmdiff.scaffold.errors import (
 )
 from mmdiff.scaffold.layout import Canvas, Layouts
 from mmdiff.scaffold.lower import lower
-from mmdiff.scaffold.slots import ChoiceSlot
-from mmdiff.scaffold.spelling import dumps, pointer
+from mmdiff.scaffold.slots import ChoiceSlot, assignment
+from mmdiff.scaffold.spelling import dumps, identity, pointer
 from mmdiff.scaffold.tree import Choices, Name, Place, Tree, Walk, Words
 
 SECONDS = 2.0  # that compiling may take
@@ -154,8 +156,15 @@ def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[
         with bounded(deadline):
             tree = lower(schema, deadline)
             validator = jsonschema_rs.validator_for(schema, validate_formats=True, retriever=_nothing)
-            made = Scaffold(tree, layouts, budget, read_json, partial(_fits, validator.is_valid, finish), finish)
-            made.find_witness(deadline)
+            check = _Check(validator.is_valid, finish)
+            made = Scaffold(tree, layouts, budget, read_json, check, finish)
+            try:
+                made.find_witness(deadline)
+            except UnsatisfiableSchemaError as error:
+                if not check.refusal:
+                    raise
+                raise UnsatisfiableSchemaError(f"{error.reason}; the type's own check refuses what fits its schema: "
+                                               f"{check.refusal}", error.pointer) from None
     except LanguageError as error:
         raise SchemaTooLargeError(str(error)) from None
     except jsonschema_rs.ValidationError as error:
@@ -172,14 +181,31 @@ def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[
     return made
 
 
-def _fits(valid: Callable[[Any], bool], finish: Callable[[Any], Any], value: Any) -> bool:
-    if not valid(value):
-        return False
-    try:
-        finish(value)  # the type's own checks; pydantic's errors are ValueErrors
-    except (ValueError, TypeError):
-        return False
-    return True
+class _Check:
+    """Whether a value fits: the validator's word, then that of the user's own type."""
+
+    def __init__(self, valid: Callable[[Any], bool], finish: Callable[[Any], Any]) -> None:
+        self.valid, self.finish = valid, finish
+        self.refusal = ""  # what the type said last
+
+    def __call__(self, value: Any) -> bool:
+        if not self.valid(value):
+            return False
+        try:
+            self.finish(value)  # pydantic's errors are ValueErrors
+        except (ValueError, TypeError) as error:
+            self.refusal = _first(error)
+            return False
+        return True
+
+
+def _first(error: Exception) -> str:
+    """What an error says, in a line: of pydantic's the first, and where it is."""
+    if isinstance(error, ValidationError):
+        told = error.errors(include_url=False, include_context=False)[0]
+        where = reduce(pointer, told["loc"], "")
+        return f"at {where or 'the root'} of the value: {told['msg']} (given {str(told['input'])[:80]!r})"
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _nothing(uri: str) -> Any:
@@ -205,9 +231,35 @@ def _spell(walk: Walk, words: Sequence[str]) -> str:
 
 def _words(walk: Walk, rng: random.Random, times: int, deadline: Deadline) -> Iterator[list[str]]:
     """What the slots of a walk might say: the shortest, then drawn."""
-    nodes = [piece.node for piece in walk.pieces if isinstance(piece, Place)]
+    places = [piece for piece in walk.pieces if isinstance(piece, Place)]
+    groups: dict[str, list[int]] = {}
+    for number, place in enumerate(places):
+        if place.group:
+            groups.setdefault(place.group, []).append(number)
     for turn in range(times):
-        yield [_word(node, rng, turn > 0, deadline) for node in nodes]
+        words = [_word(place.node, rng, turn > 0, deadline) for place in places]
+        for numbers in groups.values():
+            for number, text in _apart([places[number].node for number in numbers], numbers, rng, turn > 0):
+                words[number] = text
+        yield words
+
+
+def _apart(
+    nodes: Sequence[Any], numbers: Sequence[int], rng: random.Random, drawn: bool
+) -> Iterator[tuple[int, str]]:
+    """Values of some slots, no two the same, where there are such."""
+    columns: dict[str, int] = {}
+    for node in nodes:
+        for value in node.values:
+            columns.setdefault(identity(value), len(columns))
+    gain_NM = np.full((len(nodes), len(columns)), -np.inf)
+    for row_M, node in zip(gain_NM, nodes, strict=True):
+        for choice, value in enumerate(node.values):
+            row_M[columns[identity(value)]] = rng.random() if drawn else -choice
+    found = assignment(gain_NM)
+    for number, node, column in zip(numbers, nodes, found if found is not None else (), strict=found is not None):
+        yield number, next(text for text, value in zip(node.texts, node.values, strict=True)
+                           if columns[identity(value)] == column)
 
 
 def _word(node: Choices | Words, rng: random.Random, drawn: bool, deadline: Deadline) -> str:
@@ -215,7 +267,7 @@ def _word(node: Choices | Words, rng: random.Random, drawn: bool, deadline: Dead
         return rng.choice(node.texts) if drawn else node.texts[0]
     word = node.shortest
     if drawn and not node.least and node.most is None:
-        word = sample(node.language, rng, 8, deadline)
+        word = sample(node.language, rng, 8 + len(word), deadline)
     return dumps(word)[1:-1] if node.spelling == "json" else word
 
 

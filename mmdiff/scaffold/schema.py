@@ -16,11 +16,12 @@ from urllib.parse import unquote, urljoin
 
 from mmdiff.scaffold.deadline import Deadline
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsupportedSchemaError
-from mmdiff.scaffold.spelling import dumps, pointer
+from mmdiff.scaffold.spelling import identity, pointer
 
 Schema = Any  # a mapping, True or False
 Plain = dict[str, Any]  # keywords without connectives, about one type
-MOST = 64  # alternatives of a schema; those beyond are left out
+MOST = 64  # alternatives of a schema; those beyond are left out, and `Schemas.notes` says where
+LISTED = 40  # schemas within each other that are asked for the values that they list
 DEEP = 100  # connectives and references inside each other
 
 KINDS = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -45,18 +46,29 @@ class Schemas:
         self.old = any(name in draft for name in ("draft-03", "draft-04", "draft-06", "draft-07"))
         self.base = str(root.get("$id", root.get("id", ""))) if isinstance(root, Mapping) else ""
         self.named: dict[str, tuple[Schema, str]] = {}
+        self.bases: dict[int, tuple[Schema, str]] = {}  # of the schemas with a reference, by their ids
+        self.notes: dict[str, str] = {}  # what is not all worked in, by JSON pointer
         self._index(root, "", "", 0)
 
-    def resolve(self, ref: Any, where: str) -> tuple[Schema, str]:
-        """The schema that a reference names, and its JSON pointer."""
+    @property
+    def embedded(self) -> bool:
+        """Whether references are read from several bases."""
+        return len({base for _, base in self.bases.values()}) > 1
+
+    def resolve(self, ref: Any, where: str, beside: Schema = None) -> tuple[Schema, str]:
+        """The schema that a reference names, and its JSON pointer.
+
+        Args:
+            beside: the schema with the reference; relative ones are read from its nearest `$id`.
+        """
         if not isinstance(ref, str):
             raise UnsupportedSchemaError(f"$ref must be a string, not {ref!r}", where)
-        if ref in self.named:
-            return self.named[ref]
-        whole = urljoin(self.base, ref)
+        base = self.bases.get(id(beside), (None, self.base))[1]
+        whole = urljoin(base, ref)
+        for name in (whole, ref, urljoin(self.base, ref)):
+            if name in self.named:
+                return self.named[name]
         target, _, fragment = whole.partition("#")
-        if whole in self.named:
-            return self.named[whole]
         if target not in ("", self.base.partition("#")[0]) and target not in self.named:
             raise UnsupportedSchemaError(f"$ref {ref!r} leads out of the schema; put what it names under $defs", where)
         schema, path = self.named.get(target, (self.root, ""))
@@ -80,13 +92,17 @@ class Schemas:
             if "number" in kinds:
                 kinds = [kind for kind in kinds if kind != "integer"]
             found += [{**plain, "type": kind} for kind in kinds if kind not in excluded]
-        return found[:MOST]
+        return self._cut(found, where)
 
     def _expand(self, schema: Schema, where: str, followed: tuple[str, ...]) -> list[Plain]:
         """Plain schemas without connectives; `type` is a list there, or missing."""
+        return self._apply([{}], schema, where, followed)
+
+    def _apply(self, made: list[Plain], schema: Schema, where: str, followed: tuple[str, ...]) -> list[Plain]:
+        """What of the plain schemas `made` fits the schema as well, without connectives."""
         self.deadline.check()
         if schema is True or schema == {}:
-            return [{}]
+            return made
         if schema is False:
             return []
         if not isinstance(schema, Mapping):
@@ -97,40 +113,97 @@ class Schemas:
             if unknown in schema:
                 raise UnsupportedSchemaError(f"{unknown} is not supported; use $ref", pointer(where, unknown))
         if "$ref" in schema:
-            target, path = self.resolve(schema["$ref"], pointer(where, "$ref"))
+            target, path = self.resolve(schema["$ref"], pointer(where, "$ref"), schema)
             if path in followed:
                 return []  # it says of itself only that it is itself
-            made = self._expand(target, path, (*followed, path))
+            made = self._apply(made, target, path, (*followed, path))
             if self.old:
                 return made  # older drafts overlook what stands beside $ref
-        else:
-            made = [{}]
-        made = _both(made, [_plain(schema, where)])
+        made = self._both(made, [_plain(schema, where)], where)
         for number, part in enumerate(_list(schema, "allOf", where)):
-            made = _both(made, self._expand(part, pointer(pointer(where, "allOf"), number), followed))
+            made = self._apply(made, part, pointer(pointer(where, "allOf"), number), followed)
         for several in ("anyOf", "oneOf"):
             if several in schema:
-                options = _list(schema, several, where)
-                made = _both(made, [plain for number, option in enumerate(options) for plain in
-                                    self._expand(option, pointer(pointer(where, several), number), followed)][:MOST])
+                inside = pointer(where, several)
+                made = self._cut([plain for number, option in enumerate(_list(schema, several, where))
+                                  for plain in self._apply(made, option, pointer(inside, number), followed)], inside)
         if "if" in schema:
             made = self._conditional(made, schema, where, followed)
         if "not" in schema:
-            made = [denied for plain in made for denied in _deny(plain, schema["not"])]
+            made = [denied for plain in made for denied in _deny(plain, schema["not"]) if self._possible(denied)]
         for key, needed in _dependencies(schema, where):
-            absent = [{"properties": {key: False}}]
-            rest = [{"required": needed}] if isinstance(needed, list) else self._expand(needed, where, followed)
-            present = _both([{"required": [key]}], rest)
-            made = _both(made, absent + present)
-        return made[:MOST]
+            absent = self._both(made, [{"properties": {key: False}}], where)
+            rest = {"required": needed} if isinstance(needed, list) else needed
+            present = self._apply(self._both(made, [{"required": [key]}], where), rest, where, followed)
+            made = self._unless_many(made, absent + present, where)
+        return self._cut(made, where)
 
     def _conditional(
         self, made: list[Plain], schema: Mapping[str, Any], where: str, followed: tuple[str, ...]
     ) -> list[Plain]:
-        met = _both(made, self._expand(schema["if"], pointer(where, "if"), followed))
-        met = _both(met, self._expand(schema.get("then", True), pointer(where, "then"), followed))
-        denied = [other for plain in made for other in _deny(plain, schema["if"])]
-        return met + _both(denied, self._expand(schema.get("else", True), pointer(where, "else"), followed))
+        met = self._apply(made, schema["if"], pointer(where, "if"), followed)
+        met = self._apply(met, schema.get("then", True), pointer(where, "then"), followed)
+        denied = [other for plain in made for other in _deny(plain, schema["if"]) if self._possible(other)]
+        denied = self._apply(denied, schema.get("else", True), pointer(where, "else"), followed)
+        return self._unless_many(made, met + denied, where)
+
+    def _unless_many(self, before: list[Plain], after: list[Plain], where: str) -> list[Plain]:
+        """The alternatives after a condition; those before it where they become too many, and the validator judges."""
+        if len(after) <= MOST:
+            return after
+        self.notes.setdefault(where, f"it would make more than {MOST} alternatives, so the condition is only checked "
+                                     "in the finished value")
+        return before
+
+    def _cut(self, made: list[Plain], where: str) -> list[Plain]:
+        if len(made) > MOST:
+            self.notes.setdefault(where, f"of {len(made)} alternatives only the first {MOST} are considered")
+        return made[:MOST]
+
+    def _both(self, some: list[Plain], others: list[Plain], where: str) -> list[Plain]:
+        """What fits one of each, without what is impossible."""
+        made = []
+        for one in some:
+            for other in others:
+                self.deadline.step()
+                if (merged := merge(one, other)) is not None and self._possible(merged):
+                    made.append(merged)
+        return self._cut(made, where)
+
+    def _possible(self, plain: Plain) -> bool:
+        """False where a member that there must be has no value left, as far as lists of values tell."""
+        return all(self._values(_about(plain, name), 0) != [] for name in plain.get("required", ())
+                   if isinstance(name, str))
+
+    def _values(self, schema: Schema, depth: int) -> list[Any] | None:
+        """All values of a schema that lists them, or a few more; None where it does not."""
+        if schema is False:
+            return []
+        if not isinstance(schema, Mapping) or depth > LISTED:
+            return None
+        lists: list[list[Any] | None] = [schema["enum"] if isinstance(schema.get("enum"), list) else None]
+        lists.append([schema["const"]] if "const" in schema else None)
+        lists.append([True, False] if schema.get("type") == "boolean" else None)
+        for part in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
+            lists.append(self._values(part, depth + 1))
+        for several in ("anyOf", "oneOf"):
+            if isinstance(schema.get(several), list):
+                parts = [self._values(part, depth + 1) for part in schema[several]]
+                lists.append(None if None in parts else [value for part in parts for value in part or ()])
+        if isinstance(schema.get("$ref"), str):
+            try:
+                lists.append(self._values(self.resolve(schema["$ref"], "", schema)[0], depth + 1))
+            except UnsupportedSchemaError:  # refused where it is lowered
+                return None
+        told = [each for each in lists if each is not None]
+        if not told:
+            return None
+        left = {identity(value): value for value in told[0]}
+        for each in told[1:]:
+            left = {key: left[key] for key in map(identity, each) if key in left}
+        for denied in _denials(schema):
+            left.pop(identity(denied), None)
+        return list(left.values())
 
     def _index(self, schema: Schema, path: str, base: str, depth: int) -> None:
         """Remember what has a name of its own."""
@@ -146,6 +219,8 @@ class Schemas:
         if isinstance(name, str) and not (self.old and "$ref" in schema):
             base = urljoin(base, name)
             self.named.setdefault(base.rstrip("#"), (schema, path))
+        if "$ref" in schema:
+            self.bases[id(schema)] = schema, base
         if isinstance(anchor := schema.get("$anchor"), str):
             self.named.setdefault(f"{base}#{anchor}", (schema, path))
         for key, item in schema.items():
@@ -210,17 +285,12 @@ def same(one: Any, other: Any) -> bool:
     return identity(one) == identity(other)
 
 
-def identity(value: Any) -> str:
-    """A text that equal values share: 1 and 1.0 are equal, and true is neither."""
-    return dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
 def _kinds_told(plain: Plain) -> list[str]:
-    """The types that keywords speak of, or all scalar ones where they speak of none."""
+    """The types that keywords speak of, or all where they speak of none."""
     if "enum" in plain:
         return list(dict.fromkeys(kind_of(value) for value in plain["enum"]))
     told = [kind for kind, names in ABOUT.items() if any(name in plain for name in names)]
-    return told or ["string", "number", "boolean", "null"]
+    return told or ["string", "number", "boolean", "null", "object", "array"]
 
 
 def kind_of(value: Any) -> str:
@@ -228,10 +298,14 @@ def kind_of(value: Any) -> str:
     return kinds.get(type(value), "object")
 
 
-def _both(some: list[Plain], others: list[Plain]) -> list[Plain]:
-    """What fits one of each."""
-    made = [merged for one in some for other in others if (merged := merge(one, other)) is not None]
-    return made[:MOST]
+def _denials(schema: Mapping[str, Any]) -> Iterator[Any]:
+    """The values that `not` lists, in the schema and the parts that all must fit."""
+    denied = schema.get("not")
+    if isinstance(denied, Mapping) and set(denied) <= {"enum", "const"}:
+        yield from denied["enum"] if isinstance(denied.get("enum"), list) else [denied.get("const")]
+    for part in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
+        if isinstance(part, Mapping):
+            yield from _denials(part)
 
 
 def merge(one: Plain, other: Plain) -> Plain | None:
@@ -315,7 +389,26 @@ def all_of(one: Schema, other: Schema) -> Schema:
         return False
     if one is True or one == {} or one == other:
         return other
-    return one if other is True or other == {} else {"allOf": [one, other]}
+    if other is True or other == {}:
+        return one
+    return _narrowed(one, other) if "enum" in one else {"allOf": [one, other]}
+
+
+def _narrowed(one: Mapping[str, Any], other: Schema) -> Schema:
+    """As `all_of`: the list of one's values is made shorter where the other lists values too, or values that are not."""
+    lists = ({"const"}, {"enum"})
+    denied = other.get("not") if isinstance(other, Mapping) and set(other) == {"not"} else None
+    told = denied if denied is not None else other
+    if not (isinstance(one["enum"], list) and isinstance(told, Mapping) and set(told) in lists):
+        return {"allOf": [one, other]}
+    known = set(map(identity, _listed(told)))
+    values = [value for value in one["enum"] if (identity(value) in known) == (denied is None)]
+    return {**one, "enum": values} if values else False
+
+
+def _listed(schema: Mapping[str, Any]) -> list[Any]:
+    values = schema.get("enum", [schema.get("const")])
+    return values if isinstance(values, list) else []
 
 
 def _joined(some: Mapping[str, Schema], others: Mapping[str, Schema]) -> dict[str, Schema]:
@@ -335,6 +428,11 @@ def _common_multiple(one: float, other: float) -> float | int:
     a, b = Fraction(str(one)), Fraction(str(other))
     common = Fraction(math.lcm(a.numerator * b.denominator, b.numerator * a.denominator), a.denominator * b.denominator)
     return int(common) if common.denominator == 1 else float(common)
+
+
+def _merged(one: Plain, other: Plain) -> list[Plain]:
+    made = merge(one, other)
+    return [] if made is None else [made]
 
 
 def _deny(plain: Plain, denied: Schema) -> list[Plain]:
@@ -357,7 +455,7 @@ def _deny(plain: Plain, denied: Schema) -> list[Plain]:
                 left.append(without)
         for name, each in denied.get("properties", {}).items():
             if isinstance(each, Mapping) and set(each) & {"const", "enum"}:
-                left += _both([plain], [{"properties": {name: {"not": each}}}])
+                left += _merged(plain, {"properties": {name: {"not": each}}})
         return left or [plain]
     if keys <= {"anyOf"} and denied.get("anyOf"):
         left = [plain]
@@ -367,7 +465,7 @@ def _deny(plain: Plain, denied: Schema) -> list[Plain]:
     if keys <= {"properties"} and denied.get("properties"):  # it does not fit where any of them is there and differs
         left = []
         for name, each in denied["properties"].items():
-            left += _both([plain], [{"required": [name], "properties": {name: {"not": each}}}])
+            left += _merged(plain, {"required": [name], "properties": {name: {"not": each}}})
         return left or [plain]
     return [plain]
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.scaffold.vocabulary import ANY, NONE, SOLID, TokenAutomaton
+from mmdiff.scaffold.spelling import identity
+from mmdiff.scaffold.vocabulary import ANY, SOLID, TokenAutomaton
 
 Array = np.ndarray[Any, Any]
 WORST = 1e4  # stands for infinite and missing logits, which leave no order among what is allowed
@@ -137,21 +139,13 @@ class WordSlot:
     def reads(self, ids_L: Sequence[int]) -> bool:
         """Whether the slot may hold these tokens."""
         solid = all(token != self.automaton.pad for token in ids_L[: self.solid])
-        return solid and self._leads([int(self.automaton.class_V[token]) for token in ids_L])
+        return solid and self.automaton.accepts([int(self.automaton.class_V[token]) for token in ids_L])
 
     def _accepts(self, class_L: list[int], asked: Array, ids_N: Array) -> bool:
         classes = list(class_L)
         for place, token in zip(asked.tolist(), ids_N.tolist(), strict=True):
             classes[place] = int(self.automaton.class_V[token])
-        return self._leads(classes)
-
-    def _leads(self, classes: list[int]) -> bool:
-        if NONE in classes:
-            return False
-        state = self.automaton.start
-        for chosen in classes:
-            state = int(self.automaton.next_CS[chosen, state]) if state >= 0 else -1
-        return state >= 0 and bool(self.automaton.accepts_S[state])
+        return self.automaton.accepts(classes)
 
     def _best(self, chosen: int, row_V: Array, top: dict[int, int]) -> int:
         if chosen in top:
@@ -176,7 +170,17 @@ class ChoiceSlot:
         self, ids_L: Array, open_L: Array, asked: Array, rows_NV: Array, temperature: float, draws: torch.Generator
     ) -> Array:
         """As `Slot.decide`: the value whose tokens are likeliest together, or one drawn by that likelihood."""
-        choices = np.flatnonzero(self._left(ids_L, open_L))
+        gain_K = self.gains(ids_L, open_L, asked, rows_NV, self.left(ids_L, open_L))
+        if temperature > 0:
+            gain_K = gain_K / temperature + _gumbel(len(gain_K), draws)
+        return np.asarray(self.ids_KL[int(gain_K.argmax()), asked])
+
+    def gains(self, ids_L: Array, open_L: Array, asked: Array, rows_NV: Array, allowed_K: Array) -> Array:
+        """The log-likelihood of each allowed value (K); of the others, as of their tokens in `rows_NV`, minus infinity.
+
+        It is that of the tokens asked for, each among those that any allowed value has in its place.
+        """
+        choices = np.flatnonzero(allowed_K)
         fits = [np.unique(self.ids_KL[choices, place]) for place in asked]
         for row_V, tokens in zip(rows_NV, fits, strict=True):
             kept = row_V[tokens]
@@ -188,30 +192,73 @@ class ChoiceSlot:
         sums = np.zeros(len(choices))
         for place, tokens, logs in zip(asked, fits, logs_NV, strict=True):
             sums += logs[np.searchsorted(tokens, self.ids_KL[choices, place])]
+        gain_K = np.full(len(self.values), NEVER)
+        gain_K[choices] = sums
         if open_L.all() and len(asked) == self.room:
-            chances = np.zeros(len(self.values))
-            chances[choices] = np.exp(_log_softmax(sums))
-            self.chances = tuple(chances.tolist())
-        if temperature == 0:
-            chosen = int(choices[sums.argmax()])
-        else:
-            mass = np.exp((sums - sums.max()) / temperature).cumsum()
-            chosen = int(choices[np.searchsorted(mass, _uniforms(1, draws)[0] * mass[-1], side="right")])
-        return np.asarray(self.ids_KL[chosen, asked])
+            self.chances = tuple(np.exp(_log_softmax(gain_K)).tolist())
+        return gain_K
 
     def forced(self, ids_L: Array, open_L: Array) -> dict[int, int]:
         """As `Slot.forced`; while nothing is committed nothing is, so that the chances are those of whole values."""
         if open_L.all() and len(self.values) > 1:
             return {}
-        left_KL = self.ids_KL[self._left(ids_L, open_L)]
+        return self.single(open_L, self.left(ids_L, open_L))
+
+    def single(self, open_L: Array, allowed_K: Array) -> dict[int, int]:
+        """Open positions (from 0) at which the allowed values have one token, and that token."""
+        left_KL = self.ids_KL[allowed_K]
         single = open_L & (left_KL == left_KL[0]).all(0)
         return {int(place): int(left_KL[0, place]) for place in np.flatnonzero(single)}
 
-    def _left(self, ids_L: Array, open_L: Array) -> Array:
+    def left(self, ids_L: Array, open_L: Array) -> Array:
         """The choices that what is committed leaves (K)."""
         left_K = ((self.ids_KL == ids_L) | open_L).all(1)
         assert left_K.any(), f"slot {self.path} cannot be completed"
         return np.asarray(left_K)
+
+
+@dataclass(eq=False)
+class Distinct:
+    """Choices no two of which may be the same value, as the items of a ranking: they are decided together.
+
+    What one has been committed to is none of the others' any more. Of the rest the likeliest assignment is taken, or
+    one of the perturbed likelihoods (Papandreou and Yuille, 2011), so that any part of it leaves the others a value.
+    """
+
+    slots: Sequence[ChoiceSlot]
+
+    @cached_property
+    def columns(self) -> list[Array]:
+        """The number of each slot's values (K) among all values of the group."""
+        known: dict[str, int] = {}
+        return [np.array([known.setdefault(identity(value), len(known)) for value in slot.values])
+                for slot in self.slots]
+
+    def allowed(self, parts: Sequence[tuple[Array, Array]]) -> list[Array]:
+        """Which values of each slot (K) what is committed leaves.
+
+        Args:
+            parts: ids and open positions of each slot.
+        """
+        left = [slot.left(*part) for slot, part in zip(self.slots, parts, strict=True)]
+        taken = [None if open_L.any() else int(columns[left_K][0])
+                 for left_K, columns, (_, open_L) in zip(left, self.columns, parts, strict=True)]
+        found = []
+        for number, (left_K, columns) in enumerate(zip(left, self.columns, strict=True)):
+            others = [each for other, each in enumerate(taken) if each is not None and other != number]
+            apart_K = left_K & ~np.isin(columns, others)
+            found.append(apart_K if apart_K.any() else left_K)
+        return found
+
+    def choose(self, gains: Sequence[Array], temperature: float, draws: torch.Generator) -> list[int]:
+        """The value of each slot, all different where they can be, by the gains of its values."""
+        gain_NM = np.full((len(gains), 1 + max(int(each.max()) for each in self.columns)), NEVER)
+        for row_M, gain_K, columns in zip(gain_NM, gains, self.columns, strict=True):
+            row_M[columns] = gain_K if temperature == 0 else gain_K / temperature + _gumbel(len(gain_K), draws)
+        found = assignment(gain_NM)
+        if found is None:  # they cannot all differ: the validator will tell
+            found = gain_NM.argmax(1)
+        return [int(np.flatnonzero(columns == column)[0]) for columns, column in zip(self.columns, found, strict=True)]
 
 
 @dataclass(eq=False)
@@ -220,6 +267,7 @@ class SlotsConstraint:
 
     slots: Sequence[Slot]
     mask_id: int
+    groups: Sequence[Distinct] = ()
 
     def decide(
         self, ids_G: Tensor, places: Sequence[int], logits_NV: Tensor, temperature: float, draws: torch.Generator
@@ -229,12 +277,20 @@ class SlotsConstraint:
         rows_NV = here_NV.numpy()
         row_G, ids_N = ids_G.cpu().numpy(), np.zeros(len(places), dtype=np.int64)
         places_N = np.array(places)
-        for slot in self.slots:
-            first, end = np.searchsorted(places_N, (slot.first, slot.first + slot.room))
-            if first < end:
-                ids_L, open_L = self._part(row_G, slot)
-                asked = places_N[first:end] - slot.first
-                ids_N[first:end] = slot.decide(ids_L, open_L, asked, rows_NV[first:end], temperature, draws)
+        for slot in self._lone:
+            here, asked = self._asked(slot, places_N)
+            if len(asked):
+                ids_N[here] = slot.decide(*self._part(row_G, slot), asked, rows_NV[here], temperature, draws)
+        for group in self.groups:
+            wanted = [self._asked(slot, places_N) for slot in group.slots]
+            if not any(len(asked) for _, asked in wanted):
+                continue
+            parts = [self._part(row_G, slot) for slot in group.slots]
+            gains = [slot.gains(*part, asked, rows_NV[here], allowed_K) for slot, part, (here, asked), allowed_K
+                     in zip(group.slots, parts, wanted, group.allowed(parts), strict=True)]
+            chosen = group.choose(gains, temperature, draws)
+            for slot, (here, asked), choice in zip(group.slots, wanted, chosen, strict=True):
+                ids_N[here] = slot.ids_KL[choice, asked]
         if here_NV is not logits_NV:
             logits_NV.copy_(here_NV)
         return torch.from_numpy(ids_N).to(logits_NV.device)
@@ -250,15 +306,73 @@ class SlotsConstraint:
     def forced(self, ids_G: Tensor) -> dict[int, int]:
         """As `sampler.Constraint.forced`."""
         row_G, found = ids_G.cpu().numpy(), {}
-        for slot in self.slots:
+        for slot in self._lone:
             ids_L, open_L = self._part(row_G, slot)
             if open_L.any():
                 found.update({slot.first + place: token for place, token in slot.forced(ids_L, open_L).items()})
+        for group in self.groups:
+            parts = [self._part(row_G, slot) for slot in group.slots]
+            for slot, (_, open_L), allowed_K in zip(group.slots, parts, group.allowed(parts), strict=True):
+                if open_L.any() and not (open_L.all() and allowed_K.sum() > 1):
+                    single = slot.single(open_L, allowed_K)
+                    found.update({slot.first + place: token for place, token in single.items()})
         return found
+
+    @cached_property
+    def _lone(self) -> list[Slot]:
+        """The slots that are in no group."""
+        grouped = {id(slot) for group in self.groups for slot in group.slots}
+        return [slot for slot in self.slots if id(slot) not in grouped]
+
+    def _asked(self, slot: Slot, places_N: Array) -> tuple[slice, Array]:
+        """The part of the places that lies in a slot, and those places from the slot's first on."""
+        first, end = np.searchsorted(places_N, (slot.first, slot.first + slot.room))
+        return slice(first, end), places_N[first:end] - slot.first
 
     def _part(self, row_G: Array, slot: Slot) -> tuple[Array, Array]:
         ids_L = row_G[slot.first : slot.first + slot.room]
         return ids_L, ids_L == self.mask_id
+
+
+def assignment(gain_NM: Array) -> Array | None:
+    """The column of each row (N), all different, of the greatest sum of gains; None where there is none.
+
+    Minus infinity is what a row cannot have. By shortest augmenting paths (Jonker and Volgenant, 1987).
+    """
+    rows, columns = gain_NM.shape
+    if rows > columns:
+        return None
+    finite = np.isfinite(gain_NM)
+    worst = 1.0 + (rows + 1) * float(np.abs(gain_NM[finite]).max(initial=1.0)) * 2
+    cost_NM = np.where(finite, -np.where(finite, gain_NM, 0.0), worst)
+    price_N, price_M = np.zeros(rows), np.zeros(columns)
+    owner_M = np.full(columns, -1)
+    for row in range(rows):
+        best_M, came_M = np.full(columns, np.inf), np.full(columns, -1)
+        open_M = np.ones(columns, dtype=bool)
+        here, column = row, -1
+        reached = [row]
+        while True:  # grow the tree of alternating paths from this row to the nearest free column
+            reduced_M = cost_NM[here] - price_N[here] - price_M
+            nearer_M = open_M & (reduced_M < best_M)
+            best_M[nearer_M], came_M[nearer_M] = reduced_M[nearer_M], column
+            nearest = int(np.where(open_M, best_M, np.inf).argmin())
+            step = best_M[nearest]
+            price_N[reached] += step
+            price_M[~open_M] -= step
+            best_M[open_M] -= step
+            open_M[nearest], column, here = False, nearest, int(owner_M[nearest])
+            if here < 0:
+                break
+            reached.append(here)
+        while column >= 0:  # turn the path round
+            before = int(came_M[column])
+            owner_M[column] = row if before < 0 else owner_M[before]
+            column = before
+    found_N = np.full(rows, -1)
+    taken = np.flatnonzero(owner_M >= 0)
+    found_N[owner_M[taken]] = taken
+    return found_N if finite[np.arange(rows), found_N].all() else None
 
 
 def best_path(automaton: TokenAutomaton, score_LC: Array) -> Array:
@@ -343,6 +457,11 @@ def _drawn(members: Array, row_V: Array, temperature: float, draws: torch.Genera
     values = row_V[members] / np.float64(temperature)
     mass = np.exp(values - values.max()).cumsum()
     return int(members[np.searchsorted(mass, _uniforms(1, draws)[0] * mass[-1], side="right")])
+
+
+def _gumbel(count: int, draws: torch.Generator) -> Array:
+    """Noise with which the greatest of log-likelihoods is a draw by them."""
+    return np.asarray(-np.log(-np.log(_uniforms(count, draws).clip(1e-300, 1 - 1e-16))))
 
 
 def _uniforms(count: int, draws: torch.Generator) -> Array:

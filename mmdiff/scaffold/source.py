@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from mmdiff.errors import MMDiffError
 from mmdiff.scaffold import language as lang
@@ -18,6 +20,7 @@ from mmdiff.scaffold.language import Language
 from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.pattern import pattern
 from mmdiff.scaffold.scaffold import SECONDS, Scaffold, as_it_is, compile_schema
+from mmdiff.scaffold.spelling import dumps
 from mmdiff.scaffold.tree import Choices, Run, Text, Tree, Words
 
 HOLE = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
@@ -25,6 +28,13 @@ BLANK = "___"
 INK = lang.intersect(lang.TEXT, lang.complement(lang.chars([(9, 13), (32, 32), (0x85, 0xA0)])))  # no space
 LINE = lang.intersect(lang.TEXT, lang.complement(lang.chars([(9, 13)])))
 PHRASE = INK | (INK + lang.repeat(LINE) + INK)  # a line that neither begins nor ends with a space
+
+
+# How pydantic reads names of members as other types.
+KEYS = {"integer": "^(?:0|-?[1-9][0-9]{0,14})$", "number": r"^(?:0|-?[1-9][0-9]{0,8})(?:\.[0-9]{1,6})?$",
+        "boolean": "^(?:true|false)$"}
+HOST = r"(?:[A-Za-z0-9](?:-?[A-Za-z0-9])*\.)*[A-Za-z](?:-?[A-Za-z0-9])*"
+NAIVE = r"^[0-9]{3}[1-9]-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2}$"
 
 
 def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -38,11 +48,52 @@ def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
         return source, as_it_is
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(source)
-        return adapter.json_schema(), adapter.validate_python
+        # From JSON, as strict types too take dates, numbers as keys and the like from its texts.
+        return adapter.json_schema(schema_generator=TypeSchema), lambda value: adapter.validate_json(dumps(value))
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError, ValueError) as error:
         told = str(error).splitlines()[0][:200]
         raise UnsupportedSchemaError(
             f"{source!r} is neither a JSON Schema nor a type that pydantic can describe: {told}") from None
+
+
+class TypeSchema(GenerateJsonSchema):
+    """pydantic's JSON Schema of a type, with what pydantic checks but does not write down."""
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
+        """Names that are read as numbers."""
+        made = super().dict_schema(schema)
+        kind = self.generate_inner(schema["keys_schema"]).get("type") if "keys_schema" in schema else None
+        if kind in KEYS:
+            made["propertyNames"] = {**made.get("propertyNames", {}), "pattern": KEYS[kind]}
+        return made
+
+    def url_schema(self, schema: core_schema.UrlSchema) -> JsonSchemaValue:
+        """The schemes, and a host that is a name."""
+        made = super().url_schema(schema)
+        if schemes := schema.get("allowed_schemes"):
+            made["pattern"] = f"^(?:{'|'.join(map(re.escape, schemes))})://{HOST}(?:[:/?#]|$)"
+        return made
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
+        """How many digits a number has before and behind the point."""
+        made = super().decimal_schema(schema)
+        places, digits = schema.get("decimal_places"), schema.get("max_digits")
+        for option in made.get("anyOf", [made]):
+            if option.get("type") != "number":
+                continue
+            if places is not None:
+                option.setdefault("multipleOf", 10.0**-places if places else 1)
+            if digits is not None:
+                most = 10 ** max(digits - (places or 0), 0)
+                option.setdefault("exclusiveMaximum", most)
+                option.setdefault("exclusiveMinimum", -most)
+        return made
+
+    def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
+        """Times without a zone, which the format date-time does not know."""
+        if schema.get("tz_constraint") == "naive":
+            return {"type": "string", "pattern": NAIVE}
+        return super().datetime_schema(schema)
 
 
 def compile_source(source: Any, layouts: Layouts, budget: int) -> Scaffold:

@@ -26,6 +26,11 @@ def dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
+def identity(value: Any) -> str:
+    """A text that equal values share: 1 and 1.0 are equal, and true is neither."""
+    return dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def pieces(value: Any, mixed: Collection[str] = ()) -> list[Piece]:
     """The literals and slots that spell a JSON value, in turn.
 

@@ -80,12 +80,16 @@ class Either:
 
 @dataclass(frozen=True, eq=False)
 class Array:
-    """Items: those of `first` by their number, then any number of `rest`, in all from `least` to `most`."""
+    """Items: those of `first` by their number, then any number of `rest`, in all from `least` to `most`.
+
+    Where they are to be `distinct`, no two choices among them may be the same value.
+    """
 
     first: tuple[Any, ...]
     rest: Any | None
     least: int
     most: int
+    distinct: bool = False
 
 
 class Member(NamedTuple):
@@ -96,12 +100,17 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Object:
-    """Members in order, optional ones left out or not, then entries with names of their own (key, value)."""
+    """Members in order, optional ones left out or not, then entries with names of their own.
+
+    `entries` are kinds of them, each a key and a value. They are written where `least` asks for them, and where `open`
+    as many as it is decided.
+    """
 
     members: tuple[Member, ...]
-    entry: tuple[Any, Any] | None
+    entries: tuple[tuple[Any, Any], ...]
     least: int
     most: int
+    open: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +121,14 @@ class Ref:
 
 
 class Place(NamedTuple):
-    """A slot where a walk came by; `path` is the JSON pointer of its value, or of the object whose key it is."""
+    """A slot where a walk came by; `path` is the JSON pointer of its value, or of the object whose key it is.
+
+    Choices of one `group` must be different values.
+    """
 
     node: Choices | Words
     path: str
+    group: str = ""
 
 
 class Pending(NamedTuple):
@@ -191,8 +204,8 @@ class Tree:
                 missing = max(node.least - len(told), 0)
                 told += spare[:missing]
                 if missing > len(spare):
-                    entry = NOWHERE if node.entry is None else sum(self._cost(part, known) for part in node.entry) + 2
-                    told += [entry] * (missing - len(spare))
+                    sums = (sum(self._cost(part, known) for part in entry) for entry in node.entries)
+                    told += [2 + min(sums, default=NOWHERE)] * (missing - len(spare))
                 return 2 + sum(told)
             case _:
                 return NOWHERE
@@ -240,7 +253,10 @@ class Tree:
             if number >= node.least and not (possible and _decide(walk, decisions, (path, "more", number), [0, 1])):
                 break
             _write(walk, "," if number else "")
+            start = len(walk.pieces)
             self._walk(item, pointer(path, number), 0, depth + 1, decisions, walk)
+            if node.distinct:
+                _group(walk, start, pointer(path, number), pointer(path, "*"))
             number += 1
         _write(walk, "]")
 
@@ -256,32 +272,43 @@ class Tree:
                 short = node.least - present - required
                 options = [*range(at, end)] if present + required < node.most else []
                 # Skipping is no option where as many members are missing as optional ones are left after it.
-                if node.entry is not None or short <= spare - (end - at) or not options:
+                if node.entries or short <= spare - (end - at) or not options:
                     options = [end, *options]
                 at = _decide(walk, decisions, (path, "next", at), options)
             if at < len(members):
                 _write(walk, f"{',' if present else ''}{dumps(members[at].name)}:")
                 self._walk(members[at].node, pointer(path, members[at].name), 0, depth + 1, decisions, walk)
                 at, present = at + 1, present + 1
-        if node.entry is not None:
-            self._walk_entries(node, node.entry, path, present, depth, decisions, walk)
+        self._walk_entries(node, path, present, depth, decisions, walk)
         _write(walk, "}")
 
     def _walk_entries(
-        self, node: Object, entry: tuple[Any, Any], path: str, present: int, depth: int,
-        decisions: Mapping[Name, int], walk: Walk,
+        self, node: Object, path: str, present: int, depth: int, decisions: Mapping[Name, int], walk: Walk
     ) -> None:
-        spare, number = not node.members and all(self.cost(part) < NOWHERE for part in entry), 0
-        while present + number < node.most:
+        costs = {kind: sum(map(self.cost, entry)) for kind, entry in enumerate(node.entries)}
+        kinds = sorted((kind for kind, cost in costs.items() if cost < NOWHERE), key=lambda kind: costs[kind])
+        number = 0
+        while present + number < node.most and kinds:
             if present + number >= node.least and not (
-                    spare and _decide(walk, decisions, (path, "more", number), [0, 1])):
+                    node.open and _decide(walk, decisions, (path, "more", number), [0, 1])):
                 break
             inner = pointer(path, f"*{number}")
+            key, value = node.entries[_decide(walk, decisions, (inner, "kind", 0), kinds)]
             _write(walk, '"' if not present + number else ',"')
-            self._walk(entry[0], inner, 0, depth + 1, decisions, walk)
+            start = len(walk.pieces)
+            self._walk(key, inner, 0, depth + 1, decisions, walk)
+            _group(walk, start, inner, pointer(path, "*"))
             _write(walk, '":')
-            self._walk(entry[1], inner, 1, depth + 1, decisions, walk)
+            self._walk(value, inner, 1, depth + 1, decisions, walk)
             number += 1
+
+
+def _group(walk: Walk, start: int, path: str, group: str) -> None:
+    """Put the choices of one path, among the pieces from `start` on, into a group."""
+    for number in range(start, len(walk.pieces)):
+        piece = walk.pieces[number]
+        if isinstance(piece, Place) and piece.path == path and isinstance(piece.node, Choices):
+            walk.pieces[number] = piece._replace(group=group)
 
 
 def _write(walk: Walk, text: str) -> None:

@@ -149,6 +149,13 @@ class TokenAutomaton:
         starts = np.concatenate(([0], np.cumsum(sizes[here])[:-1])) if len(here) else np.zeros(0, dtype=int)
         return here, np.concatenate(ids) if ids else np.zeros(0, dtype=int), starts
 
+    def accepts(self, classes: Sequence[int]) -> bool:
+        """Whether tokens of these classes, in turn, are a word."""
+        state = self.start
+        for chosen in classes:
+            state = int(self.next_CS[chosen, state]) if state >= 0 and chosen >= 0 else -1
+        return state >= 0 and bool(self.accepts_S[state])
+
     def members(self, chosen: int) -> Array:
         return self.ids[self.offsets[chosen]:self.offsets[chosen + 1]]
 
@@ -201,6 +208,10 @@ class Vocabulary:
             return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
         return cls(spelled, tokens.eos, swallows, encode)
+
+    def spell(self, token: int) -> bytes | None:
+        """The bytes of a token; None where it never stands in a slot."""
+        return self.spelled[token] if token < len(self.spelled) else None
 
     def text(self, ids: Sequence[int]) -> str:
         """What the tokens of a slot spell."""
