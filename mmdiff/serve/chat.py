@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from mmdiff.serve import wire
 from mmdiff.serve.bodies import read_json
-from mmdiff.serve.errors import ApiError, invalid
+from mmdiff.serve.errors import ApiError, invalid, shown
 from mmdiff.serve.exchange import Asked, House, Perform, Reply
 from mmdiff.serve.media import Medium, check_text, taken_apart
 from mmdiff.serve.protocol import ChatRequest
@@ -38,8 +38,8 @@ def engine_message(house: House, asked: ChatRequest) -> tuple[wire.Message, list
     """
     options, about = house.options, house.about
     if (name := asked.unsupported()) is not None:
-        said = f"{name}={getattr(asked, name)!r}"[:100]
-        raise invalid(name, f"{said} is not supported: leave it out", "unsupported_parameter")
+        said = f"{name}={shown(getattr(asked, name))} is not supported: leave it out"
+        raise invalid(name, said, "unsupported_parameter")
     schema = wanted_schema(asked)
     count = asked.n or 1
     if count > min(options.max_n, options.max_num_seqs):

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from mmdiff.serve import wire
 from mmdiff.serve.admission import Admission
 from mmdiff.serve.decoding import Decoders
-from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.errors import ApiError, Disconnected, shown
 from mmdiff.serve.guard import state_of
 from mmdiff.serve.limits import Options
 from mmdiff.serve.media import Medium, decoded
@@ -49,7 +49,7 @@ class House:
         """The name that an answer carries."""
         if name is not None and name not in self.options.names:
             known = ", ".join(self.options.names)
-            raise ApiError(404, "model_not_found", f"the model {name[:80]!r} is not served here; use {known}", "model")
+            raise ApiError(404, "model_not_found", f"the model {shown(name)} is not served here; use {known}", "model")
         return name or self.options.names[0]
 
 
