@@ -10,6 +10,8 @@ import itertools
 import json
 import math
 import mimetypes
+import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -483,7 +485,8 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     uds: Annotated[str | None, typer.Option(help="Path of a Unix socket to listen on instead.")] = None,
     api_key: Annotated[
-        list[str] | None, typer.Option(envvar="MMDIFF_API_KEY", help="Asked for on every path but health.")
+        list[str] | None,
+        typer.Option(help="Asked for on every path but health; those in MMDIFF_API_KEY are valid beside it."),
     ] = None,
     served_model_name: Annotated[list[str] | None, typer.Option(help="What clients call the model.")] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers denoised at once.")] = 16,
@@ -518,9 +521,15 @@ def serve(
         raise _refuse(f"--overload-status-code {overload_status_code} does not fit; use 503 or 429")
     if api_key is not None and not all(key.strip() for key in api_key):
         raise _refuse("--api-key is empty; give a key, or leave it out")
+    if (given := os.environ.get("MMDIFF_API_KEY")) is not None and not given.strip():
+        raise _refuse("MMDIFF_API_KEY is empty; put a key into it, or unset it")
+    for origin in allowed_origins or ():
+        if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+            raise _refuse(f"--allowed-origins {origin[:80]!r} is not an origin; give scheme and host alone, such as "
+                          "https://example.com")
     counts = _media_counts(limit_mm_per_prompt)
     options = Options(
-        model=model, host=host, port=port, uds=uds, api_keys=tuple(api_key or ()),
+        model=model, host=host, port=port, uds=uds, api_keys=(*(api_key or ()), *(given or "").split()),
         served_model_name=tuple(served_model_name or ()), max_num_seqs=max_num_seqs,
         max_num_queued_reqs=max_num_queued_reqs, max_num_reqs_per_key=max_num_reqs_per_key,
         max_model_len=max_model_len, queue_timeout=queue_timeout, request_timeout=request_timeout,

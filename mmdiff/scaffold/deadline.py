@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mmdiff.errors import MMDiffError
 
@@ -28,7 +28,9 @@ class Deadline:
         self._end, self._unseen, self._trees = time.thread_time() + seconds, 0, 0
 
     def check(self) -> None:
-        """A LanguageError when the time is over."""
+        """A LanguageError when the time is over; the place where work done in slices waits for the next one."""
+        if (pause := _pause.get()) is not None:
+            pause()
         if time.thread_time() > self._end:  # others may be using the processor
             raise LanguageSizeError(f"the language is too large: not worked out after {self.seconds:g} seconds")
 
@@ -49,6 +51,18 @@ class Deadline:
 
 
 _running: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("deadline of the work at hand", default=None)
+
+_pause: contextvars.ContextVar[Callable[[], None] | None] = contextvars.ContextVar("pause", default=None)
+
+
+@contextlib.contextmanager
+def pausing(pause: Callable[[], None]) -> Iterator[None]:
+    """Has `pause` called wherever the work within looks at its deadline."""
+    token = _pause.set(pause)
+    try:
+        yield
+    finally:
+        _pause.reset(token)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ Every request that is let in ends as completed, failed or cancelled, and is coun
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -59,7 +58,6 @@ class Admission:
         self.ended: Counter[str] = Counter(completed=0, failed=0, cancelled=0)
         self.rejected: Counter[str] = Counter()
         self.by_key: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()  # from being let in to the end, by how it ended
 
     @contextmanager
     def place(self, key: str, ready: bool) -> Iterator[None]:
@@ -74,16 +72,19 @@ class Admission:
         self.accepted += 1
         self.inside += 1
         self.by_key[key] += 1
-        end, started = "failed", time.monotonic()
+        end = "failed"
         try:
             yield
             end = "completed"
         except (asyncio.CancelledError, Disconnected, GeneratorExit):
             end = "cancelled"
             raise
+        except ApiError as error:
+            if error.status < 500:  # what the client sent was the reason, and it was told so
+                end = "completed"
+            raise
         finally:
             self.ended[end] += 1
-            self.seconds[end] += time.monotonic() - started  # type: ignore[assignment]
             self.inside -= 1
             self.by_key[key] -= 1
             if not self.by_key[key]:

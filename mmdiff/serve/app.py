@@ -6,6 +6,7 @@ down for the OpenAPI page all the same.
 
 from __future__ import annotations
 
+import difflib
 import gc
 import html
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -27,7 +29,7 @@ from mmdiff import __version__
 from mmdiff.serve import chat, metrics, pictures, protocol, speech
 from mmdiff.serve.admission import Admission
 from mmdiff.serve.decoding import Decoders
-from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
+from mmdiff.serve.errors import ApiError, Disconnected, shown, shutting_down
 from mmdiff.serve.exchange import Exchange, House, Perform
 from mmdiff.serve.guard import Guard
 from mmdiff.serve.limits import Options
@@ -37,8 +39,16 @@ PAGE = Path(__file__).parent / "page"
 PAGE_POLICY = ("default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'; "
                "base-uri 'none'; form-action 'none'")
 DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+SCHEMAS = "#/components/schemas/"
 STYLE = ("body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
          "pre{background:#8882;padding:1rem;overflow:auto}")
+CHAT = "/v1/chat/completions"
+ELSEWHERE = {  # paths of other interfaces, behind /v1 where they have it, and ours for the same
+    "/completions": CHAT, "/responses": CHAT, "/messages": CHAT, "/api/chat": CHAT, "/api/generate": CHAT,
+    "/generate": CHAT, "/chat": CHAT, "/audio/translations": "/v1/audio/transcriptions",
+    "/inference": "/v1/audio/transcriptions", "/api/tags": "/v1/models", "/healthz": "/health", "/ping": "/health",
+    "/ready": "/v1/health/ready", "/readyz": "/v1/health/ready", "/livez": "/v1/health/live",
+}
 ERROR = {"description": "Anything that goes wrong: an error with message, type, param and code"}
 
 
@@ -57,16 +67,19 @@ def create(options: Options) -> tuple[ASGIApp, House]:
         house.decoders.stop()
 
     app = FastAPI(title="mmdiff", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
-                  redirect_slashes=False, description="Questions about pictures and sound, answered by denoising")
+                  openapi_url=None, redirect_slashes=False,
+                  description="Questions about images and audio, answered by denoising")
     _add_errors(app)
     _add_health(app, house)
     _add_verbs(app, house)
     _add_page(app)
-    guarded: ASGIApp = Guard(app, options, lambda code: house.admission.rejected.update([code]))
-    if options.allowed_origins:
+    house.metrics.registry.register(metrics.Collector(house))
+    house.metrics.routes = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
+    guarded: ASGIApp = Guard(app, options, lambda code: house.admission.rejected.update([code]),
+                             house.metrics.answered, page_files())
+    if options.allowed_origins:  # clients send headers of their own, such as X-Stainless-Lang of OpenAI's
         guarded = CORSMiddleware(guarded, allow_origins=list(options.allowed_origins), allow_methods=["GET", "POST"],
-                                 allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-                                 expose_headers=["X-Request-Id", "Retry-After"])
+                                 allow_headers=["*"], expose_headers=["X-Request-Id", "Retry-After"], max_age=600)
     return guarded, house
 
 
@@ -77,18 +90,28 @@ def _add_verbs(app: FastAPI, house: House) -> None:
         "/v1/query": (pictures.read_query, protocol.QueryRequest, "Answer a question about a picture"),
         "/v1/audio/transcriptions": (speech.read, protocol.TranscriptionRequest, "Write down what is said"),
     }
+    parts: dict[str, Any] = {}  # of the bodies' schemas
     for path, (read, model, summary) in verbs.items():
-        _add_verb(app, house, path, read, model, summary)
+        _add_verb(app, house, path, read, model, summary, parts)
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = described()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(parts)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _add_verb(
     app: FastAPI, house: House, path: str, read: Callable[[House, Request], Awaitable[Perform]],
-    model: type[BaseModel], summary: str,
+    model: type[BaseModel], summary: str, parts: dict[str, Any],
 ) -> None:
     async def verb(request: Request) -> Response:
         return Exchange(house, lambda received: read(house, received))
 
-    schema, kind = model.model_json_schema(), "application/json"
+    schema, kind = model.model_json_schema(ref_template=SCHEMAS + "{model}"), "application/json"
+    parts.update(schema.pop("$defs", {}))
     if model is protocol.TranscriptionRequest:
         kind = "multipart/form-data"
         schema["properties"]["file"] = {"type": "string", "format": "binary"}
@@ -104,7 +127,7 @@ def _add_health(app: FastAPI, house: House) -> None:
     def model(name: str) -> dict[str, Any]:
         about = house.service.about or {}
         return {"id": name, "object": "model", "created": started, "owned_by": "mmdiff", "root": name, "parent": None,
-                "max_model_len": house.options.max_model_len or about.get("max_model_len")}
+                "max_model_len": about.get("max_model_len")}
 
     def check_ready() -> None:
         if house.admission.draining:
@@ -139,6 +162,11 @@ def _add_health(app: FastAPI, house: House) -> None:
     async def numbers() -> Response:
         return Response(metrics.text(house), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        prefix = request.scope.get("root_path", "")
+        return JSONResponse({**app.openapi(), **({"servers": [{"url": prefix}]} if prefix else {})})
+
     @app.get("/docs", summary="This API, to read", include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(_docs(app.openapi()), headers={"Content-Security-Policy": DOCS_POLICY})
@@ -152,19 +180,24 @@ def _docs(schema: dict[str, Any]) -> str:
                   f"{html.escape(json.dumps(content['schema'], indent=1))}</pre></details>"
                   for kind, content in found.get("requestBody", {}).get("content", {}).items())
         for path, methods in schema["paths"].items() for method, found in methods.items())
+    routes += "".join(f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(json.dumps(part, indent=1))}"
+                      "</pre></details>" for name, part in schema["components"]["schemas"].items())
     return (f"<!doctype html><html lang=en><meta charset=utf-8><title>mmdiff</title><style>{STYLE}</style>"
             f"<h1>mmdiff {html.escape(schema['info']['version'])}</h1>"
-            f"<p>Also as <a href=/openapi.json>openapi.json</a>.</p>{routes}</html>")
+            f"<p>Also as <a href=openapi.json>openapi.json</a>.</p>{routes}</html>")
 
 
 def _add_errors(app: FastAPI) -> None:
     async def refusal(_: Request, error: Any) -> Response:
         return JSONResponse(error.body, error.status, headers=error.headers)
 
-    async def http(_: Request, error: Any) -> Response:
-        code, message = {404: ("not_found", "there is nothing at this path"),
-                         405: ("method_not_allowed", "this path takes another method")}.get(
-            error.status_code, ("invalid_request", "the request cannot be read"))
+    async def http(request: Request, error: Any) -> Response:
+        code, message = "invalid_request", "the request cannot be read"
+        if error.status_code == 404:
+            code, message = "not_found", f"there is nothing at {shown(request.url.path)}{_nearby(app, request)}"
+        elif error.status_code == 405:
+            takes = (error.headers or {}).get("Allow", "another method")
+            code, message = "method_not_allowed", f"this path takes {takes}"
         return JSONResponse(ApiError(error.status_code, code, message).body, error.status_code, headers=error.headers)
 
     async def gone(_: Request, __: Any) -> Response:
@@ -173,6 +206,23 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, refusal)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Disconnected, gone)
+
+
+def _nearby(app: FastAPI, request: Request) -> str:
+    """The route that a wrong path is likely to mean."""
+    asked = request.scope["path"][:200].rstrip("/").lower()
+    routes = {route.path: min(route.methods) for route in app.routes
+              if isinstance(route, APIRoute) and route.include_in_schema}
+    if (path := ELSEWHERE.get(asked.rpartition("/v1")[2])) is None:
+        ends = [path for path in routes if path.removeprefix("/v1") and asked.endswith(path.removeprefix("/v1"))]
+        found = ends or difflib.get_close_matches(asked, routes, 1, 0.6)
+        path = max(found, key=len, default=None)
+    return "; GET /docs lists what there is" if path is None else f"; did you mean {routes[path]} {path}?"
+
+
+def page_files() -> list[str]:
+    """Paths of the page and what it consists of."""
+    return ["/", *(f"/{file.name}" for file in PAGE.iterdir())]
 
 
 def _add_page(app: FastAPI) -> None:
@@ -184,7 +234,7 @@ def _add_page(app: FastAPI) -> None:
         async def answer() -> Response:
             return Response(content, media_type=kind, headers={"Content-Security-Policy": PAGE_POLICY})
 
-        app.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_api_route(path, answer, methods=["GET"], include_in_schema=False)
 
     add("/", PAGE / "index.html")
     for file in PAGE.iterdir():

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from mmdiff.serve.errors import ApiError
+from mmdiff.serve.errors import ApiError, shown
 
 DEPTH = 64
 BRACKETS = 20_000  # checked before parsing, which takes far more time and memory for them than for text
@@ -56,11 +56,12 @@ def validated(model: type[M], values: Any) -> M:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = _path(first["loc"], values)
         if first["type"] == "extra_forbidden":
-            raise ApiError(400, "unknown_parameter", f"{param!r} is not known here: leave it out", param) from None
+            said = f"{shown(param)} is not supported here: leave it out"
+            raise ApiError(400, "unknown_parameter", said, param) from None
         if first["type"] == "missing":
-            raise ApiError(400, "invalid_request", f"{param!r} is missing", param) from None
+            raise ApiError(400, "invalid_request", f"{shown(param)} is missing", param) from None
         said = first["msg"][0].lower() + first["msg"][1:]
-        raise ApiError(400, "invalid_request", f"{param!r} does not fit: {said}", param) from None
+        raise ApiError(400, "invalid_request", f"{shown(param)} does not fit: {said}", param) from None
 
 
 def _path(places: tuple[int | str, ...], values: Any) -> str:
@@ -88,7 +89,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in names if names.count(name) > 1)
-        raise ApiError(400, "invalid_json", f"the body names {double[:80]!r} twice")
+        raise ApiError(400, "invalid_json", f"the body names {shown(double)} twice")
     return found
 
 

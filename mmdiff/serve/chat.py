@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from mmdiff.serve import wire
 from mmdiff.serve.bodies import read_json
-from mmdiff.serve.errors import ApiError, invalid
+from mmdiff.serve.errors import ApiError, invalid, shown
 from mmdiff.serve.exchange import Asked, House, Perform, Reply
 from mmdiff.serve.media import Medium, check_text, taken_apart
 from mmdiff.serve.protocol import ChatRequest
@@ -38,8 +38,8 @@ def engine_message(house: House, asked: ChatRequest) -> tuple[wire.Message, list
     """
     options, about = house.options, house.about
     if (name := asked.unsupported()) is not None:
-        said = f"{name}={getattr(asked, name)!r}"[:100]
-        raise invalid(name, f"{said} is not supported: leave it out", "unsupported_parameter")
+        said = f"{name}={shown(getattr(asked, name))} is not supported: leave it out"
+        raise invalid(name, said, "unsupported_parameter")
     schema = wanted_schema(asked)
     count = asked.n or 1
     if count > min(options.max_n, options.max_num_seqs):
@@ -49,7 +49,7 @@ def engine_message(house: House, asked: ChatRequest) -> tuple[wire.Message, list
     for stop in asked.stops:
         check_text(stop, "stop")
     messages, media = taken_apart(asked.messages, options)
-    room = min(options.max_model_len or about["max_model_len"], about["max_model_len"])
+    room = house.about["max_model_len"]
     check_room(messages, room)
     settings = asked.settings()
     limit = fit_length(asked.limit, settings, about["gen_length"], room)
@@ -134,12 +134,9 @@ class Chat:
     async def _heard(self, event: wire.Message) -> None:
         if event["event"] == "started":
             self.prompt_tokens = event["prompt_tokens"]
-            self.house.tokens["prompt"] += self.prompt_tokens
         elif event["event"] == "row":
             self.tokens += event["tokens"]
             self.steps, self.blocks = max(self.steps, event["steps"]), max(self.blocks, event["blocks"])
-            self.house.tokens["completion"] += event["tokens"]
-            self.house.tokens["steps"] += event["steps"]
             self.choices[event["row"]] = {
                 "index": event["row"], "message": {"role": "assistant", "content": event["text"], "refusal": None},
                 "logprobs": None, "finish_reason": event["finish"]}

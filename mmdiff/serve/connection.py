@@ -11,7 +11,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
@@ -48,7 +48,6 @@ class Connection(HttpToolsProtocol):
     """uvicorn's protocol with limits on headers, framing, pipelining and idle peers."""
 
     flow: _Flow
-    refused: ClassVar[Callable[[ApiError], None]] = staticmethod(lambda error: None)  # told of each refusal here
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -216,6 +215,9 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     # Refusing
+
+    def refused(self, error: ApiError) -> None:
+        """Told of each refusal that no application sees; for subclasses."""
 
     def _refuse(self, error: ApiError) -> None:
         """Parse no more; refuse once the requests before are answered."""

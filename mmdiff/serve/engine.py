@@ -8,6 +8,7 @@ server's does.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -27,20 +28,26 @@ from typing import Any
 import torch
 from cachetools import LRUCache
 
+from mmdiff.audio.connector import count_tokens
 from mmdiff.audio.decode import SAMPLE_RATE
+from mmdiff.audio.features import count_frames, split_windows
 from mmdiff.audio.segment import Span
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import ContextError, MMDiffError
-from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, MAX_TOKENS, Pipeline, load
+from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, MAX_TOKENS, Pipeline, Token, load
 from mmdiff.sampler import Batch, Denoiser
 from mmdiff.scaffold.scaffold import Scaffold
 from mmdiff.serve import wire
 from mmdiff.serve.conversations import with_media, with_outline
+from mmdiff.serve.slices import SlicedWork
 from mmdiff.serve.telling import Telling, draft, last_draft, settled_text
 from mmdiff.transcript import Segment
 
 BEAT = 0.5  # seconds between signs of life
 SEGMENTS = 4  # of a transcript, between two steps of the answers
+COMPILED = 4  # schemas that are compiled in turn; others wait
+SLICE, IDLE_SLICE = 0.002, 0.02  # seconds of compiling, between two steps at least and while there is nothing to step
+KNOWN = 256  # compiled schemas, and refusals
 
 
 @dataclass
@@ -52,6 +59,7 @@ class Job:
     arrays: Sequence[wire.Array]
     until: float  # on the monotonic clock
     left: int = 1
+    arrived: float = field(default_factory=time.monotonic)
     gone: bool = False
 
     @property
@@ -67,6 +75,7 @@ class Row:
     number: int
     telling: Telling
     hurried: bool = False
+    first: float | None = None  # when its first tokens were decided, on the monotonic clock
 
 
 @dataclass
@@ -75,6 +84,14 @@ class Group:
 
     batch: Denoiser
     rows: dict[int, Row] = field(default_factory=dict)
+
+
+@dataclass
+class Compiling:
+    """A schema that is being compiled, and who waits for it."""
+
+    work: SlicedWork[Scaffold]
+    jobs: list[Job] = field(default_factory=list)
 
 
 @dataclass
@@ -96,7 +113,8 @@ class Engine:
         self.writings: list[Writing] = []
         self.listener = ThreadPoolExecutor(1)
         self.turned, self.steps = time.monotonic(), 0  # when the loop last came round
-        self.scaffolds: LRUCache[str, Scaffold] = LRUCache(64)
+        self.scaffolds: LRUCache[str, Scaffold | Exception] = LRUCache(KNOWN)
+        self.compiling: dict[str, Compiling] = {}
         self._telling = threading.Lock()
 
     def run(self) -> None:
@@ -109,6 +127,8 @@ class Engine:
                 self._guarded(partial(self._step, settings, group), [row.job for row in group.rows.values()])
             for writing in list(self.writings):
                 self._guarded(partial(self._write, writing), [writing.job])
+            busy = bool(self.groups or self.writings)
+            self._compile(max(SLICE, time.monotonic() - self.turned) if busy else IDLE_SLICE)
 
     def tell(self, event: str, **values: Any) -> None:
         with self._telling:
@@ -131,7 +151,7 @@ class Engine:
 
     def _take_in(self) -> None:
         """All messages that wait; if there is nothing to do, wait for one."""
-        idle, new = not (self.groups or self.writings), list[Job]()
+        idle, new = not (self.groups or self.writings or self.compiling), list[Job]()
         while True:
             try:
                 message, arrays = self.inbox.get(block=idle, timeout=BEAT)
@@ -149,9 +169,12 @@ class Engine:
                                                  time.monotonic() + message["seconds"], message.get("n", 1))
             if op == "transcribe":
                 self._listen(job)
-            else:
+            elif self._compiled(job):
                 new.append(job)
-        for alike in _alike([job for job in new if not job.gone]):
+        self._begin(new)
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        for alike in _alike([job for job in jobs if not job.gone]):
             try:
                 self._start(alike)
             except Exception:  # one of them does not fit, and is told so; the others begin without it
@@ -221,12 +244,40 @@ class Engine:
                 self.tell("started", id=job.name, prompt_tokens=length)
 
     def _scaffold(self, request: wire.Message) -> Scaffold:
-        """What an answer must be; compiled once, for clients ask for the same again and again."""
-        room = min(request["limit"] or MAX_TOKENS, self.pipeline.model.model_config.backbone.max_position_embeddings)
-        key = json.dumps([request["schema"], room])
-        if key not in self.scaffolds:
-            self.scaffolds[key] = self.pipeline.compile(request["schema"], room)
-        return self.scaffolds[key]
+        """What an answer must be; raises what its schema is refused with."""
+        found = self.scaffolds[self._schema_key(request)]
+        if isinstance(found, Exception):
+            raise found.with_traceback(None)
+        return found
+
+    def _schema_key(self, request: wire.Message) -> str:
+        return json.dumps([request["schema"], self._room(request)])
+
+    def _room(self, request: wire.Message) -> int:
+        return min(request["limit"] or MAX_TOKENS, self.pipeline.model.model_config.backbone.max_position_embeddings)
+
+    def _compiled(self, job: Job) -> bool:
+        """Whether there is nothing to compile first; clients ask for the same schema again and again."""
+        if "schema" not in job.request or (key := self._schema_key(job.request)) in self.scaffolds:
+            return True
+        if key not in self.compiling:
+            compile_it = partial(self.pipeline.compile, job.request["schema"], self._room(job.request))
+            self.compiling[key] = Compiling(SlicedWork(compile_it))
+        self.compiling[key].jobs.append(job)
+        return False
+
+    def _compile(self, seconds: float) -> None:
+        """Give those first in line a slice each, and begin the answers whose schema is there."""
+        for key, compiling in list(self.compiling.items()):
+            if all(job.gone for job in compiling.jobs):
+                compiling.work.abandon()
+                del self.compiling[key]
+        turns = list(self.compiling.items())[:COMPILED]
+        for key, compiling in turns:
+            if compiling.work.advance(seconds / len(turns), lambda: not self.inbox.empty()):
+                del self.compiling[key]
+                self.scaffolds[key] = compiling.work.result()
+                self._begin(compiling.jobs)
 
     def _step(self, settings: DecodingConfig, group: Group) -> None:
         late = {name for name, row in group.rows.items() if row.job.late}
@@ -238,6 +289,9 @@ class Engine:
             self.groups.pop(settings, None)
             raise
         self.steps += 1
+        now = time.monotonic()
+        for row in group.rows.values():
+            row.first = row.first or now
         self._finish(group)
         stopped = self._tell_progress(group)
         if stopped:
@@ -277,14 +331,17 @@ class Engine:
             if row.job.request["drafts"] and not row.telling.stopped:
                 self.tell("draft", id=row.job.name, row=row.number,
                           draft=last_draft(answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)))
+            tokens = _spoken(answer.tokens, row.telling.told) if row.telling.stopped else answer.tokens
             whole = constraints[name] is not None  # it fits its schema, and so has an end
-            full = len(answer.tokens) >= length and not row.telling.stopped and not whole
+            full = len(tokens) >= length and not row.telling.stopped and not whole
             block = group.batch.decoding.block_length
             self.tell(
                 "row", id=row.job.name, row=row.number, rest=new, text=row.telling.told,
-                finish="length" if full or row.hurried else "stop", tokens=max(1, len(answer.tokens)),
-                steps=steps[name], passes=answer.passes, confidence=round(answer.confidence, 4),
-                blocks=-(-max(1, len(answer.tokens)) // block), late=row.hurried,
+                finish="length" if full or row.hurried else "stop", tokens=max(1, len(tokens)),
+                steps=steps[name], passes=answer.passes,
+                confidence=round(min((token.confidence for token in tokens), default=1.0), 4),
+                blocks=-(-max(1, len(tokens)) // block), late=row.hurried,
+                first=round((row.first or time.monotonic()) - row.job.arrived, 4),
             )
             row.job.left -= 1
             if row.job.left == 0:
@@ -312,8 +369,14 @@ class Engine:
             raise spans
         samples = job.arrays[0]
         self.tell("found", id=job.name, starts=[span.seconds[0] for span in spans],
-                  duration=len(samples) / SAMPLE_RATE)
+                  duration=len(samples) / SAMPLE_RATE,
+                  prompt_tokens=sum(self._sound_tokens(samples[span.start : span.end]) for span in spans))
         yield from self.pipeline.written(samples, spans, batch_size=SEGMENTS, **job.request["decoding"])
+
+    def _sound_tokens(self, samples: wire.Array) -> int:
+        config = self.pipeline.model.model_config.audio
+        assert config is not None
+        return sum(count_tokens(count_frames(len(window)), config) for window in split_windows(samples))
 
     def _write(self, writing: Writing) -> None:
         batch = None if writing.job.late else next(writing.batches, None)
@@ -324,6 +387,16 @@ class Engine:
         self.writings.remove(writing)
         self.jobs.pop(writing.job.name, None)
         self.tell("done", id=writing.job.name, late=writing.job.late)
+
+
+def _spoken(tokens: Sequence[Token], told: str) -> Sequence[Token]:
+    """The tokens at the beginning that say what was told; an answer that reached a stop string has no more."""
+    text = ""
+    for count, token in enumerate(tokens):
+        if len(text.strip()) >= len(told):
+            return tokens[:count]
+        text += token.text
+    return tokens
 
 
 def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -347,6 +420,20 @@ def about(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
+def shorten(pipeline: Pipeline, most: int) -> None:
+    """Have the model use no more positions than so many.
+
+    Raises:
+        MMDiffError: it has fewer.
+    """
+    config = pipeline.model.model_config
+    if most > config.backbone.max_position_embeddings:
+        raise MMDiffError(f"--max-model-len {most} is more than the {config.backbone.max_position_embeddings} positions "
+                          "of the model: lower it, or leave it out")
+    backbone = dataclasses.replace(config.backbone, max_position_embeddings=most)
+    pipeline.model.model_config = dataclasses.replace(config, backbone=backbone)
+
+
 def main(argv: Sequence[str]) -> None:
     """`python -m mmdiff.serve.engine FD OPTIONS`, as the server starts it."""
     for name in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which ends this process when it is drained
@@ -355,8 +442,11 @@ def main(argv: Sequence[str]) -> None:
     options = json.loads(argv[1])
     if threads := options.pop("threads"):
         torch.set_num_threads(threads)
+    most = options.pop("max_model_len")
     try:
         pipeline = load(options.pop("model"), **options)
+        if most is not None:
+            shorten(pipeline, most)
     except MMDiffError as error:
         wire.send(sock, {"event": "unloadable", "message": str(error)})
         sys.exit(2)

@@ -21,10 +21,11 @@ from starlette.types import Receive, Scope, Send
 from mmdiff.serve import wire
 from mmdiff.serve.admission import Admission
 from mmdiff.serve.decoding import Decoders
-from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.errors import ApiError, Disconnected, shown
 from mmdiff.serve.guard import state_of
 from mmdiff.serve.limits import Options
 from mmdiff.serve.media import Medium, decoded
+from mmdiff.serve.metrics import Metrics
 from mmdiff.serve.service import Service
 
 
@@ -36,7 +37,7 @@ class House:
     admission: Admission
     service: Service
     decoders: Decoders
-    tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0, "steps": 0})
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class House:
         """The name that an answer carries."""
         if name is not None and name not in self.options.names:
             known = ", ".join(self.options.names)
-            raise ApiError(404, "model_not_found", f"the model {name[:80]!r} is not served here; use {known}", "model")
+            raise ApiError(404, "model_not_found", f"the model {shown(name)} is not served here; use {known}", "model")
         return name or self.options.names[0]
 
 
@@ -94,6 +95,7 @@ class Asked:
 
     def __init__(self, house: House, request: Request) -> None:
         self.house, self.id, self.started = house, state_of(request)["id"], time.monotonic()
+        self.times = house.metrics.times(request.scope)
 
     async def events(
         self, message: wire.Message, media: Sequence[Medium], heard: Callable[[wire.Message], Awaitable[None]],
@@ -106,10 +108,12 @@ class Asked:
         """
         options = self.house.options
         async with self.house.admission.engine(message.get("n", 1)):
+            self.times.queue.observe(time.monotonic() - self.started)
             arrays = await decoded(media, self.house.decoders, options)
             message["seconds"] = max(0.0, options.request_timeout - (time.monotonic() - self.started))
             work = await self.house.service.begin(self.id, message, arrays)
             del arrays
+            begun, first = time.monotonic(), False
             try:
                 event: wire.Message = {"event": ""}
                 while event["event"] != "done":
@@ -120,7 +124,13 @@ class Asked:
                         if idle is not None:
                             await idle()
                         continue
+                    self.house.metrics.count_tokens(event)
+                    if not first and event["event"] in ("row", "segments"):
+                        first, now = True, time.monotonic()
+                        committed = begun + event["first"] if "first" in event else now
+                        self.times.first_commit.observe(min(committed, now) - self.started)
                     await heard(event)
+                self.times.whole.observe(time.monotonic() - self.started)
             finally:
                 await work.cancel()
 

@@ -15,18 +15,20 @@ import re
 import secrets
 import time
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.errors import ApiError, Disconnected, shown
 from mmdiff.serve.limits import Options
 
 log = logging.getLogger("mmdiff.serve")
 OPEN_PATHS = ("/health", "/v1/health/live", "/v1/health/ready")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+PREFIX = re.compile(r"(/[A-Za-z0-9_.~-]{1,64}){1,8}")
 LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?")
 DRAINED_BYTES, DRAINED_SECONDS = 4 << 20, 1.0  # of a refused body, so that its sender sees the refusal
 BODILESS = ("GET", "HEAD", "OPTIONS")
@@ -40,9 +42,20 @@ POLICY = "default-src 'none'; frame-ancestors 'none'"
 class Guard:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, options: Options, rejected: Callable[[str], None]) -> None:
-        self.app, self.options, self.rejected = app, options, rejected
+    def __init__(
+        self, app: ASGIApp, options: Options, rejected: Callable[[str], None],
+        answered: Callable[[str, str, int | None], None], files: Collection[str] = (),
+    ) -> None:
+        """
+        Args:
+            rejected: told the code of each request that has no right to be here.
+            answered: told method, path and status of each request in the end; None where its client left.
+            files: paths of the page's own files, which browsers may fetch for a page of any origin.
+        """
+        self.app, self.options, self.rejected, self.answered = app, options, rejected, answered
+        self.files = frozenset(files)
         self.keys = [hashlib.sha256(key.encode()).digest() for key in options.api_keys]
+        self.hosts = {urlsplit(origin).netloc for origin in options.allowed_origins} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,7 +71,7 @@ class Guard:
         try:
             state["key"] = self._key(scope["path"], scope["method"], headers)
             answer.check_length(headers)
-            await self.app(scope, answer.receive, answer.send)
+            await self.app(_routed(scope, headers), answer.receive, answer.send)
         except ApiError as error:
             if error.status in (401, 403):
                 self.rejected(error.code)
@@ -69,10 +82,11 @@ class Guard:
             log.exception("request %s failed", state["id"])
             await answer.refuse(ApiError(500, "internal_error", "the server could not answer this"))
         finally:
-            status = 499 if "gone" in state else answer.status  # what others log for a client that went away
+            status = None if "gone" in state else answer.status
+            self.answered(scope["method"], scope["path"], status)
             path = scope["path"][:80].encode("ascii", "backslashreplace").decode()
             log.log(logging.DEBUG if path in OPEN_PATHS else logging.INFO, "%s %s %s %s %.0f ms", state["id"],
-                    scope["method"], path, status, 1000 * (time.monotonic() - started))
+                    scope["method"], path, status or 499, 1000 * (time.monotonic() - started))
 
     def _key(self, path: str, method: str, headers: Headers) -> str:
         """A name for the key that was given, for counting.
@@ -83,22 +97,38 @@ class Guard:
         if path in OPEN_PATHS:
             return ""
         if not self.keys:
-            if self.options.on_loopback and not LOCAL_HOST.fullmatch(headers.get("host", "").lower()):
-                raise ApiError(403, "host_not_allowed", "without a key, this server answers to localhost only")
-            self._check_origin(headers)
+            host = headers.get("host", "").lower()
+            if self.options.on_loopback and not LOCAL_HOST.fullmatch(host) and host not in self.hosts:
+                raise ApiError(403, "host_not_allowed", f"without a key, this server answers to localhost only, not to "
+                               f"{shown(host)}: start it with --api-key, or with --allowed-origins for that name")
+            self._check_origin(path, method, headers)
             return ""
         digest = hashlib.sha256(_given_key(headers)).digest()
         right = [hmac.compare_digest(digest, known) for known in self.keys]  # all of them, whichever fits
         if not any(right):
             raise ApiError(401, "invalid_api_key", "send your key as `Authorization: Bearer KEY`")
-        self._check_origin(headers)
+        self._check_origin(path, method, headers)
         return digest.hex()[:12]
 
-    def _check_origin(self, headers: Headers) -> None:
-        origin = headers.get("origin")
-        ours = (f"http://{headers.get('host')}", f"https://{headers.get('host')}", *self.options.allowed_origins)
-        if origin is not None and origin not in ours and "*" not in self.options.allowed_origins:
-            raise ApiError(403, "origin_not_allowed", "pages of this origin may not ask here")
+    def _check_origin(self, path: str, method: str, headers: Headers) -> None:
+        """A page may ask the server it came from, by the name that its browser uses; others only where allowed."""
+        origin, host = headers.get("origin"), headers.get("host")
+        ours = (f"http://{host}", f"https://{host}", *self.options.allowed_origins)
+        if origin is None or origin in ours or "*" in self.options.allowed_origins:
+            return
+        if path in self.files and method in ("GET", "HEAD"):  # the same for all, and of no use to another page
+            return
+        if headers.get("sec-fetch-site") == "same-origin":  # said by browsers, which no page can make them say
+            return
+        raise ApiError(403, "origin_not_allowed", f"pages of {shown(origin)} may not ask here: let the proxy pass on "
+                                                  "the Host that it was asked for, or start with --allowed-origins")
+
+
+def _routed(scope: Scope, headers: Headers) -> Scope:
+    """The request as the routes see it: HEAD is GET whose body is not sent, and a proxy's prefix is the root path."""
+    prefix = headers.get("x-forwarded-prefix", "").rstrip("/")
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "method": method, **({"root_path": prefix} if PREFIX.fullmatch(prefix) else {})}
 
 
 def _given_key(headers: Headers) -> bytes:

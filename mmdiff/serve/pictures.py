@@ -58,9 +58,6 @@ async def _perform(asked: Asked, reply: Reply, name: str, message: wire.Message,
         if event["event"] == "started" and message["stream"]:
             await reply.begin()
         new = event.get("text", "") if event["event"] == "text" else event.get("rest", "")
-        if event["event"] == "row":
-            asked.house.tokens["completion"] += event["tokens"]
-            asked.house.tokens["steps"] += event["steps"]
         if new:
             told.append(new)
             if message["stream"]:

@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    Tag,
+    model_validator,
+)
 
 from mmdiff.config import Cache, Order, Rule, Schedule
 
@@ -21,8 +32,31 @@ Temperature = Annotated[Number, Field(ge=0, le=2)]
 Seed = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+class Nullable(BaseModel):
+    """null stands for what is left out, in every place: clients send their own empty fields along."""
+
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Strict(Nullable):
+    """Refuses names that it does not know, unless what stands under them is empty."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_empty(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: value for name, value in values.items() if name in known or value not in (None, [], {}, "")}
 
 
 class TextPart(Strict):
@@ -67,6 +101,15 @@ class Message(Strict):
     content: Annotated[Annotated[StrictStr, Tag("text")] | Annotated[list[Part], Tag("parts")],
                        Discriminator(lambda content: "text" if isinstance(content, str) else "parts")]
     name: StrictStr | None = None
+    parsed: Any = Field(None, description="taken, and not looked at: what OpenAI's client made of the content")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _answered(cls, values: Any) -> Any:
+        """An answer without words may come back without content."""
+        if isinstance(values, dict) and values.get("role") == "assistant" and values.get("content") is None:
+            return {**values, "content": ""}
+        return values
 
 
 class StreamOptions(Strict):
@@ -74,14 +117,12 @@ class StreamOptions(Strict):
     include_obfuscation: StrictBool = False
 
 
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+class JsonSchema(Nullable):
     name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "answer"
     schema_: dict[str, Any] | bool = Field(alias="schema")
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+class ResponseFormat(Nullable):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -146,7 +187,12 @@ class ChatRequest(Decoding):
     tools: list[Any] | None = Field(None, description="empty")
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: StrictBool | None = None
+    function_call: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None
+    min_p: Number | None = Field(None, description="0")
+    repetition_penalty: Number | None = Field(None, description="1")
+    reasoning_effort: StrictStr | None = Field(None, description="none")
+    verbosity: StrictStr | None = Field(None, description="medium")
 
     user: StrictStr | None = None
     metadata: dict[str, Any] | None = None
@@ -168,6 +214,7 @@ class ChatRequest(Decoding):
         neutral: dict[str, tuple[Any, ...]] = {
             "top_p": (1,) if self.temperature else (self.top_p,), "frequency_penalty": (0,), "presence_penalty": (0,),
             "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},), "tools": ([],),
+            "min_p": (0,), "repetition_penalty": (1,), "reasoning_effort": ("none",), "verbosity": ("medium",),
         }
         return next((name for name, values in neutral.items() if getattr(self, name) not in (None, *values)), None)
 

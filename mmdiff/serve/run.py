@@ -1,17 +1,19 @@
 """Start, serve, and stop without losing anything that was let in.
 
-The first SIGTERM or SIGINT closes the door: new requests are refused, old ones finish, up to the time for it; the
-second one ends everything now.
+The first SIGTERM, SIGINT or SIGHUP closes the door: new requests are refused, old ones finish, up to the time for it;
+the second one ends everything now.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from types import FrameType
 
 from mmdiff.errors import MMDiffError
+from mmdiff.serve.errors import ApiError
 from mmdiff.serve.limits import Options, Replicas, require_packages
 
 log = logging.getLogger("mmdiff.serve")
@@ -43,8 +45,12 @@ async def _serve(options: Options) -> int:
 
     app, house = create(options)
 
+    class Counted(Connection):
+        def refused(self, error: ApiError) -> None:
+            house.metrics.answered("", "", error.status)
+
     server = uvicorn.Server(uvicorn.Config(
-        app, host=options.host, port=options.port, uds=options.uds, http=Connection, ws="none", log_config=None,
+        app, host=options.host, port=options.port, uds=options.uds, http=Counted, ws="none", log_config=None,
         access_log=False, server_header=False, backlog=2048, timeout_keep_alive=30, timeout_graceful_shutdown=2,
         limit_concurrency=4096))
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -83,6 +89,8 @@ async def _serve(options: Options) -> int:
 
     loop = asyncio.get_running_loop()
     server.handle_exit = stop  # type: ignore[method-assign]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup, which outlives its terminal
+        signal.signal(signal.SIGHUP, stop)
     watching = asyncio.ensure_future(watch())
     log.info("mmdiff serves %s on %s", ", ".join(options.names), options.uds or f"http://{options.host}:{options.port}")
     try:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from mmdiff.serve import wire
 from mmdiff.serve.bodies import validated
-from mmdiff.serve.errors import ApiError, invalid
+from mmdiff.serve.errors import ApiError, invalid, shown
 from mmdiff.serve.exchange import Asked, House, Perform, Reply
 from mmdiff.serve.media import Medium
 from mmdiff.serve.protocol import TranscriptionRequest
@@ -57,11 +57,11 @@ def _fields(form: FormData) -> dict[str, Any]:
         if name == "file":
             continue
         if isinstance(value, UploadFile):
-            raise invalid(name[:80], f"{name[:80]!r} is a file: only `file` may be one", "invalid_request")
+            raise invalid(name[:80], f"{shown(name)} is a file: only `file` may be one", "invalid_request")
         if name in ("timestamp_granularities[]", "timestamp_granularities"):
             fields.setdefault("timestamp_granularities", []).append(value)
         elif name in fields:
-            raise invalid(name[:80], f"{name[:80]!r} is given twice", "invalid_request")
+            raise invalid(name[:80], f"{shown(name)} is given twice", "invalid_request")
         else:
             fields[name] = value
     if "stream" in fields:

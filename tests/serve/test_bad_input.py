@@ -130,7 +130,7 @@ def schema_cases() -> list[Bad]:
         "temperature": (-1, 3, "hot"), "threshold": (2, -0.1), "block_length": (0, 10**6), "gen_length": (0, 5000),
         "stream": ("yes", 1), "stop": (["a"] * 100, [""], [3], "x" * 300), "rule": ("none",), "cache": ("disk",),
         "top_p": (0.5, 2), "logprobs": (True,), "tools": ([{"type": "function"}],), "logit_bias": ({"5": 1},),
-        "chat_template": ("{{ 1 }}",), "chat_template_kwargs": ({},), "diffusing": ("yes",), "lookahead": (1000,),
+        "chat_template": ("{{ 1 }}",), "chat_template_kwargs": ({"a": 1},), "diffusing": ("yes",), "lookahead": (1000,),
         "top_k": (0,), "frequency_penalty": (1.0,), "cfg_scale": (-1,), "presence_penalty": (0.5,), "order": (1,),
     }.items():
         wrong += [({"messages": [user], "temperature": 1.0, name: value}, name) for value in values]

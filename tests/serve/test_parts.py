@@ -65,7 +65,7 @@ def test_every_request_that_comes_in_is_counted_once() -> None:
         except BaseException as caught:
             assert caught is error
     assert (door.accepted, door.inside) == (5, 0)
-    assert dict(door.ended) == {"completed": 1, "failed": 2, "cancelled": 2}
+    assert dict(door.ended) == {"completed": 2, "failed": 1, "cancelled": 2}
     with door.place("a", True), door.place("a", True):
         with pytest.raises(ApiError, match="at work") as refused, door.place("a", True):
             pass

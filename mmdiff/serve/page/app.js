@@ -304,10 +304,12 @@ at("copy").addEventListener("click", async () => {
 at("form").addEventListener("change", refreshCurl);
 
 async function start() {
+  at("not-running")?.remove();
   try {
     const response = await fetch("v1/models", { headers: keyHeader() });
     if (response.ok) model = (await response.json()).data[0].id;
     else if (response.status === 401) document.querySelector("details").open = true;
+    else at("problem").textContent = await said(response);
   } catch {
     at("problem").textContent = "The server cannot be reached.";
   }
