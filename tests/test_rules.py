@@ -284,6 +284,7 @@ def test_bounds_are_inclusive_to_the_last_digit() -> None:
     bounds = votes.confidence_AG[0].tolist()
     assert chosen(Threshold(bounds[1]), votes) == [0, 1]
     assert chosen(LocalDeterminism(bounds[0], bounds[1]), votes) == [0, 1]
+    assert chosen(Factor(0.5), sure(0.6, 0.7)) == [1]  # neither has the 0.75 that one alone should have
     certain = torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf], [0.0, 0.0], [0.0, 0.0]])
     assert chosen(EntropyBounded(0.0), votes_of(certain)) == [0, 1, 2]  # those before the third have no entropy
 
