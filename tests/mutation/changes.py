@@ -266,12 +266,13 @@ CHANGES: list[Change] = [
         ("if not isinstance(value, dict):", "if isinstance(value, list):"),
         ("if others else \"\"", "if not others else \"\""),
     ]),
-    *of("mmdiff/serve/decoder.py", "tests/serve/test_parts.py", "tests/serve/test_bad_input.py -k pictures", [
+    *of("mmdiff/serve/decoder.py", "tests/serve/test_decoder.py", "tests/serve/test_bad_input.py -k pictures", [
         (" or max(width, height) > limits.aspect * min(width, height)", ""),
         ("width * height > limits.pixels:", "width * height >= limits.pixels:"),
         ("frames > limits.frames", "frames >= limits.frames"),
+        ("max(width, height) > limits.side", "width > limits.side"),
     ]),
-    *of("mmdiff/serve/engine.py", "tests/serve/test_parts.py", "tests/serve/test_faults.py -k too_long", [
+    *of("mmdiff/serve/engine.py", "tests/serve/test_engine.py", "tests/serve/test_faults.py -k too_long", [
         ("finish=\"length\" if full or row.hurried else", "finish=\"length\" if full else"),
         ("group.rows[name].hurried = True", "pass"),
     ]),
