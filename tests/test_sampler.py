@@ -17,7 +17,7 @@ from mmdiff.errors import MMDiffError
 from mmdiff.guidance import Guided
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.prompted import Prompted
-from mmdiff.sampler import Denoiser, _end_expected, denoise, plan_quotas, sample
+from mmdiff.sampler import Denoiser, _end_expected, denoise, keep_likeliest, plan_quotas, sample
 
 CASES = [
     (number, case)
@@ -284,6 +284,7 @@ def test_growth_ends_at_the_limit_and_the_schedule_begins_after_it() -> None:
     batch = Denoiser(still(2, 30), canvas, decoding, TOKENS, limits=[18, 6])
     commits: list[list[int]] = []
     while batch.working:
+        assert len(commits) < 9
         before = batch.canvas.open_BG & (batch.canvas.step_BG < 0)
         commits.append((before & ~batch.step().open_BG).sum(1).tolist())
     assert batch.canvas.length_B.tolist() == [18, 6]
@@ -402,3 +403,9 @@ def test_noise_is_drawn_in_double_precision() -> None:
     draws = torch.empty(500, VOCAB, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(2))
     wanted = (logits.double() - 0.7 * draws.log())[:, :9].argmax(-1)
     assert torch.equal(sample(logits, 9, 0.7, [(torch.Generator().manual_seed(2), 500)]), wanted)
+
+
+def test_ties_with_the_last_of_the_likeliest_stay() -> None:
+    kept = keep_likeliest(torch.tensor([[1.0, 3, 2, 2], [4, 3, 2, 1]]), 2)
+    assert kept.isinf().tolist() == [[True, False, False, False], [False, False, True, True]]
+    assert not keep_likeliest(torch.zeros(1, 3), 50).isinf().any()
