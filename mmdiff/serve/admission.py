@@ -31,18 +31,19 @@ class Rows:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was our turn, but nobody is here to take it
-                self.give(count)
-            else:
-                self._waiting.remove((count, turn))
-                self.give(0)
+            granted = turn.done() and not turn.cancelled()  # in the moment before it was cancelled
+            self.give(count if granted else 0)
             raise
 
     def give(self, count: int) -> None:
         self.free += count
-        while self._waiting and self._waiting[0][0] <= self.free:
-            wanted, turn = self._waiting.popleft()
-            if not turn.done():
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            cancelled = turn.done()
+            if not cancelled and wanted > self.free:
+                return
+            self._waiting.popleft()
+            if not cancelled:
                 self.free -= wanted
                 turn.set_result(None)
 

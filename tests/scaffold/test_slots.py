@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmdiff.scaffold import vocabulary
 from mmdiff.scaffold.automaton import byte_automaton
 from mmdiff.scaffold.deadline import Deadline
 from mmdiff.scaffold.pattern import pattern
@@ -134,3 +135,151 @@ def test_forced_positions_are_those_where_one_token_is_left() -> None:
     slot = word_slot("^(ab1|b12)$", 3)
     ids = torch.tensor([0, MASK, MASK])  # "a", then "b1" has one spelling in two tokens
     assert SlotsConstraint([slot], MASK).forced(ids) == {1: 1, 2: 4}
+
+
+MIXED = "^(aab|bba)*$"  # every position may hold what begins either, and not every mixture is a word
+
+
+def score(logits: np.ndarray, places: np.ndarray, ids: list[int]) -> float:
+    return float(sum(logits[place, ids[place]] for place in places))
+
+
+@pytest.mark.parametrize("source", [MIXED, "^(ab|ba)$", "^[^a]{2,3}$"])
+@pytest.mark.parametrize("holes", [False, True], ids=["finite", "infinite"])
+def test_only_some_open_positions_may_be_asked_for(source: str, holes: bool) -> None:
+    """What is decided is the best of what some word has there, whatever becomes of the other open positions."""
+    slot = word_slot(source)
+    words = every_word(slot, {})
+    rng = np.random.default_rng(1)
+    for turn in range(40):
+        logits = rng.normal(0, 2, (ROOM, len(WORDS))).astype(np.float32)
+        if holes:
+            logits[rng.random(logits.shape) < 0.5] = -np.inf
+        asked = np.flatnonzero(rng.random(ROOM) < 0.6) if turn % 4 else np.arange(ROOM)
+        tame = np.where(np.isfinite(logits), logits, -1e4)
+        for temperature in (0.0, 1.0):
+            got = slot.decide(np.full(ROOM, MASK), np.ones(ROOM, dtype=bool), asked, logits[asked].copy(), temperature,
+                              torch.Generator().manual_seed(turn))
+            fitting = [word for word in words if [word[place] for place in asked] == got.tolist()]
+            assert fitting or not len(asked)
+            if temperature == 0.0 and len(asked):
+                best = max(score(tame, asked, list(word)) for word in words)
+                assert score(tame, asked, list(fitting[0])) == pytest.approx(best, rel=1e-5, abs=1e-3)
+
+
+def test_infinite_and_missing_logits_are_the_best_and_the_worst() -> None:
+    slot = word_slot("^[ab12]{1,4}$")
+    logits = np.zeros((ROOM, len(WORDS)), dtype=np.float32)
+    logits[0, 1], logits[1, 4], logits[2, 0] = np.inf, -np.inf, np.nan
+    logits[1, 5] = logits[2, 1] = 1.0
+    assert decide(slot, [MASK] * ROOM, logits, 0.0, 0)[:3].tolist() == [1, 5, 1]
+    logits[1, 5] = logits[2, 1] = 0.0
+    logits[1, :], logits[2, :] = -np.inf, np.nan
+    logits[1, 4] = -5.0
+    got = decide(slot, [MASK] * ROOM, logits, 0.0, 0)
+    assert got[:2].tolist() == [1, 4] and tuple(got.tolist()) in every_word(slot, {})
+
+
+@pytest.mark.parametrize("source", ["^[ab]*$", "^[^a]{2,3}$", MIXED])
+def test_classes_of_very_many_tokens_are_decided_as_others_are(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for big in (2048, 1):
+        monkeypatch.setattr(vocabulary, "BIG", big)
+        slot = word_slot(source)
+        assert bool(slot.automaton.big) == (big == 1 and source != MIXED)
+        rng = np.random.default_rng(5)
+        made.append([decide(slot, [MASK] * ROOM, rng.normal(0, 2, (ROOM, len(WORDS))).astype(np.float32), temperature,
+                            seed).tolist() for seed in range(60) for temperature in (0.0, 0.5, 2.0)])
+    assert made[0] == made[1]
+
+
+def test_nothing_is_forced_where_all_tokens_but_one_fit() -> None:
+    slot = word_slot("^[ab12-]*$")
+    assert slot.forced(np.full(ROOM, MASK), np.ones(ROOM, dtype=bool)) == {}
+
+
+def test_a_slot_reads_the_words_that_it_may_hold_and_no_others() -> None:
+    slot = word_slot("^(aab|bba)?$", 3, solid=1)
+    held = set(every_word(slot, {}))
+    assert held == {ids for ids in itertools.product(range(len(WORDS)), repeat=3) if slot.reads(ids)} and len(held) == 4
+
+
+TABLE = np.array([[0, 1, PAD], [0, 2, 1], [3, 2, PAD]])
+CHOICES = "xyz"
+
+
+def choice(values: str = CHOICES, first: int = 0) -> ChoiceSlot:
+    return ChoiceSlot("", first, 3, tuple(values), tuple(values), TABLE[: len(values)])
+
+
+def test_a_choice_that_is_begun_is_one_of_those_that_are_left() -> None:
+    slot, logits = choice(), np.zeros((3, len(WORDS)), dtype=np.float32)
+    logits[:, 1] = 9.0  # for the first
+    ids, open_L = np.array([MASK, 2, MASK]), np.array([True, False, True])
+    for best, wanted in ((0, [0, 1]), (3, [3, PAD])):
+        row = logits.copy()
+        row[0, best] += 20.0
+        got = slot.decide(ids, open_L, np.array([0, 2]), row[[0, 2]], 0.0, torch.Generator())
+        assert got.tolist() == wanted
+    assert slot.chances == ()  # those are of whole choices
+    open_now = np.ones(3, dtype=bool)
+    slot.decide(np.full(3, MASK), open_now, np.array([0, 1]), logits[:2].copy(), 0.0, torch.Generator())
+    assert slot.chances == ()
+    with pytest.raises(AssertionError, match="cannot be completed"):
+        slot.decide(np.array([3, 1, MASK]), np.array([False, False, True]), np.array([2]), logits[2:], 0.0,
+                    torch.Generator())
+
+
+def test_a_choice_is_drawn_by_its_likelihood_at_the_temperature() -> None:
+    slot, temperature, draws = choice(), 2.0, 3000
+    logits = np.random.default_rng(2).normal(0, 2, (3, len(WORDS))).astype(np.float32)
+    every = np.arange(3)
+    sums = np.array([sum(logits[place, token] for place, token in enumerate(row)) for row in TABLE])
+    for place in every:  # each position has a softmax over the tokens that fit there
+        sums -= np.log(np.exp(logits[place, np.unique(TABLE[:, place])]).sum())
+    weights = np.exp(sums / temperature)
+    counts = Counter(
+        tuple(slot.decide(np.full(3, MASK), np.ones(3, dtype=bool), every, logits.copy(), temperature,
+                          torch.Generator().manual_seed(seed)).tolist()) for seed in range(draws))
+    for row, expected in zip(TABLE, weights / weights.sum() * draws, strict=True):
+        assert abs(counts[tuple(row.tolist())] - expected) <= 4 * np.sqrt(expected) + 3
+
+
+def test_a_choice_is_made_among_missing_logits_too() -> None:
+    slot = choice()
+    for worst in (np.nan, -np.inf):
+        logits = np.full((3, len(WORDS)), worst, dtype=np.float32)
+        logits[0, 3] = 0.0
+        got = slot.decide(np.full(3, MASK), np.ones(3, dtype=bool), np.arange(3), logits, 0.0, torch.Generator())
+        assert got.tolist() == TABLE[2].tolist() and slot.chances == pytest.approx((0.0, 0.0, 1.0))
+
+
+def test_a_choice_forces_what_all_that_are_left_have_and_nothing_before_it_is_begun() -> None:
+    all_open = np.ones(3, dtype=bool)
+    assert choice("xy").forced(np.full(3, MASK), all_open) == {}  # although both begin alike
+    assert choice("x").forced(np.full(3, MASK), all_open) == {0: 0, 1: 1, 2: PAD}
+    assert choice().forced(np.array([MASK, 2, MASK]), np.array([True, False, True])) == {}
+    assert choice().forced(np.array([3, MASK, MASK]), np.array([False, True, True])) == {1: 2, 2: PAD}
+
+
+def test_each_slot_of_a_row_decides_its_own_positions() -> None:
+    """A choice at 1, a word at 4 of four positions, and another choice right behind it."""
+    word = word_slot("^(aab|bba)$")
+    word.first = 4
+    row = SlotsConstraint([choice(first=1), word, choice(first=8)], MASK)
+    ids = torch.tensor([0, MASK, MASK, MASK, MASK, MASK, MASK, MASK, MASK, MASK, MASK])
+    logits = torch.zeros(10, len(WORDS))
+    wanted = [3, 2, PAD, 0, 0, 1, PAD, 0, 2, 1]
+    for place, token in enumerate(wanted):
+        logits[place, token] = 3.0
+    given = logits.clone()
+    assert row.decide(ids, range(1, 11), given, 0.0, torch.Generator()).tolist() == wanted
+    assert given[2].isinf().tolist() == [token not in (1, PAD) for token in range(len(WORDS))]  # what may not stand
+    some = [3, 4, 7, 8, 10]
+    assert row.decide(ids, some, logits[[place - 1 for place in some]].clone(), 0.0, torch.Generator()).tolist() == [
+        wanted[place - 1] for place in some]
+    here = torch.zeros(11, dtype=torch.bool)
+    here[[3, 5]] = True
+    assert row.widen(here).nonzero()[:, 0].tolist() == [1, 2, 3, 5]
+    ids[[1, 4, 5]] = torch.tensor([3, 1, 1])
+    assert row.forced(ids) == {2: 2, 3: PAD, 6: 0, 7: PAD}

@@ -137,12 +137,11 @@ def test_a_full_house_refuses_before_it_reads(small: Served) -> None:
 
 
 def test_an_answer_that_takes_too_long_ends_as_it_stands(small: Served) -> None:
-    """The two rows have 3 seconds, and then one step."""
+    """The four rows have 3 seconds, and then one step; test_engine has the same without a clock."""
     started = time.monotonic()
-    answer = small.chat(key=KEY, n=2, seed=1, **SLOW).json()
-    if "truncated_by" in answer["mmdiff"]:  # a fast machine may be done before
-        assert answer["mmdiff"]["truncated_by"] == "deadline" and time.monotonic() - started < 10
-        assert "length" in [choice["finish_reason"] for choice in answer["choices"]]
+    answer = small.chat(key=KEY, n=4, seed=1, **SLOW).json()
+    assert answer["mmdiff"]["truncated_by"] == "deadline" and 3 < time.monotonic() - started < 15
+    assert "length" in [choice["finish_reason"] for choice in answer["choices"]]
     small.settle(KEY)
 
 
