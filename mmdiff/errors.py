@@ -57,13 +57,13 @@ def require_posix(purpose: str) -> None:
     Raises:
         MMDiffError: it has not.
     """
-    for module in ("fcntl", "resource"):
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            raise MMDiffError(
-                f"{purpose} needs Linux or macOS (this Python has no module {module}); on Windows use WSL"
-            ) from None
+    try:
+        import fcntl  # noqa: F401
+        import resource  # noqa: F401
+    except ImportError as error:
+        raise MMDiffError(
+            f"{purpose} needs Linux or macOS (this Python has no module {error.name}); on Windows use WSL"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -47,7 +47,7 @@ def imported_by(code: str, cwd: Path) -> set[str]:
 def tree(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what a build reads, links kept as links; .gitignore too, for a build leaves out what it names."""
     copy = tmp_path_factory.mktemp("tree")
-    for name in ["pyproject.toml", "README.md", "LICENSE", ".gitignore"]:
+    for name in ["pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"]:
         shutil.copy(root / name, copy)
     for name in ["mmdiff", *ROOMS]:
         shutil.copytree(root / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -86,6 +86,19 @@ def test_the_wheel_from_the_source_distribution_is_the_same(wheel: Path, tree: P
         archive.extractall(tmp_path, filter="data")
     again = build("wheel", tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path / "wheel")
     assert names_in(again) == names_in(wheel)
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_a_checkout_without_links_is_not_built(tree: Path, tmp_path: Path, kind: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tree, copy, symlinks=True)
+    for room in ROOMS[:2]:
+        (copy / "mmdiff" / room).unlink()
+        (copy / "mmdiff" / room).write_text(f"../{room}")  # as git writes it without core.symlinks
+    result = python("-m", "hatchling", "build", "-t", kind, "-d", str(tmp_path / "out"), cwd=copy)
+    assert result.returncode != 0
+    assert "mmdiff/audio, mmdiff/vision: not a link to a folder" in result.stderr
+    assert "core.symlinks true" in result.stderr and not list(tmp_path.glob("out/*"))
 
 
 def test_the_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
