@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -30,7 +31,7 @@ async def read(house: House, request: Request) -> Perform:
     try:
         async with request.form(max_files=1, max_fields=FIELDS, max_part_size=FIELD_BYTES) as form:
             asked, data = validated(TranscriptionRequest, _fields(form)), await _file(form, house.options.max_audio)
-    except HTTPException:
+    except (HTTPException, FormParserError):  # the second one is let through by older releases of starlette
         raise ApiError(400, "invalid_request", f"the form cannot be read: send one file and up to {FIELDS} fields of "
                                                f"up to {FIELD_BYTES >> 10} KiB") from None
     house.check_model(asked.model)

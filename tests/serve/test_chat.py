@@ -72,12 +72,12 @@ def test_stop_strings_end_an_answer(client: openai.OpenAI, shapes: dict[str, Any
 
 
 def test_several_answers_have_seeds_of_their_own(client: openai.OpenAI) -> None:
-    options: dict[str, Any] = {"n": 3, "temperature": 1.5, "seed": 5, "extra_body": {"gen_length": 12}}
+    options: dict[str, Any] = {"n": 4, "temperature": 1.5, "seed": 5, "extra_body": {"gen_length": 12}}
     first, again = (create(client, "what?", **options) for _ in range(2))
     texts = [choice.message.content for choice in first.choices]
-    assert [choice.index for choice in first.choices] == [0, 1, 2] and len(set(texts)) > 1
+    assert [choice.index for choice in first.choices] == [0, 1, 2, 3] and len(set(texts)) > 1
     assert texts == [choice.message.content for choice in again.choices]
-    streamed = ["", "", ""]
+    streamed = [""] * 4
     for chunk in create(client, "what?", stream=True, stream_options={"include_usage": True}, **options):
         for choice in chunk.choices:
             streamed[choice.index] += choice.delta.content or ""
