@@ -5,6 +5,7 @@ Heavy imports wait until a command needs them. What a user can cause ends as one
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import json
@@ -559,9 +560,7 @@ def main() -> None:
     """The `mmdiff` command."""
     from mmdiff.errors import MMDiffError
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # names of files need not be Unicode
+    _write_any_text()
     try:
         app()
     except MMDiffError as error:
@@ -569,6 +568,23 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _write_any_text() -> None:
+    """Let output hold every text: names of files need not be Unicode, and an encoding may lack letters."""
+    codecs.register_error("mmdiff.any", _escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            legacy = sys.platform == "win32" and not stream.isatty()  # files and pipes there have a code page
+            stream.reconfigure(encoding="utf-8" if legacy else None, errors="mmdiff.any")
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A name's bytes as they are, and letters that the encoding lacks as backslash escapes."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _answer(
