@@ -33,7 +33,8 @@ def tokenizer_of(kind: str, template: Any = None) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.train_from_iterator([], trainers.BpeTrainer(show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator([], trainers.BpeTrainer(show_progress=False, initial_alphabet=alphabet))
     bos = "<|startoftext|>" if kind == "llada" else None
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token=bos, eos_token="<|endoftext|>", pad_token="<|endoftext|>",

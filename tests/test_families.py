@@ -70,8 +70,8 @@ def test_what_llava_could_do_is_refused(folders, key: str, value: Any) -> None: 
 
 @pytest.mark.parametrize("changes", [
     {"_name_or_path": "/data/run-7", "torch_dtype": "bfloat16", "dtype": "float32", "transformers_version": "5.23.0"},
-    {"mm_vision_tower_lr": 2e-6, "mm_projector_lr": None, "unfreeze_mm_vision_tower": True,
-     "tune_mm_mlp_adapter": True},
+    {"mm_vision_tower_lr": 2e-6, "mm_projector_lr": None, "unfreeze_mm_vision_tower": True},
+    {"tune_mm_mlp_adapter": True, "freeze_mm_mlp_adapter": False, "tokenizer_padding_side": "right"},
     {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
     {"rope_scaling": {"type": "default"}, "layer_types": ["full_attention"] * 3, "partial_rotary_factor": 1.0},
     {"attention_dropout": 0.1, "initializer_range": 0.02, "_attn_implementation": "sdpa", "use_cache": True},
