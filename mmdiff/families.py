@@ -83,7 +83,6 @@ LLADA_V = Family(
     name="LLaDA-V",
     settings=_EVERYWHERE | {
         "add_faster_video": OFF,
-        "mm_patch_merge_type": ("spatial_unpad",),
         "mm_projector_type": ("mlp2x_gelu",),
         "mm_resampler_type": OFF,
         "mm_spatial_pool_mode": ("bilinear", "average", "max"),  # counts for nothing without a stride
@@ -94,7 +93,9 @@ LLADA_V = Family(
         "mm_vision_select_layer": (-2,),
         "use_mm_proj": (True,),
     },
-    read=_SIZES | _IDS | {"mm_vision_tower", "mm_hidden_size", "image_aspect_ratio", "image_grid_pinpoints"},
+    read=_SIZES | _IDS | {
+        "mm_vision_tower", "mm_hidden_size", "image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type",
+    },
     tokens=LLADA_TOKENS,
 )
 DREAM = Family(

@@ -60,7 +60,8 @@ def test_what_llada_could_do_is_refused(folders, key: str, value: Any) -> None: 
     ("mm_use_im_start_end", True), ("mm_use_im_patch_token", True), ("mm_projector_type", "linear"),
     ("mm_vision_select_layer", -1), ("mm_vision_select_layer", 0), ("mm_vision_select_feature", "cls_patch"),
     ("mm_spatial_pool_stride", 2), ("mm_resampler_type", "perceiver"), ("mm_hidden_size", 1024),
-    ("mm_patch_merge_type", "flat"), ("image_aspect_ratio", "square"), ("image_aspect_ratio", "pad"),
+    ("mm_patch_merge_type", "flat"), ("image_aspect_ratio", "highres"), ("image_aspect_ratio", "anyres_max_0"),
+    ("mm_patch_merge_type", "spatial"), ("mm_patch_merge_type", None), ("image_aspect_ratio", None),
     ("mm_vision_tower", "openai/clip-vit-large-patch14-336"), ("mm_pooler_ratio", 2), ("use_mm_proj", False),
 ])
 def test_what_llava_could_do_is_refused(folders, key: str, value: Any) -> None:  # type: ignore[no-untyped-def]

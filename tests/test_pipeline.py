@@ -150,7 +150,7 @@ def test_a_pipeline_can_be_pickled(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"device_map": "banana"}, "device_map='banana' is not known; use 'auto'"),
     ({"device_map": {"": 0}}, "device_map={'': 0} is not known"),
-    ({"dtype": "int8"}, "dtype='int8' is not known"), ({"dtype": torch.int8}, "dtype=torch.int8 is not known"),
+    ({"dtype": "int8"}, "dtype='int8' does not fit"), ({"dtype": torch.int8}, "dtype=torch.int8 does not fit"),
     ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
 ])
 def test_how_to_load_is_refused_by_name(random_tiny: Path, options: dict[str, Any], message: str) -> None:
