@@ -14,7 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdiff.config import PRESETS, SO400M_PENULTIMATE, BackboneConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, shown
+from mmdiff.config import (
+    PRESETS,
+    SO400M_PENULTIMATE,
+    BackboneConfig,
+    ModelConfig,
+    TokenIds,
+    ViewLayout,
+    VisionConfig,
+    shown,
+)
 from mmdiff.errors import CheckpointError
 from mmdiff.families import DREAM, SIGLIP, Family, check_settings, family_of, rope_theta
 from mmdiff.folder import read_json

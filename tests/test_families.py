@@ -36,7 +36,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
     ("hidden_act", "gelu"), ("mlp_bias", True), ("layer_types", ["full_attention", "sliding_attention"]),
     ("is_decoder", True), ("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 50.0), ("qk_layernorm", True),
     ("num_experts", 8), ("embedding_multiplier", 12.0), ("attention_multiplier", 0.5), ("use_mrope", True),
-    ("query_pre_attn_scalar", 256), ("activation_name", "relu"), ("a_new_switch", True), ("vision_config", {"a": 1}),
+    ("query_pre_attn_scalar", 256), ("activation_name", "relu"), ("position_type", "learned"), ("a_new_switch", True), ("vision_config", {"a": 1}),
 ])
 @pytest.mark.parametrize("published", [LLADA, LLADA_V, DREAM])
 def test_what_changes_the_maths_is_refused(folders, published: str, key: str, value: Any) -> None:  # type: ignore
@@ -79,6 +79,8 @@ def test_what_llava_could_do_is_refused(folders, key: str, value: Any) -> None: 
     {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "max_length": 20, "num_beams": 1, "id2label": {"0": "LABEL_0"}},
     {"unsloth_version": "2025.9", "run_name": "sft-3", "num_train_epochs": 3, "global_step": 1200, "seed": 42},
     {"auto_map": {"AutoModel": "modeling.Model"}, "architectures": None, "note": "for a paper", "language": ["en"]},
+    {"model_max_length": 4096, "max_seq_length": 4096, "use_flash_attn": True, "num_labels": 2, "num_params": 8e9},
+    {"deepspeed": {"stage": 3}, "bf16": True, "lora_r": 64, "local_rank": 3, "world_size": 8, "trained_tokens": 5e9},
     {"quantization_config": None, "num_experts": 0, "qk_layernorm": False, "some_switch": False},
 ])
 @pytest.mark.parametrize("published", [LLADA, LLADA_V, DREAM])
