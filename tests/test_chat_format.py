@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 
+from mmdiff.checkpoint import save_folder
 from mmdiff.errors import CheckpointError, MMDiffError
 from mmdiff.pipeline import Pipeline, load
 
@@ -83,7 +84,7 @@ def test_dream_without_a_template_has_chatml(folder_of: Make) -> None:
     assert eot(pipeline) == "<|im_end|>"
 
 
-def test_a_tokenizer_of_published_code_is_read_by_its_files(folder_of: Make) -> None:
+def test_a_tokenizer_of_published_code_is_read_by_its_files(folder_of: Make, tmp_path: Path) -> None:
     """Dream's is Qwen2's under another name, as vocab.json and merges.txt, and names code of its own."""
     folder = folder_of("dream", "chatml", CHATML)
     made = json.loads((folder / "tokenizer.json").read_text())
@@ -100,6 +101,10 @@ def test_a_tokenizer_of_published_code_is_read_by_its_files(folder_of: Make) -> 
     (folder / "chat_template.jinja").unlink()
     pipeline = load(folder, device="cpu")
     assert prompt(pipeline).startswith("<|im_start|>system\nBe brief.<|im_end|>") and eot(pipeline) == "<|im_end|>"
+    save_folder(pipeline.model, pipeline.processor, tmp_path / "saved")
+    assert prompt(load(tmp_path / "saved", device="cpu")) == prompt(pipeline)
+    again = AutoProcessor.from_pretrained(tmp_path / "saved")
+    assert again.apply_chat_template(ASKED, add_generation_prompt=True) == prompt(pipeline)
 
 
 @pytest.mark.parametrize("template", [LLADA, None])
@@ -156,8 +161,6 @@ def test_media_marks_work_in_any_format(folder_of: Make) -> None:
 
 
 def test_a_format_survives_saving(folder_of: Make, tmp_path: Path) -> None:
-    from mmdiff.checkpoint import save_folder
-
     pipeline = load(folder_of("dream", "chatml", CHATML), device="cpu")
     save_folder(pipeline.model, pipeline.processor, tmp_path / "saved")
     again = load(tmp_path / "saved", device="cpu")

@@ -36,7 +36,8 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
     ("hidden_act", "gelu"), ("mlp_bias", True), ("layer_types", ["full_attention", "sliding_attention"]),
     ("is_decoder", True), ("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 50.0), ("qk_layernorm", True),
     ("num_experts", 8), ("embedding_multiplier", 12.0), ("attention_multiplier", 0.5), ("use_mrope", True),
-    ("query_pre_attn_scalar", 256), ("activation_name", "relu"), ("position_type", "learned"), ("a_new_switch", True), ("vision_config", {"a": 1}),
+    ("query_pre_attn_scalar", 256), ("activation_name", "relu"), ("a_new_switch", True), ("vision_config", {"a": 1}),
+    ("position_type", "learned"),
 ])
 @pytest.mark.parametrize("published", [LLADA, LLADA_V, DREAM])
 def test_what_changes_the_maths_is_refused(folders, published: str, key: str, value: Any) -> None:  # type: ignore

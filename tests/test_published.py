@@ -153,6 +153,12 @@ def test_other_grids_are_refused_by_value(pinpoints: Any) -> None:
         grids_of(pinpoints, 384)
 
 
+def test_a_tower_s_own_folder_may_lie_elsewhere(reference: Path, tmp_path: Path) -> None:
+    tower = (reference / "llada-v" / "siglip-tiny").resolve()
+    vision = config_of(folder_of(reference, tmp_path, "pairs", mm_vision_tower=f"{tower}/")).vision
+    assert vision == config_of(folder_of(reference, tmp_path, "pairs")).vision
+
+
 def test_another_tower_s_weights_do_not_pass_for_it(reference: Path, tmp_path: Path) -> None:
     """Where no folder says otherwise a SigLIP of an unknown name is so400m, and the shapes must be."""
     folder = folder_of(reference, tmp_path, "pairs", mm_vision_tower="model/our-siglip", mm_hidden_size=1152)
