@@ -134,10 +134,11 @@ def load_whisper(folder: Path, **changes: Any) -> WhisperTower:
     """A tower with the encoder of a published Whisper checkpoint; `changes` of its settings, such as the connector.
 
     Raises:
-        CheckpointError: the folder is incomplete or damaged, or holds no Whisper model.
+        CheckpointError: the folder is incomplete or damaged, or does not hold a Whisper model.
     """
     tower = WhisperTower(whisper_config(read_json(folder / "config.json"), **changes))
-    tower.load_state_dict(encoder_state(Weights(folder), tower))
+    state = encoder_state(Weights(folder), tower)
+    tower.load_state_dict({name: _number_type(name, tensor, None) for name, tensor in state.items()})
     return tower
 
 

@@ -83,7 +83,6 @@ LLADA_V = Family(
     name="LLaDA-V",
     settings=_EVERYWHERE | {
         "add_faster_video": OFF,
-        "mm_patch_merge_type": ("spatial_unpad",),
         "mm_projector_type": ("mlp2x_gelu",),
         "mm_resampler_type": OFF,
         "mm_spatial_pool_mode": ("bilinear", "average", "max"),  # counts for nothing without a stride
@@ -94,7 +93,9 @@ LLADA_V = Family(
         "mm_vision_select_layer": (-2,),
         "use_mm_proj": (True,),
     },
-    read=_SIZES | _IDS | {"mm_vision_tower", "mm_hidden_size", "image_aspect_ratio", "image_grid_pinpoints"},
+    read=_SIZES | _IDS | {
+        "mm_vision_tower", "mm_hidden_size", "image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type",
+    },
     tokens=LLADA_TOKENS,
 )
 DREAM = Family(
@@ -206,32 +207,34 @@ def _refusal(key: str, value: object, why: str) -> CheckpointError:
 _BOOKKEEPING = frozenset("""
     activation_checkpointing add_time_instruction alibi_bias_max architectures attention_layer_norm_with_affine
     attn_implementation auto_map bad_words_ids begin_suppress_tokens block_group_size chunk_size_feed_forward
-    decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    context_length decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
     exponential_decay_length_penalty faster_token_stride finetuning_task flash_attention force_sample
     forced_bos_token_id forced_eos_token_id id2label image_crop_resolution image_split_resolution initializer_factor
-    initializer_range label2id length_penalty max_length max_window_layers min_length mlp_ratio mm_newline_position
-    mm_tunable_parts model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states output_router_logits output_scores pos_skipping_range precision prefix pretraining_tp
-    problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate rope_full_precision
-    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder top_k top_p
-    torchscript typical_p use_bfloat16 use_cache use_flash_attention use_flash_attention_2 use_pos_skipping
-    use_return_dict vision_tower_pretrained
+    initializer_range label2id length_penalty max_length max_seq_len max_seq_length max_window_layers min_length
+    mlp_ratio mm_newline_position mm_tunable_parts model_max_length model_type no_repeat_ngram_size num_beam_groups
+    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_router_logits
+    output_scores pos_skipping_range precision prefix pretraining_tp problem_type remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate rope_full_precision sep_token_id suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder top_k top_p torchscript typical_p
+    use_bfloat16 use_cache use_flash_attention use_flash_attention_2 use_pos_skipping use_return_dict
+    vision_tower_pretrained
 """.split())
 # ... or by what their names say.
 _BOOKKEEPING_NAMES = re.compile(
-    r"_.*|(init|tokenizer|training|train|wandb|unsloth|deepspeed|freeze|unfreeze|tune)_.*"
+    r"_.*|(init|tokenizer|training|train|wandb|unsloth|deepspeed|lora|peft|freeze|unfreeze|tune)_.*|.*flash_att.*"
     r"|.*(_lr|_dropout|_dropout_prob|_token_id|_token_index|_version)|dropout|(torch_)?dtype"
 )
 _BOOKKEEPING_WORDS = frozenset("""
-    author batch checkpoint checkpointing comment commit created data dataset datasets date description epoch epochs
-    eval framework gradient hash info language library license log logging loss name note notes optimizer path
-    revision run save scheduler seed step steps tag tags trainer version warmup
+    author batch bf16 checkpoint checkpointing comment commit created data dataset datasets date ddp deepspeed
+    description device devices epoch epochs eval fp16 framework fsdp gpu gpus gradient hash info language library
+    license log logging loss name note notes optimizer parameters params path peft rank revision run save scheduler
+    seed step steps tag tags tf32 trained trainer training version wandb warmup world
 """.split())
 # A name with one of these is never taken for bookkeeping on account of another word in it.
 _MATHS_WORDS = re.compile(
     r"rope|rotary|alibi|attn|attention|window|sliding|norm|softcap|scal|multiplier|factor|bias|activation|_act$|gate"
     r"|expert|moe|router|head|layer|pool|stride|proj|resampl|tower|vision|image|audio|quant|embed|residual|parallel"
-    r"|clip|mlp|ffn|logit|causal|shift|mask|conv|compress|sparse|adapter|delta"
+    r"|clip|mlp|ffn|logit|causal|shift|mask|conv|compress|sparse|adapter|delta|position|hidden|block|kernel|ntk"
 )
 
 

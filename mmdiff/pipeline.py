@@ -124,7 +124,7 @@ class Pipeline:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what is compiled again when it is needed, so that a pipeline can be pickled."""
-        return {name: value for name, value in self.__dict__.items() if name != "_layouts"}
+        return self.__dict__ | {"_laid_out": None}
 
     @overload
     def ask(

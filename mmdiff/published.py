@@ -14,7 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdiff.config import PRESETS, SO400M_PENULTIMATE, BackboneConfig, ModelConfig, TokenIds, VisionConfig, shown
+from mmdiff.config import (
+    PRESETS,
+    SO400M_PENULTIMATE,
+    BackboneConfig,
+    ModelConfig,
+    TokenIds,
+    ViewLayout,
+    VisionConfig,
+    shown,
+)
 from mmdiff.errors import CheckpointError
 from mmdiff.families import DREAM, SIGLIP, Family, check_settings, family_of, rope_theta
 from mmdiff.folder import read_json
@@ -33,6 +42,7 @@ _BACKBONE_KEYS: dict[str, tuple[str, ...]] = {
 }
 _OPTIONAL = ("qkv_bias", "max_position_embeddings")
 _MOST_GRIDS = 1_000
+_ONE_VIEW: dict[object, ViewLayout] = {"square": "resize", "pad": "pad"}
 # Of `transformers.SiglipVisionConfig`, which leaves out what is as usual when it saves.
 _SIGLIP_DEFAULTS = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -125,7 +135,7 @@ def _either(token: int | None, otherwise: int) -> int:
 
 
 def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
-    """The tower, and LLaDA-V's tiling of images."""
+    """The tower, and how images are cut for it: LLaDA-V's tiles, or one view as in its first stage."""
     tower = _tower_of(published["mm_vision_tower"], folder)
     if published.get("mm_hidden_size") not in (None, tower.hidden_size):
         raise CheckpointError(
@@ -133,14 +143,18 @@ def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
             f"{shown(published['mm_vision_tower'])} gives {tower.hidden_size}"
         )
     aspect, merge = published.get("image_aspect_ratio"), published.get("mm_patch_merge_type")
-    ratio = re.fullmatch(r"anyres_max_(\d+)", str(aspect))
-    if ratio is None or merge != "spatial_unpad":
+    if aspect in _ONE_VIEW and merge in ("flat", "spatial_unpad"):
+        layout = _ONE_VIEW[aspect]
+        return dataclasses.replace(tower, layout=layout, layout_of_several=layout, newline=merge == "spatial_unpad")
+    tiled = re.fullmatch(r"anyres(?:_max_([1-9]\d*))?", str(aspect))
+    if tiled is None or merge != "spatial_unpad":
         raise CheckpointError(
-            f"config.json says image_aspect_ratio={shown(aspect)} and mm_patch_merge_type={shown(merge)}; only "
-            "LLaDA-V's way of tiling images (anyres_max_N, spatial_unpad) is known"
+            f"config.json says image_aspect_ratio={shown(aspect)} and mm_patch_merge_type={shown(merge)}, a way of "
+            "cutting images that mmdiff does not know; it knows anyres_max_N, anyres, pad and square with "
+            "spatial_unpad, and pad and square with flat"
         )
     grids = grids_of(published.get("image_grid_pinpoints"), tower.image_size)
-    return dataclasses.replace(tower, grids=grids, max_base_areas=int(ratio[1]))
+    return dataclasses.replace(tower, grids=grids, max_base_areas=int(tiled[1]) if tiled[1] else None)
 
 
 def _tower_of(name: object, folder: Path) -> VisionConfig:

@@ -100,6 +100,19 @@ def test_info_counts_parameters(monkeypatch, capsys) -> None:  # type: ignore[no
     assert code == 0 and json.loads(out)["parameters"]["total"] == 8_015_581_184
 
 
+def test_info_fetches_settings_alone(monkeypatch, capsys, reference: Path) -> None:  # type: ignore[no-untyped-def]
+    asked: list[str] = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(reference / "dream")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    code, out, _ = call(monkeypatch, capsys, "info", "Dream-org/some-model")
+    assert code == 0 and json.loads(out)["settings"]["backbone"]["shifted"] is True
+    assert asked and all(pattern.endswith("config.json") for pattern in asked)
+
+
 @pytest.mark.parametrize("random", [False, True])
 def test_bench_writes_a_report(monkeypatch, capsys, tmp_path: Path, random_tiny: Path, random: bool) -> None:  # type: ignore
     """A picture's positions come before the answer; the weights are the model's own or random ones of its sizes."""

@@ -37,6 +37,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
     ("is_decoder", True), ("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 50.0), ("qk_layernorm", True),
     ("num_experts", 8), ("embedding_multiplier", 12.0), ("attention_multiplier", 0.5), ("use_mrope", True),
     ("query_pre_attn_scalar", 256), ("activation_name", "relu"), ("a_new_switch", True), ("vision_config", {"a": 1}),
+    ("position_type", "learned"),
 ])
 @pytest.mark.parametrize("published", [LLADA, LLADA_V, DREAM])
 def test_what_changes_the_maths_is_refused(folders, published: str, key: str, value: Any) -> None:  # type: ignore
@@ -60,7 +61,8 @@ def test_what_llada_could_do_is_refused(folders, key: str, value: Any) -> None: 
     ("mm_use_im_start_end", True), ("mm_use_im_patch_token", True), ("mm_projector_type", "linear"),
     ("mm_vision_select_layer", -1), ("mm_vision_select_layer", 0), ("mm_vision_select_feature", "cls_patch"),
     ("mm_spatial_pool_stride", 2), ("mm_resampler_type", "perceiver"), ("mm_hidden_size", 1024),
-    ("mm_patch_merge_type", "flat"), ("image_aspect_ratio", "square"), ("image_aspect_ratio", "pad"),
+    ("mm_patch_merge_type", "flat"), ("image_aspect_ratio", "highres"), ("image_aspect_ratio", "anyres_max_0"),
+    ("mm_patch_merge_type", "spatial"), ("mm_patch_merge_type", None), ("image_aspect_ratio", None),
     ("mm_vision_tower", "openai/clip-vit-large-patch14-336"), ("mm_pooler_ratio", 2), ("use_mm_proj", False),
 ])
 def test_what_llava_could_do_is_refused(folders, key: str, value: Any) -> None:  # type: ignore[no-untyped-def]
@@ -70,14 +72,16 @@ def test_what_llava_could_do_is_refused(folders, key: str, value: Any) -> None: 
 
 @pytest.mark.parametrize("changes", [
     {"_name_or_path": "/data/run-7", "torch_dtype": "bfloat16", "dtype": "float32", "transformers_version": "5.23.0"},
-    {"mm_vision_tower_lr": 2e-6, "mm_projector_lr": None, "unfreeze_mm_vision_tower": True,
-     "tune_mm_mlp_adapter": True},
+    {"mm_vision_tower_lr": 2e-6, "mm_projector_lr": None, "unfreeze_mm_vision_tower": True},
+    {"tune_mm_mlp_adapter": True, "freeze_mm_mlp_adapter": False, "tokenizer_padding_side": "right"},
     {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
     {"rope_scaling": {"type": "default"}, "layer_types": ["full_attention"] * 3, "partial_rotary_factor": 1.0},
     {"attention_dropout": 0.1, "initializer_range": 0.02, "_attn_implementation": "sdpa", "use_cache": True},
     {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "max_length": 20, "num_beams": 1, "id2label": {"0": "LABEL_0"}},
     {"unsloth_version": "2025.9", "run_name": "sft-3", "num_train_epochs": 3, "global_step": 1200, "seed": 42},
     {"auto_map": {"AutoModel": "modeling.Model"}, "architectures": None, "note": "for a paper", "language": ["en"]},
+    {"model_max_length": 4096, "max_seq_length": 4096, "use_flash_attn": True, "num_labels": 2, "num_params": 8e9},
+    {"deepspeed": {"stage": 3}, "bf16": True, "lora_r": 64, "local_rank": 3, "world_size": 8, "trained_tokens": 5e9},
     {"quantization_config": None, "num_experts": 0, "qk_layernorm": False, "some_switch": False},
 ])
 @pytest.mark.parametrize("published", [LLADA, LLADA_V, DREAM])

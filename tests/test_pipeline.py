@@ -1,6 +1,7 @@
 """The verbs, on random weights of the shipped sizes: what comes out has the right form, alone and in a batch."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,41 @@ def test_bfloat16_runs(random_tiny: Path) -> None:
 def test_device_map_runs(random_tiny: Path) -> None:
     loaded = load(random_tiny, device="cpu", device_map="auto")
     assert isinstance(loaded.ask(RED, "what?", gen_length=4, block_length=4), Answer)
+
+
+def test_a_pipeline_can_be_pickled(pipeline: Pipeline) -> None:
+    pipeline.choose(RED, "which?", ["red", "blue"])  # compiles what cannot be pickled
+    again = pickle.loads(pickle.dumps(pipeline))
+    assert same(again.ask(RED, "what is it?"), pipeline.ask(RED, "what is it?"))
+    assert again.choose(RED, "which?", ["red", "blue"]).value == pipeline.choose(RED, "which?", ["red", "blue"]).value
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"device_map": "banana"}, "device_map='banana' is not known; use 'auto'"),
+    ({"device_map": {"": 0}}, "device_map={'': 0} is not known"),
+    ({"dtype": "int8"}, "dtype='int8' does not fit"), ({"dtype": torch.int8}, "dtype=torch.int8 does not fit"),
+    ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
+])
+def test_how_to_load_is_refused_by_name(random_tiny: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(MMDiffError, match=message):
+        load(random_tiny, **options)
+
+
+def test_settings_are_fetched_before_weights(monkeypatch: pytest.MonkeyPatch, reference: Path, tmp_path: Path) -> None:
+    """What mmdiff does not load is refused without fetching it; settings alone are never more than JSON."""
+    asked: list[list[str]] = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    (tmp_path / "config.json").write_bytes((reference / "dream" / "config.json").read_bytes())
+    assert find("some/model", weights=False) == tmp_path
+    assert all(pattern.endswith("config.json") for pattern in asked[0]) and len(asked) == 1
+    assert find("some/model") == tmp_path and "*.safetensors" in asked[-1]
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    asked.clear()
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM"):
+        load("some/model", device="cpu")
+    assert len(asked) == 1 and "*.safetensors" not in asked[0]

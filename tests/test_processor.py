@@ -110,3 +110,35 @@ def test_text_and_images_without_the_template(processor: MMDiffProcessor) -> Non
 def test_misfits(processor: MMDiffProcessor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(MMDiffError, match=message):
         processor(**arguments)
+
+
+@pytest.mark.parametrize("options", [
+    {"padding": True}, {"padding": "longest", "padding_side": "left", "truncation": False, "max_length": None},
+    {"add_special_tokens": False, "return_attention_mask": True, "videos": None, "return_mm_token_type_ids": False},
+    {"text_kwargs": {"padding": True}, "images_kwargs": {}, "audio_kwargs": None},
+    {"common_kwargs": {"return_tensors": "pt"}, "audio_kwargs": {"sampling_rate": 16_000}},
+])
+def test_what_callers_of_any_processor_pass_is_taken(processor: MMDiffProcessor, options: dict[str, Any]) -> None:
+    plain = processor(text=["<|image|> hello", "bye"], images=[[RED], []])
+    batch = processor(text=["<|image|> hello", "bye"], images=[[RED], []], **options)
+    assert all(torch.equal(batch[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"banana": 1}, "does not know banana=1"), ({"image": RED}, "does not know image="),
+    ({"max_length": 20}, "max_length=20 is not supported; use leave it out"),
+    ({"padding": "max_length"}, "padding='max_length'"), ({"truncation": True}, "truncation=True"),
+    ({"padding_side": "right"}, "padding_side='right'"), ({"return_tensors": None}, "return_tensors=None"),
+    ({"images_kwargs": {"do_resize": False}}, "does not know do_resize=False"), ({"videos": ["a.mp4"]}, "videos="),
+    ({"text_kwargs": "longest"}, "'longest' is not a group of options"),
+])
+def test_other_options_are_refused_by_name(
+    processor: MMDiffProcessor, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MMDiffError, match=message):
+        processor(**{"text": "hello", **options})
+
+
+def test_an_unknown_option_of_the_template_is_refused(processor: MMDiffProcessor) -> None:
+    with pytest.raises(MMDiffError, match="does not know banana=1"):
+        processor.apply_chat_template(user("hello"), tokenize=True, return_dict=True, banana=1)

@@ -153,6 +153,12 @@ def test_other_grids_are_refused_by_value(pinpoints: Any) -> None:
         grids_of(pinpoints, 384)
 
 
+def test_a_tower_s_own_folder_may_lie_elsewhere(reference: Path, tmp_path: Path) -> None:
+    tower = (reference / "llada-v" / "siglip-tiny").resolve()
+    vision = config_of(folder_of(reference, tmp_path, "pairs", mm_vision_tower=f"{tower}/")).vision
+    assert vision == config_of(folder_of(reference, tmp_path, "pairs")).vision
+
+
 def test_another_tower_s_weights_do_not_pass_for_it(reference: Path, tmp_path: Path) -> None:
     """Where no folder says otherwise a SigLIP of an unknown name is so400m, and the shapes must be."""
     folder = folder_of(reference, tmp_path, "pairs", mm_vision_tower="model/our-siglip", mm_hidden_size=1152)
@@ -165,3 +171,22 @@ def test_another_tower_s_weights_do_not_pass_for_it(reference: Path, tmp_path: P
 def test_a_vocabulary_of_another_size_must_name_its_ids(reference: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no mask_token_id"):
         config_of(folder_of(reference, tmp_path, "pairs", mask_token_id=None))
+
+
+@pytest.mark.parametrize(("aspect", "merge", "tokens"), [
+    ("square", "flat", 729), ("pad", "flat", 729), ("square", "spatial_unpad", 730), ("pad", "spatial_unpad", 730),
+])
+def test_one_view_as_in_the_first_stage(
+    reference: Path, tmp_path: Path, aspect: str, merge: str, tokens: int
+) -> None:
+    vision = config_of(folder_of(
+        reference, tmp_path, "published-hub-name", image_aspect_ratio=aspect, image_grid_pinpoints=None,
+        mm_patch_merge_type=merge,
+    )).vision
+    assert vision is not None and count_tokens((640, 480), vision) == tokens
+
+
+def test_tiles_without_a_bound(reference: Path, tmp_path: Path) -> None:
+    vision = config_of(folder_of(reference, tmp_path, "published-hub-name", image_aspect_ratio="anyres")).vision
+    assert vision is not None and vision.max_base_areas is None
+    assert count_tokens((2304, 2304), vision) == 729 + 162 * 163

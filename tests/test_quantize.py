@@ -35,3 +35,15 @@ def test_what_does_not_fit_is_refused(random_tiny: Path) -> None:
         load(random_tiny, quantize="2bit")  # type: ignore[arg-type]
     with pytest.raises(MMDiffError, match="do not go together"):
         load(random_tiny, quantize="4bit", device_map="auto")
+
+
+def test_a_quantized_model_is_not_saved(random_tiny: Path, tmp_path: Path) -> None:
+    """Nothing could load it; the folder is left as it was."""
+    from mmdiff.checkpoint import save_folder
+
+    small = load(random_tiny, device="cpu", quantize="8bit")
+    for save in (lambda: save_folder(small.model, small.processor, tmp_path / "new"),
+                 lambda: small.model.save_pretrained(tmp_path / "new")):
+        with pytest.raises(MMDiffError, match="layers in 8 or 4 bits is not saved"):
+            save()
+    assert not (tmp_path / "new").exists()
