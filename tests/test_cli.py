@@ -221,6 +221,20 @@ def test_unknown_words_are_usage_errors(arguments: list[str]) -> None:
     assert result.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [(("--seed", 2**64), "'seed' does not fit"), (("--temperature", "inf"), "'temperature' does not fit"),
+     (("--temperature", "nan"), "'temperature' does not fit"), (("--set", "steps=true"), "'steps' does not fit"),
+     (("--set", "bogus=1"), "'bogus' is not known"), (("--threshold", 7), "'threshold' does not fit")],
+)
+def test_a_folder_is_not_begun_with_bad_settings(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, picture: Path, tmp_path: Path, option: tuple[str, Any], says: str
+) -> None:
+    """Each of its captions would fail alike."""
+    code, out, err = call(monkeypatch, capsys, "caption", picture.parent, "--out", tmp_path / "out.jsonl", *option)
+    assert code == 2 and says in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "out.jsonl").exists()
+
+
 def test_printed_json_has_no_numbers_that_are_none() -> None:
     """JSON knows neither NaN nor Infinity, and what reads it need not either."""
     told = {"confidence": float("nan"), "tokens": [{"confidence": float("inf")}, (1.5, True, None)]}

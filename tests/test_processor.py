@@ -201,6 +201,14 @@ def test_what_is_no_conversation_is_told_in_a_sentence(processor: MMDiffProcesso
     assert len(str(told.value)) < 300 and "\n" not in str(told.value)
 
 
+def test_a_sound_may_be_a_tensor_with_gradients(processor: MMDiffProcessor) -> None:
+    tensor = torch.from_numpy(SOUND).requires_grad_()
+    batches = [processor(text="<|audio|> hello", audio=sound) for sound in (tensor, SOUND)]
+    content = [{"type": "audio", "audio": tensor}, {"type": "text", "text": "hello"}]
+    assert torch.equal(batches[0]["input_features"], batches[1]["input_features"])
+    assert "input_features" in prepare(processor, [{"role": "user", "content": content}])
+
+
 def test_it_saves_and_loads_as_any_processor(processor: MMDiffProcessor, random_tiny: Path, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     again = MMDiffProcessor.from_pretrained(tmp_path)
@@ -226,6 +234,9 @@ def test_text_and_images_without_the_template(processor: MMDiffProcessor) -> Non
         ({"text": ["a", "b"], "images": [[RED]]}, "1 lists of pictures for 2 prompts"),
         ({"text": "a", "return_tensors": "np"}, "return_tensors='np'"),
         ({"text": "<|image|>", "images": "nowhere.png"}, "nowhere.png"),
+        ({"text": 5}, "text=5 does not fit"),
+        ({"text": ["a", None]}, r"text=\['a', None\] does not fit"),
+        ({"text": "<|audio|>", "audio": SOUND, "sampling_rate": "16000"}, "sampling_rate='16000'"),
     ],
 )
 def test_misfits(processor: MMDiffProcessor, arguments: dict[str, Any], message: str) -> None:
