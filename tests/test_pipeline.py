@@ -136,6 +136,9 @@ def test_misfits(pipeline: Pipeline, arguments: tuple[Any, Any], options: dict[s
         ("llada-8b", "ships no weights for 'llada-8b'"),
         ("some/where", "could it be fetched"),
         ("./nowhere/here", "unknown model"),
+        (5, "model=5 does not fit"),
+        (None, "model=None does not fit"),
+        ("", "model='' does not fit"),
     ],
 )
 def test_unknown_models(name: str, message: str) -> None:
@@ -161,6 +164,10 @@ SOUND = np.sin(np.arange(16_000, dtype=np.float32) / 9)
         (lambda pipeline: pipeline.chat([{"role": "bot", "content": "hi"}]), "role='bot' is not known"),
         (lambda pipeline: pipeline.chat([{"role": "user", "content": None}]), "content=None of the message"),
         (lambda pipeline: pipeline.chat_batch([[{"role": "user"}]]), "content=None"),
+        (lambda pipeline: pipeline.chat_batch(5), "conversations=5"),
+        (lambda pipeline: pipeline.chat_batch("hello"), "conversations='hello'"),
+        (lambda pipeline: pipeline.chat_batch([[{"role": "user", "content": "hi"}]], seeds=5), "seeds=5"),
+        (lambda pipeline: pipeline.start([[{"role": "user", "content": "hi"}]], limits=5), "limits=5"),
         (lambda pipeline: pipeline.start([[{"role": "user", "content": "hi"}]], limits=["4"]), "limits='4'"),
         (lambda pipeline: pipeline.start([[{"role": "user", "content": "hi"}]], seeds=[2**64]), "seed=1844"),
         (lambda pipeline: pipeline.caption(RED, length=["short"]), r"length=\['short'\]"),
