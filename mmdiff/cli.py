@@ -246,6 +246,7 @@ def caption(
         from mmdiff.serve.local import caption_folder
 
         body = {"length": known, "seed": seed, **decoding}
+        _check_caption(body)
         _tell_outcome(caption_folder(Path(pictures[0]), out, body, model, device, max_num_seqs), "pictures", out)
         return
     decoding = {"gen_length": CAPTION_ROOM[known], **decoding}
@@ -783,6 +784,18 @@ def _print_extraction(made: Extraction, as_json: bool) -> None:
               for path, each in made.fields.items()}
     told = {"value": value, "fields": fields, "steps": made.steps, "passes": made.passes, "repairs": made.repairs}
     typer.echo(_json(told, ensure_ascii=False))
+
+
+def _check_caption(body: dict[str, Any]) -> None:
+    """Settings that no picture of a folder could be described with are reported before the first one is."""
+    from mmdiff.serve.bodies import validated
+    from mmdiff.serve.errors import ApiError
+    from mmdiff.serve.protocol import CaptionRequest
+
+    try:
+        validated(CaptionRequest, {"image_url": "", **body})
+    except ApiError as error:
+        raise _refuse(error.message) from None
 
 
 def _check_outputs(*files: Path | None) -> None:

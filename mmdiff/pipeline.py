@@ -308,6 +308,9 @@ class Pipeline:
             scaffolds: what each answer must be (see `compile`); its structure is decided here, which takes passes.
         """
         settings = self.decoding(**decoding)
+        for name, given in {"conversations": conversations, "seeds": seeds, "limits": limits}.items():
+            if given is not None and (isinstance(given, str | bytes) or not isinstance(given, Iterable)):
+                raise MMDiffError(f"{name}={shown(given)} does not fit; give a list, with one for each conversation")
         if scaffolds is not None:
             return self._start_scaffolds(conversations, scaffolds, settings, seeds)
         prompted = self._prompt(conversations, settings.gen_length)
@@ -631,6 +634,8 @@ def find(name: str | Path, weights: bool = True) -> Path:
     Args:
         weights: whether all of it is fetched; without, its settings alone.
     """
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise CheckpointError(f"model={shown(name)} does not fit; give a shipped name, a folder or a hub name")
     folder = SHIPPED / str(name)
     if str(name) in PRESETS and (folder / "config.json").is_file():
         return folder

@@ -22,9 +22,9 @@ from mmdiff.audio.connector import count_tokens as count_sound_tokens
 from mmdiff.audio.decode import SAMPLE_RATE, load_audio
 from mmdiff.audio.features import log_mel, pad_mels, split_windows
 from mmdiff.auto_config import MMDiffConfig
-from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict, shown
+from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict, is_number, shown
 from mmdiff.errors import MMDiffError
-from mmdiff.tokens import AUDIO, CHAT_TEMPLATE, IMAGE, control_tokens, neutralize
+from mmdiff.tokens import AUDIO, CHAT_TEMPLATE, IMAGE, control_tokens, neutralize, well_formed
 from mmdiff.vision.image import open_image
 from mmdiff.vision.views import Views, count_tokens, make_views
 
@@ -117,7 +117,11 @@ class MMDiffProcessor(ProcessorMixin):
         options = _flat_options({"return_tensors": return_tensors, "sampling_rate": sampling_rate, **options})
         sampling_rate = options.pop("sampling_rate")
         _check_options(options)
-        texts, single = [text] if isinstance(text, str) else list(text or []), isinstance(text, str)
+        if not is_number(sampling_rate):
+            raise MMDiffError(f"sampling_rate={shown(sampling_rate)} does not fit; give a number, in Hz")
+        texts, single = [text] if isinstance(text, str) else text or (), isinstance(text, str)
+        if not isinstance(texts, list | tuple) or not all(isinstance(prompt, str) for prompt in texts):
+            raise MMDiffError(f"text={shown(text)} does not fit; give a prompt in the chat format, or a list of them")
         pictures, sounds = _rows_of_pictures(images, len(texts), single), _rows_of_sounds(audio, texts)
         rows = [self._encode(prompt, self._views(prompt, seen), self._mels(heard, sampling_rate))
                 for prompt, seen, heard in zip(texts, pictures, sounds, strict=True)]
@@ -155,7 +159,8 @@ class MMDiffProcessor(ProcessorMixin):
         """The spectrograms of each sound's windows."""
         if sounds and (self.audio is None or self.tokens.audio is None):
             raise MMDiffError("this model takes no sounds; ask it in words or load another model")
-        loaded = [load_audio(sound, rate if isinstance(sound, np.ndarray) else None) for sound in sounds]
+        arrays = [as_array(sound) for sound in sounds]
+        loaded = [load_audio(sound, rate if isinstance(sound, np.ndarray) else None) for sound in arrays]
         return [[log_mel(window, self._audio.num_mels) for window in split_windows(samples)] for samples in loaded]
 
     def _count_view(self, view: Views, num_pictures: int) -> int:
@@ -180,7 +185,7 @@ class MMDiffProcessor(ProcessorMixin):
         return self._ids(neutralize(text, control_tokens(self.tokenizer, self.tokens)))
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(well_formed(text), add_special_tokens=False)["input_ids"])
 
     @property
     def model_input_names(self) -> list[str]:

@@ -82,11 +82,8 @@ def control_tokens(tokenizer: Any, tokens: TokenIds) -> frozenset[str]:
 
 
 def neutralize(text: str, controls: frozenset[str]) -> str:
-    """The text with each control token broken up by a space behind its first character, and else as it is.
-
-    What is no Unicode, as half of a surrogate pair, becomes the replacement character.
-    """
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """The text, well formed, with each control token broken up by a space behind its first character."""
+    text = well_formed(text)
     for _ in range(_ROUNDS):  # what is broken up may make another one whole
         before = text
         for control in controls:
@@ -95,6 +92,11 @@ def neutralize(text: str, controls: frozenset[str]) -> str:
         if text == before:
             break
     return text
+
+
+def well_formed(text: str) -> str:
+    """The text with the replacement character for what is no Unicode, as half of a surrogate pair is."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def media_mask(ids_BT: Tensor, tokens: TokenIds) -> Tensor:

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mmdiff.checkpoint import load_folder, save_folder
-from mmdiff.cli import _paint, app, main
+from mmdiff.cli import _json, _paint, app, main
 from mmdiff.config import PRESETS
 from mmdiff.eval import speed
 from mmdiff.eval.speed import picture_length, random_model
@@ -175,6 +175,24 @@ def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # t
         (["ask", "PICTURE", "what?", "--set", "steps=x"], "steps='x'"),
         (["ask", "PICTURE", "what?", "--set", "bogus=1"], "unknown decoding setting 'bogus'"),
         (["ask", "PICTURE", "what?", "--set", "rule"], "--set 'rule' does not fit"),
+        (["ask", "PICTURE", "what?", "--seed", str(2**64)], f"seed={2**64}"),
+        (["ask", "PICTURE", "what?", "--seed", str(-2**70), "--show-steps"], f"seed={-2**70}"),
+        (["choose", "PICTURE", "what?", "red", "blue", "--seed", "9" * 300], "seed=a whole number of 997 bits"),
+        (["fill", "PICTURE", "a [[red|blue]]", "--seed", str(2**64)], f"seed={2**64}"),
+        (["caption", "PICTURE", "--seed", str(2**64)], f"seed={2**64}"),
+        (["ask", "PICTURE", "what?", "--temperature", "inf"], "temperature=inf"),
+        (["ask", "PICTURE", "what?", "--temperature", "nan"], "temperature=nan"),
+        (["ask", "PICTURE", "what?", "--cfg-scale", "inf", "--json"], "cfg_scale=inf"),
+        (["ask", "PICTURE", "what?", "--threshold", "nan"], "threshold=nan"),
+        (["ask", "PICTURE", "what?", "--steps", "1000000000000"], "steps=1000000000000"),
+        (["ask", "PICTURE", "what?", "--set", "steps=true"], "steps=True"),
+        (["ask", "PICTURE", "what?", "--set", "gamma=Infinity"], "gamma=inf"),
+        (["ask", "PICTURE", "what?", "--set", "steps=4.0"], "steps=4.0"),
+        (["ask", "PICTURE", "what?", "--set", 'rule=["wino"]'], "rule=['wino']"),
+        (["refine", "SOUND", "--draft", "a star", "--share", "nan"], "share=nan"),
+        (["fill", "PICTURE", "a \udcff [[red|blue]]"], "half of a surrogate pair"),
+        (["train", "tiny", "--scale", "nan"], "--scale nan"),
+        (["train", "tiny", "--scale", "inf"], "--scale inf"),
         (["caption", "PICTURE", "--set", "=wino"], "--set '=wino' does not fit"),
         (["compare", "nothing"], "unknown setting 'nothing'"),
         (["compare", "--batch-size", "0"], "--batch-size 0"),
@@ -214,6 +232,35 @@ def test_bad_arguments(  # type: ignore[no-untyped-def]
 def test_unknown_words_are_usage_errors(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [(("--seed", 2**64), "'seed' does not fit"), (("--temperature", "inf"), "'temperature' does not fit"),
+     (("--temperature", "nan"), "'temperature' does not fit"), (("--set", "steps=true"), "'steps' does not fit"),
+     (("--set", "bogus=1"), "'bogus' is not known"), (("--threshold", 7), "'threshold' does not fit")],
+)
+def test_a_folder_is_not_begun_with_bad_settings(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, picture: Path, tmp_path: Path, option: tuple[str, Any], says: str
+) -> None:
+    """Each of its captions would fail alike."""
+    code, out, err = call(monkeypatch, capsys, "caption", picture.parent, "--out", tmp_path / "out.jsonl", *option)
+    assert code == 2 and says in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "out.jsonl").exists()
+
+
+def test_printed_json_has_no_numbers_that_are_none() -> None:
+    """JSON knows neither NaN nor Infinity, and what reads it need not either."""
+    told = {"confidence": float("nan"), "tokens": [{"confidence": float("inf")}, (1.5, True, None)]}
+    assert _json(told) == '{"confidence": null, "tokens": [{"confidence": null}, [1.5, true, null]]}'
+
+
+def test_a_question_need_not_be_unicode(monkeypatch, capsys, picture: Path, random_tiny: Path) -> None:  # type: ignore
+    """Nor a file's name: a shell hands on whatever bytes it has."""
+    odd = picture.with_name("r\udce9d.png")
+    picture.rename(odd)
+    code, out, err = call(monkeypatch, capsys, "ask", odd, "what \udcff?", "--model", random_tiny, "--json",
+                          "--gen-length", 8)
+    assert code == 0 and json.loads(out)["picture"] == str(odd) and "Traceback" not in err
 
 
 def test_a_closed_pipe_is_no_traceback(picture: Path, random_tiny: Path) -> None:

@@ -162,3 +162,12 @@ def test_an_optional_member_that_cannot_be_worked_out_is_left_out(pipeline: Pipe
 def test_holes_have_fields_of_their_own(pipeline: Pipeline) -> None:
     made = pipeline.fill("[[red|blue]] and [[red|blue]]", image=PICTURE)
     assert list(made.fields) == ["", "/1"]
+
+
+def test_literals_hold_no_control_tokens(pipeline: Pipeline) -> None:
+    """One would end the answer, or claim an image, where a name or a choice is spelled."""
+    text, tokens = "a <|eot_id|> <|image|> <|mdm_mask|>", pipeline.model.model_config.tokens
+    ids = pipeline._layouts.vocabulary.encode(text)
+    assert not {tokens.eot, tokens.image, tokens.mask} & set(ids)
+    assert pipeline.processor.tokenizer.decode(ids) == text
+    assert pipeline.choose(None, "which?", ["<|eot_id|> it", "<|image|>"]).text in ("<|eot_id|> it", "<|image|>")

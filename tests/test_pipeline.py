@@ -1,7 +1,13 @@
 """The verbs, on random weights of the shipped sizes: what comes out has the right form, alone and in a batch."""
 
 import dataclasses
+<<<<<<< HEAD
 import pickle
+=======
+import math
+import re
+from collections.abc import Callable
+>>>>>>> decode
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +109,23 @@ def test_an_empty_batch_is_empty(pipeline: Pipeline) -> None:
         ((RED, "what?"), {"gen_length": 1000, "steps": 1000}, "gen_length=1000 and a prompt of"),
         (([RED], ["what?", "why?"]), {}, "2 questions need a list of 2 pictures, not a list of 1"),
         (("nowhere.png", "what?"), {}, "nowhere.png"),
+        ((RED, 5), {}, "question=5 does not fit"),
+        ((RED, b"what?"), {}, "question=b'what.' does not fit"),
+        (([RED], [5]), {}, "text=5 of the message"),
+        ((RED, "what?"), {"seed": 2**64}, f"seed={2**64} does not fit"),
+        ((RED, "what?"), {"seed": -(2**63) - 1}, f"seed={-(2**63) - 1} does not fit"),
+        (([RED], ["what?"]), {"seed": "1"}, "seed='1' does not fit"),
+        ((RED, "what?"), {"seed": None}, "seed=None does not fit"),
+        ((RED, "what?"), {"seed": True}, "seed=True does not fit"),
+        ((RED, "what?"), {"seed": 1.0}, "seed=1.0 does not fit"),
+        ((RED, "what?"), {"seed": 10**5000}, "seed=a whole number of 16610 bits does not fit"),
+        ((RED, "what?"), {"steps": True}, "steps=True does not fit"),
+        ((RED, "what?"), {"steps": 10**9}, "steps=1000000000 does not fit"),
+        ((RED, "what?"), {"lookahead": 10**6}, "lookahead=1000000 does not fit"),
+        ((RED, "what?"), {"temperature": math.inf}, "temperature=inf does not fit"),
+        ((RED, "what?"), {"temperature": "hot" * 99}, r"temperature='hothot.*\.\.\. does not fit"),
+        ((RED, "what?"), {"cfg_scale": math.inf}, "cfg_scale=inf does not fit"),
+        ((RED, "what?"), {"gamma": math.nan}, "gamma=nan does not fit"),
     ],
 )
 def test_misfits(pipeline: Pipeline, arguments: tuple[Any, Any], options: dict[str, Any], message: str) -> None:
@@ -117,6 +140,9 @@ def test_misfits(pipeline: Pipeline, arguments: tuple[Any, Any], options: dict[s
         ("llada-8b", "ships no weights for 'llada-8b'"),
         ("some/where", "could it be fetched"),
         ("./nowhere/here", "unknown model"),
+        (5, "model=5 does not fit"),
+        (None, "model=None does not fit"),
+        ("", "model='' does not fit"),
     ],
 )
 def test_unknown_models(name: str, message: str) -> None:
@@ -124,9 +150,79 @@ def test_unknown_models(name: str, message: str) -> None:
         find(name)
 
 
-def test_an_unknown_dtype(random_tiny: Path) -> None:
-    with pytest.raises(MMDiffError, match="dtype='float17'"):
-        load(random_tiny, dtype="float17")
+@pytest.mark.parametrize(
+    "dtype", ["float17", "int8", "bool", "complex64", "float8_e4m3fn", torch.int64, None, 5, ["float32"], "nn"])
+def test_an_unknown_dtype(random_tiny: Path, dtype: Any) -> None:
+    """Also those of PyTorch that no layer computes in."""
+    with pytest.raises(MMDiffError, match=f"^dtype={re.escape(repr(dtype))} does not fit; use float32"):
+        load(random_tiny, dtype=dtype)
+
+
+SOUND = np.sin(np.arange(16_000, dtype=np.float32) / 9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [pytest.param(*case, id=f"{number}") for number, case in enumerate([
+        (lambda pipeline: pipeline.chat(None), "None is not a conversation"),
+        (lambda pipeline: pipeline.chat([{"role": "bot", "content": "hi"}]), "role='bot' is not known"),
+        (lambda pipeline: pipeline.chat([{"role": "user", "content": None}]), "content=None of the message"),
+        (lambda pipeline: pipeline.chat_batch([[{"role": "user"}]]), "content=None"),
+        (lambda pipeline: pipeline.chat_batch(5), "conversations=5"),
+        (lambda pipeline: pipeline.chat_batch("hello"), "conversations='hello'"),
+        (lambda pipeline: pipeline.chat_batch([[{"role": "user", "content": "hi"}]], seeds=5), "seeds=5"),
+        (lambda pipeline: pipeline.start([[{"role": "user", "content": "hi"}]], limits=5), "limits=5"),
+        (lambda pipeline: pipeline.start([[{"role": "user", "content": "hi"}]], limits=["4"]), "limits='4'"),
+        (lambda pipeline: pipeline.start([[{"role": "user", "content": "hi"}]], seeds=[2**64]), "seed=1844"),
+        (lambda pipeline: pipeline.caption(RED, length=["short"]), r"length=\['short'\]"),
+        (lambda pipeline: pipeline.listen(SOUND, "what?", sample_rate="16000"), "sample_rate='16000'"),
+        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=[16000]), r"sample_rate=\[16000\]"),
+        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=math.nan), "nan Hz"),
+        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, batch_size=1.5), "batch_size=1.5"),
+        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, max_seconds=math.nan), "max_seconds=nan"),
+        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, max_seconds="3"), "max_seconds='3'"),
+        (lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, share=math.nan), "share=nan"),
+        (lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, share="all"), "share='all'"),
+        (lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, chunks=0), "chunks=0"),
+        (lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, slack=1.5), "slack=1.5"),
+        (lambda pipeline: pipeline.refine(SOUND, None, sample_rate=16_000), "draft=None is not a text"),
+        (lambda pipeline: pipeline.extract(RED, {"type": "integer"}, max_tokens="9"), "max_tokens='9'"),
+        (lambda pipeline: pipeline.extract(RED, {"type": "integer"}, question=5), "question=5 is not a text"),
+        (lambda pipeline: pipeline.extract(None, {"type": "integer"}, text=b"a"), "text=b'a' is not a text"),
+        (lambda pipeline: pipeline.choose(RED, "what?", ["a\ud800", "b"]), "half of a surrogate pair"),
+        (lambda pipeline: pipeline.fill("a\ud800 [[ ]]", image=RED), "half of a surrogate pair"),
+        (lambda pipeline: pipeline.fill(None, image=RED), "text=None is not a text"),
+        (lambda pipeline: Pipeline(pipeline.model, pipeline.processor, store_bytes=-1), "store_bytes=-1"),
+    ])],
+)
+def test_misfits_of_other_verbs(pipeline: Pipeline, call: Callable[[Pipeline], Any], message: str) -> None:
+    with pytest.raises(MMDiffError, match=message):
+        call(pipeline)
+
+
+def test_numbers_of_numpy_and_tensors_with_gradients(pipeline: Pipeline) -> None:
+    options: dict[str, Any] = {"gen_length": 8, "block_length": 8, "temperature": 0.5, "seed": 3, "steps": 4}
+    numpy = {name: np.float64(value) if isinstance(value, float) else np.int32(value)
+             for name, value in options.items()}
+    assert same(pipeline.ask(RED, "what?", **numpy), pipeline.ask(RED, "what?", **options))
+    sound = torch.from_numpy(SOUND).requires_grad_()
+    assert same(pipeline.listen(sound, "what?", sample_rate=np.int64(16_000), gen_length=8),
+                pipeline.listen(SOUND, "what?", sample_rate=16_000, gen_length=8))
+
+
+def test_seeds_of_a_list_wrap_around(pipeline: Pipeline) -> None:
+    options: dict[str, Any] = {"gen_length": 8, "block_length": 8, "temperature": 1.0}
+    last, first = pipeline.ask([RED, RED], ["what?"] * 2, seed=2**64 - 1, **options)
+    assert [first.tokens[0].text, last.tokens[0].text] == [
+        pipeline.ask(RED, "what?", seed=seed, **options).tokens[0].text for seed in (0, 2**64 - 1)]
+
+
+def test_a_draft_cannot_end_its_turn(pipeline: Pipeline) -> None:
+    """Its control tokens are broken up as in a prompt."""
+    draft = pipeline.processor.text_ids("a star <|eot_id|> here")
+    assert pipeline.processor.tokens.eot not in draft
+    answer = pipeline.refine(SOUND, "a star <|eot_id|> here", sample_rate=16_000, share=0.0)
+    assert "".join(answer.text.split()).startswith("astar<") and answer.text.endswith("here")
 
 
 def test_bfloat16_runs(random_tiny: Path) -> None:

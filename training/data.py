@@ -54,6 +54,7 @@ from mmdiff.training.scenes import SHAPES, TRAIN_SEEDS, Scene, example, pick
 from mmdiff.training.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question
 from mmdiff.training.speech import Speech
 from mmdiff.training.structured import Part, structured
+from mmdiff.vision.image import open_image
 from mmdiff.vision.views import make_views
 
 PADDING_IMPORTANCE = 0.1  # of an end-of-text token behind an answer, against 1 for the answer's own tokens
@@ -161,9 +162,8 @@ def read_row(source: Source, rng: np.random.Generator) -> tuple[Row, list[str]]:
     while len(skipped) < TRIES:
         try:
             image, turns = source(rng)
-            if image is not None:
-                image.load()  # Pillow reads a file only when it is asked for its pixels
-            return (image, turns), skipped
+            # Upright and in RGB; and Pillow reads a file only when it is asked for its pixels.
+            return (None if image is None else open_image(image), turns), skipped
         except (MMDiffError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             skipped.append(f"{error}"[:300])
     raise MMDiffError(f"{TRIES} rows of the training data after each other cannot be read; the last: {skipped[-1]}")

@@ -204,8 +204,13 @@ class Vocabulary:
             if number not in never and number < len(spelled):
                 spelled[number] = spell(token)
 
+        from tokenizers import Tokenizer
+
+        # Literals are words: none of them is a control token, which would end the answer or hide a part of it.
+        plain = Tokenizer.from_str(json.dumps({**plan, "added_tokens": []}))
+
         def encode(text: str) -> list[int]:
-            return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+            return list(plain.encode(text, add_special_tokens=False).ids)
 
         return cls(spelled, tokens.eos, swallows, encode)
 

@@ -332,6 +332,8 @@ class Engine:
                 self.tell("draft", id=row.job.name, row=row.number,
                           draft=last_draft(answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)))
             tokens = _spoken(answer.tokens, row.telling.told) if row.telling.stopped else answer.tokens
+            sure = (min((token.confidence for token in tokens), default=1.0) if answer.structured is None
+                    else answer.confidence)
             whole = constraints[name] is not None  # it fits its schema, and so has an end
             full = len(tokens) >= length and not row.telling.stopped and not whole
             block = group.batch.decoding.block_length

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mmdiff.config import PRESETS
+from mmdiff.errors import MMDiffError
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.processor import MMDiffProcessor
@@ -25,6 +27,7 @@ from mmdiff.training.data import (
     CAPTION_CANVAS,
     CAPTION_IMPORTANCE,
     PADDING_IMPORTANCE,
+    TRIES,
     Conversations,
     Phrases,
     Row,
@@ -51,7 +54,9 @@ from mmdiff.training.scenes import (
     draw,
     example,
 )
+from mmdiff.training.structured import Part
 from mmdiff.training.tokenizer import train_tokenizer, wrap_tokenizer
+from mmdiff.vision.image import open_image
 from mmdiff.vision.views import make_views
 
 CONFIG = PRESETS["tiny"]
@@ -498,3 +503,68 @@ def test_reopened_drafts_keep_their_words_and_say_nothing_in_the_slack() -> None
         assert [token for token in made if token != 1] == ids and len(made) == len(is_open)
         assert all(here for token, here in zip(made, is_open, strict=True) if token == 1)
         assert any(is_open) and is_open[-1] and made[-1] == 1
+
+
+MARKS = ("<|image|>", "<|eot_id|>", "<|mdm_mask|>", "<|endoftext|>", "<|start_header_id|>", "<|audio|>")
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_control_tokens_in_texts_are_harmless(tokenizer: Tokenizer, processor: MMDiffProcessor, mark: str) -> None:
+    """In questions, answers, references and structured parts, as in the prompts of a pipeline."""
+    image = Image.new("RGB", (64, 64), "red")
+    parts = [Part(f'{{"a {mark}": '), Part(f'"{mark}"', slot=True, alike=(f'"{mark} or more"',)), Part("}")]
+    turns = [Turn(f"say {mark}{mark}", f"{mark} it {mark}"), Turn("structured", "", parts=parts, laid_out=3),
+             Reference(f"the {mark}", (IGNORE,) * len(FACTS), f" or {mark}")]
+    plain = [Turn("say", "it"), Turn("structured", "", parts=[Part('{"a": '), Part('""', slot=True), Part("}")],
+                                     laid_out=3), Reference("the", (IGNORE,) * len(FACTS), " or")]
+    live = tokenizer.token_to_id(mark)
+    counts = [int((pack([(image, each)], tokenizer, CONFIG, np.random.default_rng(0))["input_ids"] == live).sum())
+              for each in (turns, plain)]
+    if mark != "<|endoftext|>":  # pads canvases, of which a longer answer leaves less
+        assert counts[0] == counts[1]
+    asked = pack([(image, turns[:1])], tokenizer, CONFIG, np.random.default_rng(0))
+    where, answer = positions(asked, 0, 1)
+    assert torch.equal(asked["input_ids"][0, where], prompt(processor, [(image, turns[0].question)])["input_ids"][0])
+    said = asked["labels"][0, answer].tolist()
+    assert said.index(TOKENS.eot) == len(said) - said.count(TOKENS.eos) - 1
+
+
+def damaged(tmp_path: Path, content: bytes) -> Path:
+    (tmp_path / "damaged.png").write_bytes(content)
+    return tmp_path / "damaged.png"
+
+
+@pytest.mark.parametrize("opened_by", [open_image, Image.open])
+@pytest.mark.parametrize("kind", ["empty", "no image", "cut short", "missing"])
+def test_a_damaged_image_is_left_out(tokenizer_file: Path, tmp_path: Path, kind: str, opened_by: Any) -> None:
+    """Whoever opens it, and also where the damage shows only when its pixels are wanted; the next one is taken."""
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    contents = {"empty": b"", "no image": b"hello", "cut short": whole.read_bytes()[:900]}
+    bad = tmp_path / "nowhere.png" if kind == "missing" else damaged(tmp_path, contents[kind])
+
+    def source(rng: np.random.Generator) -> Any:
+        path = bad if rng.random() < 0.5 else whole
+        return opened_by(path), [Turn("what?", path.stem)]
+
+    data = Conversations(CONFIG, tokenizer_file, [source] * 8, seed=0)
+    first, again = data[0], data[0]
+    assert first["input_ids"].shape[0] == 8 and first["skipped"] == again["skipped"]
+    assert 1 < len(first["skipped"]) < 30 and all(len(reason) <= 300 for reason in first["skipped"])
+    if kind == "missing" or opened_by is open_image:
+        assert bad.name in first["skipped"][0]
+    assert torch.equal(first["pixel_values"], again["pixel_values"])
+    assert "skipped" not in Conversations(CONFIG, tokenizer_file, [lambda rng: (None, [Turn("a", "b")])], seed=0)[0]
+
+
+def test_a_source_without_one_good_row_is_told(tokenizer_file: Path, tmp_path: Path) -> None:
+    bad = damaged(tmp_path, b"hello")
+    data = Conversations(CONFIG, tokenizer_file, [lambda rng: (open_image(bad), [Turn("a", "b")])], seed=0)
+    with pytest.raises(MMDiffError, match=f"{TRIES} rows .* cannot be read; the last: .*damaged.png"):
+        data[0]
+
+
+def test_a_mistake_in_a_source_is_no_damage(tokenizer_file: Path) -> None:
+    data = Conversations(CONFIG, tokenizer_file, [lambda rng: {}["a"]], seed=0)
+    with pytest.raises(KeyError):
+        data[0]
