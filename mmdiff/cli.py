@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmdiff.files import shorten
+
 if TYPE_CHECKING:
     from mmdiff.extraction import Extraction
     from mmdiff.pipeline import Answer, Draft, Pipeline
@@ -110,7 +112,7 @@ def ask(
 ) -> None:
     """Answer a question about each picture."""
     if speech is None and len(pictures_and_question) < 2:
-        got = pictures_and_question[0]
+        got = shorten(pictures_and_question[0])
         raise _refuse(f"got only {got!r}; give at least one picture and then the question in quotes")
     *pictures, question = pictures_and_question if speech is None else [*pictures_and_question, ""]
     decoding = _given(
@@ -242,7 +244,7 @@ def caption(
     decoding = _given(threshold=threshold, steps=steps, temperature=temperature) | _settings(settings)
     if out is not None:
         if len(pictures) != 1 or not Path(pictures[0]).is_dir():
-            raise _refuse(f"--out is for one folder of pictures, which {' '.join(pictures)!r} is not")
+            raise _refuse(f"--out is for one folder of pictures, which {shorten(' '.join(pictures))!r} is not")
         from mmdiff.serve.local import caption_folder
 
         body = {"length": known, "seed": seed, **decoding}
@@ -619,8 +621,8 @@ def _answer(
             if as_json:
                 typer.echo(_json({"picture": name, "question": question, "error": str(error)}))
         if show_steps:
-            for _, image in good:
-                _show(pipeline, image, question, seed, decoding)
+            while good:
+                _show(pipeline, good.pop(0)[1], question, seed, decoding)
             chunk.clear()
             continue
         begun = time.perf_counter()

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
 from mmdiff.audio.draft import best_path, text_probability
-from mmdiff.audio.level import level
 from mmdiff.audio.segment import Span, quiet_segments, speech_segments
 from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
@@ -479,7 +478,7 @@ class Pipeline:
         """One segment for each span, in one batch."""
         settings = self.decoding(**decoding)
         write = self._from_drafts if self._audio_config().drafts else self._from_nothing
-        written = write([level(samples[span.start : span.end]) for span in spans], settings)
+        written = write([samples[span.start : span.end] for span in spans], settings)
         return [Segment(*span.seconds, words.text, words.confidence, words.ids)
                 for span, words in zip(spans, written, strict=True)]
 

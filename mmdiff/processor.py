@@ -7,6 +7,7 @@ Prompts are padded on the left, so that every row's answer starts in the same co
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from mmdiff.audio.connector import count_tokens as count_sound_tokens
 from mmdiff.audio.decode import SAMPLE_RATE, load_audio
 from mmdiff.audio.features import log_mel, pad_mels, split_windows
+from mmdiff.audio.level import level
 from mmdiff.auto_config import MMDiffConfig
 from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict, is_number, shown
 from mmdiff.errors import MMDiffError
@@ -73,7 +75,7 @@ class MMDiffProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers`, with control tokens in what users wrote made harmless, and media before text.
 
-        A sound's file is read by `load_audio`; a sound that is an array has 16 kHz.
+        Files are read by `load_audio` and `open_image`; audio that is an array has 16 kHz.
         """
         for messages in conversation if _is_batch(conversation) else [conversation]:
             check_messages(messages)
@@ -81,7 +83,7 @@ class MMDiffProcessor(ProcessorMixin):
         if self.media_first:
             conversation = _media_first(conversation)
         try:
-            return super().apply_chat_template(_in_parts(_heard(conversation)), *args, **kwargs)
+            return super().apply_chat_template(_in_parts(_opened(conversation)), *args, **kwargs)
         except TemplateError as error:
             raise MMDiffError(f"the model's chat format does not take this conversation: {error}") from None
 
@@ -160,7 +162,8 @@ class MMDiffProcessor(ProcessorMixin):
         if sounds and (self.audio is None or self.tokens.audio is None):
             raise MMDiffError("this model takes no sounds; ask it in words or load another model")
         arrays = [as_array(sound) for sound in sounds]
-        loaded = [load_audio(sound, rate if isinstance(sound, np.ndarray) else None) for sound in arrays]
+        # At one loudness, without which the same words, spoken softly, would be others to the encoder.
+        loaded = [level(load_audio(sound, rate if isinstance(sound, np.ndarray) else None)) for sound in arrays]
         return [[log_mel(window, self._audio.num_mels) for window in split_windows(samples)] for samples in loaded]
 
     def _count_view(self, view: Views, num_pictures: int) -> int:
@@ -302,14 +305,24 @@ def _flat(media: Sequence[Any]) -> list[Any]:
     return [medium for item in media for medium in (item if isinstance(item, list) else [item])]
 
 
-def _heard(value: Any) -> Any:
-    """The conversation with the sounds in it decoded."""
+def _opened(value: Any) -> Any:
+    """The conversation with its audio decoded and its image files opened, by the rules of `ask` and `transcribe`."""
     if isinstance(value, Mapping):
-        if value.get("type") == "audio" and (keys := [key for key in ("audio", "url", "path") if key in value]):
+        kind, keys = value.get("type"), [key for key in ("audio", "image", "url", "path") if key in value]
+        if kind == "audio" and keys:
             source = as_array(value[keys[0]])
             return {"type": "audio", "audio": source if isinstance(source, np.ndarray) else load_audio(source)}
-        return {name: _heard(item) for name, item in value.items()}
-    return [_heard(item) for item in value] if isinstance(value, list | tuple) else value
+        if kind == "image" and keys and _is_file(value[keys[0]]):
+            return {"type": "image", "image": open_image(value[keys[0]])}
+        return {name: _opened(item) for name, item in value.items()}
+    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_file(source: Any) -> bool:
+    """A path, a data URL or bytes; addresses are left to `transformers`."""
+    if isinstance(source, str):
+        return not source.startswith(("http://", "https://"))
+    return isinstance(source, os.PathLike | bytes)
 
 
 def _harmless(value: Any, controls: frozenset[str], key: str = "") -> Any:

@@ -1,11 +1,13 @@
 """The command line: answers on stdout, and for bad input one sentence on stderr with exit code 2, no traceback."""
 
 import dataclasses
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from mmdiff.config import PRESETS
 from mmdiff.eval import speed
 from mmdiff.eval.speed import picture_length, random_model
 from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.pipeline import Draft, Token
+from mmdiff.pipeline import Draft, Pipeline, Token
 from mmdiff.processor import MMDiffProcessor
+from mmdiff.transcript import Segment, Transcript
+from mmdiff.vision.image import open_image
 
 
 @pytest.fixture
@@ -70,6 +74,109 @@ def test_show_steps_draws(monkeypatch, capsys, picture: Path, random_tiny: Path)
 def test_a_tone_is_transcribed_to_nothing(monkeypatch, capsys, sound: Path, random_tiny: Path) -> None:  # type: ignore
     code, out, _ = call(monkeypatch, capsys, "transcribe", sound, "--model", random_tiny, "--format", "vtt")
     assert code == 0 and out == "WEBVTT\n\n"
+
+
+def heard_as(monkeypatch: pytest.MonkeyPatch, *segments: Segment) -> None:
+    """A model that writes these segments, whatever it hears."""
+    made = Transcript(segments, 1.0)
+    monkeypatch.setattr(Pipeline, "transcribe", lambda self, samples, **_: made)
+
+
+SURE, UNSURE = Segment(0.0, 1.0, "turn on the light", 0.93), Segment(61.5, 63.0, "kitchen might", 0.2)
+
+
+def test_no_speech_and_unsure_words_are_said_on_stderr(monkeypatch, capsys, sound: Path, random_tiny: Path) -> None:  # type: ignore
+    heard_as(monkeypatch, SURE, UNSURE)
+    code, out, err = call(monkeypatch, capsys, "transcribe", sound, "--model", random_tiny)
+    assert code == 0 and out == "turn on the light kitchen might\n"
+    assert err == f"mmdiff: {sound}: not sure of 'kitchen might' at 61.5 s (confidence 0.20)\n"
+    heard_as(monkeypatch, *[UNSURE] * 9)
+    assert "nor of 4 more segments" in call(monkeypatch, capsys, "transcribe", sound, "--model", random_tiny)[2]
+    heard_as(monkeypatch)
+    assert "no speech was found" in call(monkeypatch, capsys, "transcribe", sound, "--model", random_tiny)[2]
+
+
+def test_a_doubtful_spoken_question_is_told(monkeypatch, capsys, sound: Path, picture: Path, random_tiny: Path) -> None:  # type: ignore
+    heard_as(monkeypatch, UNSURE)
+    code, out, err = call(monkeypatch, capsys, "ask", picture, "--speech", sound, "--model", random_tiny, "--json",
+                          "--gen-length", 8)
+    assert code == 0 and "heard: kitchen might" in err and "not sure of 'kitchen might'" in err
+    assert json.loads(out)["heard"] == "kitchen might" and json.loads(out)["heard_confidence"] == 0.2
+
+
+def test_standard_input_is_transcribed(monkeypatch, capsys, sound: Path, random_tiny: Path) -> None:  # type: ignore
+    heard_as(monkeypatch, SURE)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sound.read_bytes())))
+    code, out, _ = call(monkeypatch, capsys, "transcribe", "-", "--model", random_tiny, "--format", "srt")
+    assert code == 0 and out.startswith("1\n00:00:00,000 --> 00:00:01,000\nturn on")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert call(monkeypatch, capsys, "transcribe", "-")[0] == 2
+
+
+def test_one_bad_file_does_not_stop_the_others(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, sound: Path, picture: Path, random_tiny: Path
+) -> None:
+    heard_as(monkeypatch, SURE)
+    given = ("transcribe", sound, picture, "nowhere.wav", sound, "--model", random_tiny)
+    code, out, err = call(monkeypatch, capsys, *given)
+    assert code == 1 and out == f"{sound}: turn on the light\n" * 2
+    assert "red.png" in err and "nowhere.wav" in err and "2 of 4 files could not be transcribed" in err
+    code, out, _ = call(monkeypatch, capsys, *given, "--format", "json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and [row["file"] for row in rows] == [str(each) for each in given[1:5]]
+    assert [("error" in row, row.get("text")) for row in rows] == [
+        (False, "turn on the light"), (True, None), (True, None), (False, "turn on the light")]
+    assert call(monkeypatch, capsys, "transcribe", "nowhere.wav", "nor.wav")[0] == 2
+
+
+def test_transcripts_go_to_files(monkeypatch, capsys, sound: Path, tmp_path: Path, random_tiny: Path) -> None:  # type: ignore
+    heard_as(monkeypatch, SURE)
+    other, out = tmp_path / "other.wav", tmp_path / "subtitles"
+    other.write_bytes(sound.read_bytes())
+    both = ("transcribe", sound, other, "--model", random_tiny, "--format", "vtt")
+    code, said, err = call(monkeypatch, capsys, *both)
+    assert code == 2 and said == "" and "add --out FOLDER" in err
+    code, said, _ = call(monkeypatch, capsys, *both, "--out", out)
+    assert code == 0 and said == "" and sorted(file.name for file in out.iterdir()) == ["other.vtt", "tone.vtt"]
+    assert (out / "tone.vtt").read_text().startswith("WEBVTT\n\n00:00.000 --> 00:01.000\nturn on")
+    code, _, err = call(monkeypatch, capsys, "transcribe", sound, sound, "--out", out, "--model", random_tiny)
+    assert code == 2 and "would both be written to" in err
+    code, _, _ = call(monkeypatch, capsys, "transcribe", sound, "--out", tmp_path / "a.txt", "--model", random_tiny)
+    assert code == 0 and (tmp_path / "a.txt").read_text() == "turn on the light\n"
+    code, _, err = call(monkeypatch, capsys, *both, "--out", tmp_path / "a.txt")
+    assert code == 2 and "is a file; 2 transcripts need a folder" in err
+
+
+@pytest.mark.parametrize("extra", [["--json"], ["--show-steps"], []])
+def test_pictures_are_opened_a_few_at_a_time(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, picture: Path, random_tiny: Path, extra: list[str]
+) -> None:
+    """No more are held than fit the bound on their pixels, and the one that is being opened."""
+    held: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    def opened(source: Any) -> Image.Image:
+        nonlocal most
+        made = open_image(source)
+        held.append(weakref.ref(made))
+        most = max(most, sum(each() is not None for each in held))
+        return made
+
+    monkeypatch.setattr("mmdiff.vision.image.open_image", opened)
+    monkeypatch.setattr("mmdiff.cli.CHUNK_PIXELS", 3 * 70 * 40)
+    code, out, _ = call(monkeypatch, capsys, "ask", *[picture] * 10, "what?", "--model", random_tiny, "--gen-length", 2,
+                        *extra)
+    assert code == 0 and len(held) == 10 and most <= 4
+    if "--show-steps" not in extra:
+        assert len(out.splitlines()) == 10
+
+
+def test_one_bad_picture_does_not_stop_the_others(monkeypatch, capsys, picture: Path, random_tiny: Path) -> None:  # type: ignore
+    given = ("ask", picture, "nowhere.png", picture, "what?", "--model", random_tiny, "--gen-length", 2, "--json")
+    code, out, err = call(monkeypatch, capsys, *given)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and "nowhere.png" in err and len(rows) == 3
+    assert sorted("error" in row for row in rows) == [False, False, True]
 
 
 def test_listen_and_refine_print_an_answer(monkeypatch, capsys, sound: Path, random_tiny: Path) -> None:  # type: ignore

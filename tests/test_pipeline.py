@@ -1,13 +1,10 @@
 """The verbs, on random weights of the shipped sizes: what comes out has the right form, alone and in a batch."""
 
 import dataclasses
-<<<<<<< HEAD
-import pickle
-=======
 import math
+import pickle
 import re
 from collections.abc import Callable
->>>>>>> decode
 from pathlib import Path
 from typing import Any
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,18 @@ def test_other_options_are_refused_by_name(
 def test_an_unknown_option_of_the_template_is_refused(processor: MMDiffProcessor) -> None:
     with pytest.raises(MMDiffError, match="does not know banana=1"):
         processor.apply_chat_template(user("hello"), tokenize=True, return_dict=True, banana=1)
+
+
+def test_image_files_in_a_conversation_are_opened_as_anywhere_else(processor: MMDiffProcessor, tmp_path: Path) -> None:
+    """Transparency is white and data URLs have any spelling, by whichever key they are named."""
+    clear = Image.new("RGBA", (70, 40), (0, 0, 255, 0))
+    clear.save(tmp_path / "clear.png")
+    url = "DATA:image/png;base64," + b64encode((tmp_path / "clear.png").read_bytes()).decode().rstrip("=")
+    wanted = prepare(processor, user(Image.new("RGB", (70, 40), "white"), "what?"))["pixel_values"]
+    for part in ({"path": str(tmp_path / "clear.png")}, {"image": tmp_path / "clear.png"}, {"url": url},
+                 {"image": (tmp_path / "clear.png").read_bytes()}):
+        messages = [{"role": "user", "content": [{"type": "image", **part}, {"type": "text", "text": "what?"}]}]
+        assert torch.equal(prepare(processor, messages)["pixel_values"], wanted)
+    with pytest.raises(MMDiffError, match="nowhere.png does not exist"):
+        prepare(processor, [
+            {"role": "user", "content": [{"type": "image", "path": "nowhere.png"}, {"type": "text", "text": "?"}]}])

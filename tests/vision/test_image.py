@@ -1,9 +1,11 @@
 """Any picture becomes RGB; anything else becomes one sentence."""
 
+import base64
 import io
 import os
 import socket
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
 from mmdiff.config import VisionConfig
 from mmdiff.errors import MMDiffError
@@ -307,6 +309,138 @@ def test_truncated_files(kind: str, tmp_path: Path) -> None:
         one_sentence(data[:kept], "the picture")
     lazy = Image.open(io.BytesIO(data))
     assert lazy.size == (64, 64)
+
+
+def png(samples: bytes, width: int, depth: int, kind: int, clear: bytes = b"") -> bytes:
+    """One line of a PNG of that depth and kind of colour, and what is transparent in it."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)), (b"tRNS", clear),
+              (b"IDAT", zlib.compress(b"\0" + samples)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks if content or name == b"IEND")
+
+
+@pytest.mark.parametrize(("data", "expected"), [
+    (png(struct.pack(">3H", 30_000, 0, 65_535), 3, 16, 0, struct.pack(">H", 30_000)), [255, 0, 255]),
+    (png(bytes([0b01_00_01_11]), 4, 2, 0, struct.pack(">H", 1)), [255, 0, 255, 255]),
+    (png(bytes([0x5A]), 2, 4, 0, struct.pack(">H", 5)), [255, 170]),
+    (png(bytes([0b01000000]), 2, 1, 0, struct.pack(">H", 0)), [255, 255]),
+    (png(struct.pack(">6H", 0x1234, 0x2345, 0x3456, 0, 0, 0), 2, 16, 2, struct.pack(">3H", 0x1234, 0x2345, 0x3456)),
+     [255, 0]),
+])
+def test_a_transparent_colour_of_any_depth(data: bytes, expected: list[int]) -> None:
+    """Where the key is in the samples' own depth, and Pillow's pixels are not."""
+    for source in (data, Image.open(io.BytesIO(data))):
+        assert pixels(source)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("top", [255, 1023, 4095, 65_535])
+def test_scans_of_fewer_bits_in_16_are_not_black(top: int) -> None:
+    values = np.array([[0, top // 2, top]], np.uint16)
+    for source in (values, encoded(Image.fromarray(values)), encoded(Image.fromarray(values), "TIFF")):
+        assert np.abs(pixels(source)[0, :, 0].astype(int) - [0, 127, 255]).max() <= 1
+
+
+@pytest.mark.parametrize("how", ["tEXt", "zTXt", "iTXt"])
+def test_much_text_does_not_cost_the_image(how: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    add = info.add_itxt if how == "iTXt" else info.add_text
+    add("workflow", "x" * 3_000_000, zip=how != "tEXt")
+    assert np.array_equal(pixels(encoded(noise(), pnginfo=info)), noise())
+
+
+def test_a_closed_image_is_not_called_damaged(tmp_path: Path) -> None:
+    noise().save(tmp_path / "a.png")
+    closed = Image.open(tmp_path / "a.png")
+    closed.close()
+    with Image.open(tmp_path / "a.png") as left:
+        pass
+    with (tmp_path / "a.png").open("rb") as file:
+        without_file = Image.open(file)
+    for image in (closed, left, without_file):
+        one_sentence(image, "was closed before its pixels were read", "load()")
+
+
+def test_what_is_cut_short_is_called_so() -> None:
+    one_sentence(encoded(noise(64, 64))[:-2000], "is cut short", "64 x 64 pixels")
+
+
+def test_kinds_that_are_not_read_are_not_called_damaged() -> None:
+    whole = encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF")
+    half = whole.replace(struct.pack("<HHII", 258, 3, 1, 32), struct.pack("<HHII", 258, 3, 1, 16))
+    assert half != whole
+    one_sentence(half, "of a kind that is not read here", "PNG with 8 or 16 bits")
+
+
+def test_heic_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    one_sentence(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIF file", "pip install 'pillow-heif'")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow is built without AVIF")
+def test_avif_is_opened_where_pillow_can() -> None:
+    assert np.abs(pixels(encoded(Image.new("RGB", (16, 8), RED), "AVIF")).astype(int) - RED).max() <= 3
+
+
+def turned(orientation: int, size: tuple[int, int] = (40, 20), details: bool = False) -> Image.Image:
+    """A photo as a camera stores it, with or without the size that cameras write."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if details:
+        exif.get_ifd(0x8769).update({0xA002: size[0], 0xA003: size[1]})
+    return Image.open(io.BytesIO(encoded(Image.new("RGB", size, RED), "JPEG", exif=exif)))
+
+
+@pytest.mark.parametrize("details", [False, True])
+def test_an_image_turned_by_hand_is_not_turned_again(details: bool) -> None:
+    for by_hand in (turned(6, details=details).transpose(Image.Transpose.ROTATE_270),
+                    turned(6, details=details).rotate(-90, expand=True)):
+        assert by_hand.getexif()[0x0112] == 6 and open_image(by_hand).size == (20, 40)
+    assert open_image(ImageOps.exif_transpose(turned(6, details=details))).size == (20, 40)
+    assert open_image(turned(6, details=details)).size == (20, 40)
+
+
+def test_a_photo_that_was_only_converted_is_turned() -> None:
+    assert open_image(turned(6, details=True).convert("L")).size == (20, 40)
+    assert open_image(turned(6, details=True).resize((20, 10))).size == (10, 20)
+
+
+SPELLINGS = {
+    "plain": lambda text: f"data:image/png;base64,{text}",
+    "line breaks": lambda text: "data:image/png;base64,\n" + "\r\n".join(text[at : at + 76] for at in
+                                                                       range(0, len(text), 76)) + "\n",
+    "URL-safe": lambda text: "data:image/png;base64," + text.replace("+", "-").replace("/", "_"),
+    "without padding": lambda text: "data:image/png;base64," + text.rstrip("="),
+    "other case": lambda text: f"DATA:IMAGE/PNG;BASE64,{text}",
+    "parameters": lambda text: f"data:image/png;charset=utf-8;name=a%20b.png;base64,{text}",
+    "no type": lambda text: f"data:;base64,{text}",
+    "spaces": lambda text: f" data:image/png; base64, {text} ",
+    "percent": lambda text: "data:image/png;base64," + text.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_data_urls_in_any_spelling(name: str) -> None:
+    for size in ((23, 17), (23, 18), (22, 17)):  # so that the padding differs
+        text = base64.b64encode(encoded(noise(*size))).decode()
+        assert np.array_equal(pixels(SPELLINGS[name](text)), noise(*size))
+
+
+def test_data_urls_that_are_none() -> None:
+    one_sentence("data:image/png,abc", "is not a data URL")
+    one_sentence("data:image/png;base64," + "?" * 5000, "is not base64")
+    one_sentence("data:image/png;base64,", "is empty")
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    one_sentence(base64.b64encode(encoded(noise())).decode() * 50, "…", "cannot be read")
+
+
+def test_advice_can_be_followed() -> None:
+    one_sentence(noise(10, 10), "make it smaller, such as with Pillow's thumbnail", max_pixels=99)
+    smaller = noise(10, 10)
+    smaller.thumbnail((9, 9))
+    assert open_image(smaller, max_pixels=99).size == (9, 9)
 
 
 def test_pillows_settings_stay_as_they_are() -> None:
