@@ -36,6 +36,7 @@ class Canvas:
     ids: tuple[int, ...]
     constraint: SlotsConstraint
     pieces: tuple[str | Slot, ...]
+    places: tuple[str | Place, ...]  # that the pieces were made of
 
     def begun(self) -> Tensor:
         """The ids (1, G), with those that nothing else could become."""
@@ -179,7 +180,7 @@ class Layouts:
         last = pieces[-1].node if pieces and isinstance(pieces[-1], Place) else None
         end &= not (isinstance(last, Choices) and last.ends)
         constraint = SlotsConstraint(slots, self.mask_id, _groups(pieces, made))
-        return Canvas((*ids, *([self.end_id] if end else ())), constraint, tuple(made))
+        return Canvas((*ids, *([self.end_id] if end else ())), constraint, tuple(made), tuple(pieces))
 
     def _slot(self, place: Place, first: int, room: int | None) -> Slot:
         node, path = place.node, place.path

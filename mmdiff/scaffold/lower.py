@@ -58,7 +58,8 @@ def lower(root: Any, deadline: Deadline) -> Tree:
     while lowering.waiting:
         key, schema, where = lowering.waiting.pop()
         lowering.refs[key] = lowering.fresh(schema, where)
-    tree = Tree(node, lowering.refs)
+    notes = tuple(f"at {where or 'the root'} of the schema: {note}" for where, note in lowering.schemas.notes.items())
+    tree = Tree(node, lowering.refs, notes)
     if tree.cost(node) == NOWHERE:
         raise UnsatisfiableSchemaError("no value fits", lowering.fault)
     return tree

@@ -395,7 +395,7 @@ def all_of(one: Schema, other: Schema) -> Schema:
 
 
 def _narrowed(one: Mapping[str, Any], other: Schema) -> Schema:
-    """As `all_of`: the list of one's values is made shorter where the other lists values too, or values that are not."""
+    """As `all_of`: the list of one's values is made shorter where the other lists values, or values that are not."""
     lists = ({"const"}, {"enum"})
     denied = other.get("not") if isinstance(other, Mapping) and set(other) == {"not"} else None
     told = denied if denied is not None else other

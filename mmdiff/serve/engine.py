@@ -40,7 +40,7 @@ from mmdiff.scaffold.scaffold import Scaffold
 from mmdiff.serve import wire
 from mmdiff.serve.conversations import with_media, with_outline
 from mmdiff.serve.slices import SlicedWork
-from mmdiff.serve.telling import Telling, draft, last_draft, settled_text
+from mmdiff.serve.telling import Telling, draft, last_draft, settled_text, structure_told
 from mmdiff.transcript import Segment
 
 BEAT = 0.5  # seconds between signs of life
@@ -332,6 +332,8 @@ class Engine:
                 self.tell("draft", id=row.job.name, row=row.number,
                           draft=last_draft(answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)))
             tokens = _spoken(answer.tokens, row.telling.told) if row.telling.stopped else answer.tokens
+            sure = (min((token.confidence for token in tokens), default=1.0) if answer.structured is None
+                    else answer.confidence)
             whole = constraints[name] is not None  # it fits its schema, and so has an end
             full = len(tokens) >= length and not row.telling.stopped and not whole
             block = group.batch.decoding.block_length
@@ -339,9 +341,10 @@ class Engine:
                 "row", id=row.job.name, row=row.number, rest=new, text=row.telling.told,
                 finish="length" if full or row.hurried else "stop", tokens=max(1, len(tokens)),
                 steps=steps[name], passes=answer.passes,
-                confidence=round(min((token.confidence for token in tokens), default=1.0), 4),
+                confidence=round(sure, 4),
                 blocks=-(-max(1, len(tokens)) // block), late=row.hurried,
                 first=round((row.first or time.monotonic()) - row.job.arrived, 4),
+                **({} if answer.structured is None else {"structure": structure_told(answer.structured)}),
             )
             row.job.left -= 1
             if row.job.left == 0:
