@@ -9,7 +9,6 @@ does (arXiv 2602.00476), though without its correction of the bias; a word that 
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

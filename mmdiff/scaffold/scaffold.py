@@ -7,6 +7,7 @@ what was decoded, or that is repaired: a few slots are changed, and at last the 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import random
@@ -170,11 +171,17 @@ class Scaffold:
         return Filled(text, self.finish(self.read(text)), (), True)
 
 
-def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any] = as_it_is) -> Scaffold:
+def compile_schema(
+    schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any] = as_it_is, seconds: float = SECONDS
+) -> Scaffold:
     """The scaffold of a JSON Schema.
+
+    It may be called in any thread; its time is that of the thread. What took too long is remembered by the layouts and
+    refused at once when it comes again.
 
     Args:
         budget: tokens that a value may have.
+        seconds: of the processor, that compiling may take.
         finish: makes the user's own type from a value; what it refuses with a ValueError or TypeError does not fit.
 
     Raises:
@@ -182,7 +189,26 @@ def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[
             than there are, or takes too long to compile.
     """
     layouts.vocabulary.prepare()  # once for a tokenizer, so it does not count as the schema's
-    deadline = Deadline(SECONDS)
+    try:
+        key = _key(schema, budget, seconds)
+    except (RecursionError, ValueError, TypeError):
+        return _compiled(schema, layouts, budget, finish, Deadline(seconds))  # refused there, with the reason
+    if (refusal := layouts.refusals.get(key)) is not None:
+        raise SchemaTooLargeError(*refusal)
+    try:
+        return _compiled(schema, layouts, budget, finish, Deadline(seconds))
+    except SchemaTooLargeError as error:
+        layouts.refusals.put(key, (error.reason, error.pointer))
+        raise
+
+
+def _key(schema: Any, budget: int, seconds: float) -> bytes:
+    return hashlib.sha256(f"{budget} {seconds} {dumps(schema)}".encode(errors="surrogatepass")).digest()
+
+
+def _compiled(
+    schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any], deadline: Deadline
+) -> Scaffold:
     try:
         if len(dumps(schema)) > LARGEST:
             raise SchemaTooLargeError(f"it has more than {LARGEST:,} characters")

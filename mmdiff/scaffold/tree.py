@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from mmdiff.scaffold.deadline import still_time
@@ -307,8 +308,7 @@ class Tree:
                 # Skipping is no option where as many members are missing as optional ones are left after it.
                 if node.entries or short <= spare - (end - at) or not options:
                     options = [end, *options]
-                at = _decide(walk, decisions, (path, "next", at), options,
-                             lambda option, end=end: members[option].name if option < end else "")
+                at = _decide(walk, decisions, (path, "next", at), options, partial(_name, members[:end]))
             if at < len(members):
                 _write(walk, f"{',' if present else ''}{dumps(members[at].name)}:")
                 self._walk(members[at].node, pointer(path, members[at].name), 0, depth + 1, decisions, walk)
@@ -336,6 +336,11 @@ class Tree:
             _write(walk, '":')
             self._walk(value, inner, 1, depth + 1, decisions, walk)
             number += 1
+
+
+def _name(members: list[Member], option: int) -> str:
+    """The name of a member; none for what stands behind them."""
+    return members[option].name if option < len(members) else ""
 
 
 def _group(walk: Walk, start: int, path: str, group: str) -> None:
