@@ -71,7 +71,8 @@ class Extraction:
     @property
     def confidence(self) -> float:
         """The least of any field or decision."""
-        return min((each.confidence for each in (*self.fields.values(), *self.decisions)), default=1.0)
+        fields, decisions = self.fields.values(), self.decisions
+        return min([1.0, *(each.confidence for each in fields), *(each.confidence for each in decisions)])
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -110,8 +110,8 @@ def _told(walk: Walk, chances: Chances) -> Iterator[Decision]:
         ends = {number: 0.0 for number in numbers}
         left = 1.0
         number = numbers[0]
-        while (options := chances.get((path, "more", number))) is not None:
-            ends[number] = left * options.get(0, 0.0)
+        while (path, "more", number) in chances:
+            ends[number] = left * chances[path, "more", number].get(0, 0.0)
             left, number = left - ends[number], number + 1
         ends[max(ends) + 1] = left
         chosen = next((made.name[2] for made in several if not made.chosen), numbers[-1] + 1)
