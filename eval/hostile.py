@@ -236,8 +236,8 @@ def validity(layouts: Layouts, tokens: TokenIds, generations: int, seed: int = 0
         made, _ = generate(scaffold, Fake(layouts, tokens, weights), decoding, seed + number)
         valid = judge(made.text)
         counts["valid" if valid else "not valid"] += 1
-        counts[f"changed to fit: {name}"] += made.repairs > 0
-        counts[f"witness: {name}"] += made.repairs < 0
+        counts[f"changed to fit: {name}"] += bool(made.changes)
+        counts[f"witness: {name}"] += made.stand_in
         if not valid:
             counts[f"not valid: {name}, {weights}, {decoding}, seed {seed + number}: {made.text}"] += 1
     return counts

@@ -775,6 +775,8 @@ def _finite(value: Any) -> Any:
 
 
 def _print_extraction(made: Extraction, as_json: bool) -> None:
+    for warning in made.warnings:
+        typer.echo(f"note: {warning}", err=True)
     if not as_json:
         typer.echo(made.text)
         return
@@ -784,7 +786,11 @@ def _print_extraction(made: Extraction, as_json: bool) -> None:
         value = made.text
     fields = {path: {"confidence": each.confidence, "chances": [list(pair) for pair in each.chances]}
               for path, each in made.fields.items()}
-    told = {"value": value, "fields": fields, "steps": made.steps, "passes": made.passes, "repairs": made.repairs}
+    repairs = [{"pointer": each.pointer, "what": each.what} for each in made.repairs]
+    decisions = [{"pointer": each.pointer, "kind": each.kind, "chances": [list(pair) for pair in each.chances]}
+                 for each in made.decisions]
+    told = {"value": value, "confidence": made.confidence, "fields": fields, "decisions": decisions,
+            "steps": made.steps, "passes": made.passes, "repairs": repairs, "notes": list(made.notes)}
     typer.echo(_json(told, ensure_ascii=False))
 
 

@@ -23,11 +23,12 @@ from mmdiff.guidance import Guided
 from mmdiff.prompted import Prompted
 from mmdiff.sampler import Batch, Denoiser, seed_of
 from mmdiff.scaffold.layout import Canvas as Laid
-from mmdiff.scaffold.plan import Decided, Row, plan
-from mmdiff.scaffold.scaffold import Filled, Scaffold
+from mmdiff.scaffold.plan import Decided, Decision, Row, plan
+from mmdiff.scaffold.scaffold import Scaffold
 from mmdiff.scaffold.slots import ChoiceSlot, SlotsConstraint, WordSlot
 from mmdiff.scaffold.spelling import pointer
 
+SHOWN = 40  # characters of a value in a sentence
 AT_ONCE = 32  # rows of a pass that asks about the structure
 
 
@@ -40,13 +41,22 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Repair:
+    """What was changed for a value to fit: where (a JSON pointer), and a sentence about it."""
+
+    pointer: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Extraction:
     """A value that fits its schema.
 
-    `fields` has, by JSON pointer, what the model decided, before any repair; several slots of one pointer, as the holes
-    of a text, are numbered behind it. `repairs` counts the slots that had to be changed for the value
-    to fit; it is -1 where nothing like it would, and the shortest value known to fit stands here instead. `passes`
-    counts the forward passes, those that decide the structure among them.
+    `fields` has, by JSON pointer, the values that were decided; several slots of one pointer, as the holes of a text,
+    are numbered behind it. `decisions` has what was decided about the structure, and its chances. `repairs` says what
+    is not the model's: a slot that had to be changed, or all of the value, where nothing like the model's would fit;
+    the confidence of these is 0. `notes` says what of the schema could not be worked in. `passes` counts the forward
+    passes, those that decide the structure among them.
     """
 
     value: Any
@@ -54,12 +64,20 @@ class Extraction:
     fields: dict[str, Field]
     steps: int
     passes: int
-    repairs: int = 0
+    repairs: tuple[Repair, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def confidence(self) -> float:
-        """The least of any field."""
-        return min((each.confidence for each in self.fields.values()), default=1.0)
+        """The least of any field or decision."""
+        fields, decisions = self.fields.values(), self.decisions
+        return min([1.0, *(each.confidence for each in fields), *(each.confidence for each in decisions)])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of, in sentences: the repairs and the notes."""
+        return (*(f"at {each.pointer or 'the root'} of the value: {each.what}" for each in self.repairs), *self.notes)
 
 
 @dataclass(eq=False)
@@ -68,29 +86,51 @@ class Filling(SlotsConstraint):
 
     scaffold: Scaffold = field(kw_only=True)
     canvas: Laid = field(kw_only=True)
-
-    def filled(self, ids: Sequence[int]) -> Filled:
-        return self.scaffold.fill(self.canvas, ids)
+    decisions: tuple[Decision, ...] = field(kw_only=True, default=())
 
     def extraction(self, row: Canvas, passes: int) -> Extraction:
         """What a finished row (a canvas of one) says."""
         ids, sure = row.ids_BG[0].tolist(), row.confidence_BG[0].tolist()
-        made = self.filled(ids)
+        made = self.scaffold.fill(self.canvas, ids)
+        changed = {change.number: change for change in made.changes}
         fields: dict[str, Field] = {}
-        for slot in self.slots:
+        repairs: list[Repair] = []
+        for number, slot in enumerate(self.canvas.pieces):
+            if isinstance(slot, str):
+                continue
             assert isinstance(slot, ChoiceSlot | WordSlot)
-            inside = range(slot.first, slot.first + slot.room)
-            chances: tuple[tuple[Any, float], ...] = ()
-            confidence = min((sure[place] for place in inside if ids[place] != self.scaffold.layouts.vocabulary.pad),
-                             default=min(sure[place] for place in inside))
-            if isinstance(slot, ChoiceSlot) and slot.chances:
-                pairs = zip(slot.values, slot.chances, strict=True)
-                chances = tuple(sorted(pairs, key=lambda pair: -pair[1]))
-                chosen = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
-                confidence = slot.chances[int(chosen)]
             names = itertools.chain([slot.path], (pointer(slot.path, number) for number in itertools.count(1)))
-            fields[next(name for name in names if name not in fields)] = Field(float(confidence), chances)
-        return Extraction(made.value, made.text, fields, int(row.step_BG.max()) + 1, passes, made.repairs)
+            name = next(name for name in names if name not in fields)
+            fields[name] = self._field(slot, ids, sure)
+            if number in changed:
+                repairs.append(Repair(name, f"{_quoted(changed[number].before)} was changed to "
+                                            f"{_quoted(changed[number].now)}, for the value to fit its schema"))
+                fields[name] = Field(0.0, fields[name].chances)
+        if made.stand_in:
+            repairs.append(Repair("", "nothing like what the model said fits the schema; the shortest value known to "
+                                      "fit stands here instead"))
+            fields = {"": Field(0.0), **{name: Field(0.0, each.chances) for name, each in fields.items()}}
+        return Extraction(made.value, made.text, fields, int(row.step_BG.max()) + 1, passes, tuple(repairs),
+                          self.decisions, self.scaffold.notes)
+
+    def positions(self, ids: Sequence[int]) -> list[int]:
+        """The positions of a finished row that hold its text: all but padding, and the end."""
+        nothing = (self.scaffold.layouts.vocabulary.pad, self.scaffold.layouts.end_id, ABSENT)
+        return [place for place, token in enumerate(ids) if token not in nothing]
+
+    def _field(self, slot: ChoiceSlot | WordSlot, ids: Sequence[int], sure: Sequence[float]) -> Field:
+        """What the positions of a slot say of its confidence."""
+        inside = range(slot.first, slot.first + slot.room)
+        if isinstance(slot, ChoiceSlot) and slot.chances:
+            pairs = zip(slot.values, slot.chances, strict=True)
+            chosen = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
+            return Field(float(slot.chances[int(chosen)]), tuple(sorted(pairs, key=lambda pair: -pair[1])))
+        solid = (sure[place] for place in inside if ids[place] != self.scaffold.layouts.vocabulary.pad)
+        return Field(float(min(solid, default=min(sure[place] for place in inside))))
+
+
+def _quoted(text: str) -> str:
+    return f"{text[:SHOWN]!r}{'...' if len(text) > SHOWN else ''}"
 
 
 def start_scaffold(
@@ -104,7 +144,8 @@ def start_scaffold(
     draws = torch.Generator().manual_seed(seed_of(seed))
     decided: Decided = plan(scaffold, lambda rows: _probe(prompted, rows, decoding), decoding.temperature, draws)
     canvas = decided.canvas
-    filling = Filling(canvas.constraint.slots, tokens.mask, scaffold=scaffold, canvas=canvas)
+    filling = Filling(canvas.constraint.slots, tokens.mask, canvas.constraint.groups, scaffold=scaffold, canvas=canvas,
+                      decisions=decided.decisions)
     ids_BG = canvas.begun().to(prompted.embeds_BPD.device)
     batch: Batch = cached(prompted, decoding)
     if decoding.cfg_scale > 0:

@@ -81,10 +81,13 @@ class Answer:
     passes: int = 0
     heard: str = ""  # the question, where it was spoken
     heard_confidence: float = 1.0  # probability (0 to 1) that all words of a spoken question were transcribed right
+    structured: Extraction | None = None  # where it had a scaffold
 
     @property
     def confidence(self) -> float:
-        """The least confidence of any of its tokens."""
+        """The least confidence of any of its tokens; of a structured answer that of its value."""
+        if self.structured is not None:
+            return self.structured.confidence
         return min((token.confidence for token in self.tokens), default=1.0)
 
 
@@ -346,9 +349,18 @@ class Pipeline:
     def answers(self, finished: Finished) -> list[Answer]:
         """What the rows say that have left a batch; where they had scaffolds, a text that fits."""
         answers = self._answers(finished.canvas, finished.passes)
-        rows = zip(answers, finished.canvas.ids_BG.tolist(), finished.constraints, strict=True)
-        return [dataclasses.replace(answer, text=constraint.filled(ids).text) if isinstance(constraint, Filling)
-                else answer for answer, ids, constraint in rows]
+        for row, constraint in enumerate(finished.constraints):
+            if isinstance(constraint, Filling):
+                answers[row] = self._structured(finished, row, constraint)
+        return answers
+
+    def _structured(self, finished: Finished, row: int, filling: Filling) -> Answer:
+        """The answer of a row with a scaffold: tokens for all positions but padding, which stands inside it too."""
+        canvas = finished.canvas.take(torch.tensor([row], device=finished.canvas.ids_BG.device))
+        made = filling.extraction(canvas, finished.passes[row])
+        places = filling.positions(canvas.ids_BG[0].tolist())
+        tokens = tuple(self._token(canvas, 0, place) for place in places)
+        return Answer(made.text, tokens, made.steps, made.passes, structured=made)
 
     def compile(self, schema: Any, max_tokens: int = MAX_TOKENS) -> Scaffold:
         """What `start` takes as a scaffold, of a JSON Schema or a type that pydantic knows.
@@ -408,9 +420,9 @@ class Pipeline:
 
     def _filled(self, messages: Messages, scaffold: Scaffold, seed: int, decoding: dict[str, Any]) -> Extraction:
         finished = _finish(self.start([messages], seeds=[seed], scaffolds=[scaffold], **decoding))
-        filling = finished.constraints[0]
-        assert isinstance(filling, Filling)
-        return filling.extraction(finished.canvas, finished.passes[0])
+        made = self.answers(finished)[0].structured
+        assert made is not None
+        return made
 
     @property
     def _layouts(self) -> Layouts:
@@ -422,12 +434,18 @@ class Pipeline:
             self._laid_out = made_from, Layouts(vocabulary, config.tokens.mask, config.tokens.eot)
         return self._laid_out[1]
 
-    def draft(self, canvas: Canvas, row: int = 0) -> Draft:
-        """A row of a batch as it stands after a step."""
+    def draft(self, canvas: Canvas, row: int = 0, filling: Filling | None = None) -> Draft:
+        """A row of a batch as it stands after a step.
+
+        Args:
+            filling: the row's constraint, where it has a scaffold; padding stands inside it, and no draft ends there.
+        """
         tokens = self.model.model_config.tokens
-        length = len(canvas.take(torch.tensor([row], device=canvas.ids_BG.device)).answers((tokens.eos, tokens.eot))[0])
+        taken = canvas.take(torch.tensor([row], device=canvas.ids_BG.device))
+        places = (filling.positions(taken.ids_BG[0].tolist()) if filling is not None
+                  else range(len(taken.answers((tokens.eos, tokens.eot))[0])))
         open_G = canvas.open_BG[row].tolist()
-        drafted = (None if open_G[position] else self._token(canvas, row, position) for position in range(length))
+        drafted = (None if open_G[place] else self._token(canvas, row, place) for place in places)
         return Draft(int(canvas.step_BG[row].max()), tuple(drafted))
 
     def decoding(self, **changes: Any) -> DecodingConfig:

@@ -400,6 +400,19 @@ def test_extract_takes_a_type_and_a_text(monkeypatch, capsys, tmp_path: Path, ra
     assert code == 0 and json.loads(out) in ("cash", "card")
 
 
+def test_repairs_are_told(monkeypatch, capsys, picture: Path, tmp_path: Path, random_tiny: Path) -> None:  # type: ignore
+    items = {"type": "integer", "minimum": 0, "maximum": 500}
+    (tmp_path / "odd.json").write_text(json.dumps({
+        "type": "array", "items": items, "uniqueItems": True, "minItems": 2, "maxItems": 2,
+        "contains": {"multipleOf": 97, "minimum": 1}}))
+    args = ("extract", picture, "--schema", tmp_path / "odd.json", "--model", random_tiny)
+    code, out, err = call(monkeypatch, capsys, *args)
+    assert code == 0 and len(json.loads(out)) == 2 and ("note: at /0 of the value" in err or "note: at the root" in err)
+    code, out, err = call(monkeypatch, capsys, *args, "--json")
+    told = json.loads(out)
+    assert told["repairs"][0]["what"] in err and told["confidence"] == 0 and told["decisions"] == []
+
+
 def test_choose_and_fill_print_texts(monkeypatch, capsys, picture: Path, random_tiny: Path) -> None:  # type: ignore
     code, out, _ = call(monkeypatch, capsys, "choose", picture, "what?", "red", "green", "--model", random_tiny)
     assert code == 0 and out.strip() in ("red", "green")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
+from pydantic import AfterValidator, Field
 
 from mmdiff.config import PRESETS
 from mmdiff.errors import MMDiffError
@@ -17,6 +18,7 @@ from mmdiff.pipeline import Pipeline, _finish, load
 from mmdiff.rules import RULES
 from mmdiff.scaffold.errors import BudgetError, UnsupportedSchemaError
 from mmdiff.scaffold.source import compile_template
+from mmdiff.serve.telling import draft
 from mmdiff.training.structured import scene_schema
 
 PICTURE = Path(__file__).parents[1] / "examples" / "shapes.png"
@@ -171,3 +173,64 @@ def test_literals_hold_no_control_tokens(pipeline: Pipeline) -> None:
     assert not {tokens.eot, tokens.image, tokens.mask} & set(ids)
     assert pipeline.processor.tokenizer.decode(ids) == text
     assert pipeline.choose(None, "which?", ["<|eot_id|> it", "<|image|>"]).text in ("<|eot_id|> it", "<|image|>")
+
+
+@pytest.fixture
+def uniform(random_tiny: Path) -> Pipeline:
+    """A model to which all is alike, and which so says the same thing twice."""
+    made = load(str(random_tiny))
+    with torch.no_grad():
+        made.model.backbone.lm_head.weight.fill_(0.0)
+    return made
+
+
+DIFFERENT = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 500}, "uniqueItems": True,
+             "minItems": 3, "maxItems": 3}
+
+
+def test_what_was_repaired_is_said_and_nothing_is_sure_of_it(uniform: Pipeline) -> None:
+    schema = {"type": "object", "required": ["a", "b"], "properties": {"a": DIFFERENT, "b": {"type": "boolean"}}}
+    made = uniform.extract(PICTURE, schema)
+    changed = {repair.pointer for repair in made.repairs}
+    assert changed and changed < {"/a/0", "/a/1", "/a/2"}
+    assert {path for path, each in made.fields.items() if each.confidence == 0} == changed
+    assert made.confidence == 0 and all("was changed to" in each for each in made.warnings)
+    assert made.fields["/b"].confidence > 0
+
+
+def _only_these(text: str) -> str:
+    if text != "a" * 8:
+        raise ValueError("these and no others")
+    return text
+
+
+def test_a_stand_in_is_called_one(pipeline: Pipeline) -> None:
+    made = pipeline.extract(PICTURE, Annotated[str, Field(pattern="^[a-z]{8}$"), AfterValidator(_only_these)])
+    assert made.value == "a" * 8 and made.confidence == 0
+    assert [repair.pointer for repair in made.repairs] == [""] and "stands here instead" in made.repairs[0].what
+
+
+def test_decisions_about_the_structure_have_their_chances(pipeline: Pipeline) -> None:
+    made = pipeline.extract(PICTURE, {
+        "type": "object", "required": ["a"], "properties": {
+            "a": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}, "b": {"type": "boolean"},
+            "c": {"type": ["object", "integer"], "minimum": 0}}, "minProperties": 2})
+    kinds = {(each.pointer, each.kind): each for each in made.decisions}
+    assert ("/a", "items") in kinds and ("/b", "present") in kinds
+    assert kinds["/a", "items"].chosen == len(made.value["a"])
+    assert kinds["/b", "present"].chosen == ("b" in made.value)
+    assert all(sum(chance for _, chance in each.chances) == pytest.approx(1) for each in made.decisions)
+    assert made.confidence == min(each.confidence for each in (*made.decisions, *made.fields.values()))
+
+
+def test_padding_inside_ends_no_draft_and_no_count(pipeline: Pipeline) -> None:
+    words = {"type": "string", "maxLength": 40}
+    scaffold = pipeline.compile({"type": "object", "required": ["a", "b"], "properties": {"a": words, "b": words}})
+    batch = pipeline.start([[{"role": "user", "content": "hello"}]], scaffolds=[scaffold], steps=4)
+    while batch.working:
+        batch.step()
+        told = draft(pipeline, batch, 0, 0)
+        assert str(told["text"]).startswith('{"a":"') and str(told["text"]).endswith('"}')
+    answer = pipeline.answers(batch.leave())[0]
+    spelled = "".join(token.text for token in answer.tokens).strip()
+    assert spelled == answer.text and answer.confidence == answer.structured.confidence  # type: ignore[union-attr]

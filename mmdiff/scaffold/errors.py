@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmdiff.errors import MMDiffError
 
 
@@ -11,6 +13,9 @@ class ScaffoldError(MMDiffError):
     def __init__(self, message: str, pointer: str = "") -> None:
         super().__init__(f"at {pointer or 'the root'} of the schema: {message}")
         self.pointer, self.reason = pointer, message
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it can cross to another process
+        return type(self), (self.reason, self.pointer)
 
 
 class UnsupportedSchemaError(ScaffoldError):
@@ -31,3 +36,6 @@ class BudgetError(ScaffoldError):
     def __init__(self, message: str, needed: int, pointer: str = "") -> None:
         super().__init__(message, pointer)
         self.needed = needed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.needed, self.pointer)

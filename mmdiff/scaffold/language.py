@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from mmdiff.scaffold.deadline import LanguageError, bounded, counted
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]  # sorted, apart, both ends inside
 
+_interning = threading.Lock()
 _serials = itertools.count()
 _interned: weakref.WeakValueDictionary[tuple[Any, ...], Language] = weakref.WeakValueDictionary()
 
@@ -58,11 +60,15 @@ def _make(kind: str, parts: tuple[Any, ...], nullable: bool, letters: Language |
     key = (kind, *(id(each) if isinstance(each, Language) else each for each in parts))
     known = _interned.get(key)
     counted(known is None)
-    if known is None:
-        known = Language()
-        known.kind, known.parts, known.nullable, known.serial = kind, parts, nullable, next(_serials)
-        known.letters = known if letters is None else letters
-        _interned[key] = known
+    if known is not None:
+        return known
+    with _interning:  # lest two threads make the same
+        known = _interned.get(key)
+        if known is None:
+            known = Language()
+            known.kind, known.parts, known.nullable, known.serial = kind, parts, nullable, next(_serials)
+            known.letters = known if letters is None else letters
+            _interned[key] = known
     return known
 
 

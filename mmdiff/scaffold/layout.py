@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from cachetools import LRUCache
 from torch import Tensor
 
 from mmdiff.scaffold.automaton import byte_automaton
 from mmdiff.scaffold.deadline import LanguageError, still_time
 from mmdiff.scaffold.errors import BudgetError, UnsupportedSchemaError
+from mmdiff.scaffold.kept import Kept
 from mmdiff.scaffold.slots import ChoiceSlot, Distinct, Slot, SlotsConstraint, WordSlot
 from mmdiff.scaffold.spelling import dumps, slot_ids
 from mmdiff.scaffold.tree import Choices, Place, Walk, Words
@@ -25,6 +25,7 @@ from mmdiff.scaffold.vocabulary import TokenAutomaton, Vocabulary
 
 ROOMS = (2, 4, 8, 16, 32, 64, 128, 256)  # tokens, of a word that may be long
 KEPT = 4096  # literals, tables of choices, and rooms of words
+REFUSED = 256  # schemas that were too large
 SHORT = 12  # bytes up to which a longest spelling decides a word's room
 Rooms = Mapping[int, int]  # of slots, by their number among the pieces
 
@@ -36,6 +37,7 @@ class Canvas:
     ids: tuple[int, ...]
     constraint: SlotsConstraint
     pieces: tuple[str | Slot, ...]
+    places: tuple[str | Place, ...]  # that the pieces were made of
 
     def begun(self) -> Tensor:
         """The ids (1, G), with those that nothing else could become."""
@@ -62,25 +64,23 @@ class Layouts:
 
     def __init__(self, vocabulary: Vocabulary, mask_id: int, end_id: int) -> None:
         self.vocabulary, self.mask_id, self.end_id = vocabulary, mask_id, end_id
-        self._literals: LRUCache[str, list[int]] = LRUCache(KEPT)
-        self._choices: LRUCache[int, tuple[Choices, Any]] = LRUCache(KEPT)
-        self._rooms: LRUCache[Any, tuple[int, ...]] = LRUCache(KEPT)
+        self._literals: Kept[str, list[int]] = Kept(KEPT)
+        self._choices: Kept[int, tuple[Choices, Any]] = Kept(KEPT)
+        self._rooms: Kept[Any, tuple[int, ...]] = Kept(KEPT)
+        self.refusals: Kept[bytes, tuple[str, str]] = Kept(REFUSED)  # schemas that are too large: why, and where
 
     def literal(self, text: str) -> list[int]:
         """The tokens of a literal."""
         ids = self._literals.get(text)
-        if ids is None:
-            ids = self._literals[text] = self.vocabulary.encode(text)
-        return ids
+        return ids if ids is not None else self._literals.put(text, self.vocabulary.encode(text))
 
     def rooms(self, node: Choices | Words) -> tuple[int, ...]:
         """How long a slot may be, shortest first."""
         if isinstance(node, Choices):
             return (int(self.choices(node).shape[1]),)
         key = node.language, node.spelling, node.least, node.most
-        if key not in self._rooms:
-            self._rooms[key] = self._word_rooms(node)
-        return self._rooms[key]
+        rooms = self._rooms.get(key)
+        return rooms if rooms is not None else self._rooms.put(key, self._word_rooms(node))
 
     def _word_rooms(self, node: Words) -> tuple[int, ...]:
         automaton = self.words(node, None)
@@ -106,7 +106,7 @@ class Layouts:
             table = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad, dtype=np.int64)
             for row, ids in zip(table, rows, strict=True):
                 row[: len(ids)] = ids
-            self._choices[id(node)] = kept = node, table  # the node is kept, lest its id is given to another
+            kept = self._choices.put(id(node), (node, table))  # the node is kept, lest its id is given to another
         return kept[1]
 
     def words(self, node: Words, room: int | None) -> TokenAutomaton:
@@ -179,7 +179,7 @@ class Layouts:
         last = pieces[-1].node if pieces and isinstance(pieces[-1], Place) else None
         end &= not (isinstance(last, Choices) and last.ends)
         constraint = SlotsConstraint(slots, self.mask_id, _groups(pieces, made))
-        return Canvas((*ids, *([self.end_id] if end else ())), constraint, tuple(made))
+        return Canvas((*ids, *([self.end_id] if end else ())), constraint, tuple(made), tuple(pieces))
 
     def _slot(self, place: Place, first: int, room: int | None) -> Slot:
         node, path = place.node, place.path

@@ -1,14 +1,14 @@
 """From JSON Schema to a tree of literals and slots: `lower`.
 
 The tree's values are meant to fit the schema, and nearly all do; what the tree cannot express (overlapping `oneOf`,
-`not`, `if`, `uniqueItems`, `contains` and the like) is left to the validator. Objects are closed unless they say otherwise: members that are not declared are written where
-`additionalProperties`, `patternProperties`, `required`, `minProperties` or the lack of declared ones call for them.
+`not`, `if`, `uniqueItems`, `contains` and the like) is left to the validator. Objects are closed unless they say
+otherwise: members that are not declared are written where `additionalProperties`, `patternProperties`, `required`,
+`minProperties` or the lack of declared ones call for them.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -16,17 +16,17 @@ from functools import lru_cache, reduce
 from typing import Any
 
 import jsonschema_rs
-from cachetools import LRUCache
 
 from mmdiff.scaffold import language as lang
 from mmdiff.scaffold.deadline import Deadline, LanguageError, LanguageSizeError
 from mmdiff.scaffold.derivatives import matches, shortest
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from mmdiff.scaffold.formats import FORMATS
+from mmdiff.scaffold.kept import Kept
 from mmdiff.scaffold.language import Language
 from mmdiff.scaffold.numbers import decimal_multiples, decimals, integers
 from mmdiff.scaffold.pattern import pattern
-from mmdiff.scaffold.schema import ABOUT, Plain, Schemas, all_of, kind_of, same
+from mmdiff.scaffold.schema import ABOUT, Plain, Schemas, all_of, kind_of, may_match, same
 from mmdiff.scaffold.spelling import dumps, identity, pointer
 from mmdiff.scaffold.tree import NOWHERE, Array, Choices, Either, Member, Object, Ref, Run, Text, Tree, Words
 
@@ -41,7 +41,7 @@ CONNECTIVES = {"$ref", "allOf", "anyOf", "oneOf", "if", "not", "dependencies", "
 ANYTHING = "anything"  # the reference of a value about which nothing is said
 NAME = pattern(r"^[^\n\r\t]+$")  # what entries are called, if it can be: a line
 QUOTE = Text('"')
-_SHORTEST: LRUCache[Language, str | None] = LRUCache(1024)
+_SHORTEST: Kept[Language, tuple[str | None]] = Kept(1024)
 _Bound = tuple[Fraction | None, bool]  # and whether it is left out itself
 _integers, _decimals = lru_cache(256)(integers), lru_cache(256)(decimals)
 _decimal_multiples = lru_cache(256)(decimal_multiples)
@@ -58,7 +58,8 @@ def lower(root: Any, deadline: Deadline) -> Tree:
     while lowering.waiting:
         key, schema, where = lowering.waiting.pop()
         lowering.refs[key] = lowering.fresh(schema, where)
-    tree = Tree(node, lowering.refs)
+    notes = tuple(f"at {where or 'the root'} of the schema: {note}" for where, note in lowering.schemas.notes.items())
+    tree = Tree(node, lowering.refs, notes)
     if tree.cost(node) == NOWHERE:
         raise UnsatisfiableSchemaError("no value fits", lowering.fault)
     return tree
@@ -202,9 +203,9 @@ class _Lowering:
         bounded = words
         if least or most is not None:
             bounded = lang.intersect(words, lang.repeat(lang.TEXT, least, most))
-        if bounded not in _SHORTEST:
-            _SHORTEST[bounded] = "a" * least if words is lang.ANY else shortest(bounded, self.deadline)
-        found = _SHORTEST[bounded]
+        if (known := _SHORTEST.get(bounded)) is None:
+            known = _SHORTEST.put(bounded, ("a" * least if words is lang.ANY else shortest(bounded, self.deadline),))
+        found = known[0]
         return None if found is None else Words(words, spelling, found, least, most)
 
     def _array(self, plain: Plain, where: str) -> Array | None:
@@ -236,7 +237,7 @@ class _Lowering:
         members = []
         for name, schema in declared.items():
             inside = pointer(pointer(where, "properties"), name)
-            alike = [each for source, each in patterns.items() if _found(source, name)]
+            alike = [each for source, each in patterns.items() if may_match(source, name)]
             if schema is None:
                 schema = True if alike else rest
             for each in alike:
@@ -340,13 +341,6 @@ def _fits(value: Any, plain: Any) -> bool:
 def _flat(schema: Any) -> bool:
     """Whether the schema speaks of strings by themselves only."""
     return isinstance(schema, Mapping) and set(schema) <= {"type", "enum", "const", *ABOUT["string"], *ANNOTATIONS}
-
-
-def _found(source: str, name: str) -> bool:
-    try:
-        return matches(pattern(source), name) or re.search(source, name) is not None
-    except (LanguageError, re.error):
-        return False
 
 
 def _bound(plain: Plain, inside: str, outside: str, tighter: Any) -> _Bound:

@@ -4,7 +4,7 @@ What comes next after a slot tells the options apart, so each decision takes one
 behind it. The decisions that can be reached are asked about in one batched pass, deeper ones in the next. In one more
 the numbers of items that are likely are laid out, and the number whose bounded choices are likeliest together with it
 is taken; and in a last one several lengths of the words are tried, and those of the best mean confidence taken, as CAL
-does (arXiv 2602.00476), though without its correction of the bias; a word that fills the longest is tried at twice that.
+does (arXiv 2602.00476), though without its correction of the bias; a word that fills the longest is tried at more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from mmdiff.scaffold.errors import SchemaTooLargeError
 from mmdiff.scaffold.layout import Canvas
 from mmdiff.scaffold.scaffold import Scaffold
 from mmdiff.scaffold.slots import ChoiceSlot, WordSlot
-from mmdiff.scaffold.tree import Name, Pending, Place, Walk, Words
+from mmdiff.scaffold.spelling import pointer
+from mmdiff.scaffold.tree import Made, Name, Pending, Place, Walk, Words
 
 Array = np.ndarray[Any, Any]
 Probe = Callable[[Sequence["Row"]], list[Array]]  # of each row the log-probabilities (N, V) at its places
@@ -29,7 +30,7 @@ ASKED = 64  # decisions in one pass,
 CHAIN = 8  # and of those that follow each other, as the items of an array do
 OPTIONS = 32  # of a decision, that are told apart
 BEHIND = 16  # masks behind what the options begin with
-ROUNDS = 8
+ROUNDS = 32
 USUAL = 32  # tokens of a word, up to which all lengths are tried
 UNLIKELY = float(np.log(0.01))  # numbers of items less likely than that are not tried
 Chances = dict[Name, dict[int, float]]
@@ -43,9 +44,33 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Decision:
+    """A structural decision that the model was asked about.
+
+    `kind` is "present" (whether an optional member is there, given what was decided before it), "items" (how many, of
+    an array or a map) or "alternative" (which one of a union); `chances` has the chance of each (option, chance), the
+    chosen one first.
+    """
+
+    pointer: str
+    kind: Literal["present", "items", "alternative"]
+    chances: tuple[tuple[Any, float], ...]
+
+    @property
+    def chosen(self) -> Any:
+        """The option that was taken."""
+        return self.chances[0][0]
+
+    @property
+    def confidence(self) -> float:
+        """The chance of the option that was taken."""
+        return self.chances[0][1]
+
+
+@dataclass(frozen=True)
 class Decided:
     canvas: Canvas
-    chances: Chances  # of the options, where the model was asked
+    decisions: tuple[Decision, ...] = ()  # on the way to it, where the model was asked
 
 
 def plan(scaffold: Scaffold, probe: Probe, temperature: float, draws: torch.Generator) -> Decided:
@@ -62,7 +87,56 @@ def plan(scaffold: Scaffold, probe: Probe, temperature: float, draws: torch.Gene
     if temperature == 0:
         decisions.update(_counts(scaffold, decisions, chances, probe))
     walk = scaffold.tree.walk(decisions)
-    return Decided(scaffold.layouts.lay_out(walk.pieces, _rooms(scaffold, walk, probe)), chances)
+    canvas = scaffold.layouts.lay_out(walk.pieces, _rooms(scaffold, walk, probe))
+    return Decided(canvas, tuple(_told(walk, chances)))
+
+
+def _told(walk: Walk, chances: Chances) -> Iterator[Decision]:
+    """The decisions of a walk with their chances."""
+    counted: dict[str, list[Made]] = {}
+    for made in walk.made:
+        path, kind, number = made.name
+        options = chances.get(made.name, {})
+        if not any(options.values()) or made.chosen not in options:
+            continue
+        if kind == "more":
+            counted.setdefault(path, []).append(made)
+        elif kind == "next":
+            yield from _present(made, options)
+        else:
+            yield Decision(path, "alternative", _first(made.chosen, options, made.labels))
+    for path, several in counted.items():
+        numbers = sorted(made.name[2] for made in several)
+        ends = {number: 0.0 for number in numbers}
+        left = 1.0
+        number = numbers[0]
+        while (path, "more", number) in chances:
+            ends[number] = left * chances[path, "more", number].get(0, 0.0)
+            left, number = left - ends[number], number + 1
+        ends[max(ends) + 1] = left
+        chosen = next((made.name[2] for made in several if not made.chosen), numbers[-1] + 1)
+        yield Decision(path, "items", _first(chosen, ends, {}))
+
+
+def _present(made: Made, options: Mapping[int, float]) -> Iterator[Decision]:
+    """A decision about the next member tells of all optional ones up to it whether they are there."""
+    left = sum(options.values())
+    for option in sorted(options):
+        name = made.labels.get(option)
+        if option > made.chosen or not name:
+            return
+        chance = min(1.0, options[option] / max(left, 1e-300))
+        here = option == made.chosen
+        sure = chance if here else 1 - chance
+        yield Decision(pointer(made.name[0], name), "present", ((here, sure), (not here, 1 - sure)))
+        left -= options[option]
+
+
+def _first(chosen: int, chances: Mapping[int, float], labels: Mapping[int, str]) -> tuple[tuple[Any, float], ...]:
+    """Options and chances, the chosen one first, then the likeliest."""
+    total = sum(chances.values()) or 1.0
+    order = sorted(chances, key=lambda option: (option != chosen, -chances[option]))
+    return tuple((labels.get(option, option), chances[option] / total) for option in order)
 
 
 class _Question(NamedTuple):

@@ -7,13 +7,14 @@ what was decoded, or that is repaired: a few slots are changed, and at last the 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from typing import Any
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import jsonschema_rs
 import numpy as np
@@ -35,7 +36,9 @@ from mmdiff.scaffold.tree import Choices, Name, Place, Tree, Walk, Words
 
 SECONDS = 2.0  # that compiling may take
 TRIES = 60  # values that are tried for a witness
-REPAIRS = 200  # values that are tried instead of one that does not fit
+REPAIRS = 240  # values that are tried for a part of one that does not fit,
+DRAWN = 20  # of which so many are drawn anew,
+PARTS = 8  # and parts that are repaired one after the other
 LARGEST = 4_000_000  # characters of a schema
 
 
@@ -43,13 +46,22 @@ def as_it_is(value: Any) -> Any:
     return value
 
 
+class Change(NamedTuple):
+    """A piece of a canvas that was changed, by its number, with its text before and after."""
+
+    number: int
+    before: str
+    now: str
+
+
 @dataclass(frozen=True)
 class Filled:
-    """A finished value: its text, what it says, and whether it had to be changed to fit."""
+    """A finished value: its text, what it says, and what had to be changed for it to fit."""
 
     text: str
     value: Any
-    repairs: int = 0  # slots that were changed; -1 where the witness stands for all of it
+    changes: tuple[Change, ...] = ()
+    stand_in: bool = False  # nothing like it fits: it is the value that was known from the beginning
 
 
 @dataclass(eq=False)
@@ -64,6 +76,8 @@ class Scaffold:
     finish: Callable[[Any], Any] = as_it_is  # a value to the user's own type
     witness: Walk = field(default_factory=Walk)
     words: tuple[str, ...] = ()  # that the witness has in its slots
+    where: Callable[[Any], list[str]] = lambda value: [""]  # JSON pointers of what does not fit in a value
+    notes: tuple[str, ...] = ()  # what of the schema is not all worked in
 
     @property
     def bounded(self) -> bool:
@@ -121,27 +135,53 @@ class Scaffold:
         return walk if len(walk.pieces) < 2000 else None
 
     def _repaired(self, canvas: Canvas, texts: list[str]) -> Filled:
-        """The same with one slot changed, or two, the most likely choices first; else the witness."""
-        ways = list(itertools.islice(_changes(canvas, texts), REPAIRS))
-        for count in (1, 2):
-            for changed in itertools.islice(itertools.combinations(ways, count), REPAIRS):
-                other = list(texts)
-                for number, text in changed:
-                    other[number] = text
-                if self.judge("".join(other)):
-                    return Filled("".join(other), self.finish(self.read("".join(other))), count)
+        """The same with as few slots changed as may be, in the smallest part that is at fault; else the witness."""
+        now, faults, rng = list(texts), self._faults(texts), random.Random(0)
+        for _ in range(PARTS):
+            better = next(self._better(canvas, now, faults, rng), None)
+            if better is None:
+                break
+            now, faults = better
+            if not faults and self.judge("".join(now)):
+                changes = (Change(number, before, after) for number, (before, after)
+                           in enumerate(zip(texts, now, strict=True)) if before != after)
+                return Filled("".join(now), self.finish(self.read("".join(now))), tuple(changes))
         return self._stand_in()
+
+    def _better(
+        self, canvas: Canvas, texts: list[str], faults: list[str], rng: random.Random
+    ) -> Iterator[tuple[list[str], list[str]]]:
+        """Texts with fewer faults, those first that change little of little."""
+        for scope in _scopes(faults):
+            inside = [number for number, piece in enumerate(canvas.pieces)
+                      if not isinstance(piece, str) and _within(piece.path, scope)]
+            for other in itertools.islice(_others(canvas, texts, inside, rng), REPAIRS):
+                if len(left := self._faults(other)) < len(faults):
+                    yield other, left
+
+    def _faults(self, texts: Sequence[str]) -> list[str]:
+        try:
+            value = self.read("".join(texts))
+        except ValueError:
+            return [""]
+        return [] if self.fits(value) else self.where(value)
 
     def _stand_in(self) -> Filled:
         text = _spell(self.witness, self.words)
-        return Filled(text, self.finish(self.read(text)), -1)
+        return Filled(text, self.finish(self.read(text)), (), True)
 
 
-def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any] = as_it_is) -> Scaffold:
+def compile_schema(
+    schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any] = as_it_is, seconds: float = SECONDS
+) -> Scaffold:
     """The scaffold of a JSON Schema.
+
+    It may be called in any thread; its time is that of the thread. What took too long is remembered by the layouts and
+    refused at once when it comes again.
 
     Args:
         budget: tokens that a value may have.
+        seconds: of the processor, that compiling may take.
         finish: makes the user's own type from a value; what it refuses with a ValueError or TypeError does not fit.
 
     Raises:
@@ -149,7 +189,26 @@ def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[
             than there are, or takes too long to compile.
     """
     layouts.vocabulary.prepare()  # once for a tokenizer, so it does not count as the schema's
-    deadline = Deadline(SECONDS)
+    try:
+        key = _key(schema, budget, seconds)
+    except (RecursionError, ValueError, TypeError):
+        return _compiled(schema, layouts, budget, finish, Deadline(seconds))  # refused there, with the reason
+    if (refusal := layouts.refusals.get(key)) is not None:
+        raise SchemaTooLargeError(*refusal)
+    try:
+        return _compiled(schema, layouts, budget, finish, Deadline(seconds))
+    except SchemaTooLargeError as error:
+        layouts.refusals.put(key, (error.reason, error.pointer))
+        raise
+
+
+def _key(schema: Any, budget: int, seconds: float) -> bytes:
+    return hashlib.sha256(f"{budget} {seconds} {dumps(schema)}".encode(errors="surrogatepass")).digest()
+
+
+def _compiled(
+    schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any], deadline: Deadline
+) -> Scaffold:
     try:
         if len(dumps(schema)) > LARGEST:
             raise SchemaTooLargeError(f"it has more than {LARGEST:,} characters")
@@ -157,7 +216,8 @@ def compile_schema(schema: Any, layouts: Layouts, budget: int, finish: Callable[
             tree = lower(schema, deadline)
             validator = jsonschema_rs.validator_for(schema, validate_formats=True, retriever=_nothing)
             check = _Check(validator.is_valid, finish)
-            made = Scaffold(tree, layouts, budget, read_json, check, finish)
+            made = Scaffold(tree, layouts, budget, read_json, check, finish, where=partial(_where, validator),
+                            notes=tree.notes)
             try:
                 made.find_witness(deadline)
             except UnsatisfiableSchemaError as error:
@@ -197,6 +257,12 @@ class _Check:
             self.refusal = _first(error)
             return False
         return True
+
+
+def _where(validator: Any, value: Any) -> list[str]:
+    """Where the validator finds faults in a value; the whole of it, where the type's own check does."""
+    found = [reduce(pointer, error.instance_path, "") for error in itertools.islice(validator.iter_errors(value), 20)]
+    return found or [""]
 
 
 def _first(error: Exception) -> str:
@@ -271,12 +337,63 @@ def _word(node: Choices | Words, rng: random.Random, drawn: bool, deadline: Dead
     return dumps(word)[1:-1] if node.spelling == "json" else word
 
 
-def _changes(canvas: Canvas, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _scopes(faults: Sequence[str]) -> list[str]:
+    """JSON pointers of the parts that are at fault, the smallest first, and of all that they are in."""
+    found = dict.fromkeys(faults)
+    for fault in faults:
+        while fault:
+            fault = fault.rpartition("/")[0]
+            found[fault] = None
+    return sorted(found, key=lambda scope: -scope.count("/"))
+
+
+def _within(path: str, scope: str) -> bool:
+    """Whether a slot lies in a part; the names of entries are not known in a slot's path."""
+    parts, wanted = path.split("/"), scope.split("/")
+    return len(parts) >= len(wanted) and all(
+        one == other or one.startswith("*") for one, other in zip(parts, wanted, strict=False))
+
+
+def _others(
+    canvas: Canvas, texts: Sequence[str], inside: Sequence[int], rng: random.Random
+) -> Iterator[list[str]]:
+    """The texts with one slot of a part changed, or two, the likeliest choices first; then with all of it drawn."""
+    ways = list(itertools.islice(_changes(canvas, texts, inside, rng), REPAIRS // 3))
+    for count in (1, 2):
+        for changed in itertools.islice(itertools.combinations(ways, count), REPAIRS // 3):
+            other = list(texts)
+            for number, text in changed:
+                other[number] = text
+            yield other
+    twice = [number for place, number in enumerate(inside)
+             if texts[number] in [texts[before] for before in inside[:place]]]
+    for some in (twice, inside):  # what was said before, then all
+        for _ in range(DRAWN if some else 0):
+            other = list(texts)
+            for number in some:
+                other[number] = _drawn(canvas, number, rng)
+            yield other
+
+
+def _changes(
+    canvas: Canvas, texts: Sequence[str], inside: Sequence[int], rng: random.Random
+) -> Iterator[tuple[int, str]]:
     """Pieces, and what might stand there instead: choices by their likelihood, words with something behind them."""
-    for number, piece in enumerate(canvas.pieces):
+    for number in inside:
+        piece = canvas.pieces[number]
         if isinstance(piece, ChoiceSlot):
             chances = piece.chances or (1.0,) * len(piece.values)
             order = sorted(range(len(piece.values)), key=lambda choice: -chances[choice])
             yield from ((number, piece.texts[choice]) for choice in order[:8] if piece.texts[choice] != texts[number])
-        elif not isinstance(piece, str):
+        else:
             yield from ((number, texts[number] + more) for more in ("1", "2", "a", "b"))
+            yield from ((number, _drawn(canvas, number, rng)) for _ in range(4))
+
+
+def _drawn(canvas: Canvas, number: int, rng: random.Random) -> str:
+    place = canvas.places[number]
+    assert isinstance(place, Place)
+    try:
+        return _word(place.node, rng, True, Deadline(SECONDS))
+    except LanguageError:
+        return _word(place.node, rng, False, Deadline(SECONDS))

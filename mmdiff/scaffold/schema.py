@@ -8,14 +8,15 @@ otherwise. Remote references, `$dynamicRef` and `$recursiveRef` are refused.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote, urljoin
 
-from mmdiff.scaffold.deadline import Deadline
+from mmdiff.scaffold.deadline import Deadline, LanguageError, LanguageSizeError
+from mmdiff.scaffold.derivatives import matches
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsupportedSchemaError
+from mmdiff.scaffold.pattern import pattern
 from mmdiff.scaffold.spelling import identity, pointer
 
 Schema = Any  # a mapping, True or False
@@ -358,15 +359,18 @@ def _about(plain: Plain, name: str) -> Schema:
     properties = plain.get("properties", {})
     if name in properties:
         return properties[name]
-    if any(_found(source, name) for source in plain.get("patternProperties", {})):
+    if any(may_match(source, name) for source in plain.get("patternProperties", {})):
         return True
     return plain.get("additionalProperties", True)
 
 
-def _found(source: str, name: str) -> bool:
+def may_match(source: str, name: str) -> bool:
+    """Whether some engine may find a pattern in a name; by its language, for engines may search without end."""
     try:
-        return re.search(source, name) is not None
-    except re.error:
+        return matches(pattern(source, wide=True), name)
+    except LanguageSizeError:
+        raise
+    except LanguageError:  # refused where it is lowered
         return False
 
 
@@ -395,7 +399,7 @@ def all_of(one: Schema, other: Schema) -> Schema:
 
 
 def _narrowed(one: Mapping[str, Any], other: Schema) -> Schema:
-    """As `all_of`: the list of one's values is made shorter where the other lists values too, or values that are not."""
+    """As `all_of`: the list of one's values is made shorter where the other lists values, or values that are not."""
     lists = ({"const"}, {"enum"})
     denied = other.get("not") if isinstance(other, Mapping) and set(other) == {"not"} else None
     told = denied if denied is not None else other

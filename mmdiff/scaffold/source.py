@@ -50,7 +50,7 @@ def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
         adapter: TypeAdapter[Any] = TypeAdapter(source)
         # From JSON, as strict types too take dates, numbers as keys and the like from its texts.
         return adapter.json_schema(schema_generator=TypeSchema), lambda value: adapter.validate_json(dumps(value))
-    except (PydanticSchemaGenerationError, PydanticUserError, TypeError, ValueError) as error:
+    except (PydanticSchemaGenerationError, PydanticUserError, TypeError, ValueError, ImportError) as error:
         told = str(error).splitlines()[0][:200]
         raise UnsupportedSchemaError(
             f"{source!r} is neither a JSON Schema nor a type that pydantic can describe: {told}") from None
@@ -62,8 +62,13 @@ class TypeSchema(GenerateJsonSchema):
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
         """Names that are read as numbers."""
         made = super().dict_schema(schema)
-        kind = self.generate_inner(schema["keys_schema"]).get("type") if "keys_schema" in schema else None
-        if kind in KEYS:
+        keys = schema.get("keys_schema")
+        if keys is None:
+            return made
+        kind = self.generate_inner(keys).get("type")
+        if keys["type"] == "enum" and any(not isinstance(member.value, str) for member in keys["members"]):
+            made["propertyNames"] = {"enum": [str(member.value) for member in keys["members"]]}
+        elif kind in KEYS:
             made["propertyNames"] = {**made.get("propertyNames", {}), "pattern": KEYS[kind]}
         return made
 

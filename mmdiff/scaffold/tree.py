@@ -6,8 +6,9 @@ decided yet, and says where that was. Decisions have names that stay the same fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from mmdiff.scaffold.deadline import still_time
@@ -16,6 +17,7 @@ from mmdiff.scaffold.language import Language
 from mmdiff.scaffold.spelling import dumps, pointer
 
 DEEP = 120  # values inside each other
+SHOWN = 6  # values or members of an option that its label names
 Node = "Text | Choices | Words | Run | Either | Array | Object | Ref"
 Name = tuple[str, str, int]  # of a decision: where, of what kind, and which one there
 NOWHERE = float("inf")  # cost of what has no finite spelling
@@ -139,19 +141,29 @@ class Pending(NamedTuple):
     options: tuple[int, ...]
 
 
+class Made(NamedTuple):
+    """A decision on the way of a walk: what was chosen, and a label of each option."""
+
+    name: Name
+    chosen: int
+    labels: Mapping[int, str]
+
+
 @dataclass
 class Walk:
-    """Literals and slots in turn, and the decisions that were not made."""
+    """Literals and slots in turn, the decisions that were not made, and those that were, with what they chose."""
 
     pieces: list[str | Place] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
+    made: list[Made] = field(default_factory=list)
 
 
 class Tree:
     """A root, the nodes that refer to each other, and what the shortest spelling of each costs."""
 
-    def __init__(self, root: Any, refs: Mapping[str, Any]) -> None:
+    def __init__(self, root: Any, refs: Mapping[str, Any], notes: tuple[str, ...] = ()) -> None:
         self.root, self.refs = root, refs
+        self.notes = notes  # what of the schema is not all in the tree
         self.costs: dict[str, float] = dict.fromkeys(refs, NOWHERE)
         for _ in range(len(refs) + 1):  # each round lets finite costs reach one reference further
             found = {key: self._cost(node, {}) for key, node in refs.items()}
@@ -230,7 +242,9 @@ class Tree:
                 for part in node.parts:
                     self._walk(part, path, nested, depth + 1, decisions, walk)
             case Either():
-                chosen = _decide(walk, decisions, (path, "either", nested), self._order(node))
+                order = self._order(node)
+                chosen = _decide(walk, decisions, (path, "either", nested), order,
+                                 lambda option: self._label(node.options[option]))
                 self._walk(node.options[chosen], path, nested + 1, depth + 1, decisions, walk)
             case Array():
                 self._walk_array(node, path, depth, decisions, walk)
@@ -243,6 +257,26 @@ class Tree:
             finite = [number for number, option in enumerate(node.options) if self.cost(option) < NOWHERE]
             self._orders[id(node)] = sorted(finite, key=lambda number: self.cost(node.options[number]))
         return self._orders[id(node)]
+
+    def _label(self, node: Any, depth: int = 0) -> str:
+        """What values of a node are, in short."""
+        match node:
+            case Ref() if depth < SHOWN:
+                return self._label(self.refs[node.key], depth + 1)
+            case Either() if depth < SHOWN:
+                return " or ".join(dict.fromkeys(self._label(option, depth + 1) for option in node.options[:SHOWN]))
+            case Choices():
+                return ", ".join(node.texts[:SHOWN])
+            case Words():
+                return "number"
+            case Run():
+                return "string" if isinstance(node.parts[1], Words) else self._label(node.parts[1])
+            case Array():
+                return "array"
+            case Object():
+                return f"object of {', '.join(member.name for member in node.members[:SHOWN])}".removesuffix(" of ")
+            case _:
+                return "value"
 
     def _walk_array(self, node: Array, path: str, depth: int, decisions: Mapping[Name, int], walk: Walk) -> None:
         _write(walk, "[")
@@ -274,7 +308,7 @@ class Tree:
                 # Skipping is no option where as many members are missing as optional ones are left after it.
                 if node.entries or short <= spare - (end - at) or not options:
                     options = [end, *options]
-                at = _decide(walk, decisions, (path, "next", at), options)
+                at = _decide(walk, decisions, (path, "next", at), options, partial(_name, members[:end]))
             if at < len(members):
                 _write(walk, f"{',' if present else ''}{dumps(members[at].name)}:")
                 self._walk(members[at].node, pointer(path, members[at].name), 0, depth + 1, decisions, walk)
@@ -293,7 +327,8 @@ class Tree:
                     node.open and _decide(walk, decisions, (path, "more", number), [0, 1])):
                 break
             inner = pointer(path, f"*{number}")
-            key, value = node.entries[_decide(walk, decisions, (inner, "kind", 0), kinds)]
+            key, value = node.entries[_decide(walk, decisions, (inner, "kind", 0), kinds,
+                                              lambda kind: f"entry {kind}")]
             _write(walk, '"' if not present + number else ',"')
             start = len(walk.pieces)
             self._walk(key, inner, 0, depth + 1, decisions, walk)
@@ -301,6 +336,11 @@ class Tree:
             _write(walk, '":')
             self._walk(value, inner, 1, depth + 1, decisions, walk)
             number += 1
+
+
+def _name(members: list[Member], option: int) -> str:
+    """The name of a member; none for what stands behind them."""
+    return members[option].name if option < len(members) else ""
 
 
 def _group(walk: Walk, start: int, path: str, group: str) -> None:
@@ -319,8 +359,12 @@ def _write(walk: Walk, text: str) -> None:
         walk.pieces.append(text)
 
 
-def _decide(walk: Walk, decisions: Mapping[Name, int], name: Name, options: list[int]) -> int:
+def _decide(
+    walk: Walk, decisions: Mapping[Name, int], name: Name, options: list[int], label: Callable[[int], str] = str
+) -> int:
     if name in decisions and decisions[name] in options:
+        if len(options) > 1:
+            walk.made.append(Made(name, decisions[name], {option: label(option) for option in options}))
         return decisions[name]
     if len(options) > 1:
         walk.pending.append(Pending(name, len(walk.pieces), tuple(options)))

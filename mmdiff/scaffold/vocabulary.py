@@ -16,11 +16,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from cachetools import LRUCache
 
 from mmdiff.config import TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.scaffold.errors import UnsupportedSchemaError
+from mmdiff.scaffold.kept import Kept
 
 BIG = 2048  # tokens of a class whose best is sought in whole rows instead of among its members
 KEPT = 64  # automata per vocabulary
@@ -162,14 +162,16 @@ class TokenAutomaton:
     @cached_property
     def least(self) -> int:
         """Tokens of the shortest way from the start to acceptance."""
-        every = (1 << self.next_CS.shape[1]) - 1
-        here = seen = 1 << self.start
-        count, accepting = 0, self.accepting
-        while not here & accepting:
-            here = self.step(here, every, ANY)[0] & ~seen
-            if not here:
+        here_S = np.arange(self.next_CS.shape[1]) == self.start
+        seen_S, count = here_S.copy(), 0
+        while not (here_S & self.accepts_S).any():
+            reached = self.next_CS[:, here_S]
+            here_S = np.zeros_like(seen_S)
+            here_S[reached[reached >= 0]] = True
+            here_S &= ~seen_S
+            if not here_S.any():
                 raise UnsupportedSchemaError("the model's tokenizer cannot spell any text that fits")
-            seen |= here
+            seen_S |= here_S
             count += 1
         return count
 
@@ -182,7 +184,7 @@ class Vocabulary:
     pad: int
     swallows_space: bool  # whether a space in front of a text's first token is not written
     encode: Callable[[str], list[int]]
-    _kept: LRUCache[Hashable, TokenAutomaton] = field(default_factory=lambda: LRUCache(KEPT))
+    _kept: Kept[Hashable, TokenAutomaton] = field(default_factory=lambda: Kept(KEPT))
 
     @classmethod
     def of(cls, tokenizer: Any, tokens: TokenIds, size: int | None = None) -> Vocabulary:
@@ -232,9 +234,7 @@ class Vocabulary:
     def kept(self, key: Hashable, make: Callable[[], TokenAutomaton]) -> TokenAutomaton:
         """What `make` gives, made once."""
         found = self._kept.get(key)
-        if found is None:
-            found = self._kept[key] = make()
-        return found
+        return found if found is not None else self._kept.put(key, make())
 
     def automaton(self, next_SB: Array, accepts_S: Array) -> TokenAutomaton:
         """Read an automaton over bytes (S, 256; -1 where there is no way on) by tokens, and PAD behind acceptance."""

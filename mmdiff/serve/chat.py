@@ -112,6 +112,7 @@ class Chat:
         self.told = [0] * (asked.n or 1)  # characters of each row
         self.prompt_tokens = self.tokens = self.steps = self.blocks = 0
         self.details: dict[str, Any] = {}
+        self.structures: dict[int, dict[str, Any]] = {}
 
     async def perform(self, reply: Reply, message: wire.Message, media: list[Medium]) -> None:
         if not self.asked.stream:
@@ -145,6 +146,11 @@ class Chat:
                             "confidence": min(event["confidence"], self.details.get("confidence", 1.0))}
             if event["late"]:
                 self.details["truncated_by"] = "deadline"
+            if "structure" in event:
+                self.structures[event["row"]] = event["structure"]
+            for kind in ("repairs", "decisions", "notes") if self.structures else ():
+                self.details[kind] = [{"index": row, **each} if isinstance(each, dict) else each
+                                      for row in sorted(self.structures) for each in self.structures[row][kind]]
 
     async def _tell(self, reply: Reply, event: wire.Message) -> None:
         kind, row = event["event"], event.get("row", 0)

@@ -40,7 +40,7 @@ from mmdiff.scaffold.scaffold import Scaffold
 from mmdiff.serve import wire
 from mmdiff.serve.conversations import with_media, with_outline
 from mmdiff.serve.slices import SlicedWork
-from mmdiff.serve.telling import Telling, draft, last_draft, settled_text
+from mmdiff.serve.telling import Telling, draft, last_draft, settled_text, structure_told
 from mmdiff.transcript import Segment
 
 BEAT = 0.5  # seconds between signs of life
@@ -341,9 +341,10 @@ class Engine:
                 "row", id=row.job.name, row=row.number, rest=new, text=row.telling.told,
                 finish="length" if full or row.hurried else "stop", tokens=max(1, len(tokens)),
                 steps=steps[name], passes=answer.passes,
-                confidence=round(min((token.confidence for token in tokens), default=1.0), 4),
+                confidence=round(sure, 4),
                 blocks=-(-max(1, len(tokens)) // block), late=row.hurried,
                 first=round((row.first or time.monotonic()) - row.job.arrived, 4),
+                **({} if answer.structured is None else {"structure": structure_told(answer.structured)}),
             )
             row.job.left -= 1
             if row.job.left == 0:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from mmdiff.canvas import ABSENT
 from mmdiff.config import DecodingConfig
+from mmdiff.extraction import Extraction, Filling
 from mmdiff.pipeline import Answer, Pipeline, Token
 from mmdiff.rules import Revising
 from mmdiff.sampler import Denoiser
@@ -75,13 +76,24 @@ def draft(pipeline: Pipeline, batch: Denoiser, row: int, offset: int) -> dict[st
     Args:
         offset: how much of the text was told, in characters.
     """
-    positions = pipeline.draft(batch.canvas, row).tokens
+    filling = batch.constraints[row]
+    positions = pipeline.draft(batch.canvas, row, filling if isinstance(filling, Filling) else None).tokens
     return _drafted(positions, int(batch.steps_B[row]), batch.decoding, offset)
 
 
 def last_draft(answer: Answer, steps: int, decoding: DecodingConfig, offset: int) -> dict[str, object]:
     """A finished answer in the form of a draft."""
     return _drafted(answer.tokens, steps, decoding, offset)
+
+
+def structure_told(made: Extraction) -> dict[str, object]:
+    """What of a structured answer is not in its text: repairs, decisions about its structure, notes on its schema."""
+    return {
+        "repairs": [{"pointer": each.pointer, "what": each.what} for each in made.repairs],
+        "decisions": [{"pointer": each.pointer, "kind": each.kind, "chances": [list(pair) for pair in each.chances]}
+                      for each in made.decisions],
+        "notes": list(made.notes),
+    }
 
 
 def _drafted(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -23,9 +25,10 @@ from mmdiff.scaffold.errors import (
     UnsupportedSchemaError,
 )
 from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.membership import arranged
 from mmdiff.scaffold.scaffold import compile_schema
 from mmdiff.scaffold.source import compile_choices, compile_pattern, compile_source, compile_template
-from mmdiff.scaffold.spelling import outline
+from mmdiff.scaffold.spelling import dumps, outline
 
 TOKENS = PRESETS["tiny"].tokens
 
@@ -62,6 +65,7 @@ def test_all_of_a_small_domain_is_reached(layouts: Layouts) -> None:
     ({"oneOf": [{"enum": [1, 2]}, {"enum": [2, 3]}]}, {1, 3}),
     ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": "y"}}}, {"y"}),
     ({"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 1}, {0, 0.5, 1}),
+    ({"type": "number", "multipleOf": 0.01, "exclusiveMinimum": 19.98, "maximum": 20}, {19.99, 20}),
 ])
 def test_few_values_are_all_reached_and_no_others(layouts: Layouts, schema: Any, needed: set[Any]) -> None:
     assert set(values(layouts, schema, 40)) == needed
@@ -113,7 +117,7 @@ def test_the_budget_is_never_exceeded(layouts: Layouts) -> None:
         scaffold = compile_schema(SCHEMAS["receipt"], layouts, budget)
         for seed in range(5):
             made, _ = generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, seed)
-            assert made.repairs == 0 and Judge(SCHEMAS["receipt"])(made.text)
+            assert not made.changes and not made.stand_in and Judge(SCHEMAS["receipt"])(made.text)
 
 
 def _nested(depth: int) -> Any:
@@ -234,6 +238,101 @@ def test_bad_choices_are_refused(layouts: Layouts, choices: Any) -> None:
 def test_a_text_without_holes_is_refused(layouts: Layouts) -> None:
     with pytest.raises(MMDiffError, match="no hole"):
         compile_template("nothing to fill", layouts, 64)
+
+
+@pytest.mark.parametrize("count", [7, 9, 10, 11])
+def test_rankings_are_found_and_not_repaired(layouts: Layouts, count: int) -> None:
+    names = [f"choice {number}" for number in range(count)]
+    scaffold = compile_schema({"type": "array", "items": {"enum": names}, "minItems": count, "uniqueItems": True},
+                              layouts, 512)
+    for seed in range(3):
+        made, passes = generate(scaffold, Fake(layouts, TOKENS, "random"),
+                                dataclasses.replace(BASE, temperature=float(seed)), seed)
+        assert sorted(made.value) == sorted(names) and not made.changes and passes == 1
+
+
+def test_names_of_entries_never_meet(layouts: Layouts) -> None:
+    schema = {"type": "object", "propertyNames": {"enum": list("abcde")}, "minProperties": 5,
+              "additionalProperties": {"type": "boolean"}}
+    assert all(sorted(value) == list("abcde") for value in values(layouts, schema, 4))
+
+
+def _kinds(count: int, **more: Any) -> dict[str, Any]:
+    """As many conditions as kinds."""
+    rules = [{"if": {"properties": {"kind": {"const": n}}, "required": ["kind"]}, "then": {"required": [f"m{n}"]}}
+             for n in range(count)]
+    flags = {f"m{n}": {"type": "boolean"} for n in range(count)}
+    return {"type": "object", "required": ["kind"], "properties": {"kind": {"enum": list(range(count))}, **flags},
+            "allOf": rules, **more}
+
+
+@pytest.mark.parametrize("count", [5, 6, 20])
+def test_conditions_lose_no_kind(layouts: Layouts, count: int) -> None:
+    scaffold = compile_schema(_kinds(count), layouts, 1000)
+    for kind in range(count):
+        arranged(scaffold, {"kind": kind, f"m{kind}": True})
+    assert not scaffold.notes and not generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, 1)[0].changes
+
+
+def test_conditions_that_are_too_many_are_checked_and_that_is_said(layouts: Layouts) -> None:
+    flags = [f"b{n}" for n in range(8)]
+    schema = {"type": "object", "required": flags,
+              "properties": {name: {"type": "boolean"} for name in [*flags, *(name + "x" for name in flags)]},
+              "allOf": [{"if": {"properties": {name: {"const": True}}}, "then": {"required": [name + "x"]}}
+                        for name in flags]}
+    scaffold, judge = compile_schema(schema, layouts, 512), Judge(schema)
+    assert [note.split(" of the schema")[0] for note in scaffold.notes] == ["at /allOf/6", "at /allOf/7"]
+    assert judge(generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, 3)[0].text)
+
+
+def test_the_same_reference_means_another_thing_under_another_id(layouts: Layouts) -> None:
+    same = {"$ref": "#/$defs/x", "minimum": 0}
+    inner = {"$id": "https://example.com/inner", **same, "$defs": {"x": {"const": 5}}}
+    schema = {"$id": "https://example.com/outer", "type": "object", "required": ["a", "b"],
+              "properties": {"a": same, "b": inner}, "$defs": {"x": {"const": 3}}}
+    assert values(layouts, schema, 2) == [{"a": 3, "b": 5}] * 2
+
+
+def test_all_that_is_said_is_found_to_be_said(layouts: Layouts) -> None:
+    """`arranged` is a mirror of what is generated."""
+    warm = dataclasses.replace(BASE, temperature=1.0)
+    for name in ("receipt", "maps", "anything", "recursive", "unique", "numbers", "if", "contains"):
+        scaffold = compile_schema(SCHEMAS[name], layouts, 512)
+        value = generate(scaffold, Fake(layouts, TOKENS, "random"), warm, 4)[0].value
+        assert arranged(scaffold, value) == value
+
+
+def test_words_may_be_long(layouts: Layouts) -> None:
+    text = "a word and another, " * 30
+    for schema in ({"type": "string"}, {"type": "string", "minLength": 3, "maxLength": 2000}):
+        assert arranged(compile_schema(schema, layouts, 1000), text) == text
+
+
+def test_threads_may_compile_beside_each_other(layouts: Layouts) -> None:
+    fresh = Layouts(layouts.vocabulary, layouts.mask_id, layouts.end_id)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda name: compile_schema(SCHEMAS[name], fresh, 512), [*SCHEMAS, *SCHEMAS]))
+    assert [dumps(each.read(each._stand_in().text)) for each in made[: len(SCHEMAS)]] == [
+        dumps(compile_schema(schema, layouts, 512)._stand_in().value) for schema in SCHEMAS.values()]
+
+
+def test_refusals_cross_to_other_processes(layouts: Layouts) -> None:
+    for schema, budget in (({"type": "nope"}, 10), ({"type": "string", "minLength": 90}, 10)):
+        with pytest.raises(ScaffoldError) as caught:
+            compile_schema(schema, layouts, budget)
+        copied = pickle.loads(pickle.dumps(caught.value))
+        assert type(copied) is type(caught.value) and str(copied) == str(caught.value)
+        assert copied.pointer == caught.value.pointer
+
+
+def test_a_small_part_is_repaired(layouts: Layouts) -> None:
+    scaffold = compile_schema({"type": "object", "required": ["a", "b"], "properties": {
+        "a": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 500}, "minItems": 4, "maxItems": 4,
+              "uniqueItems": True}, "b": {"type": "string", "maxLength": 9}}}, layouts, 200)
+    made, _ = generate(scaffold, Fake(layouts, TOKENS, "infinite"), BASE, 0)
+    before = [int(change.before) for change in made.changes]
+    assert not made.stand_in and 0 < len(before) < 4 and len(set(made.value["a"])) == 4
+    assert set(before) & set(made.value["a"])
 
 
 def test_an_outline_shows_names_and_types() -> None:

@@ -14,7 +14,7 @@ from mmdiff.scaffold import vocabulary
 from mmdiff.scaffold.automaton import byte_automaton
 from mmdiff.scaffold.deadline import Deadline
 from mmdiff.scaffold.pattern import pattern
-from mmdiff.scaffold.slots import ChoiceSlot, SlotsConstraint, WordSlot
+from mmdiff.scaffold.slots import ChoiceSlot, Distinct, SlotsConstraint, WordSlot, assignment
 from mmdiff.scaffold.vocabulary import Vocabulary
 
 WORDS = [b"a", b"b", b"ab", b"ba", b"1", b"12", b"-", None, None]  # 7 fills what is left over, 8 is a mask
@@ -283,3 +283,48 @@ def test_each_slot_of_a_row_decides_its_own_positions() -> None:
     assert row.widen(here).nonzero()[:, 0].tolist() == [1, 2, 3, 5]
     ids[[1, 4, 5]] = torch.tensor([3, 1, 1])
     assert row.forced(ids) == {2: 2, 3: PAD, 6: 0, 7: PAD}
+
+
+def test_an_assignment_is_the_best_of_all() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        rows, columns = int(rng.integers(1, 5)), int(rng.integers(1, 6))
+        gain_NM = rng.normal(0, 3, (rows, columns))
+        gain_NM[rng.random((rows, columns)) < 0.3] = -np.inf
+        ways = itertools.permutations(range(columns), rows)
+        best = max((gain_NM[np.arange(rows), list(way)].sum() for way in ways), default=-np.inf)
+        found = assignment(gain_NM)
+        assert (found is None) == (not np.isfinite(best))
+        if found is not None:
+            assert len(set(found.tolist())) == rows
+            assert gain_NM[np.arange(rows), found].sum() == pytest.approx(best)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_choices_of_a_group_never_meet(temperature: float) -> None:
+    """As many slots as values, committed one by one in any order, with other logits at each step."""
+    values = ("a", "b", "ab", "ba", "1")
+    ids_KL = np.array([[0, PAD], [1, PAD], [2, PAD], [3, PAD], [4, PAD]])
+    for seed in range(20):
+        slots = [ChoiceSlot(f"/{n}", 2 * n, 2, values, values, ids_KL) for n in range(len(values))]
+        constraint = SlotsConstraint(slots, MASK, [Distinct(slots)])
+        ids_G, draws = torch.full((2 * len(values),), MASK), torch.Generator().manual_seed(seed)
+        order = random.Random(seed).sample(range(len(values)), len(values))
+        for number in order:
+            places = [place for place in range(len(ids_G)) if ids_G[place] == MASK]
+            logits_NV = torch.randn(len(places), 9, generator=draws)
+            decided = dict(zip(places, constraint.decide(ids_G, places, logits_NV, temperature, draws).tolist(),
+                               strict=True))
+            assert len({decided[place] for place in places[::2]}) == len(places) // 2
+            for place in (2 * number, 2 * number + 1):
+                ids_G[place] = decided.get(place, ids_G[place])
+            for place, token in constraint.forced(ids_G).items():
+                ids_G[place] = token
+        assert sorted(ids_G[::2].tolist()) == [0, 1, 2, 3, 4] and set(ids_G[1::2].tolist()) == {PAD}
+
+
+def test_a_group_that_cannot_differ_is_decided_all_the_same() -> None:
+    slots = [ChoiceSlot(f"/{n}", n, 1, ("a",), ("a",), np.array([[0]])) for n in range(2)]
+    constraint = SlotsConstraint(slots, MASK, [Distinct(slots)])
+    ids_G = torch.full((2,), MASK)
+    assert constraint.decide(ids_G, [0, 1], torch.zeros(2, 9), 0.0, torch.Generator()).tolist() == [0, 0]

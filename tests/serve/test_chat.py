@@ -116,12 +116,15 @@ def test_answers_in_a_given_structure_are_parsed_by_the_client(client: openai.Op
         model="tiny", messages=[{"role": "user", "content": "what is there?"}], response_format=Found)
     found = parsed.choices[0].message.parsed
     assert isinstance(found, Found) and parsed.choices[0].finish_reason == "stop"
+    assert parsed.mmdiff["repairs"] == parsed.mmdiff["decisions"] == parsed.mmdiff["notes"] == []  # type: ignore
+    assert parsed.usage.completion_tokens > 4  # type: ignore[union-attr]
     stream = create(client, "what is there?", stream=True, response_format={"type": "json_schema", "json_schema": {
         "name": "found", "schema": Found.model_json_schema()}})
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert text == parsed.choices[0].message.content
     anything = create(client, "what is there?", response_format={"type": "json_object"})
     assert isinstance(json.loads(anything.choices[0].message.content), dict)
+    assert all(each["index"] == 0 and each["chances"] for each in anything.mmdiff["decisions"])
     with pytest.raises(openai.BadRequestError, match="raise max_tokens to at least"):
         create(client, "what?", max_tokens=3, response_format={"type": "json_schema", "json_schema": {
             "name": "found", "schema": Found.model_json_schema()}})
