@@ -215,7 +215,7 @@ def _nearby(app: FastAPI, request: Request) -> str:
               if isinstance(route, APIRoute) and route.include_in_schema}
     if (path := ELSEWHERE.get(asked.rpartition("/v1")[2])) is None:
         ends = [path for path in routes if path.removeprefix("/v1") and asked.endswith(path.removeprefix("/v1"))]
-        found = ends or difflib.get_close_matches(asked, routes, 1, 0.6)
+        found = ends or difflib.get_close_matches(asked, routes, 1, 0.75)
         path = max(found, key=len, default=None)
     return "; GET /docs lists what there is" if path is None else f"; did you mean {routes[path]} {path}?"
 

@@ -46,7 +46,8 @@ from mmdiff.transcript import Segment
 BEAT = 0.5  # seconds between signs of life
 SEGMENTS = 4  # of a transcript, between two steps of the answers
 COMPILED = 4  # schemas that are compiled in turn; others wait
-SLICE, IDLE_SLICE = 0.002, 0.02  # seconds of compiling, between two steps at least and while there is nothing to step
+SHARE = 1 / 3  # of the time of steps, that compiling may take beside them
+IDLE_SLICE = 0.02  # seconds of compiling, while there is nothing to step
 KNOWN = 256  # compiled schemas, and refusals
 
 
@@ -128,7 +129,7 @@ class Engine:
             for writing in list(self.writings):
                 self._guarded(partial(self._write, writing), [writing.job])
             busy = bool(self.groups or self.writings)
-            self._compile(max(SLICE, time.monotonic() - self.turned) if busy else IDLE_SLICE)
+            self._compile(SHARE * (time.monotonic() - self.turned) if busy else IDLE_SLICE)
 
     def tell(self, event: str, **values: Any) -> None:
         with self._telling:
@@ -429,9 +430,9 @@ def shorten(pipeline: Pipeline, most: int) -> None:
         MMDiffError: it has fewer.
     """
     config = pipeline.model.model_config
-    if most > config.backbone.max_position_embeddings:
-        raise MMDiffError(f"--max-model-len {most} is more than the {config.backbone.max_position_embeddings} positions "
-                          "of the model: lower it, or leave it out")
+    if most > (there := config.backbone.max_position_embeddings):
+        raise MMDiffError(f"--max-model-len {most} is more than the {there} positions of the model: lower it, or leave "
+                          "it out")
     backbone = dataclasses.replace(config.backbone, max_position_embeddings=most)
     pipeline.model.model_config = dataclasses.replace(config, backbone=backbone)
 
