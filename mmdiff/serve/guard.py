@@ -44,7 +44,8 @@ class Guard:
 
     def __init__(
         self, app: ASGIApp, options: Options, rejected: Callable[[str], None],
-        answered: Callable[[str, str, int | None], None], files: Collection[str] = (),
+        answered: Callable[[str, str, int | None], None] = lambda method, path, status: None,
+        files: Collection[str] = (),
     ) -> None:
         """
         Args:
