@@ -26,10 +26,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
 from mmdiff import __version__
+from mmdiff.config import shown
 from mmdiff.serve import chat, metrics, pictures, protocol, speech
 from mmdiff.serve.admission import Admission
 from mmdiff.serve.decoding import Decoders
-from mmdiff.serve.errors import ApiError, Disconnected, shown, shutting_down
+from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
 from mmdiff.serve.exchange import Exchange, House, Perform
 from mmdiff.serve.guard import Guard
 from mmdiff.serve.limits import Options

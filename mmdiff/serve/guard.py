@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmdiff.serve.errors import ApiError, Disconnected, shown
+from mmdiff.config import shown
+from mmdiff.serve.errors import ApiError, Disconnected
 from mmdiff.serve.limits import Options
 
 log = logging.getLogger("mmdiff.serve")
