@@ -76,7 +76,8 @@ class Reply:
         await self._write(f"data: {json.dumps(event)}\n\n")
 
     async def comment(self) -> None:
-        """Keeps proxies from closing a stream that is silent."""
+        """Keeps proxies from closing a stream that is silent, also before there is anything to tell."""
+        await self.begin()
         await self._write(": working\n\n")
 
     async def end(self) -> None:
