@@ -523,6 +523,11 @@ def serve(
 
     if overload_status_code not in (429, 503):
         raise _refuse(f"--overload-status-code {overload_status_code} does not fit; use 503 or 429")
+    seconds = {"queue": queue_timeout, "request": request_timeout, "shutdown": shutdown_timeout,
+               "engine": engine_timeout}
+    for name, value in seconds.items():
+        if not math.isfinite(value):
+            raise _refuse(f"--{name}-timeout {value} is not a number of seconds; give one such as 3600")
     if api_key is not None and not all(key.strip() for key in api_key):
         raise _refuse("--api-key is empty; give a key, or leave it out")
     if (given := os.environ.get("MMDIFF_API_KEY")) is not None and not given.strip():

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ import pytest
 import mmdiff  # noqa: F401  (first: it lets torchvision import beside a CPU-only torch)
 
 if TYPE_CHECKING:
+    from serving import Served
+
     from mmdiff.model import MMDiffModel
     from mmdiff.pipeline import Pipeline
 
@@ -106,3 +110,17 @@ def endless(random_tiny: Path) -> "Pipeline":
     loaded.model.model_config = dataclasses.replace(settings, tokens=tokens)
     loaded.model.backbone.lm_head.weight.data *= 8  # scores far enough apart that rounding does not reorder them
     return loaded
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Served"]:
+    """A server with the defaults, in a process of its own."""
+    from serving import Served  # of tests/serve
+
+    served = Served(tmp_path_factory.mktemp("served") / "log")
+    yield served
+    numbers = served.settle()
+    assert numbers["mmdiff_engine_restarts_total"] == 0
+    assert served.stop() == 0
+    log = served.log.read_text()
+    assert re.findall(r"Traceback(?:.*\n){1,40}|0x[0-9a-f]{6,}", log) == []

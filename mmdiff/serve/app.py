@@ -26,10 +26,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
 from mmdiff import __version__
+from mmdiff.config import shown
 from mmdiff.serve import chat, metrics, pictures, protocol, speech
 from mmdiff.serve.admission import Admission
 from mmdiff.serve.decoding import Decoders
-from mmdiff.serve.errors import ApiError, Disconnected, shown, shutting_down
+from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
 from mmdiff.serve.exchange import Exchange, House, Perform
 from mmdiff.serve.guard import Guard
 from mmdiff.serve.limits import Options
@@ -215,7 +216,7 @@ def _nearby(app: FastAPI, request: Request) -> str:
               if isinstance(route, APIRoute) and route.include_in_schema}
     if (path := ELSEWHERE.get(asked.rpartition("/v1")[2])) is None:
         ends = [path for path in routes if path.removeprefix("/v1") and asked.endswith(path.removeprefix("/v1"))]
-        found = ends or difflib.get_close_matches(asked, routes, 1, 0.6)
+        found = ends or difflib.get_close_matches(asked, routes, 1, 0.75)
         path = max(found, key=len, default=None)
     return "; GET /docs lists what there is" if path is None else f"; did you mean {routes[path]} {path}?"
 

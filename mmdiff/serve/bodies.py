@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from mmdiff.serve.errors import ApiError, shown
+from mmdiff.config import shown
+from mmdiff.serve.errors import ApiError
 
 DEPTH = 64
-BRACKETS = 20_000  # checked before parsing, which takes far more time and memory for them than for text
+BRACKETS, COMMAS = 20_000, 200_000  # checked first: parsing takes far more time and memory for them than for text
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -33,8 +34,11 @@ def parse(body: bytes) -> Any:
         raise ApiError(400, "invalid_json", "the body begins with a byte order mark: send JSON without one")
     if body.count(b"[") + body.count(b"{") > BRACKETS:
         raise ApiError(400, "invalid_json", f"the body holds more than {BRACKETS:,} lists and objects")
+    if body.count(b",") > COMMAS:
+        raise ApiError(400, "invalid_json", f"the body holds more than {COMMAS:,} commas: it has too many values")
     try:
-        values = json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_integer)
+        values = json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_integer,
+                            parse_float=_float)
         too_deep = _too_deep(values)
     except RecursionError:
         too_deep = True
@@ -44,6 +48,9 @@ def parse(body: bytes) -> Any:
         raise ApiError(400, "invalid_json", f"the body is no UTF-8 at byte {error.start}") from None
     if too_deep:
         raise ApiError(400, "invalid_json", f"the body is nested more than {DEPTH} deep")
+    if b"\\ud" in body.lower() and (place := _half_character(values)) is not None:
+        said = f"{shown(place)} holds half of a character (a lone surrogate)"
+        raise ApiError(400, "invalid_request", said, place[:200])
     return values
 
 
@@ -53,25 +60,32 @@ def validated(model: type[M], values: Any) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = _path(first["loc"], values)
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = _path(first["loc"], values, first["type"] == "missing")
         if first["type"] == "extra_forbidden":
             said = f"{shown(param)} is not supported here: leave it out"
             raise ApiError(400, "unknown_parameter", said, param) from None
         if first["type"] == "missing":
             raise ApiError(400, "invalid_request", f"{shown(param)} is missing", param) from None
         said = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "union_tag_invalid":
+            tag, tags = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+            said = f"its type is {shown(tag)}, and should be one of {tags}"
         raise ApiError(400, "invalid_request", f"{shown(param)} does not fit: {said}", param) from None
 
 
-def _path(places: tuple[int | str, ...], values: Any) -> str:
-    """`messages[0].content`, without the names that a union adds."""
+def _path(places: tuple[int | str, ...], values: Any, missing: bool) -> str:
+    """`messages[0].content`, without the names that a union adds.
+
+    Args:
+        missing: the last place is not there.
+    """
     path = ""
     for place in places:
         if isinstance(place, int):
             path += f"[{place}]"
             values = values[place] if isinstance(values, list) and place < len(values) else None
-        elif isinstance(values, dict) and (place in values or place == places[-1]):
+        elif isinstance(values, dict) and (place in values or (missing and place == places[-1])):
             path += f".{place}" if path else place
             values = values.get(place)
     return (path or ".".join(map(str, places)))[:200]
@@ -93,8 +107,31 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _half_character(value: Any, place: str = "") -> str | None:
+    """Where there is a text that is none, if anywhere."""
+    if isinstance(value, dict):
+        inside = [(f"{place}.{name}" if place else name, name, each) for name, each in value.items()]
+        return next((found for path, name, each in inside
+                     if (found := _half_character(name, path) or _half_character(each, path)) is not None), None)
+    if isinstance(value, list):
+        return next((found for number, each in enumerate(value)
+                     if (found := _half_character(each, f"{place}[{number}]")) is not None), None)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return place.encode("ascii", "backslashreplace").decode() or "the body"
+    return None
+
+
 def _no_constant(name: str) -> Any:
     raise ApiError(400, "invalid_json", f"the body holds {name}, which is no JSON")
+
+
+def _float(digits: str) -> float:
+    if len(digits) > 400:
+        raise ApiError(400, "invalid_json", f"the body holds a number of {len(digits):,} digits")
+    return float(digits)
 
 
 def _integer(digits: str) -> int:

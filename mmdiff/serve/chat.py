@@ -12,11 +12,12 @@ from typing import Any
 
 from starlette.requests import Request
 
+from mmdiff.config import shown
 from mmdiff.serve import wire
 from mmdiff.serve.bodies import read_json
-from mmdiff.serve.errors import ApiError, invalid, shown
+from mmdiff.serve.errors import ApiError, invalid
 from mmdiff.serve.exchange import Asked, House, Perform, Reply
-from mmdiff.serve.media import Medium, check_text, taken_apart
+from mmdiff.serve.media import Medium, taken_apart
 from mmdiff.serve.protocol import ChatRequest
 
 ROUND = 32  # positions: so that limits that differ a little share a batch
@@ -46,11 +47,10 @@ def engine_message(house: House, asked: ChatRequest) -> tuple[wire.Message, list
         raise invalid("n", f"n={count} must lie between 1 and {min(options.max_n, options.max_num_seqs)}")
     if len(asked.stops) > options.max_stops or not all(0 < len(stop) <= 256 for stop in asked.stops):
         raise invalid("stop", f"stop may hold up to {options.max_stops} texts of 1 to 256 characters")
-    for stop in asked.stops:
-        check_text(stop, "stop")
     messages, media = taken_apart(asked.messages, options)
     room = house.about["max_model_len"]
     check_room(messages, room)
+    spoken = is_spoken(messages)
     settings = asked.settings()
     limit = fit_length(asked.limit, settings, about["gen_length"], room)
     temperature = settings.get("temperature", about["temperature"])
@@ -58,8 +58,24 @@ def engine_message(house: House, asked: ChatRequest) -> tuple[wire.Message, list
     return {
         "op": "answer", "messages": messages, "n": count, "seed": seed, "limit": limit, "decoding": settings,
         "stop": asked.stops, "stream": bool(asked.stream), "drafts": bool(asked.stream) and asked.diffusing,
-        **({} if schema is None else {"schema": schema}),
+        **({} if schema is None else {"schema": schema}), **({"spoken": True} if spoken else {}),
     }, media
+
+
+def is_spoken(messages: list[dict[str, Any]]) -> bool:
+    """Whether the question is in the last message's audio: there are no words in it.
+
+    Raises:
+        ApiError: there is no audio either.
+    """
+    content = messages[-1]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if any(part.get("text", "").strip() for part in parts):
+        return False
+    if messages[-1]["role"] == "user" and any(part["type"] == "audio" for part in parts):
+        return True
+    place = f"messages[{len(messages) - 1}].content"
+    raise invalid(place, "the question is empty; say what you want to know", "invalid_request")
 
 
 def wanted_schema(asked: ChatRequest) -> Any:
@@ -113,6 +129,7 @@ class Chat:
         self.prompt_tokens = self.tokens = self.steps = self.blocks = 0
         self.details: dict[str, Any] = {}
         self.structures: dict[int, dict[str, Any]] = {}
+        self.heard: dict[str, str] = {}  # a spoken question in words
 
     async def perform(self, reply: Reply, message: wire.Message, media: list[Medium]) -> None:
         if not self.asked.stream:
@@ -135,13 +152,14 @@ class Chat:
     async def _heard(self, event: wire.Message) -> None:
         if event["event"] == "started":
             self.prompt_tokens = event["prompt_tokens"]
+            self.heard = {"heard": event["heard"]} if event.get("heard") else {}
         elif event["event"] == "row":
             self.tokens += event["tokens"]
             self.steps, self.blocks = max(self.steps, event["steps"]), max(self.blocks, event["blocks"])
             self.choices[event["row"]] = {
                 "index": event["row"], "message": {"role": "assistant", "content": event["text"], "refusal": None},
                 "logprobs": None, "finish_reason": event["finish"]}
-            self.details = {"steps": self.steps, "blocks": self.blocks, "seed": self.seed,
+            self.details = {**self.heard, "steps": self.steps, "blocks": self.blocks, "seed": self.seed,
                             "tokens_per_step": round(self.tokens / max(1, self.steps), 2),
                             "confidence": min(event["confidence"], self.details.get("confidence", 1.0))}
             if event["late"]:

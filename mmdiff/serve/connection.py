@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol):
         self._in_head, self._begun = True, False  # outside of any body; after the first byte of a request
         self._head_bytes = self._fields = 0
         self._body_bytes = self._sent_bytes = 0
-        self._upgraded = 0  # bytes to come of a body that the parser does not read
+        self._refeeding = False  # a head that was read already
         self._silent_bytes = 0  # since the parser last came to something new
         self._moved = False
         self._reason: ApiError | None = None  # why a callback stopped the parser
@@ -125,11 +125,11 @@ class Connection(HttpToolsProtocol):
 
     def _feed(self, piece: bytes) -> None:
         self._moved = False
-        if self._upgraded:
-            piece = self._feed_body(piece)
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:  # answered as HTTP/1.1, whatever else was proposed
+            if not self._in_head:
+                self._refeed_head()
             if rest := piece[upgrade.args[0] :]:
                 self._feed(rest)
             return
@@ -144,26 +144,31 @@ class Connection(HttpToolsProtocol):
             if max(self._silent_bytes, self._sent_bytes - 2 * self._body_bytes) > FRAMING_BYTES:
                 self._refuse(BAD_FRAMING)
 
-    def _feed_body(self, piece: bytes) -> bytes:
-        """Take the body of a request that proposed an upgrade, which the parser leaves out; gives what follows."""
-        body = piece[: self._upgraded]
-        self._upgraded -= len(body)
-        self.on_body(body)
-        if not self._upgraded:
-            super().on_message_complete()
-            self._in_head = True
-        return piece[len(body) :]
+    def _refeed_head(self) -> None:
+        """Have a new parser read the body of a request that proposed an upgrade: the old one leaves it out."""
+        kept = {name: value for name, value in self.headers if name in (b"content-length", b"transfer-encoding")}
+        self.parser = httptools.HttpRequestParser(self)
+        self._refeeding = True
+        lines = b"".join(b"%s: %s\r\n" % pair for pair in kept.items())
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + lines + b"\r\n")
+        self._refeeding = False
 
     def on_message_begin(self) -> None:
+        if self._refeeding:
+            return
         super().on_message_begin()
         self._moved = self._in_head = self._begun = True
         self._head_bytes = self._fields = self._body_bytes = self._sent_bytes = 0
 
     def on_url(self, url: bytes) -> None:
+        if self._refeeding:
+            return
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._refeeding:
+            return
         self._fields += 1
         self._count(len(name) + len(value) + 4)
         if self._in_head:  # trailers are counted and dropped
@@ -176,6 +181,8 @@ class Connection(HttpToolsProtocol):
             raise ValueError  # it stops the parser
 
     def on_headers_complete(self) -> None:
+        if self._refeeding:
+            return
         super().on_headers_complete()
         self._moved, self._in_head, self._begun = True, False, False
 
@@ -189,11 +196,11 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._moved = True
-        length = dict(self.headers).get(b"content-length", b"0") if self.parser.should_upgrade() else b"0"
-        self._upgraded = int(length)
-        if not self._upgraded:
-            super().on_message_complete()
-            self._in_head = True
+        names = {name for name, _ in self.headers}
+        if self.parser.should_upgrade() and names & {b"content-length", b"transfer-encoding"}:
+            return  # the body is still to come
+        super().on_message_complete()
+        self._in_head = True
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

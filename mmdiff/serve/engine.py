@@ -33,20 +33,22 @@ from mmdiff.audio.decode import SAMPLE_RATE
 from mmdiff.audio.features import count_frames, split_windows
 from mmdiff.audio.segment import Span
 from mmdiff.config import DecodingConfig
-from mmdiff.errors import ContextError, MMDiffError
+from mmdiff.errors import ContextError, MMDiffError, NoSpeechError
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, MAX_TOKENS, Pipeline, Token, load
 from mmdiff.sampler import Batch, Denoiser
+from mmdiff.scaffold.errors import ScaffoldError
 from mmdiff.scaffold.scaffold import Scaffold
 from mmdiff.serve import wire
 from mmdiff.serve.conversations import with_media, with_outline
 from mmdiff.serve.slices import SlicedWork
 from mmdiff.serve.telling import Telling, draft, last_draft, settled_text, structure_told
-from mmdiff.transcript import Segment
+from mmdiff.transcript import Segment, Transcript
 
 BEAT = 0.5  # seconds between signs of life
 SEGMENTS = 4  # of a transcript, between two steps of the answers
 COMPILED = 4  # schemas that are compiled in turn; others wait
-SLICE, IDLE_SLICE = 0.002, 0.02  # seconds of compiling, between two steps at least and while there is nothing to step
+SHARE = 1 / 3  # of the time of steps, that compiling may take beside them
+IDLE_SLICE = 0.02  # seconds of compiling, while there is nothing to step
 KNOWN = 256  # compiled schemas, and refusals
 
 
@@ -100,6 +102,7 @@ class Writing:
 
     job: Job
     batches: Iterator[list[Segment]]
+    segments: list[Segment] = field(default_factory=list)  # of a question, which is for the engine itself
 
 
 class Engine:
@@ -128,7 +131,7 @@ class Engine:
             for writing in list(self.writings):
                 self._guarded(partial(self._write, writing), [writing.job])
             busy = bool(self.groups or self.writings)
-            self._compile(max(SLICE, time.monotonic() - self.turned) if busy else IDLE_SLICE)
+            self._compile(SHARE * (time.monotonic() - self.turned) if busy else IDLE_SLICE)
 
     def tell(self, event: str, **values: Any) -> None:
         with self._telling:
@@ -168,7 +171,10 @@ class Engine:
             job = self.jobs[message["id"]] = Job(message["id"], message, arrays,
                                                  time.monotonic() + message["seconds"], message.get("n", 1))
             if op == "transcribe":
-                self._listen(job)
+                self.tell("started", id=job.name, prompt_tokens=0)
+                self._listen(job, arrays[0], message["gate"])
+            elif message.get("spoken"):
+                self._listen(job, self._question(job), True)
             elif self._compiled(job):
                 new.append(job)
         self._begin(new)
@@ -187,7 +193,8 @@ class Engine:
             work()
         except MMDiffError as error:
             code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_request"
-            self._fail(jobs, 400, code, str(error), getattr(error, "pointer", None))
+            schema = isinstance(error, ScaffoldError)
+            self._fail(jobs, 400, code, str(error), "response_format" if schema else None)
         except Exception:
             traceback.print_exc()
             self._fail(jobs, 500, "internal_error", "the engine could not answer this")
@@ -241,7 +248,7 @@ class Engine:
             group.rows[name] = Row(job, number, Telling(job.request["stop"]))
             if number == 0:
                 job.arrays = ()
-                self.tell("started", id=job.name, prompt_tokens=length)
+                self.tell("started", id=job.name, prompt_tokens=length, heard=job.request.get("heard"))
 
     def _scaffold(self, request: wire.Message) -> Scaffold:
         """What an answer must be; raises what its schema is refused with."""
@@ -353,28 +360,48 @@ class Engine:
 
     # Transcripts
 
-    def _listen(self, job: Job) -> None:
+    def _listen(self, job: Job, samples: wire.Array, gate: bool) -> None:
         """Find where somebody speaks, while the others are answered."""
-        samples = job.arrays[0]
 
         def find() -> None:
             try:
-                spans: Any = self.pipeline.spans(samples, gate=job.request["gate"])
+                spans: Any = self.pipeline.spans(samples, gate=gate)
             except Exception as error:  # raised where the job is, or nobody would be told
                 spans = error
             self.inbox.put(({"op": "heard", "id": job.name}, spans))
 
-        self.tell("started", id=job.name, prompt_tokens=0)
         self.listener.submit(find)
+
+    def _question(self, job: Job) -> wire.Array:
+        """The samples of a question that is spoken: the last audio of the conversation."""
+        number: int = [part["array"] for part in job.request["messages"][-1]["content"] if part["type"] == "audio"][-1]
+        return job.arrays[number]
 
     def _written(self, job: Job, spans: Sequence[Span] | Exception) -> Iterator[list[Segment]]:
         if isinstance(spans, Exception):
             raise spans
+        if job.request.get("spoken"):
+            yield from self.pipeline.written(self._question(job), spans, batch_size=SEGMENTS)
+            return
         samples = job.arrays[0]
         self.tell("found", id=job.name, starts=[span.seconds[0] for span in spans],
                   duration=len(samples) / SAMPLE_RATE,
                   prompt_tokens=sum(self._sound_tokens(samples[span.start : span.end]) for span in spans))
         yield from self.pipeline.written(samples, spans, batch_size=SEGMENTS, **job.request["decoding"])
+
+    def _heard(self, job: Job, segments: Sequence[Segment]) -> None:
+        """Put the words of a spoken question in its place, and begin the answer."""
+        text = Transcript.of(segments, 0.0).text
+        if not text:
+            raise NoSpeechError("no speech was found in the spoken question; say it again, nearer to the microphone")
+        last = job.request["messages"][-1]
+        content = list(last["content"])
+        place = max(number for number, part in enumerate(content) if part["type"] == "audio")
+        content[place] = {"type": "text", "text": text}
+        job.request["messages"][-1] = {**last, "content": content}
+        job.request["heard"] = text
+        if self._compiled(job):
+            self._begin([job])
 
     def _sound_tokens(self, samples: wire.Array) -> int:
         config = self.pipeline.model.model_config.audio
@@ -383,6 +410,12 @@ class Engine:
 
     def _write(self, writing: Writing) -> None:
         batch = None if writing.job.late else next(writing.batches, None)
+        if writing.job.request.get("spoken"):
+            writing.segments += batch or []
+            if batch is None:
+                self.writings.remove(writing)
+                self._heard(writing.job, writing.segments)
+            return
         if batch is not None:
             self.tell("segments", id=writing.job.name, segments=[
                 [each.start, each.end, each.text, each.confidence, list(each.token_ids)] for each in batch])
@@ -430,9 +463,9 @@ def shorten(pipeline: Pipeline, most: int) -> None:
         MMDiffError: it has fewer.
     """
     config = pipeline.model.model_config
-    if most > config.backbone.max_position_embeddings:
-        raise MMDiffError(f"--max-model-len {most} is more than the {config.backbone.max_position_embeddings} positions "
-                          "of the model: lower it, or leave it out")
+    if most > (there := config.backbone.max_position_embeddings):
+        raise MMDiffError(f"--max-model-len {most} is more than the {there} positions of the model: lower it, or leave "
+                          "it out")
     backbone = dataclasses.replace(config.backbone, max_position_embeddings=most)
     pipeline.model.model_config = dataclasses.replace(config, backbone=backbone)
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import reprlib
 from typing import Any
 
 RETRY_AFTER = 1  # seconds, with answers that may be asked for again
+LONGEST = 500  # characters of a message, whatever was put into it
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     413: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error", 503: "overloaded_error",
 }
 
 
-_BRIEF = reprlib.Repr()  # which does not write out what is large
-_BRIEF.maxstring = _BRIEF.maxother = 80
-
-
 class ApiError(Exception):
     """An answer that is a refusal. Its message is for the client, and holds nothing of ours: no path, no traceback."""
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        message = message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}..."
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
 
@@ -40,12 +37,6 @@ class Disconnected(Exception):
 def invalid(param: str, message: str, code: str = "invalid_parameter") -> ApiError:
     """A value that does not fit."""
     return ApiError(400, code, message, param)
-
-
-def shown(value: Any) -> str:
-    """A value as a message quotes it: 80 characters of it at most."""
-    text = repr(value[:80]) if isinstance(value, str) else _BRIEF.repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def shutting_down() -> ApiError:

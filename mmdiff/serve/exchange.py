@@ -18,10 +18,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mmdiff.config import shown
 from mmdiff.serve import wire
 from mmdiff.serve.admission import Admission
 from mmdiff.serve.decoding import Decoders
-from mmdiff.serve.errors import ApiError, Disconnected, shown
+from mmdiff.serve.errors import ApiError, Disconnected
 from mmdiff.serve.guard import state_of
 from mmdiff.serve.limits import Options
 from mmdiff.serve.media import Medium, decoded
@@ -75,7 +76,8 @@ class Reply:
         await self._write(f"data: {json.dumps(event)}\n\n")
 
     async def comment(self) -> None:
-        """Keeps proxies from closing a stream that is silent."""
+        """Keeps proxies from closing a stream that is silent, also before there is anything to tell."""
+        await self.begin()
         await self._write(": working\n\n")
 
     async def end(self) -> None:

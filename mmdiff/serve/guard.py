@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmdiff.serve.errors import ApiError, Disconnected, shown
+from mmdiff.config import shown
+from mmdiff.serve.errors import ApiError, Disconnected
 from mmdiff.serve.limits import Options
 
 log = logging.getLogger("mmdiff.serve")
@@ -44,7 +45,8 @@ class Guard:
 
     def __init__(
         self, app: ASGIApp, options: Options, rejected: Callable[[str], None],
-        answered: Callable[[str, str, int | None], None], files: Collection[str] = (),
+        answered: Callable[[str, str, int | None], None] = lambda method, path, status: None,
+        files: Collection[str] = (),
     ) -> None:
         """
         Args:

@@ -149,6 +149,59 @@ async def measure(
     return tally
 
 
+def hard_schema(number: int) -> dict[str, Any]:
+    """A JSON Schema that takes more time than compiling may, another one for each number."""
+    patterns = (f"^(x|y)*x(x|y){{9}}{number}b{count}$" for count in range(40))
+    properties = {f"n{count}": {"type": "string", "pattern": pattern} for count, pattern in enumerate(patterns)}
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+async def measure_beside_schemas(url: str, key: str | None, schemas: int, seconds: float) -> dict[str, Any]:
+    """The times of a plain request alone, then beside so many clients that ask for what cannot be compiled.
+
+    Each of their requests has a schema that was not asked for before.
+    """
+    place, numbers = urlsplit(url), iter(range(1_000_000))
+    host, port = place.hostname or "127.0.0.1", place.port or 80
+    ask = {"messages": [{"role": "user", "content": "what color is a red circle?"}], "max_tokens": 8}
+    refused: Counter[int] = Counter()
+
+    async def plain() -> Tally:
+        tally, connection, until = Tally(), Connection(host, port, key), time.monotonic() + seconds
+        while time.monotonic() < until:
+            for path, told in ((CHAT, None), ("/health", tally.health)):
+                started = time.monotonic()
+                body = json.dumps(ask).encode() if told is None else b""
+                status, _ = await connection.ask("POST" if body else "GET", path, body)
+                (tally.seconds[status] if told is None else told).append(time.monotonic() - started)
+        connection.close()
+        return tally
+
+    async def schema() -> None:
+        connection = Connection(host, port, key)
+        while True:
+            wanted = {"type": "json_schema", "json_schema": {"schema": hard_schema(next(numbers))}}
+            status, _ = await connection.ask("POST", CHAT, json.dumps({**ask, "response_format": wanted}).encode())
+            refused[status] += 1
+
+    await plain()  # what is slow once
+    alone = await plain()
+    beside = [asyncio.create_task(schema()) for _ in range(schemas)]
+    await asyncio.sleep(0.5)
+    together = await plain()
+    for task in beside:
+        task.cancel()
+    await asyncio.gather(*beside, return_exceptions=True)
+    found = [spread(tally.seconds[200]) for tally in (alone, together)]
+    return {
+        "schemas": schemas, "alone_ms": found[0], "beside_ms": found[1],
+        "health_ms": [spread(alone.health), spread(together.health)],
+        "ratio_p50": round(found[1]["p50"] / found[0]["p50"], 2),
+        "ratio_p99": round(found[1]["p99"] / found[0]["p99"], 2),
+        "answers": [len(alone.seconds[200]), len(together.seconds[200])],
+        "schemas_refused": {str(status): count for status, count in sorted(refused.items())}}
+
+
 def resident(pid: int) -> float:
     """MiB that a process and its children hold."""
     pages = 0
@@ -170,8 +223,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--size", type=int, default=64 << 10, help="of a body, in bytes")
     parser.add_argument("--soak", type=int, help="so many requests instead, with the memory of --pid before and after")
+    parser.add_argument("--schemas", type=int, help="so many clients beside a plain one ask for what does not compile")
     parser.add_argument("--pid", type=int, help="of the server")
     options = parser.parse_args(argv)
+    if options.schemas is not None:
+        report = asyncio.run(measure_beside_schemas(options.url, options.key, options.schemas, options.seconds))
+        print(json.dumps(report), flush=True)
+        return
     for clients in options.clients:
         before, started = resident(options.pid) if options.pid else 0.0, time.monotonic()
         seconds = 3600.0 if options.soak else options.seconds

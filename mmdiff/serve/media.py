@@ -37,14 +37,12 @@ def taken_apart(messages: Sequence[Message], options: Options) -> tuple[list[dic
     for number, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
         if isinstance(message.content, str):
-            check_text(message.content, f"messages[{number}].content")
             made.append({"role": role, "content": message.content})
             continue
         content: list[dict[str, Any]] = []
         for place, part in enumerate(message.content):
             param = f"messages[{number}].content[{place}]"
             if isinstance(part, TextPart):
-                check_text(part.text, param)
                 content.append({"type": "text", "text": part.text})
                 continue
             medium = _medium(part, param, media)
@@ -59,14 +57,6 @@ def check_counts(media: Sequence[Medium], options: Options) -> None:
     for kind, what, most in (("image", "pictures", options.max_images), ("audio", "sounds", options.max_audios)):
         if (count := sum(medium.kind == kind for medium in media)) > most:
             raise invalid("messages", f"{count:,} {what} are more than the {most} allowed")
-
-
-def check_text(text: str, param: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise invalid(param, f"{param!r} holds half of a character (a lone surrogate)", "invalid_request") from None
 
 
 def _medium(part: ImagePart | AudioPart | AudioUrlPart, param: str, before: Sequence[Medium]) -> Medium:

@@ -11,7 +11,7 @@ from mmdiff.serve.bodies import read_json
 from mmdiff.serve.chat import check_room
 from mmdiff.serve.errors import invalid
 from mmdiff.serve.exchange import Asked, House, Perform, Reply
-from mmdiff.serve.media import Medium, check_text
+from mmdiff.serve.media import Medium
 from mmdiff.serve.protocol import CaptionRequest, QueryRequest
 
 LENGTHS = {"normal": "short"}  # moondream's names for ours
@@ -28,7 +28,6 @@ async def read_caption(house: House, request: Request) -> Perform:
 async def read_query(house: House, request: Request) -> Perform:
     asked = await read_json(request, QueryRequest)
     house.check_model(asked.model)
-    check_text(asked.question, "question")
     if not asked.question.strip():
         raise invalid("question", "the question is empty; say what you want to know", "invalid_request")
     return _performed(house, request, "answer", asked, asked.question, asked.image_url, asked.settings())

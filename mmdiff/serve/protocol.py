@@ -19,6 +19,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -72,6 +73,12 @@ class ImageUrl(Strict):
 class ImagePart(Strict):
     type: Literal["image_url"]
     image_url: ImageUrl
+
+    @field_validator("image_url", mode="before")
+    @classmethod
+    def _address(cls, value: Any) -> Any:
+        """Some clients give the address itself."""
+        return {"url": value} if isinstance(value, str) else value
 
 
 class InputAudio(Strict):

@@ -12,9 +12,10 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from mmdiff.config import shown
 from mmdiff.serve import wire
 from mmdiff.serve.bodies import validated
-from mmdiff.serve.errors import ApiError, invalid, shown
+from mmdiff.serve.errors import ApiError, invalid
 from mmdiff.serve.exchange import Asked, House, Perform, Reply
 from mmdiff.serve.media import Medium
 from mmdiff.serve.protocol import TranscriptionRequest
@@ -55,7 +56,7 @@ def _fields(form: FormData) -> dict[str, Any]:
     """The fields beside the file, by the names of the model; `stream` is a word in a form."""
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
-        if name == "file":
+        if name == "file" or value == "":  # an empty field asks for nothing
             continue
         if isinstance(value, UploadFile):
             raise invalid(name[:80], f"{shown(name)} is a file: only `file` may be one", "invalid_request")

@@ -1,6 +1,5 @@
-"""Servers in processes of their own, as people start them; most tests share one."""
+"""Servers in processes of their own, as people start them; most tests share one (`server`, in tests/conftest.py)."""
 
-import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,18 +7,6 @@ from typing import Any
 
 import pytest
 from serving import Served, data_url
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """With the defaults, but for a limit on the time of an answer."""
-    served = Served(tmp_path_factory.mktemp("served") / "log")
-    yield served
-    numbers = served.settle()
-    assert numbers["mmdiff_engine_restarts_total"] == 0
-    assert served.stop() == 0
-    log = served.log.read_text()
-    assert re.findall(r"Traceback(?:.*\n){1,40}|0x[0-9a-f]{6,}", log) == []
 
 
 @pytest.fixture

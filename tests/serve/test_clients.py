@@ -1,8 +1,12 @@
 """What real clients send of their own accord: their answers sent back, empty fields, headers, probes."""
 
+import io
 import json
 import shutil
 import subprocess
+import time
+import wave
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,3 +169,79 @@ def test_an_answer_is_sent_back_by_the_client_for_node(server: Served, node: Pat
                           capture_output=True, text=True, timeout=300)
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout) == [True, True, True]
+
+
+def test_a_spoken_question_is_answered_as_its_words_are(
+    server: Served, shapes: dict[str, Any], question: dict[str, Any]
+) -> None:
+    def ask(*content: dict[str, Any], **settings: Any) -> dict[str, Any]:
+        body = {"messages": [{"role": "user", "content": list(content)}], **settings}
+        answer = server.client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    files = {"file": ("q.flac", b64decode(question["input_audio"]["data"]))}
+    words = server.client.post("/v1/audio/transcriptions", files=files).json()["text"]
+    said = {"type": "text", "text": words}
+    plain = ask(shapes, said)
+    for content in ((shapes, question), (question, shapes), (shapes, question, {"type": "text", "text": " "})):
+        spoken = ask(*content)
+        assert spoken["choices"] == plain["choices"] and spoken["mmdiff"]["heard"] == words
+        assert spoken["usage"] == plain["usage"]
+    assert ask(question)["choices"] == ask(said)["choices"]
+    assert "heard" not in plain["mmdiff"]
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": Shape.model_json_schema()}}
+    assert ask(shapes, question, response_format=form)["choices"] == ask(
+        shapes, said, response_format=form)["choices"]
+    body = {"messages": [{"role": "user", "content": [shapes, question]}], "stream": True}
+    lines = server.client.post("/v1/chat/completions", json=body).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    joined = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert joined == plain["choices"][0]["message"]["content"]
+
+
+def test_silence_is_no_question(server: Served) -> None:
+    held = io.BytesIO()
+    with wave.open(held, "wb") as out:
+        out.setparams((1, 2, 16_000, 0, "NONE", ""))
+        out.writeframes(bytes(32_000))
+    audio = {"type": "input_audio", "input_audio": {"data": b64encode(held.getvalue()).decode(), "format": "wav"}}
+    answer = server.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": [audio]}]})
+    assert answer.status_code == 400 and "no speech" in answer.json()["error"]["message"]
+    server.settle()
+
+
+def test_what_is_refused_is_named_in_short(server: Served, shapes: dict[str, Any]) -> None:
+    long = "x" * 10_000
+    user = {"role": "user", "content": "a"}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"messages": [{"role": "user", "content": [{"type": long}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": {"type": "text", "text": "a"}}]}, "messages[0].content"),
+        ({"messages": [{"role": long, "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
+        ({"messages": [user, {"role": "user", "content": [shapes]}]}, "messages[1].content"),
+        ({"messages": [user], "model": long}, "model"), ({"messages": [user], "stop": long}, "stop"),
+        ({"messages": [user], "rule": long}, "rule"), ({"messages": [user], "seed": 2**63}, "seed"),
+        ({"messages": [user], "tools": [{"name": long}]}, "tools"), ({"messages": [user], "a.b": 1}, "a.b"),
+        ({"messages": [user], "metadata": {"a": "\ud800"}}, "metadata.a"),
+        ({"messages": [user], "\udc00": 1}, "\\udc00"),
+        ({"messages": [user], "response_format": {"type": "json_schema", "json_schema": {"schema": {
+            "$ref": f"#/{long}"}}}}, "response_format"),
+        ({"messages": [user], "response_format": {"type": "json_schema", "json_schema": {"schema": {
+            "const": "\ud800"}}}}, "response_format.json_schema.schema.const"),
+    ]
+    for body, param in cases:
+        sent = json.dumps(body)
+        answer = server.client.post("/v1/chat/completions", content=sent, headers={"Content-Type": "application/json"})
+        error = answer.json()["error"]
+        assert answer.status_code in (400, 404) and error["param"] == param, error
+        assert len(error["message"]) <= 500 and "x" * 90 not in error["message"] or param == "response_format"
+
+
+def test_bodies_of_a_great_many_values_are_refused_at_once(server: Served) -> None:
+    head, started = '{"messages":[{"role":"user","content":"a"}],"metadata":{"a":', time.monotonic()
+    for value in (f"[{','.join(['0.1'] * 2_000_000)}]", f"0.{'1' * 8_000_000}", f"-1e{'1' * 8_000_000}"):
+        answer = server.client.post("/v1/chat/completions", content=f"{head}{value}}}}}",
+                                    headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    assert time.monotonic() - started < 5

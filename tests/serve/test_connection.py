@@ -237,13 +237,20 @@ def test_a_malformed_request_is_refused_after_the_answers_before_it(running: Run
         assert refused(held) == (400, "invalid_request")
 
 
-def test_a_proposed_upgrade_is_answered_as_http_1(running: Running) -> None:
+@pytest.mark.parametrize("body", [
+    b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX: 1\r\n\r\n",
+])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_proposed_upgrade_is_answered_as_http_1(running: Running, body: bytes, size: int) -> None:
     """As Java's and curl's clients propose HTTP/2 on a first request, body and all."""
     upgrade = (b"POST /up HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-               b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nContent-Length: 5\r\n\r\nhello")
+               b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n" + body)
     with running.connect() as held:
-        held.sendall(upgrade + upgrade)
-        assert [found[:2] for found in answers(held, 2)] == [["/up", 5]] * 2
+        sent = upgrade + GET + upgrade
+        for start in range(0, len(sent), size):
+            held.sendall(sent[start : start + size])
+        assert [found[:2] for found in answers(held, 3)] == [["/up", 5], ["/health", 0], ["/up", 5]]
 
 
 def test_an_unread_answer_is_not_kept_for_ever(running: Running) -> None:

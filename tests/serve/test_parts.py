@@ -16,6 +16,7 @@ from mmdiff.serve.bodies import parse, validated
 from mmdiff.serve.chat import fit_length
 from mmdiff.serve.decoding import Decoders
 from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.exchange import Reply
 from mmdiff.serve.guard import Guard
 from mmdiff.serve.limits import MediaLimits, Options
 from mmdiff.serve.media import unpacked_url
@@ -245,3 +246,20 @@ def test_decoders_that_die_are_replaced() -> None:
             decoders.stop()
 
     asyncio.run(play())
+
+
+def test_a_stream_that_has_nothing_to_tell_yet_is_opened_by_its_first_comment() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def play() -> None:
+        reply = Reply(send)
+        await reply.comment()
+        await reply.begin()
+        await reply.end()
+
+    asyncio.run(play())
+    assert [message["type"] for message in sent] == ["http.response.start"] + ["http.response.body"] * 3
+    assert sent[1]["body"] == b": working\n\n" and sent[2]["body"] == b"data: [DONE]\n\n"

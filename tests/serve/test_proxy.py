@@ -1,5 +1,6 @@
 """Behind nginx, with its defaults and with docs/deploy/nginx.conf, and asked from pages elsewhere."""
 
+import asyncio
 import http.server
 import json
 import shutil
@@ -15,6 +16,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 from serving import Served, asking, data_url, free_port
+
+from mmdiff.serve.app import create
+from mmdiff.serve.limits import Options
 
 NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else None)
 CHROMIUM = shutil.which("chromium")
@@ -90,8 +94,8 @@ def test_pages_files_are_served_to_any_origin_and_nothing_else_is(server: Served
     assert refused.status_code == 403 and "'http://example.test'" in refused.json()["error"]["message"]
     assert "Host" in refused.json()["error"]["message"] and "--allowed-origins" in refused.text
     for site, status in (("same-origin", 200), ("same-site", 403), ("cross-site", 403), ("none", 403)):
-        asked = server.client.post("/v1/chat/completions", json=body, headers={**headers, "Sec-Fetch-Site": site})
-        assert asked.status_code == status, site
+        answer = server.client.post("/v1/chat/completions", json=body, headers={**headers, "Sec-Fetch-Site": site})
+        assert answer.status_code == status, site
 
 
 def test_a_proxys_prefix_is_the_root_path(server: Served) -> None:
@@ -106,32 +110,45 @@ def test_a_proxys_prefix_is_the_root_path(server: Served) -> None:
         assert answer.status_code == 200 and "servers" not in answer.json()
 
 
-def test_a_prefix_opens_no_path(keyed: Served) -> None:
+def asked(method: str, path: str, **sent: Any) -> httpx.Response:
+    """What an application with a key and an allowed origin answers, without an engine behind it."""
+    made = create(Options(api_keys=(KEY,), allowed_origins=("https://app.example",)))[0]
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(made)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
+            return await client.request(method, path, **sent)
+
+    return asyncio.run(ask())
+
+
+def test_a_prefix_opens_no_path() -> None:
     for prefix in ("/v1", "/health", "/v1/models", "/v1/health", "/v1/health/live"):
         for path in ("/v1/models", "/metrics", "/v1/models/health", "/v1/metrics", "/health/v1/models"):
-            answer = keyed.client.get(path, headers={"X-Forwarded-Prefix": prefix})
+            answer = asked("GET", path, headers={"X-Forwarded-Prefix": prefix})
             assert answer.status_code == 401, (prefix, path)
 
 
-def test_clients_in_allowed_pages_may_send_headers_of_their_own(keyed: Served) -> None:
-    headers = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers":
-               "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os,x-stainless-retry-count,"
-               "x-stainless-package-version,x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout"}
-    asked = keyed.client.options("/v1/chat/completions", headers={**headers, "Origin": "https://app.example"})
-    assert asked.status_code == 200
-    assert asked.headers["access-control-allow-origin"] == "https://app.example"
-    allowed = asked.headers["access-control-allow-headers"].replace(" ", "").lower().split(",")
-    assert set(headers["Access-Control-Request-Headers"].split(",")) <= set(allowed)
+def test_clients_in_allowed_pages_may_send_headers_of_their_own() -> None:
+    names = ("authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os,x-stainless-retry-count,"
+             "x-stainless-package-version,x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout,"
+             "openai-organization,openai-project,user-agent")
+    headers = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": names}
+    path = "/v1/chat/completions"
+    found = asked("OPTIONS", path, headers={**headers, "Origin": "https://app.example"})
+    assert found.status_code == 200 and found.headers["access-control-allow-origin"] == "https://app.example"
+    allowed = found.headers["access-control-allow-headers"].replace(" ", "").lower().split(",")
+    assert set(names.split(",")) <= set(allowed)
     for origin in ("https://evil.example", "http://app.example", "null", "https://app.example.evil.example"):
-        refused = keyed.client.options("/v1/chat/completions", headers={**headers, "Origin": origin})
+        refused = asked("OPTIONS", path, headers={**headers, "Origin": origin})
         assert refused.status_code == 400 and "access-control-allow-origin" not in refused.headers
-        real = keyed.client.post("/v1/chat/completions", json=asking("what?"),
-                                 headers={"Origin": origin, "Authorization": f"Bearer {KEY}"})
+        real = asked("POST", path, json=asking("a"), headers={"Origin": origin, "Authorization": f"Bearer {KEY}"})
         assert real.status_code == 403 and "access-control-allow-origin" not in real.headers
-    answer = keyed.chat(key=KEY)
-    assert answer.status_code == 200
-    wrong = keyed.client.get("/v1/models", headers={"Origin": "https://app.example"})
-    assert wrong.status_code == 401 and wrong.headers["access-control-allow-origin"] == "https://app.example"
+    for key, status in (("wrong", 401), (KEY, 503)):  # no engine is running here
+        answer = asked("POST", path, json=asking("a"),
+                       headers={"Origin": "https://app.example", "Authorization": f"Bearer {key}"})
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
 
 
 @needs_nginx
@@ -257,7 +274,6 @@ def test_openais_headers_are_sent_from_a_page_elsewhere(
         elsewhere.shutdown()
 
 
-def test_a_browsers_password_is_asked_for_behind_a_proxy(keyed: Served) -> None:
+def test_a_browsers_password_is_asked_for_behind_a_proxy() -> None:
     basic = b64encode(f"anybody:{KEY}".encode()).decode()
-    answer = keyed.client.get("/", headers={"Authorization": f"Basic {basic}", "Host": "example.com"})
-    assert answer.status_code == 200
+    assert asked("GET", "/", headers={"Authorization": f"Basic {basic}", "Host": "example.com"}).status_code == 200
