@@ -37,13 +37,14 @@ class Asked:
     def __init__(
         self, options: Options, headers: Mapping[str, str] | Sequence[tuple[str, str]] = (), *, path: str = "/v1/models",
         method: str = "POST", body: Sequence[bytes] = (b"",), app: ASGIApp = reading, pause: float = 0.0,
-        leaves: bool = False, endless: bool = False,
+        leaves: bool = False, endless: bool = False, files: Sequence[str] = (),
     ) -> None:
         given = [("host", "localhost:8000"), *(headers.items() if isinstance(headers, Mapping) else headers)]
         if any(name.lower() == "host" for name, _ in given[1:]):
             del given[0]
         self.sent: list[dict[str, Any]] = []
         self.rejected: list[str] = []
+        self.answered: list[tuple[str, str, int | None]] = []
         self.received = 0
         parts = list(body)
 
@@ -61,7 +62,8 @@ class Asked:
 
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in given]
         self.scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": raw}
-        asyncio.run(Guard(app, options, self.rejected.append)(self.scope, receive, send))
+        guard = Guard(app, options, self.rejected.append, lambda *what: self.answered.append(what), files)
+        asyncio.run(guard(self.scope, receive, send))
         starts = [message for message in self.sent if message["type"] == "http.response.start"]
         assert len(starts) <= 1
         self.status = starts[0]["status"] if starts else None
@@ -92,6 +94,34 @@ def test_pages_that_are_allowed_may_ask() -> None:
     assert Asked(named, {**ONE, "Origin": "https://page.example"}).status == 200
     assert Asked(named, {**ONE, "Origin": "https://other.example"}).status == 403
     assert Asked(Options(allowed_origins=("*",)), {"Origin": "https://other.example"}).status == 200
+
+
+def test_the_page_s_own_files_and_what_a_browser_says_is_the_same_origin_are_let_in() -> None:
+    foreign, files = {**ONE, "Origin": "http://evil.example"}, ("/page.js",)
+    for method, path, status in (("GET", "/page.js", 200), ("HEAD", "/page.js", 200), ("POST", "/page.js", 403),
+                                 ("GET", "/v1/models", 403)):
+        assert Asked(KEYS, foreign, method=method, path=path, files=files).status == status
+    for said, status in (("same-origin", 200), ("same-site", 403), ("cross-site", 403), ("none", 403)):
+        assert Asked(KEYS, {**foreign, "Sec-Fetch-Site": said}).status == status
+
+
+def test_the_host_of_an_allowed_origin_is_answered_to() -> None:
+    options = Options(allowed_origins=("https://page.example",))
+    assert Asked(options, {"Host": "page.example"}).status == 200
+    assert Asked(options, {"Host": "other.example"}).status == 403
+
+
+async def telling(scope: Scope, receive: Receive, send: Send) -> None:
+    """Tells how the routes see the request."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": f"{scope['method']} {scope.get('root_path')}".encode()})
+
+
+def test_a_head_is_routed_as_a_get_and_a_proxy_s_prefix_is_the_root() -> None:
+    for method, prefix, told in (("HEAD", "/models/a", b"GET /models/a"), ("POST", "/a/", b"POST /a"),
+                                 ("GET", "//evil.example", b"GET None"), ("GET", "/a b", b"GET None"),
+                                 ("GET", "", b"GET None")):
+        assert Asked(Options(), {"X-Forwarded-Prefix": prefix}, method=method, app=telling).body == told
 
 
 def test_either_key_opens_and_each_has_its_own_name() -> None:
@@ -198,6 +228,7 @@ def test_faults_end_in_one_answer_that_tells_nothing() -> None:
 
 def test_a_client_that_leaves_is_logged_as_such(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mmdiff.serve")
-    assert Asked(Options(), leaves=True).sent == []
-    assert Asked(Options()).status == 200
+    gone, there = Asked(Options(), leaves=True), Asked(Options())
+    assert gone.sent == [] and gone.answered == [("POST", "/v1/models", None)]
+    assert there.status == 200 and there.answered == [("POST", "/v1/models", 200)]
     assert [record.args[3] for record in caplog.records if record.args] == [499, 200]  # type: ignore[index]
