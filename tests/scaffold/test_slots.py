@@ -283,3 +283,18 @@ def test_each_slot_of_a_row_decides_its_own_positions() -> None:
     assert row.widen(here).nonzero()[:, 0].tolist() == [1, 2, 3, 5]
     ids[[1, 4, 5]] = torch.tensor([3, 1, 1])
     assert row.forced(ids) == {2: 2, 3: PAD, 6: 0, 7: PAD}
+
+
+def test_a_word_that_is_only_begun_is_never_the_best() -> None:
+    """Every token of "aab" and "aa" may stand where it would stand, but the word would not be finished."""
+    slot = word_slot(MIXED, 5)
+    logits = np.random.default_rng(0).normal(0, 0.1, (5, len(WORDS))).astype(np.float32)
+    allowed = slot.allowed(np.full(5, MASK), np.ones(5, dtype=bool))
+    for place, token in enumerate([0, 0, 1, 0, 0]):
+        assert allowed[place, slot.automaton.class_V[token]]
+        logits[place, token] += 2.0
+    words = every_word(slot, {})
+    best = max(words, key=lambda word: sum(logits[place, token] for place, token in enumerate(word)))
+    assert tuple(decide(slot, [MASK] * 5, logits, 0.0, 0).tolist()) == best
+    for seed in range(20):
+        assert tuple(decide(slot, [MASK] * 5, 3 * logits, 1.0, seed).tolist()) in words

@@ -210,7 +210,7 @@ def test_a_reader_that_stops_is_not_waited_for_and_misses_drafts_only() -> None:
 
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
         async with asyncio.timeout(5):
-            await Guard(app, Options(reader_timeout=0.05), print)(scope, send, send)  # type: ignore[arg-type]
+            await Guard(app, Options(reader_timeout=0.05), print, print)(scope, send, send)  # type: ignore[arg-type]
 
     asyncio.run(play())
     work = Work(Service(Options()), "a")
