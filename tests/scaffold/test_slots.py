@@ -168,7 +168,7 @@ def test_only_some_open_positions_may_be_asked_for(source: str, holes: bool) -> 
 
 
 def test_infinite_and_missing_logits_are_the_best_and_the_worst() -> None:
-    slot = word_slot("^[ab12]{1,4}$")
+    slot = word_slot("^[ab12]{1,9}$")
     logits = np.zeros((ROOM, len(WORDS)), dtype=np.float32)
     logits[0, 1], logits[1, 4], logits[2, 0] = np.inf, -np.inf, np.nan
     logits[1, 5] = logits[2, 1] = 1.0
