@@ -153,7 +153,8 @@ CHANGES: list[Change] = [
         ("if decoding.refresh is None", "if not decoding.refresh", "a refresh of 0 steps is refused by the settings"),
         ("if name not in exact:", "if name == exact[0]:"),
     ]),
-    *of("mmdiff/scaffold/slots.py", "tests/scaffold/test_slots.py", "tests/test_extraction.py tests/scaffold/test_validity.py", [
+    *of("mmdiff/scaffold/slots.py", "tests/scaffold/test_slots.py tests/scaffold/test_distinct.py",
+        "tests/test_extraction.py tests/scaffold/test_validity.py", [
         ("value = np.append(np.where(automaton.accepts_S, 0.0, NEVER), NEVER)",
          "value = np.append(np.zeros(len(automaton.accepts_S)), NEVER)"),
         ("values = [np.append(np.where(automaton.accepts_S, 0.0, NEVER), NEVER)]",
