@@ -17,19 +17,34 @@ TABLE = {"x": [0, 1], "y": [0, 2], "z": [3, PAD], "w": [4, PAD]}
 
 def group(*values: str) -> SlotsConstraint:
     """A ranking: slots of two positions behind each other, each with its own values."""
-    slots = [ChoiceSlot(f"/{number}", 2 * number, 2, tuple(each), tuple(each), np.array([TABLE[name] for name in each]))
-             for number, each in enumerate(values)]
+    slots = [
+        ChoiceSlot(
+            f"/{number}",
+            2 * number,
+            2,
+            tuple(each),
+            tuple(each),
+            np.array([TABLE[name] for name in each]),
+        )
+        for number, each in enumerate(values)
+    ]
     return SlotsConstraint(slots, MASK, [Distinct(slots)])
 
 
 def decided(
-    row: SlotsConstraint, ids: list[int], logits: np.ndarray, temperature: float = 0.0, seed: int = 0
+    row: SlotsConstraint,
+    ids: list[int],
+    logits: np.ndarray,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[str]:
     """The values that stand in the slots once all that is decided is committed."""
     ids_G = torch.tensor(ids)
     places = [place for place, token in enumerate(ids) if token == MASK]
     given = torch.from_numpy(logits[places].copy())
-    made = row.decide(ids_G, places, given, temperature, torch.Generator().manual_seed(seed)).tolist()
+    made = row.decide(
+        ids_G, places, given, temperature, torch.Generator().manual_seed(seed)
+    ).tolist()
     whole = list(ids)
     for place, token in zip(places, made, strict=True):
         whole[place] = token
@@ -49,14 +64,18 @@ def likelihood(row: SlotsConstraint, logits: np.ndarray, values: tuple[str, ...]
     return total
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 2), (3, 3), (4, 4), (2, 4), (4, 5), (3, 6)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (2, 2), (3, 3), (4, 4), (2, 4), (4, 5), (3, 6)]
+)
 def test_an_assignment_is_the_best_of_all(rows: int, columns: int) -> None:
     rng = np.random.default_rng(rows * 10 + columns)
     for turn in range(60):
         gain = rng.normal(0, 3, (rows, columns))
         gain[rng.random(gain.shape) < 0.35 * (turn % 2)] = -np.inf
-        sums = {way: sum(gain[row, column] for row, column in enumerate(way))
-                for way in itertools.permutations(range(columns), rows)}
+        sums = {
+            way: sum(gain[row, column] for row, column in enumerate(way))
+            for way in itertools.permutations(range(columns), rows)
+        }
         best = max(sums.values())
         found = assignment(gain)
         assert (found is None) == bool(np.isneginf(best))
@@ -72,7 +91,9 @@ def test_a_ranking_is_the_likeliest_of_all_orders() -> None:
     row = group("xyzw", "xyz", "yzw")
     for seed in range(40):
         logits = np.random.default_rng(seed).normal(0, 2, (6, VOCAB)).astype(np.float32)
-        orders = [order for order in itertools.product("xyzw", "xyz", "yzw") if len(set(order)) == 3]
+        orders = [
+            order for order in itertools.product("xyzw", "xyz", "yzw") if len(set(order)) == 3
+        ]
         best = max(orders, key=lambda order: likelihood(row, logits, order))
         assert tuple(decided(row, [MASK] * 6, logits)) == best
 
@@ -104,12 +125,16 @@ def test_values_that_cannot_all_differ_are_chosen_all_the_same() -> None:
     row, logits = group("xy", "xy", "xy"), np.zeros((6, VOCAB), dtype=np.float32)
     logits[[1, 3, 5], 2] = 1.0
     assert decided(row, [MASK] * 6, logits) == ["y", "y", "y"]
-    assert decided(row, [*TABLE["x"], *TABLE["y"], MASK, MASK], logits)[2] == "y"  # both are held: as if none were
+    assert (
+        decided(row, [*TABLE["x"], *TABLE["y"], MASK, MASK], logits)[2] == "y"
+    )  # both are held: as if none were
 
 
 def test_the_last_of_a_ranking_is_forced_and_one_that_is_free_is_not() -> None:
     row = group("xyz", "xyz", "xyz")
-    assert row.forced(torch.tensor([*TABLE["z"], MASK, MASK, MASK, MASK])) == {}  # the others both begin alike, and wait
+    assert (
+        row.forced(torch.tensor([*TABLE["z"], MASK, MASK, MASK, MASK])) == {}
+    )  # the others both begin alike, and wait
     assert row.forced(torch.tensor([*TABLE["z"], *TABLE["x"], MASK, MASK])) == {4: 0, 5: 2}
     assert row.forced(torch.tensor([*TABLE["z"], 0, MASK, MASK, MASK])) == {}
     assert row.forced(torch.tensor([3, MASK, MASK, MASK, MASK, MASK])) == {1: PAD}
@@ -117,9 +142,11 @@ def test_the_last_of_a_ranking_is_forced_and_one_that_is_free_is_not() -> None:
 
 @pytest.mark.parametrize(("temperature", "share"), [(0.2, 0.99), (1.0, 0.88), (20.0, 0.525)])
 def test_draws_follow_the_temperature(temperature: float, share: float) -> None:
-    """A group of one: the value of a gain of 2 against one of 0 is drawn with the odds of exp(2 / temperature)."""
+    """A gain of 2 against one of 0 is drawn with the odds of exp(2 / temperature)."""
     row = group("xz")
     logits = np.zeros((2, VOCAB), dtype=np.float32)
     logits[0, 0] = 2.0
-    counts = Counter(decided(row, [MASK, MASK], logits, temperature, seed)[0] for seed in range(1500))
+    counts = Counter(
+        decided(row, [MASK, MASK], logits, temperature, seed)[0] for seed in range(1500)
+    )
     assert counts["x"] / 1500 == pytest.approx(share, abs=0.045)
