@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdiff.checkpoint import config_of, load_folder, load_weights
+from mmdiff.checkpoint import Weights, config_of, load_folder, load_weights
 from mmdiff.config import PRESETS
 from mmdiff.errors import CheckpointError
 from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.onednn import OneDNNLinear
 
 LLADA = {
     "model_type": "llada",
@@ -193,3 +194,59 @@ def test_a_shard_is_asked_for_by_its_name_alone(reference: Path, tmp_path: Path)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
     with pytest.raises(CheckpointError, match="incomplete"):
         load_folder(folder, torch.device("cpu"), torch.float32)
+
+
+def test_a_list_of_eight_is_told_whole(reference: Path) -> None:
+    weights = load_file(reference / "llada-mha" / "model.safetensors")
+    model = MMDiffModel(MMDiffConfig.of(config_of(reference / "llada-mha")))
+    more = {f"more.{number}": torch.zeros(1) for number in range(8)}
+    with pytest.raises(CheckpointError, match=r"more\.7$"):
+        load_weights(model, {**weights, **more})
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda weight: weight.index_fill(0, torch.tensor([0]), torch.nan), "not finite"),
+        (lambda weight: weight.index_fill(0, torch.tensor([0]), -torch.inf), "not finite"),
+        (lambda weight: weight.index_fill(0, torch.tensor([0]), torch.inf), "not finite"),
+        (lambda weight: weight.index_fill(0, torch.tensor([0]), 1e30), "float16 cannot hold"),
+        (lambda weight: weight.to(torch.int8), "stored as int8"),
+    ],
+    ids=["nan", "low", "high", "large", "int8"],
+)
+def test_numbers_that_are_none_are_refused(reference: Path, made: Any, message: str) -> None:
+    weights = load_file(reference / "llada-mha" / "model.safetensors")
+    model = MMDiffModel(MMDiffConfig.of(config_of(reference / "llada-mha")))
+    name = "model.transformer.ln_f.weight"
+    with pytest.raises(CheckpointError, match=f"{name} .*{message}"):
+        load_weights(model, {**weights, name: made(weights[name])}, torch.float16)
+
+
+def test_layers_of_a_processor_are_made_for_it(random_tiny: Path) -> None:
+    model, _ = load_folder(random_tiny, torch.device("cpu"), torch.float32)
+    assert any(isinstance(each, OneDNNLinear) for each in model.backbone.modules())
+
+
+def test_a_whole_file_goes_before_an_index_that_does_not_name_it(
+    reference: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "llada"
+    shutil.copytree(reference / "llada-mha", folder)
+    weights = load_file(folder / "model.safetensors")
+    first, *others = sorted(weights)
+    stale = {first: weights[first] + 1}
+    save_file(stale, folder / "part.safetensors")
+    index = folder / "model.safetensors.index.json"
+
+    def found() -> Any:
+        return Weights(folder)[first]
+
+    index.write_text(json.dumps({"weight_map": {first: "part.safetensors"}}))
+    torch.testing.assert_close(found(), weights[first])
+    whole = dict.fromkeys(others, "model.safetensors")
+    index.write_text(json.dumps({"weight_map": {**whole, first: "part.safetensors"}}))
+    torch.testing.assert_close(found(), stale[first])  # an index that names both is obeyed
+    save_file({others[0]: weights[others[0]]}, folder / "model.safetensors")  # a leftover
+    index.write_text(json.dumps({"weight_map": {first: "part.safetensors"}}))
+    torch.testing.assert_close(found(), stale[first])

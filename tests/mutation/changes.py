@@ -267,7 +267,11 @@ CHANGES: list[Change] = [
             ("else gain_K / temperature + _gumbel", "else gain_K + _gumbel"),
             ("left_K & ~np.isin(columns, others)", "left_K"),
             ("apart_K if apart_K.any() else left_K", "apart_K"),
-            ("and other != number]", "]"),
+            (
+                "and other != number]",
+                "]",
+                "a slot that holds a value has only that one left, and keeps it for want of another",
+            ),
             ("None if open_L.any() else", "None if open_L.all() else"),
             ("not (open_L.all() and allowed_K.sum() > 1)", "not open_L.all()"),
             ("if rows > columns:", "if rows >= columns:"),
@@ -406,7 +410,7 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/checkpoint.py",
-        "tests/test_checkpoint.py tests/test_checkpoint_details.py",
+        "tests/test_checkpoint.py tests/test_checkpoint_details.py tests/test_folder.py",
         LOADING,
         [
             ("sources.keys() - expected.keys()", "expected.keys() - sources.keys()"),
@@ -428,7 +432,7 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/folder.py",
-        "tests/test_checkpoint.py tests/test_checkpoint_details.py",
+        "tests/test_checkpoint.py tests/test_checkpoint_details.py tests/test_folder.py",
         LOADING,
         [
             ("Path(file).name != file or ", ""),
@@ -612,8 +616,8 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/store.py",
-        "tests/test_store.py",
-        "tests/test_weights.py",
+        "tests/test_store.py tests/test_weights.py",
+        "",
         [
             ("self.misses += found is None", "self.misses += found is not None"),
             ("key, first, row = version, 0, []", 'key, first, row = b"", 0, []'),

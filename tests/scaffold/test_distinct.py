@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdiff.scaffold.slots import ChoiceSlot, Distinct, SlotsConstraint, assignment
+from mmdiff.scaffold.slots import ChoiceSlot, Distinct, SlotsConstraint, _gumbel, assignment
 
 PAD, MASK, VOCAB = 7, 8, 9
 TABLE = {"x": [0, 1], "y": [0, 2], "z": [3, PAD], "w": [4, PAD]}
@@ -150,3 +150,10 @@ def test_draws_follow_the_temperature(temperature: float, share: float) -> None:
         decided(row, [MASK, MASK], logits, temperature, seed)[0] for seed in range(1500)
     )
     assert counts["x"] / 1500 == pytest.approx(share, abs=0.045)
+
+
+def test_the_noise_is_gumbel_s() -> None:
+    """Of mean 0.5772 (Euler's constant) and variance pi^2 / 6, and leaning to the right."""
+    noise = _gumbel(40_000, torch.Generator().manual_seed(0))
+    assert noise.mean() == pytest.approx(0.5772, abs=0.03)
+    assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.06)

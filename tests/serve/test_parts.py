@@ -245,3 +245,10 @@ def test_decoders_that_die_are_replaced() -> None:
             decoders.stop()
 
     asyncio.run(play())
+
+
+def test_what_is_told_ends_before_the_first_stop_and_holds_no_half_character() -> None:
+    assert cut("one two three", ["three", "two"]) == ("one ", True)
+    assert cut("stop it", ["stop"]) == ("", True) and cut("go on", ["stop"]) == ("go on", False)
+    told = Telling([])
+    assert [told.more(text) for text in ("a n\ufffd", "a n\u00e9", "a n\u00e9 \ufffd\ufffd")] == ["a n", "\u00e9", ""]
