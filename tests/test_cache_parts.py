@@ -1,4 +1,4 @@
-"""What each cache computes anew, by hand; and that kept numbers stay right when rows join, grow and are recalled."""
+"""What each cache computes anew, by hand, and what is kept while rows join and grow."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdiff.cache import BlockCache, Cache, DelayedCache, DualCache, KeyValues, PrefixCache, Progress
+from mmdiff.cache import (
+    BlockCache,
+    Cache,
+    DelayedCache,
+    DualCache,
+    KeyValues,
+    PrefixCache,
+    Progress,
+)
 from mmdiff.cached import Cached, cached
 from mmdiff.canvas import ABSENT
 from mmdiff.checkpoint import Weights, config_of, load_weights
@@ -22,45 +30,72 @@ from mmdiff.prompted import Prompted
 def progress(**changes: Tensor) -> Progress:
     """One row in the middle of three blocks of two; one of them was decided at the step before."""
     usual = {
-        "open_AG": torch.tensor([[0, 0, 0, 1, 1, 1]]).bool(), "open_before_AG": torch.tensor([[0, 0, 1, 1, 1, 1]]).bool(),
-        "block_AG": torch.tensor([[0, 0, 1, 1, 0, 0]]).bool(), "entered_A": torch.tensor([False]),
-        "age_A": torch.tensor([3]), "grown_A": torch.tensor([False]),
+        "open_AG": torch.tensor([[0, 0, 0, 1, 1, 1]]).bool(),
+        "open_before_AG": torch.tensor([[0, 0, 1, 1, 1, 1]]).bool(),
+        "block_AG": torch.tensor([[0, 0, 1, 1, 0, 0]]).bool(),
+        "entered_A": torch.tensor([False]),
+        "age_A": torch.tensor([3]),
+        "grown_A": torch.tensor([False]),
     }
     return Progress(**{**usual, **changes})
 
 
-@pytest.mark.parametrize(("cache", "columns"), [
-    (PrefixCache(), [1, 1, 1, 1, 1, 1]), (BlockCache(), [0, 0, 1, 1, 1, 1]), (DualCache(), [0, 0, 1, 1, 0, 0]),
-    (DelayedCache(), [0, 0, 1, 1, 1, 1]),
-])
+@pytest.mark.parametrize(
+    ("cache", "columns"),
+    [
+        (PrefixCache(), [1, 1, 1, 1, 1, 1]),
+        (BlockCache(), [0, 0, 1, 1, 1, 1]),
+        (DualCache(), [0, 0, 1, 1, 0, 0]),
+        (DelayedCache(), [0, 0, 1, 1, 1, 1]),
+    ],
+)
 def test_columns_that_are_computed_anew(cache: Cache, columns: list[int]) -> None:
     assert cache.columns(progress()).int().tolist() == [columns]
-    reopened = torch.tensor([[0, 1, 0, 1, 1, 1]]).bool()  # a token that was taken back is open again, and was not before
+    reopened = torch.tensor(
+        [[0, 1, 0, 1, 1, 1]]
+    ).bool()  # a token that was taken back is open again, and was not before
     assert isinstance(cache, DualCache) or cache.columns(progress(open_AG=reopened))[0, 1] == (
-        not isinstance(cache, BlockCache) or isinstance(cache, DelayedCache))
+        not isinstance(cache, BlockCache) or isinstance(cache, DelayedCache)
+    )
 
 
 @pytest.mark.parametrize("cache", [PrefixCache, BlockCache, DualCache, DelayedCache])
 def test_rows_that_are_computed_anew(cache: type[PrefixCache] | type[BlockCache]) -> None:
     def stale(interval: int | None, **changes: Any) -> bool:
-        return bool(cache(interval).stale(progress(**{name: torch.tensor([value]) for name, value in changes.items()})))
+        return bool(
+            cache(interval).stale(
+                progress(**{name: torch.tensor([value]) for name, value in changes.items()})
+            )
+        )
 
     assert stale(None, age_A=-1) and not stale(None, age_A=1000)
     assert [age for age in range(1, 6) if stale(3, age_A=age)] == [3, 4, 5]
     for change in ({"entered_A": True}, {"grown_A": True}):
-        assert stale(None, **change) == (cache is not PrefixCache)  # which computes the whole canvas at every step
+        assert stale(None, **change) == (
+            cache is not PrefixCache
+        )  # which computes the whole canvas at every step
     usual = cache()
-    assert [bool(usual.stale(progress(age_A=torch.tensor([age])))) for age in (7, 8)] == [False, cache is DelayedCache]
+    assert [bool(usual.stale(progress(age_A=torch.tensor([age])))) for age in (7, 8)] == [
+        False,
+        cache is DelayedCache,
+    ]
 
 
 def test_keys_and_values_are_written_and_given_back_where_they_belong() -> None:
-    """Of some rows and of all, at columns that follow each other and at scattered ones, with padding that is not read."""
-    sizes = BackboneConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
-                           num_attention_heads=2, num_key_value_heads=2)
+    """Of some rows and of all, at a run of columns and at scattered ones; padding is not read."""
+    sizes = BackboneConfig(
+        vocab_size=8,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     kept = KeyValues(sizes, 3, 4, torch.device("cpu"), torch.float32)
     with torch.inference_mode():
         for where, rows in (
-            (slice(1, 3), slice(0, 3)), (torch.tensor([[3, 0], [2, 4]]), torch.tensor([2, 0])),
+            (slice(1, 3), slice(0, 3)),
+            (torch.tensor([[3, 0], [2, 4]]), torch.tensor([2, 0])),
         ):
             before, count = kept.stored.clone(), 3 if isinstance(rows, slice) else 2
             k, v = torch.rand(count, 2, 2, 2), torch.rand(count, 2, 2, 2)
@@ -69,20 +104,36 @@ def test_keys_and_values_are_written_and_given_back_where_they_belong() -> None:
             for number, row in enumerate(range(3) if isinstance(rows, slice) else [2, 0]):
                 places = [1, 2] if isinstance(where, slice) else where[number].tolist()
                 for new, place in enumerate(places):
-                    before[0, 0, row, :, place], before[0, 1, row, :, place] = k[number, :, new], v[number, :, new]
+                    before[0, 0, row, :, place], before[0, 1, row, :, place] = (
+                        k[number, :, new],
+                        v[number, :, new],
+                    )
                 torch.testing.assert_close(got_k[number], before[0, 0, row, :, :4])
                 torch.testing.assert_close(got_v[number], before[0, 1, row, :, :4])
             torch.testing.assert_close(kept.stored, before)
 
 
 def test_columns_are_added_on_the_side_that_is_asked_for() -> None:
-    sizes = BackboneConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
-                           num_attention_heads=2, num_key_value_heads=2)
+    sizes = BackboneConfig(
+        vocab_size=8,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     kept = KeyValues(sizes, 1, 2, torch.device("cpu"), torch.float32)
     with torch.inference_mode():
         kept.stored[..., :2, :] = 1.0
         kept.extend(before=1, after=2)
-    assert kept.length == 5 and kept.stored[0, 0, 0, 0, :, 0].tolist() == [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    assert kept.length == 5 and kept.stored[0, 0, 0, 0, :, 0].tolist() == [
+        0.0,
+        1.0,
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +156,18 @@ class Noted(BlockCache):
 
 
 def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
-    """One row of blocks of two: it grows by two positions at the third step, and enters its next block at the fourth."""
+    """Blocks of two: the row grows at the third step, and enters its next block at the fourth."""
     mask, noted = llada.model_config.tokens.mask, Noted()
     batch, row = Cached(Prompted(llada, torch.tensor([[1, 2, 3]])), noted, 2), torch.tensor([0])
-    canvases = [[mask, mask, mask, ABSENT, ABSENT], [5, mask, mask, ABSENT, ABSENT], [5, mask, mask, mask, mask],
-                [5, 6, mask, mask, mask], [5, 6, 7, mask, mask], [5, 6, 7, 8, mask], [5, 6, 7, 8, mask]]
+    canvases = [
+        [mask, mask, mask, ABSENT, ABSENT],
+        [5, mask, mask, ABSENT, ABSENT],
+        [5, mask, mask, mask, mask],
+        [5, 6, mask, mask, mask],
+        [5, 6, 7, mask, mask],
+        [5, 6, 7, 8, mask],
+        [5, 6, 7, 8, mask],
+    ]
     for canvas in canvases:
         ids = torch.tensor([canvas])
         first = canvas.index(mask)
@@ -118,7 +176,7 @@ def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
     told = noted.told  # type: ignore[attr-defined]
     assert [bool(each.grown_A) for each in told] == [True, False, True, False, False, False, False]
     assert [bool(each.entered_A) for each in told] == [True, False, False, True, False, True, False]
-    # Anew when it is first seen, grows, or enters a block; three steps after the last of these it would be for its age.
+    # Anew when it is first seen, grows, or enters a block; three steps later for its age.
     assert [int(each.age_A) for each in told] == [-1, 1, 2, 1, 1, 2, 1]
     assert told[1].open_before_AG[0, :3].tolist() == [True, True, True]
     assert told[2].open_before_AG[0, :3].tolist() == [False, True, True]
@@ -133,9 +191,18 @@ def test_everything_is_computed_anew_every_so_many_steps(
     mask, made = llada.model_config.tokens.mask, []
     for name in ("whole", "part"):
         usual = getattr(Prompted, name)
-        monkeypatch.setattr(Prompted, name, lambda *args, _usual=usual, _name=name, **options: (
-            made.append(_name), _usual(*args, **options))[1])
-    batch = cached(Prompted(llada, torch.tensor([[1, 2, 3]])), DecodingConfig(8, 8, 8, cache="dual", refresh=refresh))
+        monkeypatch.setattr(
+            Prompted,
+            name,
+            lambda *args, _usual=usual, _name=name, **options: (
+                made.append(_name),
+                _usual(*args, **options),
+            )[1],
+        )
+    batch = cached(
+        Prompted(llada, torch.tensor([[1, 2, 3]])),
+        DecodingConfig(8, 8, 8, cache="dual", refresh=refresh),
+    )
     ids = torch.full((1, 8), mask)
     for place in range(7):
         batch(ids, torch.tensor([0]), ids == mask)
@@ -154,14 +221,19 @@ def test_rows_that_join_are_computed_anew_and_the_others_stay(endless: Pipeline)
     mask = pipeline.model.model_config.tokens.mask
     for cache in ("prefix", "block", "dual", "delayed"):
         decoding = DecodingConfig(4, 2, 4, cache=cache)  # type: ignore[arg-type]
-        running, joining = (cached(pipeline._prompt([row], 4), decoding) for row in (user("a"), user("is it?", "red")))
+        running, joining = (
+            cached(pipeline._prompt([row], 4), decoding)
+            for row in (user("a"), user("is it?", "red"))
+        )
         ids = torch.tensor([[mask] * 4])
         running(ids, torch.tensor([0]), torch.tensor([[1, 1, 0, 0]]).bool())
         running.join(joining)
         both = torch.tensor([[30, mask, mask, mask], [mask] * 4])
         select = torch.tensor([[0, 1, 0, 0], [1, 1, 0, 0]]).bool()
         made = running(both, torch.tensor([0, 1]), select)
-        exact = pipeline._prompt([user("is it?", "red")], 4)(both[1:], torch.tensor([0]), select[1:])
+        exact = pipeline._prompt([user("is it?", "red")], 4)(
+            both[1:], torch.tensor([0]), select[1:]
+        )
         torch.testing.assert_close(made[1:], exact, rtol=1e-4, atol=1e-4)
         if cache == "prefix":  # exact for the other, too
             alone = pipeline._prompt([user("a")], 4)(both[:1], torch.tensor([0]), select[:1])
@@ -173,7 +245,9 @@ def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless:
     row = user("are they the same?", "red", "blue")
     settings = {"gen_length": 4, "block_length": 4, "steps": 4}
     calls: list[int] = []
-    hook = pipeline.model.backbone.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[1]))
+    hook = pipeline.model.backbone.register_forward_pre_hook(
+        lambda module, args: calls.append(args[0].shape[1])
+    )
     wanted = pipeline.chat(row, **settings)
     parts = pipeline._prompt([row], 4).parts[0]
     assert len(parts) > 2
@@ -182,7 +256,9 @@ def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless:
     calls.clear()
     again = pipeline.chat(row, **settings)
     hook.remove()
-    assert again.text == wanted.text and again.confidence == pytest.approx(wanted.confidence, abs=1e-5)
+    assert again.text == wanted.text and again.confidence == pytest.approx(
+        wanted.confidence, abs=1e-5
+    )
     assert calls[0] == parts[-1].end - parts[0].end + 4
 
 

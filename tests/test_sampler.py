@@ -397,8 +397,7 @@ def test_a_step_for_each_block_is_enough_and_other_rules_need_none_for_each() ->
         assert not last(still(1, 16), Canvas.blank(1, 16, 9), decoding, TOKENS).open_BG.any()
 
 
-def test_noise_is_drawn_in_double_precision() -> None:
-    """As single floats, a draw for 40 million tokens would never be as small as it should be now and then."""
+def test_noise_is_minus_the_logarithm_of_an_exponential_draw() -> None:
     logits = torch.randn(500, VOCAB, generator=torch.Generator().manual_seed(1))
     draws = torch.empty(500, VOCAB, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(2))
     wanted = (logits.double() - 0.7 * draws.log())[:, :9].argmax(-1)

@@ -37,3 +37,10 @@ def test_a_word_that_is_left_out_costs_confidence() -> None:
     ids, confidences = best_path(logits, blank=0)
     assert ids == [1] and confidences[0] > 0.99
     assert text_probability(logits, ids, blank=0) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_token_has_the_highest_confidence_of_its_run() -> None:
+    chances = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.55, 0.45]])
+    ids, confidences = best_path(chances.log(), blank=1)
+    assert ids == [0, 0]
+    torch.testing.assert_close(torch.tensor(confidences), torch.tensor([0.9, 0.55]))

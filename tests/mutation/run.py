@@ -1,13 +1,15 @@
-"""Would the tests notice? Makes one small change to the code at a time (changes.py) and runs the tests nearest to it.
+"""Would the tests notice? Makes one small change to the code at a time (changes.py) and runs the
+tests nearest to it.
 
     python tests/mutation/run.py [--only FILE]
 
-The tree is copied to a temporary folder, and each change is made, tried and undone there. A change that the near tests
-let through is tried on the wide ones: it is caught, late (by the wide ones alone), missed, or listed as equivalent with
-the reason. Exits with 1 where one was missed, and with 2 and a sentence where the list does not fit the code any more.
+The tree is copied to a temporary folder, and each change is made, tried and undone there. A change
+that the near tests let through is tried on the wide ones: it is caught, late (by the wide ones
+alone), missed, or listed as equivalent with the reason. Exits with 1 where one was missed, and with
+2 and a sentence where the list does not fit the code any more.
 
-What is imported from elsewhere is imported once, and every trial is a fork of that process: most trials take a second
-or two. It runs where there is `os.fork`.
+What is imported from elsewhere is imported once, and every trial is a fork of that process: most
+trials take a second or two. It runs where there is `os.fork`.
 """
 
 from __future__ import annotations
@@ -33,10 +35,27 @@ from changes import CHANGES, Change  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 # Slow to import, and none of ours.
-OTHERS = ("torch", "transformers", "transformers.modeling_utils", "transformers.models.auto.modeling_auto",
-          "transformers.tokenization_utils_tokenizers", "timm", "open_clip", "numpy", "PIL.Image", "safetensors.torch",
-          "pytest", "hypothesis", "jsonschema_rs", "fastapi", "httpx")
-PATIENCE, LEAST = 5, 30.0  # how many times the seconds that the tests take without a change, and how many at least
+OTHERS = (
+    "torch",
+    "transformers",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.tokenization_utils_tokenizers",
+    "timm",
+    "open_clip",
+    "numpy",
+    "PIL.Image",
+    "safetensors.torch",
+    "pytest",
+    "hypothesis",
+    "jsonschema_rs",
+    "fastapi",
+    "httpx",
+)
+PATIENCE, LEAST = (
+    5,
+    30.0,
+)  # how many times the seconds that the tests take without a change, and how many at least
 
 
 class ListError(Exception):
@@ -44,23 +63,37 @@ class ListError(Exception):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--only", action="append", metavar="FILE",
-                        help="changes whose file or old text contains this; may be given several times")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="FILE",
+        help="changes whose file or old text contains this; may be given several times",
+    )
     only = parser.parse_args().only or [""]
-    chosen = [change for change in CHANGES if any(part in change.file or part in change.old for part in only)]
+    chosen = [
+        change
+        for change in CHANGES
+        if any(part in change.file or part in change.old for part in only)
+    ]
     try:
         for change in CHANGES:
             check(change)
         if not chosen:
-            raise ListError(f"no change is listed for {only}; name a file of tests/mutation/changes.py")
+            raise ListError(
+                f"no change is listed for {only}; name a file of tests/mutation/changes.py"
+            )
         load_others()
         with tempfile.TemporaryDirectory() as folder:
             counts = try_all(chosen, copied(Path(folder) / "tree"))
     except ListError as error:
         print(f"mutation: {error}", file=sys.stderr)
         return 2
-    print(", ".join(f"{counts[kind]} {kind}" for kind in ("caught", "late", "missed", "equivalent")), "of", len(chosen))
+    print(
+        ", ".join(f"{counts[kind]} {kind}" for kind in ("caught", "late", "missed", "equivalent")),
+        "of",
+        len(chosen),
+    )
     return 1 if counts["missed"] else 0
 
 
@@ -69,7 +102,9 @@ def check(change: Change) -> None:
     path = ROOT / change.file
     count = path.read_text(encoding="utf-8").count(change.old) if path.is_file() else 0
     if count != 1:
-        raise ListError(f"{change.file} holds {change.old!r} {count} times, not once; correct its change in the list")
+        raise ListError(
+            f"{change.file} holds {change.old!r} {count} times, not once; correct the list"
+        )
 
 
 def load_others() -> None:
@@ -85,7 +120,9 @@ def load_others() -> None:
 
 def copied(tree: Path) -> Path:
     """A copy of what git knows of and does not ignore."""
-    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+    )
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (ROOT / name).exists():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +136,10 @@ def try_all(changes: list[Change], tree: Path) -> Counter[str]:
     for change in changes:
         outcome, by = ("equivalent", change.why) if change.why else attempt(change, tree, usual)
         counts[outcome] += 1
-        print(f"{outcome:10} {change.file}: {change.old.strip()!r} -> {change.new.strip()!r} {by}", flush=True)
+        print(
+            f"{outcome:10} {change.file}: {change.old.strip()!r} -> {change.new.strip()!r} {by}",
+            flush=True,
+        )
     return counts
 
 
@@ -138,7 +178,10 @@ def failure(tree: Path, tests: str, seconds: float) -> str:
             os.waitpid(child, 0)
             return f"over {seconds:.0f} seconds"
         time.sleep(0.05)
-    code, lines = os.waitstatus_to_exitcode(found[1]), log.read_text(encoding="utf-8", errors="replace").splitlines()
+    code, lines = (
+        os.waitstatus_to_exitcode(found[1]),
+        log.read_text(encoding="utf-8", errors="replace").splitlines(),
+    )
     if code in (4, 5):  # pytest's: wrong usage, and no tests
         raise ListError(f"pytest finds no tests in {tests!r}: {lines[-1] if lines else ''}")
     failed = [line.partition(" - ")[0] for line in lines if line.startswith(("FAILED ", "ERROR "))]
@@ -155,12 +198,25 @@ def run_tests(tree: Path, tests: str, log: Path) -> None:
         os.dup2(held, 1)
         os.dup2(held, 2)
         os.environ["PYTHONPATH"] = str(tree)  # for the processes that tests start
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # or a change of the same second and length would not be seen
+        os.environ["PYTHONDONTWRITEBYTECODE"] = (
+            "1"  # or a change of the same second and length would not be seen
+        )
         sys.dont_write_bytecode = True
         sys.path.insert(0, str(tree))
         pytest = importlib.import_module("pytest")
-        code = int(pytest.main(["-xq", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-rfE",
-                                *shlex.split(tests)]))
+        code = int(
+            pytest.main(
+                [
+                    "-xq",
+                    "--tb=no",
+                    "-p",
+                    "no:cacheprovider",
+                    "--hypothesis-seed=0",
+                    "-rfE",
+                    *shlex.split(tests),
+                ]
+            )
+        )
         assert str(tree) in str(sys.modules["mmdiff"].__file__) if code in (0, 1) else True
     finally:
         os._exit(code)

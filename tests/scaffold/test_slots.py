@@ -168,7 +168,7 @@ def test_only_some_open_positions_may_be_asked_for(source: str, holes: bool) -> 
 
 
 def test_infinite_and_missing_logits_are_the_best_and_the_worst() -> None:
-    slot = word_slot("^[ab12]{1,4}$")
+    slot = word_slot("^[ab12]{1,9}$")
     logits = np.zeros((ROOM, len(WORDS)), dtype=np.float32)
     logits[0, 1], logits[1, 4], logits[2, 0] = np.inf, -np.inf, np.nan
     logits[1, 5] = logits[2, 1] = 1.0
@@ -328,3 +328,18 @@ def test_a_group_that_cannot_differ_is_decided_all_the_same() -> None:
     constraint = SlotsConstraint(slots, MASK, [Distinct(slots)])
     ids_G = torch.full((2,), MASK)
     assert constraint.decide(ids_G, [0, 1], torch.zeros(2, 9), 0.0, torch.Generator()).tolist() == [0, 0]
+
+
+def test_a_word_that_is_only_begun_is_never_the_best() -> None:
+    """Every token of "aab" and "aa" may stand where it would stand, but the word would not be finished."""
+    slot = word_slot(MIXED, 5)
+    logits = np.random.default_rng(0).normal(0, 0.1, (5, len(WORDS))).astype(np.float32)
+    allowed = slot.allowed(np.full(5, MASK), np.ones(5, dtype=bool))
+    for place, token in enumerate([0, 0, 1, 0, 0]):
+        assert allowed[place, slot.automaton.class_V[token]]
+        logits[place, token] += 2.0
+    words = every_word(slot, {})
+    best = max(words, key=lambda word: sum(logits[place, token] for place, token in enumerate(word)))
+    assert tuple(decide(slot, [MASK] * 5, logits, 0.0, 0).tolist()) == best
+    for seed in range(20):
+        assert tuple(decide(slot, [MASK] * 5, 3 * logits, 1.0, seed).tolist()) in words

@@ -1,4 +1,4 @@
-"""The door by itself: rows in turn, also for those that are gone when it is theirs, and every reason to refuse."""
+"""The door: rows in turn, also for those that are gone by then, and every reason to refuse."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -28,7 +28,9 @@ async def waiter(rows: Rows, count: int) -> asyncio.Task[None]:
 
 
 async def cancelled(task: asyncio.Task[None]) -> bool:
-    return isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+    return isinstance(
+        (await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError
+    )
 
 
 def test_all_rows_can_be_taken_at_once_and_given_to_one() -> None:
@@ -45,6 +47,7 @@ def test_all_rows_can_be_taken_at_once_and_given_to_one() -> None:
 
 def test_rows_whose_taker_is_gone_go_to_the_next() -> None:
     """It was cancelled in the moment between its turn and its taking notice."""
+
     async def scene() -> None:
         rows = Rows(1)
         await rows.take(1)
@@ -62,6 +65,7 @@ def test_rows_whose_taker_is_gone_go_to_the_next() -> None:
 
 def test_rows_that_are_given_while_their_taker_goes_are_free() -> None:
     """Its turn is cancelled already, and it does not know yet."""
+
     async def scene() -> None:
         rows = Rows(1)
         await rows.take(1)
@@ -96,7 +100,11 @@ def refusal(door: Admission, key: str = "key", ready: bool = True) -> tuple[int,
 
 def test_places_are_rows_and_those_who_wait() -> None:
     door = Admission(Options(max_num_seqs=2, max_num_queued_reqs=1, overload_status_code=429))
-    with door.place("key", True), door.place("key", True), door.place("key", True):  # one key may have them all
+    with (
+        door.place("key", True),
+        door.place("key", True),
+        door.place("key", True),
+    ):  # one key may have them all
         assert refusal(door) == (429, "queue_full")
     with door.place("key", True):
         assert door.inside == 1
@@ -125,3 +133,13 @@ def test_the_engine_is_not_waited_for_too_long_and_its_rows_come_back() -> None:
         assert (door.running, door.rows.free) == (0, 2)
 
     play(scene())
+
+
+@pytest.mark.parametrize(
+    ("status", "end"), [(400, "completed"), (499, "completed"), (500, "failed"), (503, "failed")]
+)
+def test_a_refusal_that_the_client_caused_is_no_failure(status: int, end: str) -> None:
+    door = Admission(Options())
+    with pytest.raises(ApiError), door.place("key", True):
+        raise ApiError(status, "x", "y")
+    assert {name for name, count in door.ended.items() if count} == {end}

@@ -1,4 +1,4 @@
-"""What a picture may be, to the last pixel; the process around it is tested in test_parts and test_bad_input."""
+"""What an image may be, to the last pixel; test_parts has the process around it."""
 
 import io
 
@@ -23,20 +23,32 @@ def webp(frames: int) -> bytes:
     return held.getvalue()
 
 
-@pytest.mark.parametrize("limits", [
-    MediaLimits(aspect=4), MediaLimits(side=12), MediaLimits(pixels=36), MediaLimits(aspect=4, side=12, pixels=36),
-])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        MediaLimits(aspect=4),
+        MediaLimits(side=12),
+        MediaLimits(pixels=36),
+        MediaLimits(aspect=4, side=12, pixels=36),
+    ],
+)
 def test_a_picture_at_the_limit_is_seen(limits: MediaLimits) -> None:
     assert picture(png(12, 3), limits, "image 0").shape == (3, 12, 3)
     assert picture(png(3, 12), limits, "image 0").shape == (12, 3, 3)
 
 
-@pytest.mark.parametrize(("limits", "code"), [
-    (MediaLimits(aspect=4), "invalid_image"), (MediaLimits(side=12), "invalid_image"),
-    (MediaLimits(pixels=36), "image_too_large"),
-])
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        (MediaLimits(aspect=4), "invalid_image"),
+        (MediaLimits(side=12), "invalid_image"),
+        (MediaLimits(pixels=36), "image_too_large"),
+    ],
+)
 @pytest.mark.parametrize("size", [(13, 3), (3, 13)])
-def test_a_picture_beyond_a_limit_is_not(limits: MediaLimits, code: str, size: tuple[int, int]) -> None:
+def test_a_picture_beyond_a_limit_is_not(
+    limits: MediaLimits, code: str, size: tuple[int, int]
+) -> None:
     with pytest.raises(ApiError, match=f"{size[0]} x {size[1]}") as refused:
         picture(png(*size), limits, "image 0")
     assert refused.value.code == code

@@ -1,4 +1,4 @@
-"""The engine's loop in this process: what it tells of answers that end by themselves, and of those that run out of time."""
+"""The engine's loop in this process: answers that end by themselves or run out of time."""
 
 import asyncio
 import dataclasses
@@ -25,7 +25,8 @@ def brief(random_tiny: Path) -> Pipeline:
     settings = loaded.model.model_config
     never = tuple(sorted(set(range(settings.backbone.vocab_size)) - {settings.tokens.eos}))
     loaded.model.model_config = dataclasses.replace(
-        settings, tokens=dataclasses.replace(settings.tokens, never=never))
+        settings, tokens=dataclasses.replace(settings.tokens, never=never)
+    )
     return loaded
 
 
@@ -37,10 +38,26 @@ def talk(brief: Pipeline) -> Iterator[Any]:
 
     def ask(*jobs: dict[str, Any]) -> list[wire.Message]:
         for number, job in enumerate(jobs):
-            usual = {"op": "answer", "id": str(number), "messages": [{"role": "user", "content": "what?"}], "n": 1,
-                     "seed": 0, "limit": None, "decoding": {"gen_length": 12, "block_length": 4, "steps": 12,
-                                                            "rule": "quota", "order": "random", "cache": "none"},
-                     "stop": [], "stream": False, "drafts": False, "seconds": 60.0}
+            usual = {
+                "op": "answer",
+                "id": str(number),
+                "messages": [{"role": "user", "content": "what?"}],
+                "n": 1,
+                "seed": 0,
+                "limit": None,
+                "decoding": {
+                    "gen_length": 12,
+                    "block_length": 4,
+                    "steps": 12,
+                    "rule": "quota",
+                    "order": "random",
+                    "cache": "none",
+                },
+                "stop": [],
+                "stream": False,
+                "drafts": False,
+                "seconds": 60.0,
+            }
             engine.inbox.put(({**usual, **job}, ()))
         engine._take_in()
         for _ in range(30):
@@ -71,7 +88,19 @@ def test_an_answer_without_time_is_cut_off_and_others_are_not(talk: Any) -> None
 def test_clients_are_told_what_cut_an_answer_off(late: bool, told: str | None) -> None:
     asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": "what?"}]})
     chat = Chat(SimpleNamespace(tokens=Counter()), SimpleNamespace(id="a"), asked, "tiny", 0)  # type: ignore[arg-type]
-    row = {"event": "row", "row": 0, "text": "a", "finish": "length" if late else "stop", "tokens": 3, "steps": 1,
-           "blocks": 1, "confidence": 0.5, "late": late}
+    row = {
+        "event": "row",
+        "row": 0,
+        "text": "a",
+        "finish": "length" if late else "stop",
+        "tokens": 3,
+        "steps": 1,
+        "blocks": 1,
+        "confidence": 0.5,
+        "late": late,
+    }
     asyncio.run(chat._heard(row))
-    assert chat.details.get("truncated_by") == told and chat.choices[0]["finish_reason"] == row["finish"]
+    assert (
+        chat.details.get("truncated_by") == told
+        and chat.choices[0]["finish_reason"] == row["finish"]
+    )

@@ -1,4 +1,4 @@
-"""The guard by itself, around a stand-in for the application: who may ask, bodies, headers, and what is logged."""
+"""The guard around a stand-in for the application: who may ask, bodies, headers, what is logged."""
 
 import asyncio
 import base64
@@ -27,7 +27,13 @@ async def reading(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def answering(scope: Scope, receive: Receive, send: Send) -> None:
     """Reads nothing."""
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=9")]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"cache-control", b"max-age=9")],
+        }
+    )
     await send({"type": "http.response.body", "body": scope["state"]["key"].encode()})
 
 
@@ -35,15 +41,28 @@ class Asked:
     """One request through a guard, and what came of it."""
 
     def __init__(
-        self, options: Options, headers: Mapping[str, str] | Sequence[tuple[str, str]] = (), *, path: str = "/v1/models",
-        method: str = "POST", body: Sequence[bytes] = (b"",), app: ASGIApp = reading, pause: float = 0.0,
-        leaves: bool = False, endless: bool = False,
+        self,
+        options: Options,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+        *,
+        path: str = "/v1/models",
+        method: str = "POST",
+        body: Sequence[bytes] = (b"",),
+        app: ASGIApp = reading,
+        pause: float = 0.0,
+        leaves: bool = False,
+        endless: bool = False,
+        files: Sequence[str] = (),
     ) -> None:
-        given = [("host", "localhost:8000"), *(headers.items() if isinstance(headers, Mapping) else headers)]
+        given = [
+            ("host", "localhost:8000"),
+            *(headers.items() if isinstance(headers, Mapping) else headers),
+        ]
         if any(name.lower() == "host" for name, _ in given[1:]):
             del given[0]
         self.sent: list[dict[str, Any]] = []
         self.rejected: list[str] = []
+        self.answered: list[tuple[str, str, int | None]] = []
         self.received = 0
         parts = list(body)
 
@@ -60,12 +79,24 @@ class Asked:
             self.sent.append(message)
 
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in given]
-        self.scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": raw}
-        asyncio.run(Guard(app, options, self.rejected.append)(self.scope, receive, send))
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": raw,
+        }
+        guard = Guard(
+            app, options, self.rejected.append, lambda *what: self.answered.append(what), files
+        )
+        asyncio.run(guard(self.scope, receive, send))
         starts = [message for message in self.sent if message["type"] == "http.response.start"]
         assert len(starts) <= 1
         self.status = starts[0]["status"] if starts else None
-        self.headers = {name.decode(): value.decode() for name, value in starts[0]["headers"]} if starts else {}
+        self.headers = (
+            {name.decode(): value.decode() for name, value in starts[0]["headers"]}
+            if starts
+            else {}
+        )
         self.body = b"".join(message.get("body", b"") for message in self.sent)
 
     @property
@@ -79,9 +110,17 @@ def basic(text: str) -> str:
 
 @pytest.mark.parametrize("options", [Options(), KEYS], ids=["without keys", "with keys"])
 def test_foreign_pages_may_not_ask_whoever_holds_a_key(options: Options) -> None:
-    for origin in ("http://evil.example", "null", "http://localhost", "http://localhost:8000.evil.example", ""):
+    for origin in (
+        "http://evil.example",
+        "null",
+        "http://localhost",
+        "http://localhost:8000.evil.example",
+        "",
+    ):
         refused = Asked(options, {**ONE, "Origin": origin})
-        assert refused.refusal == (403, "origin_not_allowed") and refused.rejected == ["origin_not_allowed"]
+        assert refused.refusal == (403, "origin_not_allowed") and refused.rejected == [
+            "origin_not_allowed"
+        ]
         assert "www-authenticate" not in refused.headers
     for origin in ("http://localhost:8000", "https://localhost:8000"):
         assert Asked(options, {**ONE, "Origin": origin}).status == 200
@@ -94,18 +133,74 @@ def test_pages_that_are_allowed_may_ask() -> None:
     assert Asked(Options(allowed_origins=("*",)), {"Origin": "https://other.example"}).status == 200
 
 
+def test_the_page_s_own_files_and_what_a_browser_says_is_the_same_origin_are_let_in() -> None:
+    foreign, files = {**ONE, "Origin": "http://evil.example"}, ("/page.js",)
+    for method, path, status in (
+        ("GET", "/page.js", 200),
+        ("HEAD", "/page.js", 200),
+        ("POST", "/page.js", 403),
+        ("GET", "/v1/models", 403),
+    ):
+        assert Asked(KEYS, foreign, method=method, path=path, files=files).status == status
+    for said, status in (
+        ("same-origin", 200),
+        ("same-site", 403),
+        ("cross-site", 403),
+        ("none", 403),
+    ):
+        assert Asked(KEYS, {**foreign, "Sec-Fetch-Site": said}).status == status
+
+
+def test_the_host_of_an_allowed_origin_is_answered_to() -> None:
+    options = Options(allowed_origins=("https://page.example",))
+    assert Asked(options, {"Host": "page.example"}).status == 200
+    assert Asked(options, {"Host": "other.example"}).status == 403
+
+
+async def telling(scope: Scope, receive: Receive, send: Send) -> None:
+    """Tells how the routes see the request."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send(
+        {
+            "type": "http.response.body",
+            "body": f"{scope['method']} {scope.get('root_path')}".encode(),
+        }
+    )
+
+
+def test_a_head_is_routed_as_a_get_and_a_proxy_s_prefix_is_the_root() -> None:
+    for method, prefix, told in (
+        ("HEAD", "/models/a", b"GET /models/a"),
+        ("POST", "/a/", b"POST /a"),
+        ("GET", "//evil.example", b"GET None"),
+        ("GET", "/a b", b"GET None"),
+        ("GET", "", b"GET None"),
+    ):
+        assert (
+            Asked(Options(), {"X-Forwarded-Prefix": prefix}, method=method, app=telling).body
+            == told
+        )
+
+
 def test_either_key_opens_and_each_has_its_own_name() -> None:
     names = [Asked(KEYS, {"Authorization": f"Bearer {key}"}).body for key in KEYS.api_keys]
     assert len(set(names)) == 2 and all(len(name) == 12 for name in names)
     assert Asked(Options()).body == b""
 
 
-@pytest.mark.parametrize("headers", [
-    {}, {"Authorization": "Bearer two"}, {"Authorization": f"Basic {basic('one:')}"},
-    {"Authorization": f"Basic {basic('one:two')}"}, {"Authorization": "Basic !" + basic(":one")},
-    {"Authorization": "one"}, [("Authorization", "Bearer one"), ("Authorization", "Bearer two")],
-    [("Authorization", "Bearer one"), ("X-Moondream-Auth", "one")],
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer two"},
+        {"Authorization": f"Basic {basic('one:')}"},
+        {"Authorization": f"Basic {basic('one:two')}"},
+        {"Authorization": "Basic !" + basic(":one")},
+        {"Authorization": "one"},
+        [("Authorization", "Bearer one"), ("Authorization", "Bearer two")],
+        [("Authorization", "Bearer one"), ("X-Moondream-Auth", "one")],
+    ],
+)
 def test_a_key_is_given_once_and_in_its_place(headers: Any) -> None:
     refused = Asked(KEYS, headers)
     assert refused.refusal == (401, "invalid_api_key") and refused.rejected == ["invalid_api_key"]
@@ -127,7 +222,9 @@ def test_without_a_key_only_this_machine_s_own_names_are_answered_to() -> None:
         assert Asked(Options(), {"Host": host}).status == 200
     for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", ""):
         refused = Asked(Options(), {"Host": host})
-        assert refused.refusal == (403, "host_not_allowed") and refused.rejected == ["host_not_allowed"]
+        assert refused.refusal == (403, "host_not_allowed") and refused.rejected == [
+            "host_not_allowed"
+        ]
     for options in (Options(host="0.0.0.0"), Options(uds="/run/mmdiff"), KEYS):
         assert Asked(options, {**ONE, "Host": "any.example"}).status == 200
 
@@ -168,7 +265,10 @@ def test_a_connection_whose_body_was_not_read_is_closed() -> None:
     assert Asked(Options(), app=answering).headers["connection"] == "close"
     assert "connection" not in Asked(Options(), app=answering, method="GET").headers
     for name, value in (("Content-Length", "5"), ("Transfer-Encoding", "chunked")):
-        assert Asked(Options(), {name: value}, app=answering, method="GET").headers["connection"] == "close"
+        assert (
+            Asked(Options(), {name: value}, app=answering, method="GET").headers["connection"]
+            == "close"
+        )
 
 
 def test_some_of_a_refused_body_is_taken_and_not_all_of_it() -> None:
@@ -178,7 +278,9 @@ def test_some_of_a_refused_body_is_taken_and_not_all_of_it() -> None:
 
 
 def test_only_a_page_s_reader_is_asked_for_a_password() -> None:
-    assert Asked(KEYS, {"Accept": "text/html"}).headers["www-authenticate"].startswith("Basic realm=")
+    assert (
+        Asked(KEYS, {"Accept": "text/html"}).headers["www-authenticate"].startswith("Basic realm=")
+    )
 
 
 async def failing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -198,6 +300,7 @@ def test_faults_end_in_one_answer_that_tells_nothing() -> None:
 
 def test_a_client_that_leaves_is_logged_as_such(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mmdiff.serve")
-    assert Asked(Options(), leaves=True).sent == []
-    assert Asked(Options()).status == 200
+    gone, there = Asked(Options(), leaves=True), Asked(Options())
+    assert gone.sent == [] and gone.answered == [("POST", "/v1/models", None)]
+    assert there.status == 200 and there.answered == [("POST", "/v1/models", 200)]
     assert [record.args[3] for record in caplog.records if record.args] == [499, 200]  # type: ignore[index]

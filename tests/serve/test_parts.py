@@ -211,7 +211,7 @@ def test_a_reader_that_stops_is_not_waited_for_and_misses_drafts_only() -> None:
 
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
         async with asyncio.timeout(5):
-            await Guard(app, Options(reader_timeout=0.05), print)(scope, send, send)  # type: ignore[arg-type]
+            await Guard(app, Options(reader_timeout=0.05), print, print)(scope, send, send)  # type: ignore[arg-type]
 
     asyncio.run(play())
     work = Work(Service(Options()), "a")
@@ -263,3 +263,10 @@ def test_a_stream_that_has_nothing_to_tell_yet_is_opened_by_its_first_comment() 
     asyncio.run(play())
     assert [message["type"] for message in sent] == ["http.response.start"] + ["http.response.body"] * 3
     assert sent[1]["body"] == b": working\n\n" and sent[2]["body"] == b"data: [DONE]\n\n"
+
+
+def test_what_is_told_ends_before_the_first_stop_and_holds_no_half_character() -> None:
+    assert cut("one two three", ["three", "two"]) == ("one ", True)
+    assert cut("stop it", ["stop"]) == ("", True) and cut("go on", ["stop"]) == ("go on", False)
+    told = Telling([])
+    assert [told.more(text) for text in ("a n\ufffd", "a n\u00e9", "a n\u00e9 \ufffd\ufffd")] == ["a n", "\u00e9", ""]
