@@ -212,7 +212,7 @@ def _add_errors(app: FastAPI) -> None:
 def _nearby(app: FastAPI, request: Request) -> str:
     """The route that a wrong path is likely to mean."""
     asked = request.scope["path"][:200].rstrip("/").lower()
-    routes = {route.path: min(route.methods) for route in app.routes
+    routes = {route.path: min(route.methods or {"GET"}) for route in app.routes
               if isinstance(route, APIRoute) and route.include_in_schema}
     if (path := ELSEWHERE.get(asked.rpartition("/v1")[2])) is None:
         ends = [path for path in routes if path.removeprefix("/v1") and asked.endswith(path.removeprefix("/v1"))]
