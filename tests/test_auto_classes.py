@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmdiff.model import MMDiffModel, MMDiffOutput
+from mmdiff.pipeline import load
 from mmdiff.processor import MMDiffProcessor
 
 CHECK = """
@@ -42,7 +43,7 @@ def test_the_model_is_one_that_reads_images(random_tiny: Path) -> None:
 
 
 def test_a_compiled_model_gives_the_same(random_tiny: Path) -> None:
-    model = AutoModelForImageTextToText.from_pretrained(random_tiny, dtype=torch.float32).eval()
+    model = load(random_tiny, device="cpu").model
     ids = torch.arange(10, 30)[None]
     with torch.no_grad():
         wanted, got = model(ids), torch.compile(model, backend="eager")(ids)
