@@ -167,8 +167,10 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             tokenizer = Qwen2Tokenizer.from_pretrained(folder)
-        else:
+        elif any((folder / name).is_file() for name in ("tokenizer.model", "vocab.txt", "tokenizer_config.json")):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        else:
+            raise FileNotFoundError("there is no tokenizer.json")
     except Exception as error:  # its libraries raise many kinds; a damaged file is a bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
         raise CheckpointError(f"{folder} holds no tokenizer that can be read ({reason}); {_cure(folder)}") from None

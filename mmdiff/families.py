@@ -130,8 +130,8 @@ def family_of(published: Mapping[str, Any]) -> Family:
         CheckpointError: its architecture or model type is that of another kind of model.
     """
     named = published.get("architectures") or []
-    named = [named] if isinstance(named, str) else named
-    if named and not set(map(str, named)) & set(ARCHITECTURES):
+    named = named if isinstance(named, list) else [named]
+    if named and not any(name in ARCHITECTURES for name in named):
         raise CheckpointError(
             f"config.json names the architecture {shown(named[0])}, which mmdiff does not compute; it loads "
             f"{', '.join(ARCHITECTURES)}"

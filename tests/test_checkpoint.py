@@ -178,3 +178,9 @@ def test_describe_counts_without_weights() -> None:
 def test_presets_survive_json() -> None:
     for preset in PRESETS.values():
         assert MMDiffConfig(settings=json.loads(json.dumps(dataclasses.asdict(preset)))).model == preset
+
+
+def test_a_folder_without_a_tokenizer_is_one_sentence(llada: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CheckpointError, match="no tokenizer that can be read .there is no tokenizer.json.; fetch it"):
+        load_folder(llada, CPU, torch.float32)
+    assert capfd.readouterr().err == ""

@@ -110,6 +110,12 @@ def test_another_architecture_is_refused_by_name(folders, name: str) -> None:  #
             config_of(folders(published, architectures=[name]))
 
 
+@pytest.mark.parametrize("named", ["LlamaForCausalLM", {"a": 1}, 5, [["LLaDAModelLM"]], [None]])
+def test_an_architecture_of_another_form_is_refused(folders, named: Any) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CheckpointError, match="names the architecture"):
+        config_of(folders(LLADA, architectures=named))
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma", "llada2_moe", "llava_dream"])
 def test_another_model_type_is_refused_by_name(folders, kind: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CheckpointError, match=f"model_type='{kind}'"):
