@@ -345,7 +345,7 @@ def test_unknown_words_are_usage_errors(arguments: list[str]) -> None:
     ("option", "says"),
     [(("--seed", 2**64), "'seed' does not fit"), (("--temperature", "inf"), "'temperature' does not fit"),
      (("--temperature", "nan"), "'temperature' does not fit"), (("--set", "steps=true"), "'steps' does not fit"),
-     (("--set", "bogus=1"), "'bogus' is not known"), (("--threshold", 7), "'threshold' does not fit")],
+     (("--set", "bogus=1"), "'bogus' is not supported here"), (("--threshold", 7), "'threshold' does not fit")],
 )
 def test_a_folder_is_not_begun_with_bad_settings(  # type: ignore[no-untyped-def]
     monkeypatch, capsys, picture: Path, tmp_path: Path, option: tuple[str, Any], says: str
