@@ -125,6 +125,7 @@ def test_a_folder_is_described_and_described_on(root: Path, tmp_path: Path) -> N
     (folder / "notes.txt").write_text("not looked at")
     done = mmdiff("caption", folder, "--out", out)
     assert done.returncode == 0 and "3 pictures, 1 failed" in done.stderr and "a.jpg: image 0" in done.stderr
+    assert "1 file is left out, by the names not images: 1 .txt" in done.stderr
     assert [(row["picture"], row["caption"]) for row in rows(out)] == [
         ("a.jpg", None), ("b.png", "a teal ring"), ("more/c.PNG", "a red circle, a yellow triangle and a blue star")]
     before = rows(out)
