@@ -166,7 +166,7 @@ def parse(words: list[str]) -> dict[str, Any]:
 
     group: Any = typer.main.get_command(app)
     name, *rest = words[1:]
-    if "--help" in rest or name == "--help":
+    if "--help" in rest or name in ("--help", "--version"):
         return {}
     return dict(group.commands[name].make_context(name, rest).params)
 
