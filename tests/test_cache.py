@@ -139,7 +139,7 @@ def difference(prompted: Prompted, tokens: config.TokenIds, decoding: DecodingCo
 
 def test_prefix_is_exact_where_the_prompt_does_not_see_the_answer(pipeline: Pipeline) -> None:
     prompted = pipeline._prompt(prompts(), 20)
-    assert difference(prompted, pipeline.model.model_config.tokens, settings_for("prefix", "quota"), 8) < 1e-5
+    assert difference(prompted, pipeline.model.model_config.tokens, settings_for("prefix", "quota"), 8) < 1e-4
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -23,8 +23,11 @@ import mmdiff
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *(f"docs/{name}.md" for name in (
-    "architecture", "batch", "decoding", "performance", "serving", "structured", "training"))]
-EXTERNAL = {"arecord", "bash", "cd", "curl", "docker", "git", "source", "systemctl", "tensorboard"}
+    "architecture", "batch", "decoding", "install", "performance", "serving", "structured", "training"))]
+EXTERNAL = {
+    "arecord", "bash", "cd", "curl", "docker", "git", "lint-imports", "mypy", "pytest", "python3", "ruff", "source",
+    "systemctl", "tensorboard",
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 every_page = pytest.mark.parametrize("page", PAGES)
 
@@ -163,7 +166,7 @@ def parse(words: list[str]) -> dict[str, Any]:
 
     group: Any = typer.main.get_command(app)
     name, *rest = words[1:]
-    if "--help" in rest or name == "--help":
+    if "--help" in rest or name in ("--help", "--version"):
         return {}
     return dict(group.commands[name].make_context(name, rest).params)
 
@@ -173,7 +176,7 @@ def check(command: str) -> None:
     if words[0] == "mmdiff":
         check_values(words[1], parse(words))
     elif words[0] == "make":
-        targets = re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE)
+        targets = re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
     elif words[:2] == ["python", "-m"]:
         importlib.import_module(words[2])

@@ -122,7 +122,7 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
     for format_name in FORMATS:
         # Image.open would warn about large pictures through a process-wide limit; ours comes right after the header.
         factory, accept = Image.OPEN[format_name]
-        if accept is None or accept(prefix) is True:
+        if accept is None or accept(prefix.ljust(16, b"\0")) is True:  # some read on behind a short file's end
             file.seek(0)
             try:
                 return factory(file, "")
