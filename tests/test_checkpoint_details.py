@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdiff.checkpoint import Weights, config_of, load_folder, load_weights
+from mmdiff.checkpoint import Weights, _tokenizer, config_of, load_folder, load_weights
 from mmdiff.config import PRESETS
 from mmdiff.errors import CheckpointError
 from mmdiff.model import MMDiffConfig, MMDiffModel
@@ -250,3 +250,14 @@ def test_a_whole_file_goes_before_an_index_that_does_not_name_it(
     save_file({others[0]: weights[others[0]]}, folder / "model.safetensors")  # a leftover
     index.write_text(json.dumps({"weight_map": {first: "part.safetensors"}}))
     torch.testing.assert_close(found(), stale[first])
+
+
+def test_code_beside_a_tokenizer_is_never_run(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own:\n    pass\n")
+    named = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llada"}))
+    with pytest.raises(CheckpointError, match="no tokenizer that can be read"):
+        _tokenizer(tmp_path)
+    assert not ran.exists()

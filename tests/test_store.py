@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from mmdiff.model import MMDiffModel
 from mmdiff.pipeline import Pipeline, load
-from mmdiff.store import Store, digest
+from mmdiff.store import Remembering, Store, digest
 
 
 @pytest.fixture
@@ -134,3 +134,22 @@ def test_digests_tell_contents_apart() -> None:
     one = torch.arange(4.0)
     parts = [(one,), (one.int(),), (one.view(2, 2),), (one, one), (one + 1,), (b"a", b"bc"), (b"ab", b"c")]
     assert len({digest(*each) for each in parts}) == len(parts) and digest(one) == digest(one.clone())
+
+
+def test_a_sound_is_known_again_beside_a_longer_one() -> None:
+    """There its spectrogram is padded, which is no part of it."""
+    asked: list[list[int]] = []
+
+    class Encoder:
+        def encode_images(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+            raise NotImplementedError
+
+        def encode_audio(self, features: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+            asked.append(lengths.tolist())
+            return [torch.zeros(2, 4) for _ in lengths]
+
+    remembering = Remembering(Encoder(), Store(10_000), b"")
+    mels = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
+    remembering.encode_audio(mels[:1, :, :5], torch.tensor([5]))
+    remembering.encode_audio(mels, torch.tensor([5, 9]))
+    assert asked == [[5], [9]]

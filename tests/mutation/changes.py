@@ -273,6 +273,7 @@ CHANGES: list[Change] = [
                 "a slot that holds a value has only that one left, and keeps it for want of another",
             ),
             ("None if open_L.any() else", "None if open_L.all() else"),
+            ("found = assignment(gain_NM)\n", "found = gain_NM.argmax(1)\n"),
             ("not (open_L.all() and allowed_K.sum() > 1)", "not open_L.all()"),
             ("if rows > columns:", "if rows >= columns:"),
             ("price_M[~open_M] -= step", "price_M[~open_M] += step"),
@@ -410,7 +411,8 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/checkpoint.py",
-        "tests/test_checkpoint.py tests/test_checkpoint_details.py tests/test_folder.py",
+        "tests/test_checkpoint_details.py tests/test_checkpoint.py tests/test_folder.py "
+        "tests/test_chat_format.py",
         LOADING,
         [
             ("sources.keys() - expected.keys()", "expected.keys() - sources.keys()"),
@@ -432,7 +434,8 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/folder.py",
-        "tests/test_checkpoint.py tests/test_checkpoint_details.py tests/test_folder.py",
+        "tests/test_checkpoint_details.py tests/test_checkpoint.py tests/test_folder.py "
+        "tests/test_chat_format.py",
         LOADING,
         [
             ("Path(file).name != file or ", ""),

@@ -149,3 +149,13 @@ def test_every_failing_write_leaves_what_was_done(path: Path, monkeypatch: pytes
         if failing.left > 0:
             break
     assert 8 < kth < 39
+
+
+def test_of_a_row_that_is_there_twice_the_first_is_kept_and_errors_are_counted(path: Path) -> None:
+    first, second = row(1, text="first"), row(1, error="bad")
+    path.write_bytes(encode(first) + encode(second) + encode(row(0)))
+    with opened(path) as journal:
+        assert (len(journal), journal.failed) == (2, 0)
+        journal.append([row(2), row(3, error="bad"), row(4)])
+        assert journal.failed == 1
+    assert json.loads(path.read_bytes().splitlines()[0]) == first and ids(path) == ["r1", "r0", "r2", "r3", "r4"]
