@@ -205,5 +205,5 @@ def test_past_its_time_and_when_killed_the_server_leaves_nothing(serve: Start) -
 def test_a_model_that_cannot_be_loaded_ends_in_one_sentence(serve: Start) -> None:
     served = serve("--dtype", "float7", wait=False)
     assert served.process.wait(300) == 2
-    assert "mmdiff: dtype='float7' is not known" in served.log.read_text()
+    assert "mmdiff: dtype='float7' does not fit" in served.log.read_text()
     assert "Traceback" not in served.log.read_text()

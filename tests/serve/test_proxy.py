@@ -151,6 +151,11 @@ def test_clients_in_allowed_pages_may_send_headers_of_their_own() -> None:
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
 
 
+def test_a_browsers_password_is_asked_for_behind_a_proxy() -> None:
+    basic = b64encode(f"anybody:{KEY}".encode()).decode()
+    assert asked("GET", "/", headers={"Authorization": f"Basic {basic}", "Host": "example.com"}).status_code == 200
+
+
 @needs_nginx
 @needs_browser
 @pytest.mark.long
@@ -272,8 +277,3 @@ def test_openais_headers_are_sent_from_a_page_elsewhere(
         assert page.title() == ("200 24" if allowed else "refused")
         page.close()
         elsewhere.shutdown()
-
-
-def test_a_browsers_password_is_asked_for_behind_a_proxy() -> None:
-    basic = b64encode(f"anybody:{KEY}".encode()).decode()
-    assert asked("GET", "/", headers={"Authorization": f"Basic {basic}", "Host": "example.com"}).status_code == 200
