@@ -100,6 +100,5 @@ class Masks:
         return not self.refused and any(map(self._accepts, spellings))
 
     def _accepts(self, text: str) -> bool:
-        self._matcher.reset()
-        tokens = self._tokens.tokenize_str(text)
-        return bool(self._matcher.consume_tokens(tokens)) and bool(self._matcher.is_accepting())
+        matcher = self._matcher.deep_copy()  # one that refused a text refuses all others
+        return bool(matcher.consume_tokens(self._tokens.tokenize_str(text))) and bool(matcher.is_accepting())
