@@ -223,8 +223,6 @@ class _Lowering:
         first = tuple(self.node(each, pointer(pointer(where, "prefixItems"), n)) for n, each in enumerate(schemas))
         node = None if rest is False else self.node(rest, inside)
         most = int(most) if most is not None else max(ITEMS, least)
-        if plain.get("uniqueItems") and node is not None and (known := _values(node)):
-            most = min(most, len(first) + len(known))
         return None if least > most else Array(first, node, least, most, bool(plain.get("uniqueItems")))
 
     def _object(self, plain: Plain, where: str) -> Object | None:
@@ -305,12 +303,6 @@ def _quoted(node: Any) -> Choices | None:
     """The strings of a slot whose quotes are outside."""
     inner = node.parts[1] if isinstance(node, Run) and len(node.parts) == 3 else None
     return inner if isinstance(inner, Choices) else None
-
-
-def _values(node: Any) -> tuple[Any, ...]:
-    """The values of a slot of choices, with quotes or without; none for what is no such slot."""
-    slot = _quoted(node) or node
-    return slot.values if isinstance(slot, Choices) else ()
 
 
 def _of_kind(value: Any, kind: str) -> bool:

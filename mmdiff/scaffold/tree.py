@@ -258,6 +258,18 @@ class Tree:
             self._orders[id(node)] = sorted(finite, key=lambda number: self.cost(node.options[number]))
         return self._orders[id(node)]
 
+    def _values(self, node: Any, depth: int = 0) -> tuple[Any, ...]:
+        """The values of a slot of choices, with quotes or without; none for what is no such slot."""
+        match node:
+            case Ref() if depth < SHOWN:
+                return self._values(self.refs[node.key], depth + 1)
+            case Run() if len(node.parts) == 3:
+                return self._values(node.parts[1], SHOWN)
+            case Choices():
+                return node.values
+            case _:
+                return ()
+
     def _label(self, node: Any, depth: int = 0) -> str:
         """What values of a node are, in short."""
         match node:
@@ -280,10 +292,12 @@ class Tree:
 
     def _walk_array(self, node: Array, path: str, depth: int, decisions: Mapping[Name, int], walk: Walk) -> None:
         _write(walk, "[")
-        number = 0
+        number, most = 0, node.most
+        if node.distinct and (values := self._values(node.rest)):
+            most = min(most, len(node.first) + len(values))
         while True:
             item = node.first[number] if number < len(node.first) else node.rest
-            possible = number < node.most and item is not None and self.cost(item) < NOWHERE
+            possible = number < most and item is not None and self.cost(item) < NOWHERE
             if number >= node.least and not (possible and _decide(walk, decisions, (path, "more", number), [0, 1])):
                 break
             _write(walk, "," if number else "")

@@ -251,6 +251,11 @@ def test_rankings_are_found_and_not_repaired(layouts: Layouts, count: int) -> No
         assert sorted(made.value) == sorted(names) and not made.changes and passes == 1
 
 
+def test_a_set_has_at_most_all_values(layouts: Layouts) -> None:
+    schema = {"type": "array", "items": {"$ref": "#/$defs/c"}, "uniqueItems": True, "$defs": {"c": {"enum": ["a", "b"]}}}
+    assert {tuple(sorted(value)) for value in values(layouts, schema, 30)} == {(), ("a",), ("b",), ("a", "b")}
+
+
 def test_names_of_entries_never_meet(layouts: Layouts) -> None:
     schema = {"type": "object", "propertyNames": {"enum": list("abcde")}, "minProperties": 5,
               "additionalProperties": {"type": "boolean"}}
