@@ -30,8 +30,9 @@ ASKED = 64  # decisions in one pass,
 CHAIN = 8  # and of those that follow each other, as the items of an array do
 OPTIONS = 32  # of a decision, that are told apart
 BEHIND = 16  # masks behind what the options begin with
-ROUNDS = 32
-USUAL = 32  # tokens of a word, up to which all lengths are tried
+ROUNDS = 12
+USUAL = 32  # tokens of a word, up to which all lengths are tried,
+LONGER = 1024  # and of all words together that longer lengths are tried for
 UNLIKELY = float(np.log(0.01))  # numbers of items less likely than that are not tried
 Chances = dict[Name, dict[int, float]]
 
@@ -329,6 +330,8 @@ def _rooms(scaffold: Scaffold, walk: Walk, probe: Probe) -> dict[int, int]:
         longer = {number: room for number, tried in best.items()
                   if tried.full and (room := next((each for each in several[number] if each > tried.room), None))
                   and room > USUAL and room > max(rooms[number] for rooms in tries)}
+        if sum(longer.values()) > LONGER:
+            break
         numbers = list(longer)
         tries = [{number: longer.get(number, tried.room) for number, tried in best.items()}] if longer else []
     return {number: tried.room for number, tried in best.items()}

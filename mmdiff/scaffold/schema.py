@@ -45,7 +45,9 @@ class Schemas:
         self.root, self.deadline = root, deadline
         draft = str(root.get("$schema", "")) if isinstance(root, Mapping) else ""
         self.old = any(name in draft for name in ("draft-03", "draft-04", "draft-06", "draft-07"))
-        self.base = str(root.get("$id", root.get("id", ""))) if isinstance(root, Mapping) else ""
+        # Before draft 6 names are called `id`; later that is no keyword, and references are not read from it.
+        self.name = "id" if "draft-03" in draft or "draft-04" in draft else "$id"
+        self.base = str(root.get(self.name, "")) if isinstance(root, Mapping) else ""
         self.named: dict[str, tuple[Schema, str]] = {}
         self.bases: dict[int, tuple[Schema, str]] = {}  # of the schemas with a reference, by their ids
         self.notes: dict[str, str] = {}  # what is not all worked in, by JSON pointer
@@ -216,7 +218,10 @@ class Schemas:
                 self._index(item, pointer(path, number), base, depth + 1)
         if not isinstance(schema, Mapping):
             return
-        name = schema.get("$id", schema.get("id"))
+        name = schema.get(self.name)
+        other = schema.get("id" if self.name == "$id" else "$id")
+        if isinstance(other, str):  # of another draft, and yet what some refer to
+            self.named.setdefault(urljoin(base, other).rstrip("#"), (schema, path))
         if isinstance(name, str) and not (self.old and "$ref" in schema):
             base = urljoin(base, name)
             self.named.setdefault(base.rstrip("#"), (schema, path))

@@ -252,7 +252,8 @@ def test_rankings_are_found_and_not_repaired(layouts: Layouts, count: int) -> No
 
 
 def test_a_set_has_at_most_all_values(layouts: Layouts) -> None:
-    schema = {"type": "array", "items": {"$ref": "#/$defs/c"}, "uniqueItems": True, "$defs": {"c": {"enum": ["a", "b"]}}}
+    listed = {"c": {"enum": ["a", "b"]}}
+    schema = {"type": "array", "items": {"$ref": "#/$defs/c"}, "uniqueItems": True, "$defs": listed}
     assert {tuple(sorted(value)) for value in values(layouts, schema, 30)} == {(), ("a",), ("b",), ("a", "b")}
 
 
@@ -296,6 +297,14 @@ def test_the_same_reference_means_another_thing_under_another_id(layouts: Layout
     schema = {"$id": "https://example.com/outer", "type": "object", "required": ["a", "b"],
               "properties": {"a": same, "b": inner}, "$defs": {"x": {"const": 3}}}
     assert values(layouts, schema, 2) == [{"a": 3, "b": 5}] * 2
+
+
+def test_id_is_no_keyword_of_newer_drafts(layouts: Layouts) -> None:
+    """References beside it are read from the root."""
+    schema = {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#/definitions/a"}},
+              "definitions": {"a": {"id": "schema/a", "anyOf": [{"$ref": "#/definitions/a/definitions/b"}],
+                                    "definitions": {"b": {"const": 1}}}}}
+    assert values(layouts, schema, 1) == [{"a": 1}]
 
 
 def test_all_that_is_said_is_found_to_be_said(layouts: Layouts) -> None:
