@@ -153,3 +153,13 @@ def test_a_sound_is_known_again_beside_a_longer_one() -> None:
     remembering.encode_audio(mels[:1, :, :5], torch.tensor([5]))
     remembering.encode_audio(mels, torch.tensor([5, 9]))
     assert asked == [[5], [9]]
+
+
+def test_what_other_weights_made_takes_no_room() -> None:
+    model, store = torch.nn.Linear(2, 2), Store(1000)
+    first = store.version(model)
+    store.put(first + b"a", torch.zeros(3))
+    assert store.version(model) == first and len(store) == 1
+    with torch.no_grad():
+        model.weight += 1
+    assert store.version(model) != first and len(store) == 0

@@ -623,7 +623,11 @@ CHANGES: list[Change] = [
         "",
         [
             ("self.misses += found is None", "self.misses += found is not None"),
-            ("key, first, row = version, 0, []", 'key, first, row = b"", 0, []'),
+            (
+                "key, first, row = version, 0, []",
+                'key, first, row = b"", 0, []',
+                "what other weights made was dropped when the version was asked for",
+            ),
             ("mels[:, :length] for mels", "mels for mels"),
             ("if version != self._version:", "if version < self._version:"),
         ],
