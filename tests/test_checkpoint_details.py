@@ -261,3 +261,10 @@ def test_code_beside_a_tokenizer_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no tokenizer that can be read"):
         _tokenizer(tmp_path)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+def test_scaled_positions_are_refused_by_their_kind_alone(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(CheckpointError, match=f"rope_scaling=.*{kind}"):
+        read(tmp_path, LLADA_V, rope_scaling={"rope_type": kind})
+    assert read(tmp_path, LLADA_V, rope_scaling={"rope_type": "default"}).backbone.hidden_size == 64

@@ -15,7 +15,7 @@ from mmdiff.scaffold.deadline import LanguageError
 from mmdiff.scaffold.derivatives import automaton, matches, shortest, walk
 from mmdiff.scaffold.formats import FORMATS
 from mmdiff.scaffold.language import Language, literal
-from mmdiff.scaffold.numbers import decimals, integers
+from mmdiff.scaffold.numbers import decimal_multiples, decimals, integers
 
 
 def listed(language: Language) -> list[str]:
@@ -141,3 +141,18 @@ def test_two_validators_accept_what_is_drawn(name: str) -> None:
 def test_formats_are_small() -> None:
     sizes = {name: len(byte_automaton(make(), "json").next_SB) for name, make in FORMATS.items()}
     assert max(sizes.values()) < 500 and sizes["date"] < 40 and sizes["uri"] < 30, sizes
+
+
+def test_a_bound_is_read_to_its_last_digit_and_not_beyond() -> None:
+    written = decimals(Decimal(0), Decimal("1.50000000"), digits=2)  # zeros at its end are no digits of a fraction
+    assert matches(written, "0.12") and matches(written, "1.50") and not matches(written, "0.123")
+    fine = decimals(Decimal("1E-45"), Decimal(1))  # rounded inwards, so that nothing below it is left
+    assert matches(fine, "1") and not matches(fine, "0") and not matches(fine, "0.0")
+
+
+def test_decimal_multiples_are_multiples_however_many_digits_are_written() -> None:
+    quarters = decimal_multiples(25, 2)
+    for text in ("0", "3", "0.5", "-0.25", "1.75", "2.50"):
+        assert matches(quarters, text), text
+    for text in ("0.01", "0.1", "0.24", "-0.7", "1.005"):
+        assert not matches(quarters, text), text
