@@ -54,6 +54,20 @@ def test_rows_are_padded_on_the_left_and_otherwise_as_alone(processor: MMDiffPro
         assert not real[: len(real) - len(alone)].any() and real[len(real) - len(alone) :].all()
 
 
+@pytest.mark.parametrize(("count", "views"), [(1, 3), (2, 2), (3, 3)])
+def test_several_images_have_a_layout_of_their_own(processor: MMDiffProcessor, count: int, views: int) -> None:
+    """One image is tiled, where several are one view each."""
+    tiled = copy.copy(processor)
+    tiled.vision = {**(processor.vision or {}), "layout": "anyres", "grids": ((2, 1), (1, 2))}
+    batch = prepare(tiled, user(*[RED] * count, "which?"))
+    assert len(batch["pixel_values"]) == views
+
+
+def test_placeholders_of_audio_follow_its_length(processor: MMDiffProcessor) -> None:
+    batch = processor(text="<|audio|> what?", audio=[np.zeros(16_000, dtype=np.float32)])
+    assert (batch["input_ids"] == processor.tokens.audio).sum() == 13  # 100 mel frames: 50 of the encoder, four to one
+
+
 def test_the_prompt_reads_as_the_chat_format(processor: MMDiffProcessor) -> None:
     conversation = [{"role": "system", "content": "be brief"}, *user(RED, "what?")]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
