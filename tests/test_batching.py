@@ -107,7 +107,7 @@ def test_rows_with_other_settings_do_not_join(pipeline: Pipeline, change: dict[s
 
 @pytest.mark.parametrize("limits", [[], [8], [8, 8, 8], [8, 0], [-1, 8]])
 def test_limits_that_do_not_fit(pipeline: Pipeline, limits: list[int]) -> None:
-    with pytest.raises(MMDiffError, match="do not fit 2 conversations; give a number of at least 1 for each"):
+    with pytest.raises(MMDiffError, match="do not fit 2 conversations; give a number for each|at least 1 and at most"):
         pipeline.start(ROWS[:2], limits=limits, gen_length=8, block_length=8)
 
 
