@@ -89,6 +89,32 @@ def load_audio(source: AudioSource, sample_rate: int | None = None, limits: Limi
         return _mono_16_khz(blocks, rate, channels, name, limits)
 
 
+def load_channels(
+    source: AudioSource, sample_rate: int | None = None, limits: Limits | None = None
+) -> list[Samples]:
+    """The channels of audio each on its own, as `load_audio` gives their mean; arguments and errors as there."""
+    limits = limits or Limits()
+    if isinstance(source, np.ndarray) or not (
+        isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "read")
+    ):
+        array = _array(source)
+        if array.ndim != 2:
+            return [load_audio(source, sample_rate, limits)]
+        rows = array if array.shape[0] <= MAX_CHANNELS < array.shape[1] else array.T  # as in _from_array
+        return [load_audio(np.ascontiguousarray(row), sample_rate, limits) for row in rows]
+    if sample_rate is not None:
+        return [load_audio(source, sample_rate, limits)]  # which says what is wrong with that
+    found: list[Samples] = []
+    with _opened(source) as (file, name):
+        channels = 1
+        while len(found) < channels:
+            file.seek(0)
+            blocks, rate, channels = _decoder(file, name, limits)
+            column = (block[:, [len(found)]] for block in blocks)
+            found.append(_mono_16_khz(column, rate, 1, name, limits))
+    return found
+
+
 def resample(samples: Samples, rate: int, target: int = SAMPLE_RATE) -> Samples:
     """One sound at another rate, by soxr's high quality."""
     soxr = require_extra("soxr", "audio", "changing the rate of a sound")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
-import re
+import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,104 +13,146 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
-import mmdiff
 from mmdiff.eval import speech
+from mmdiff.eval.evidence import Evidence, Row, against, circumstances, processor_name, read, summary, today
 from mmdiff.eval.tasks import TASKS as PICTURE_TASKS
 from mmdiff.eval.tasks import Question
 from mmdiff.pipeline import Pipeline
 
-Task = Callable[[Pipeline, int | None, int], dict[str, Any]]
+Rows = Callable[[Pipeline, int | None, int, Container[str]], Iterator[list[Row]]]
 
 
-def evaluate(pipeline: Pipeline, tasks: Sequence[str], limit: int | None, batch_size: int) -> dict[str, Any]:
-    """Scores by task and kind, with what they were measured on; also printed as a table.
+@dataclass(frozen=True)
+class Task:
+    """What gives the rows of a task, a batch at a time and without those that are done.
+
+    Its arguments: the pipeline, a limit of questions of each kind, how many are asked at once, the ids that are done.
+    """
+
+    rows: Rows
+    errors: bool = False  # whether rows count what is wrong
+
+
+def evaluate(
+    pipeline: Pipeline, tasks: Sequence[str], limit: int | None, batch_size: int, *, name: str = "",
+    out: Path | None = None, other: Path | None = None,
+) -> dict[str, Any]:
+    """Scores by task and kind with their intervals, and what they were measured with; also printed as a table.
 
     Args:
         limit: only the first so many pictures of each task.
         batch_size: questions answered at once; it does not change the answers.
+        name: of the model, for the report.
+        out: where the evidence is written, row by row; what is in it is not asked again.
+        other: evidence of another run to compare with.
     """
+    compared = None if other is None else read(other)["rows"]
+    facts = {**circumstances(pipeline, name, pipeline.speech_facts), "tasks": list(tasks), "limit": limit}
+    evidence = Evidence(out, facts)
+    done = {task: _ask(task, pipeline, limit, batch_size, evidence) for task in tasks}
     report: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "mmdiff": mmdiff.__version__,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else processor_name(),
-        "limit": limit,
-        "tasks": {name: TASKS[name](pipeline, limit, batch_size) for name in tasks},
+        "command": sys.argv, "date": today(), "batch_size": batch_size,
+        "processor": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else processor_name(),
+        "tasks": done,
     }
-    Console().print(_table(report))
-    return report
+    if compared is not None:
+        report["against"] = {"file": str(other),
+                             "tasks": against(evidence.rows.values(), compared, lambda task: TASKS[task].errors)}
+    evidence.finish(report)
+    console = Console()
+    console.print(_table(report))
+    if compared is not None:
+        console.print(_comparison(report["against"]))
+    return {"circumstances": facts, **report}
+
+
+def _ask(task: str, pipeline: Pipeline, limit: int | None, batch_size: int, evidence: Evidence) -> dict[str, Any]:
+    """The summary of a task, whose rows are in the evidence by then."""
+    finished = {id for name, id in evidence.rows if name == task}
+    started = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task(task, total=None, completed=len(finished))
+        for rows in TASKS[task].rows(pipeline, limit, batch_size, finished):
+            evidence.add(rows)
+            bar.advance(line, len(rows))
+    rows = [row for row in evidence.rows.values() if row.task == task]
+    made = summary(rows, TASKS[task].errors)
+    steps = {f"{each}_per_answer": sum(row.details[each] for row in rows) / len(rows)
+             for each in ("steps", "passes") if rows and all(each in row.details for row in rows)}
+    return {**made, **steps, "seconds": round(time.monotonic() - started, 1)}
 
 
 def ask_all(
-    name: str, pipeline: Pipeline, limit: int | None, batch_size: int, **decoding: Any
-) -> dict[str, Any]:
-    """The score of one task about pictures, its parts by kind of question, and some wrong answers."""
-    questions = list(PICTURE_TASKS[name](limit))
-    right: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    steps = passes = 0
-    wrong: list[dict[str, str]] = []
-    started = time.monotonic()
-    questions.sort(key=lambda question: question.gen_length or 0)  # a batch has answers of one length
-    batches = [b for _, same in groupby(questions, lambda q: q.gen_length) for b in _batched(same, batch_size)]
-    for batch in track(batches, description=f"{name}: {len(questions)} questions"):
-        room = {} if batch[0].gen_length is None else {"gen_length": batch[0].gen_length}
-        pictures, texts = [question.image for question in batch], [question.text for question in batch]
-        answers = pipeline.ask(pictures, texts, **room, **decoding)
-        for question, answer in zip(batch, answers, strict=True):
-            got, most = question.score(answer.text)
-            right[question.kind] += got
-            total[question.kind] += most
-            steps, passes = steps + answer.steps, passes + answer.passes
-            if got < most and len(wrong) < 20:
-                wrong.append({"question": question.text, "expected": question.expected, "answer": answer.text})
-    return {
-        "questions": len(questions),
-        "score": sum(right.values()) / sum(total.values()),
-        "right": sum(right.values()),
-        "of": sum(total.values()),
-        "kinds": {kind: right[kind] / total[kind] for kind in sorted(total)},
-        "steps_per_answer": steps / len(questions),
-        "passes_per_answer": passes / len(questions),
-        "seconds": round(time.monotonic() - started, 1),
-        "some_wrong": wrong,
-    }
+    name: str, pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = (), **decoding: Any
+) -> Iterator[list[Row]]:
+    """The rows of a task about pictures."""
+    numbered, picture = list[tuple[int, int, Question]](), -1
+    last = None
+    for number, question in enumerate(PICTURE_TASKS[name](limit)):
+        picture += question.image is not last
+        last = question.image
+        numbered.append((number, picture, question))
+    left = [each for each in numbered if str(each[0]) not in done]
+    left.sort(key=lambda each: each[2].gen_length or 0)  # a batch has answers of one length
+    for gen_length, same in groupby(left, lambda each: each[2].gen_length):
+        room = {} if gen_length is None else {"gen_length": gen_length}
+        for batch in _batched(same, batch_size):
+            images, texts = [each.image for *_, each in batch], [each.text for *_, each in batch]
+            answers = pipeline.ask(images, texts, **room, **decoding)
+            yield [
+                Row(name, str(number), str(picture), question.kind, question.expected, answer.text,
+                    *question.score(answer.text),
+                    {"question": question.text, "steps": answer.steps, "passes": answer.passes,
+                     "confidence": round(answer.confidence, 3)})
+                for (number, picture, question), answer in zip(batch, answers, strict=True)
+            ]
 
 
 TASKS: dict[str, Task] = {
-    **{name: partial(ask_all, name) for name in PICTURE_TASKS},
-    "speech-words": speech.transcripts,
-    "speech-questions": speech.questions,
+    **{name: Task(partial(ask_all, name)) for name in PICTURE_TASKS},
+    "speech-words": Task(speech.transcripts, errors=True),
+    "speech-questions": Task(speech.questions),
 }
 GROUPS = {"pictures": tuple(PICTURE_TASKS), "speech": ("speech-words", "speech-questions")}
 
 
-def _batched(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+def _batched(questions: Iterable[tuple[int, int, Question]], size: int) -> Iterator[list[tuple[int, int, Question]]]:
     rest = iter(questions)
     while batch := list(islice(rest, size)):
         yield batch
 
 
-def processor_name() -> str:
-    """Its name where Linux tells it, and how many threads are used of it."""
-    try:
-        named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        named = None
-    name = named[1] if named else platform.processor() or platform.machine()
-    return f"{torch.get_num_threads()} threads of {name}"
-
-
-def _table(report: dict[str, Any]) -> Table:
-    table = Table("task", "kind", "score", "right / of", "steps per answer",
-                  caption="score: share that is right; of speech-words: the word error rate")
+def _table(report: Mapping[str, Any]) -> Table:
+    table = Table("task", "kind", "score", "95 % interval", "count / of", "steps per answer",
+                  caption="score: share that is right, or with * the share that is wrong")
     for name, task in report["tasks"].items():
-        counts = f"{task['right']} / {task['of']}"
         steps = f"{task['steps_per_answer']:.1f}" if "steps_per_answer" in task else ""
-        table.add_row(name, task.get("of_what", "all"), f"{task['score']:.2%}", counts, steps)
-        for kind, score in task["kinds"].items():
-            table.add_row("", kind, f"{score:.2%}", "", "")
+        mark = "*" if task["measure"] == "error rate" else ""
+        table.add_row(name, "all", *_cells(task, mark), steps)
+        for kind, scored in task["kinds"].items():
+            table.add_row("", kind, *_cells(scored, mark), "")
+        if (found := task.get("confidence_auc")) is not None:
+            low, high = found["interval"]
+            counts = f"{found['right']} / {found['of']}"
+            table.add_row("", "confidence, AUC", f"{found['value']:.3f}", f"{low:.3f} to {high:.3f}", counts, "")
+    return table
+
+
+def _cells(scored: Mapping[str, Any], mark: str) -> tuple[str, str, str]:
+    low, high = scored["interval"]
+    return f"{scored['score']:.2%}{mark}", f"{low:.2%} to {high:.2%}", f"{scored['count']} / {scored['of']}"
+
+
+def _comparison(found: Mapping[str, Any]) -> Table:
+    table = Table("task", "score", "other", "difference", "95 % interval", "wins", "losses",
+                  caption=f"against {found['file']}; wins and losses: questions that got better and worse")
+    for name, task in found["tasks"].items():
+        low, high = task["interval"]
+        table.add_row(name, f"{task['score']:.2%}", f"{task['other_score']:.2%}", f"{task['difference']:+.2%}",
+                      f"{low:+.2%} to {high:+.2%}", str(task["wins"]), str(task["losses"]))
+        for row in [row for row in task["disagreeing"] if row["count"] != row["other_count"]][:10]:
+            table.add_row("", row["kind"], repr(row["other"])[:40], "became", repr(row["answer"])[:40], "", "")
     return table

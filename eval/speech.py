@@ -11,27 +11,28 @@ from __future__ import annotations
 
 import gzip
 import re
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from warnings import warn
 
 import numpy as np
-from rich.progress import track
 
-from mmdiff.audio.decode import SAMPLE_RATE, AudioSource
+from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples
 from mmdiff.errors import NoSpeechError, require_extra
-from mmdiff.pipeline import Pipeline
+from mmdiff.eval.evidence import Row
+from mmdiff.pipeline import Answer, Pipeline
 from mmdiff.training import easy_vqa
 from mmdiff.training.scenes import TEST_SEEDS
 from mmdiff.training.sentences import KINDS, spoken
-from mmdiff.training.speech import clip
+from mmdiff.training.speech import clip, reader
 
 CLIPS_PER_KIND = 150
-SPOKEN_KINDS = ("question", "command")  # those of the score
+SENTENCES = ("question", "command", "everyday")  # one row of the report
+IN_A_ROOM = ("question", "command")  # also read with echo, noise and so on
 NUM_SPOKEN_QUESTIONS = 400
 ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 ASTERISK_TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
@@ -41,70 +42,78 @@ MIN_WORDS = 4  # of a prompt, as in the published figures on these recordings
 
 @dataclass(frozen=True)
 class Recording:
-    """A sound, the words in it, and the row of the report that it belongs to."""
+    """A recording, made or found when it is asked for, its words, and the row of the report that it belongs to."""
 
-    sound: AudioSource
+    load: Callable[[], AudioSource]
     text: str
     kind: str
+    id: str
+
+    @property
+    def audio(self) -> dict[str, Any]:
+        """As `Pipeline.transcribe` takes it: generated recordings are arrays."""
+        source = self.load()
+        return {"audio": source, "sample_rate": SAMPLE_RATE if isinstance(source, np.ndarray) else None}
 
 
-def transcripts(pipeline: Pipeline, limit: int | None, batch_size: int) -> dict[str, Any]:
-    """The task `speech-words`: word error rates by kind of sentence, and of recordings of people."""
+def transcripts(
+    pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
+) -> Iterator[list[Row]]:
+    """The task `speech-words`: wrong words by kind of sentence, and of recordings of people."""
     for package in missing_recordings():
         warn(f"left out, since it is not installed: apt-get install {package}", stacklevel=2)
-    return _word_report(pipeline, [*generated(limit), *recorded(limit)], batch_size)
+    yield from written("speech-words", pipeline, chain(generated(limit), recorded(limit)), done)
 
 
-def questions(pipeline: Pipeline, limit: int | None, batch_size: int) -> dict[str, Any]:
+def written(
+    task: str, pipeline: Pipeline, recordings: Iterable[Recording], done: Container[str]
+) -> Iterator[list[Row]]:
+    """A row for each recording: the words that are wrong, of how many."""
+    for recording in recordings:
+        if recording.id in done:
+            continue
+        made = pipeline.transcribe(**recording.audio)
+        wrong, words = word_errors([recording.text], [made.text])
+        details = {"seconds": round(made.duration, 2), "confidence": round(made.confidence, 3)}
+        yield [Row(task, recording.id, recording.id, recording.kind, recording.text, made.text, wrong, words, details)]
+
+
+def questions(
+    pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
+) -> Iterator[list[Row]]:
     """The task `speech-questions`: spoken questions about test pictures of easy-VQA, answered."""
-    started, right = time.monotonic(), 0
-    wrong: list[dict[str, str]] = []
-    asked = list(spoken_questions(limit))
-    for recording, picture, answer in track(asked, f"speech-questions: {len(asked)} questions"):
+    for recording, picture, answer in spoken_questions(limit):
+        if recording.id in done:
+            continue
+        audio = recording.audio
         try:
-            got = pipeline.ask(picture.open(), speech=recording.sound, sample_rate=SAMPLE_RATE)
+            got = pipeline.ask(picture.open(), speech=audio["audio"], sample_rate=audio["sample_rate"])
         except NoSpeechError:
-            got = None
-        if got is not None and got.text.lower() == answer:
-            right += 1
-        elif len(wrong) < 20:
-            wrong.append({"question": recording.text, "expected": answer, "answer": got.text if got else "",
-                          "heard": got.heard if got else ""})
-    return {"questions": len(asked), "score": right / len(asked), "right": right, "of": len(asked), "kinds": {},
-            "seconds": round(time.monotonic() - started, 1), "some_wrong": wrong}
-
-
-def _word_report(pipeline: Pipeline, recordings: Sequence[Recording], batch_size: int) -> dict[str, Any]:
-    started = time.monotonic()
-    written: dict[str, list[tuple[str, str]]] = {}
-    seconds = 0.0
-    for recording in track(recordings, f"speech-words: {len(recordings)} recordings"):
-        rate = SAMPLE_RATE if isinstance(recording.sound, np.ndarray) else None
-        transcript = pipeline.transcribe(recording.sound, sample_rate=rate, batch_size=batch_size)
-        seconds += transcript.duration
-        written.setdefault(recording.kind, []).append((recording.text, transcript.text))
-    counts = {kind: word_errors(*zip(*pairs, strict=True)) for kind, pairs in written.items()}
-    wrong, words = (sum(counts[kind][i] for kind in SPOKEN_KINDS if kind in counts) for i in (0, 1))
-    return {
-        "questions": len(recordings), "measure": "word error rate", "score": wrong / words, "right": words - wrong,
-        "of": words, "of_what": "questions and commands",
-        "kinds": {kind: errors / of for kind, (errors, of) in counts.items()},
-        "words": {kind: of for kind, (_, of) in counts.items()},
-        "seconds": round(time.monotonic() - started, 1), "seconds_of_sound": round(seconds, 1),
-        "some_wrong": [{"kind": kind, "expected": text, "answer": answer} for kind, pairs in written.items()
-                       for text, answer in [pair for pair in pairs if normalise(pair[0]) != normalise(pair[1])][:6]],
-    }
+            got = Answer("", (), 0)
+        details = {"question": recording.text, "heard": got.heard}
+        right = int(got.text.lower() == answer)
+        yield [Row("speech-questions", recording.id, recording.id, recording.kind, answer, got.text, right, 1, details)]
 
 
 def generated(limit: int | None) -> Iterator[Recording]:
-    """Sentences of every kind by voices of the test; questions and commands also with echo, noise and so on."""
+    """Sentences of every kind by voices of the test, some also in a room."""
     for place, (kind, make) in enumerate(KINDS.items()):
         for number in range(min(limit or CLIPS_PER_KIND, CLIPS_PER_KIND)):
             seed = TEST_SEEDS.start + place * CLIPS_PER_KIND + number
             said = make(np.random.default_rng((seed, 2)))
-            yield Recording(clip(seed, said, indoors=False).samples, said, kind)
-            if kind in SPOKEN_KINDS:
-                yield Recording(clip(seed, said).samples, said, f"{kind}, in a room")
+            row = f"{voice_kind(seed)}: {'sentences' if kind in SENTENCES else kind}"
+            yield Recording(partial(_clip, seed, said, False), said, row, f"{kind} {number}")
+            if kind in IN_A_ROOM:
+                yield Recording(partial(_clip, seed, said, True), said, f"{row}, in a room", f"{kind} {number}, room")
+
+
+def voice_kind(seed: int) -> str:
+    """Formant synthesis, or a voice that was made of a person's recordings."""
+    return "espeak-ng" if reader(seed).engine == "espeak-ng" else "flite and festival"
+
+
+def _clip(seed: int, said: str, indoors: bool) -> Samples:
+    return clip(seed, said, indoors=indoors).samples
 
 
 def recorded(limit: int | None) -> Iterator[Recording]:
@@ -114,9 +123,10 @@ def recorded(limit: int | None) -> Iterator[Recording]:
     for key, text in _asterisk_texts():
         kind = folders.get(key.split("/")[0] if "/" in key else "", "people: prompts")
         if kind != "people: prompts" or ("/" not in key and len(text.split()) >= MIN_WORDS):
-            rows.setdefault(kind, []).append(Recording(_asterisk_file(key), text, kind))
+            rows.setdefault(kind, []).append(Recording(partial(_asterisk_file, key), text, kind, f"asterisk {key}"))
     for kind, folder in (("people: LibriVox", "librivox"), ("people: cards", "cards")):
-        rows[kind] = [Recording(file, text, kind) for file, text in _pocketsphinx(POCKETSPHINX / folder)]
+        rows[kind] = [Recording(partial(Path, file), text, kind, f"{folder} {file.stem}")
+                      for file, text in _pocketsphinx(POCKETSPHINX / folder)]
     for found in rows.values():
         yield from found[:limit]
 
@@ -126,7 +136,8 @@ def spoken_questions(limit: int | None) -> Iterator[tuple[Recording, easy_vqa.Pi
     for number, picture in enumerate(easy_vqa.load("test")[: min(limit or NUM_SPOKEN_QUESTIONS, NUM_SPOKEN_QUESTIONS)]):
         question, answer = picture.questions[number % len(picture.questions)]
         seed = TEST_SEEDS.start + 10**6 + number
-        yield Recording(clip(seed, spoken(question), indoors=False).samples, question, "question"), picture, answer
+        made = partial(_clip, seed, spoken(question), False)
+        yield Recording(made, question, voice_kind(seed), f"question {number}"), picture, answer
 
 
 def missing_recordings() -> list[str]:

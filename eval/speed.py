@@ -30,7 +30,7 @@ from mmdiff.canvas import Canvas
 from mmdiff.config import PRESETS, BackboneConfig, DecodingConfig, ModelConfig, TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.baselines import joining_caches, llada_loop
-from mmdiff.eval.run import processor_name
+from mmdiff.eval.evidence import processor_name
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.onednn import suit_processors
 from mmdiff.prompted import Prompted

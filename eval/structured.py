@@ -23,8 +23,8 @@ import typer
 from rich.progress import track
 
 from mmdiff.eval import hostile
+from mmdiff.eval.evidence import processor_name
 from mmdiff.eval.expressible import Instance, expressible
-from mmdiff.eval.run import processor_name
 from mmdiff.pipeline import SHIPPED, Pipeline, load
 from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.scaffold import compile_schema

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mmdiff.errors import MMDiffError, require_extra
-from mmdiff.eval.run import ask_all, processor_name
+from mmdiff.eval.evidence import processor_name, weights_digest
+from mmdiff.eval.run import ask_all
 from mmdiff.eval.tasks import TASKS
 from mmdiff.pipeline import Pipeline
-from mmdiff.store import digest
 
 EVERY = 128  # steps: as many as there are positions or more, so each commits one
 ONE_A_STEP = "one position a step"
@@ -78,15 +79,15 @@ def compare(
     return {**report, "rows": rows}
 
 
-def weights_digest(pipeline: Pipeline) -> str:
-    """A short hash of the model's weights: whose scores they are."""
-    return digest(*(weight.data for weight in pipeline.model.parameters())).hex()[:16]
-
-
 def _measure(pipeline: Pipeline, name: str, limit: int | None, batch_size: int) -> dict[str, Any]:
-    told = ("score", "passes_per_answer", "questions", "of", "right")
-    scores = {task: ask_all(task, pipeline, limit, batch_size, **SETTINGS[name]) for task in TASKS}
-    return {"setting": name, **{task: {key: score[key] for key in told} for task, score in scores.items()}}
+    return {"setting": name, **{task: _score(task, pipeline, name, limit, batch_size) for task in TASKS}}
+
+
+def _score(task: str, pipeline: Pipeline, name: str, limit: int | None, batch_size: int) -> dict[str, Any]:
+    rows = list(chain.from_iterable(ask_all(task, pipeline, limit, batch_size, **SETTINGS[name])))
+    right, of = sum(row.count for row in rows), sum(row.of for row in rows)
+    passes = sum(row.details["passes"] for row in rows) / len(rows)
+    return {"score": right / of, "passes_per_answer": passes, "questions": len(rows), "of": of, "right": right}
 
 
 def _rows_there(out: Path | None, report: Mapping[str, Any]) -> list[dict[str, Any]]:

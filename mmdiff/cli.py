@@ -60,6 +60,9 @@ MaxNumSeqs = Annotated[int, typer.Option(min=1, max=4096, help="Answers in the m
 OnRay = Annotated[bool, typer.Option("--ray", help="On the cluster at RAY_ADDRESS, or one started here.")]
 MinReplicas = Annotated[int | None, typer.Option(min=1, help="Copies of the model with --ray, at least (default: 1).")]
 MaxReplicas = Annotated[int | None, typer.Option(min=1, help="And at most (default: as many as at least).")]
+SpeechModel = Annotated[
+    str | None, typer.Option(help="Whisper that writes speech down: a folder or hub name (default: tiny.en).")
+]
 Quantize = Annotated[str | None, typer.Option(help="8bit or 4bit: the layers' weights in fewer bits.")]
 
 
@@ -96,6 +99,7 @@ def ask(
         list[str], typer.Argument(metavar="PICTURE... QUESTION", help="One or more pictures, then the question.")
     ],
     speech: Annotated[str | None, typer.Option(help="A sound file with the question, instead of words.")] = None,
+    speech_model: SpeechModel = None,
     model: Model = "tiny",
     as_json: Json = False,
     show_steps: ShowSteps = False,
@@ -119,7 +123,7 @@ def ask(
         gen_length=gen_length, block_length=block_length, steps=steps, threshold=threshold, temperature=temperature,
         cfg_scale=cfg_scale,
     ) | _settings(settings)
-    _answer(pictures, question, model, as_json, show_steps, device, seed, decoding, speech, quantize)
+    _answer(pictures, question, model, as_json, show_steps, device, seed, decoding, speech, quantize, speech_model)
 
 
 @app.command()
@@ -132,28 +136,34 @@ def transcribe(
         Path | None, typer.Option(help="Write to this file; of several, one each to this folder, by their names.")
     ] = None,
     gate: Annotated[bool, typer.Option(help="Leave out what holds no speech.")] = True,
+    language: Annotated[str | None, typer.Option(help="A code such as en (default: detected).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Words that may occur, such as names.")] = None,
+    channels: Annotated[str, typer.Option(help="mix, or separate: a two-channel call, speaker by speaker.")] = "mix",
+    beam_size: Annotated[int, typer.Option(help="Hypotheses that are kept; 1 is greedy.")] = 5,
+    speech_model: SpeechModel = None,
     model: Model = "tiny",
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(help="Segments transcribed at once.")] = 8,
-    threshold: Threshold = None,
-    steps: Steps = None,
 ) -> None:
     """Write down what is said in each audio file; one that cannot be read does not stop the others."""
-    from mmdiff.audio.decode import SAMPLE_RATE, load_audio
+    import numpy as np
+
+    from mmdiff.audio.decode import SAMPLE_RATE, load_audio, load_channels
     from mmdiff.errors import MMDiffError
     from mmdiff.transcript import FORMATS
 
     if form not in FORMATS:
         raise _refuse(f"--format {form!r} is not known; use one of {', '.join(FORMATS)}")
-    if batch_size < 1:
-        raise _refuse(f"--batch-size {batch_size} must be at least 1")
+    if channels not in ("mix", "separate"):
+        raise _refuse(f"--channels {channels!r} is not known; use mix or separate")
     if out is None and len(files) > 1 and form in ("srt", "vtt"):
         raise _refuse(f"{len(files)} files in --format {form} would run into one another; add --out FOLDER")
     outputs = _transcript_files(files, out, form)
-    decoding, pipeline, failed = _given(threshold=threshold, steps=steps), None, 0
+    options = {"language": language, "prompt": prompt, "channels": channels, "beam_size": beam_size, "gate": gate}
+    pipeline, failed = None, 0
     for name, file in zip(files, outputs, strict=True):
         try:
-            samples = load_audio(sys.stdin.buffer.read() if name == "-" else name)
+            source = sys.stdin.buffer.read() if name == "-" else name
+            tracks = load_channels(source) if channels == "separate" else [load_audio(source)]
         except MMDiffError as error:
             if len(files) == 1:
                 raise
@@ -162,9 +172,8 @@ def transcribe(
             if out is None and "json" in form:
                 typer.echo(json.dumps({"file": name, "error": str(error)}))
             continue
-        pipeline = pipeline or _load(model, device)
-        transcript = _with_progress(pipeline, name, samples, sample_rate=SAMPLE_RATE, gate=gate,
-                                    batch_size=batch_size, **decoding)
+        pipeline = pipeline or _load(model, device, speech_model=speech_model)
+        transcript = _with_progress(pipeline, name, np.stack(tracks, 1), sample_rate=SAMPLE_RATE, **options)
         _warn_of(name, transcript)
         body = FORMATS[form](transcript)
         if file is not None:
@@ -260,6 +269,7 @@ def run_batch(
     source: Annotated[Path, typer.Option("--input-file", "-i", help="JSONL, one request a line, in OpenAI's form.")],
     out: Annotated[Path, typer.Option("--output-file", "-o", help="JSONL; what is in it already is not done again.")],
     model: Model = "tiny",
+    speech_model: SpeechModel = None,
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="What requests call the model; may be given again.")
     ] = None,
@@ -277,7 +287,7 @@ def run_batch(
 
     names, domains = tuple(served_model_name or ()), tuple(allowed_media_domains or ())
     replicas = _replicas(on_ray, min_replicas, max_replicas)
-    options = local.local_options(model, names, device, max_num_seqs, domains)
+    options = local.local_options(model, names, device, max_num_seqs, domains, speech_model)
     if replicas is None:
         outcome = local.run_batch(source, out, options)
     else:
@@ -368,12 +378,17 @@ def train(
 def evaluate(
     tasks: Annotated[list[str] | None, typer.Argument(help="Tasks, or pictures, or speech.")] = None,
     model: Model = "tiny",
+    speech_model: SpeechModel = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many of each kind.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Evidence as JSON; an interrupted run goes on (default: in runs/eval).")
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Evidence of another run, to compare with.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 64,
     device: Device = None,
 ) -> None:
     """Measure a model on pictures and speech it was not trained on."""
+    from mmdiff.eval.evidence import default_out, read
     from mmdiff.eval.run import GROUPS, TASKS
     from mmdiff.eval.run import evaluate as run_tasks
 
@@ -383,41 +398,12 @@ def evaluate(
     if batch_size < 1 or (limit is not None and limit < 1):
         raise _refuse(f"--batch-size {batch_size} and --limit {limit} must be at least 1")
     _check_outputs(out)
-    pipeline = _load(model, device)
-    if pipeline.model.model_config.audio is None and (deaf := [name for name in names if name in GROUPS["speech"]]):
-        if tasks:
-            raise _refuse(f"{deaf[0]!r} needs a model that hears, and {model!r} takes no sounds; name another --model")
-        names = [name for name in names if name not in deaf]
-    report = run_tasks(pipeline, names, limit, batch_size)
-    if out:
-        out.write_text(_json(report, indent=1) + "\n")
-
-
-@app.command()
-def compare(
-    settings: Annotated[list[str] | None, typer.Argument(help="Some of the settings; all by default.")] = None,
-    model: Model = "tiny",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many pictures of each task.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the report as JSON here, setting by setting; an interrupted one goes on.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw score against passes here (PNG, SVG or PDF).")] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 64,
-    device: Device = None,
-) -> None:
-    """Measure accuracy against forward passes for each rule and cache."""
-    from mmdiff.eval import tradeoff
-
-    if unknown := [name for name in settings or [] if name not in tradeoff.SETTINGS]:
-        raise _refuse(f"unknown setting {unknown[0]!r}; known are {'; '.join(tradeoff.SETTINGS)}")
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise _refuse(f"--batch-size {batch_size} and --limit {limit} must be at least 1")
-    _check_outputs(out, plot)
-    if plot:
-        tradeoff.check_plot(plot)
-    report = tradeoff.compare(_load(model, device), settings or list(tradeoff.SETTINGS), limit, batch_size, out)
-    if plot:
-        tradeoff.plot(report, plot)
+    if against is not None:
+        read(against)  # a file that is not evidence is reported before the work begins
+    pipeline = _load(model, device, speech_model=speech_model)
+    out = out or default_out(model)
+    run_tasks(pipeline, list(dict.fromkeys(names)), limit, batch_size, name=model, out=out, other=against)
+    typer.echo(f"evidence: {out}", err=True)
 
 
 @app.command()
@@ -440,9 +426,22 @@ def bench(
     baselines: Annotated[bool, typer.Option("--baselines", help="Also measure the obvious versions.")] = False,
     divergence: Annotated[bool, typer.Option("--divergence", help="Also tell how far caches are from exact.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the layers; CUDA graphs on a GPU.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the report as JSON here; with --accuracy an interrupted one goes on.")
+    ] = None,
+    accuracy: Annotated[bool, typer.Option("--accuracy", help="Accuracy against forward passes instead.")] = False,
+    setting: Annotated[list[str] | None, typer.Option(help="With --accuracy, one of its settings (all).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --accuracy, pictures of each task (all).")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --accuracy, questions answered at once.")] = 64,
+    plot: Annotated[Path | None, typer.Option(help="With --accuracy, score against passes as PNG, SVG, PDF.")] = None,
 ) -> None:
-    """Measure the speed of answers, with random weights or a model's."""
+    """Measure the speed of answers with random weights or a model's, or the accuracy of rules and caches."""
+    if accuracy:
+        _bench_accuracy(model or "tiny", setting, limit, out, plot, batch_size, device)
+        return
+    if setting or limit or plot:
+        given = "--setting" if setting else "--limit" if limit else "--plot"
+        raise _refuse(f"{given} is for --accuracy; add it, or leave {given} out")
     import torch
 
     from mmdiff.checkpoint import config_of
@@ -482,9 +481,27 @@ def bench(
         out.write_text(_json(report, indent=1) + "\n")
 
 
+def _bench_accuracy(
+    model: str, settings: list[str] | None, limit: int | None, out: Path | None, plot: Path | None, batch_size: int,
+    device: str | None,
+) -> None:
+    """Accuracy against forward passes for each rule and cache."""
+    from mmdiff.eval import tradeoff
+
+    if unknown := [name for name in settings or [] if name not in tradeoff.SETTINGS]:
+        raise _refuse(f"unknown setting {unknown[0]!r}; known are {'; '.join(tradeoff.SETTINGS)}")
+    _check_outputs(out, plot)
+    if plot:
+        tradeoff.check_plot(plot)
+    report = tradeoff.compare(_load(model, device), settings or list(tradeoff.SETTINGS), limit, batch_size, out)
+    if plot:
+        tradeoff.plot(report, plot)
+
+
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="A shipped model, a checkpoint folder or a hub name.")] = "tiny",
+    speech_model: SpeechModel = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     uds: Annotated[str | None, typer.Option(help="Path of a Unix socket to listen on instead.")] = None,
@@ -538,7 +555,8 @@ def serve(
                           "https://example.com")
     counts = _media_counts(limit_mm_per_prompt)
     options = Options(
-        model=model, host=host, port=port, uds=uds, api_keys=(*(api_key or ()), *(given or "").split()),
+        model=model, speech_model=speech_model, host=host, port=port, uds=uds,
+        api_keys=(*(api_key or ()), *(given or "").split()),
         served_model_name=tuple(served_model_name or ()), max_num_seqs=max_num_seqs,
         max_num_queued_reqs=max_num_queued_reqs, max_num_reqs_per_key=max_num_reqs_per_key,
         max_model_len=max_model_len, queue_timeout=queue_timeout, request_timeout=request_timeout,
@@ -598,6 +616,7 @@ def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
 def _answer(
     pictures: list[str], question: str, model: str, as_json: bool, show_steps: bool, device: str | None, seed: int,
     decoding: dict[str, Any], speech: str | None = None, quantize: str | None = None,
+    speech_model: str | None = None,
 ) -> None:
     if speech is None and not question.strip():
         raise _refuse("the question is empty; say what you want to know")
@@ -608,7 +627,7 @@ def _answer(
     if speech is not None:
         _check_sounds([speech])
     started = time.perf_counter()
-    pipeline = _load(model, device, quantize)
+    pipeline = _load(model, device, quantize, speech_model)
     seconds = {"load_seconds": round(time.perf_counter() - started, 3)}
     heard: Transcript | None = None
     if speech is not None:
@@ -872,10 +891,12 @@ def _tell_outcome(outcome: Outcome, what: str, out: Path) -> None:
         typer.echo(f"  {sentence}", err=True)
 
 
-def _load(model: str, device: str | None, quantize: str | None = None) -> Pipeline:
+def _load(
+    model: str, device: str | None, quantize: str | None = None, speech_model: str | None = None
+) -> Pipeline:
     from mmdiff.pipeline import load
 
-    return load(model, device=device, quantize=quantize)  # type: ignore[arg-type]
+    return load(model, device=device, quantize=quantize, speech_model=speech_model)  # type: ignore[arg-type]
 
 
 def _media_counts(given: str | None) -> dict[str, int]:

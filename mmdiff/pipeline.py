@@ -8,21 +8,22 @@ The only place where model, processor and sampler meet.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdiff.audio.ctc_words import timed_path, timed_words
 from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
-from mmdiff.audio.draft import best_path, text_probability
-from mmdiff.audio.segment import Span, quiet_segments, speech_segments
+from mmdiff.audio.draft import text_probability
+from mmdiff.audio.segment import Span
+from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window, load_recognizer
 from mmdiff.cached import cached
 from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import WEIGHT_TYPES, config_of, load_folder
@@ -42,6 +43,7 @@ from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline
 from mmdiff.scaffold.vocabulary import Vocabulary
 from mmdiff.store import Store
 from mmdiff.transcript import Segment, Transcript
+from mmdiff.transcription import Reader, RecognitionOptions, transcribe_audio
 from mmdiff.vision.image import open_image
 
 SHIPPED = Path(__file__).parent / "models"
@@ -55,11 +57,12 @@ CAPTION_PROMPTS: dict[CaptionLength, str] = {
     "long": "Describe the picture in detail.",
 }
 CAPTION_ROOM: dict[CaptionLength, int] = {"word": 8, "short": 32, "long": 64}  # positions of the canvas
-TRANSCRIBE_PROMPT, REFINE_PROMPT = "Transcribe the audio.", "Correct the transcript of the audio."
+REFINE_PROMPT = "Correct the transcript of the audio."
 FILL_PROMPT = "Fill in the blanks: {}"  # with the text
 MAX_TOKENS = 256  # of a structured answer
-TOKENS_PER_SECOND = 6  # room for the words of fast speech, where no draft tells their number
+FRAMES_PER_SECOND = 50  # of Whisper's encoder
 RefineMode = Literal["low_confidence", "chunks"]
+Channels = Literal["mix", "separate"]
 
 
 @dataclass(frozen=True)
@@ -99,22 +102,19 @@ class Draft:
     tokens: tuple[Token | None, ...]
 
 
-class Words(NamedTuple):
-    """What is said in a stretch of audio, the probability that all of it is right, and its token ids."""
-
-    text: str
-    confidence: float
-    ids: tuple[int, ...]
-
-
 class Pipeline:
     """A model ready to be asked. Every verb takes decoding settings by name (`steps=16`, `temperature=0.7`)."""
 
-    def __init__(self, model: MMDiffModel, processor: MMDiffProcessor, store_bytes: int = 2**28) -> None:
+    def __init__(
+        self, model: MMDiffModel, processor: MMDiffProcessor, store_bytes: int = 2**28,
+        speech_model: str | Path | None = None,
+    ) -> None:
         """
         Args:
             store_bytes: room for what later questions may share, such as an encoded picture; 0 for nothing.
+            speech_model: a folder or hub name of the Whisper that writes speech down; tiny.en by default.
         """
+        self.speech_model = speech_model
         self.model = model.eval()
         self.processor = processor
         self.store = Store(_whole("store_bytes", store_bytes, least=0, most=1 << 62))
@@ -125,8 +125,8 @@ class Pipeline:
         self.store.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but what is compiled again when it is needed, so that a pipeline can be pickled."""
-        return self.__dict__ | {"_laid_out": None}
+        """Everything but what is made again when it is needed, so that a pipeline can be pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "recognizer"} | {"_laid_out": None}
 
     @overload
     def ask(
@@ -190,46 +190,52 @@ class Pipeline:
 
     def transcribe(
         self, audio: AudioSource, *, sample_rate: int | None = None, gate: bool = True,
-        max_seconds: float | None = None, batch_size: int = 8, progress: Callable[[float], None] | None = None,
-        **decoding: Any,
+        max_seconds: float | None = None, language: str | None = None, prompt: str | None = None,
+        temperature: float = 0.0, beam_size: int = BEAM_SIZE, channels: Channels = "mix",
+        progress: Callable[[float], None] | None = None,
     ) -> Transcript:
-        """Write down what is said in a sound of any length, segment by segment.
+        """Write down what is said in audio of any length, segment by segment, with the times of segments and words.
+
+        Whisper writes it (`speech_model`). Where this model's audio embeddings spell words, as those of `tiny` do, and
+        are likelier right, its reading stays. `refine` lets the model correct a draft.
 
         Args:
             audio: a path, bytes, a stream, or an array with its `sample_rate` in Hz.
-            gate: leave out what silero-vad takes for no speech, and cut at pauses; without it the whole sound is
-                transcribed, cut at its quietest points, and silence may be given words.
-            max_seconds: of a segment; what the model was taught on by default.
-            batch_size: segments transcribed at once; it does not change the words.
+            gate: leave out what silero-vad takes for no speech, and cut at pauses; without it all is transcribed, and
+                silence may be given words.
+            max_seconds: of a window that is recognised on its own; 30 by default.
+            language: a code such as "en"; by default it is detected.
+            prompt: words that may occur, such as names; they steer the spelling.
+            temperature: of the first attempt, from 0 to 1.
+            beam_size: hypotheses that are kept; 1 is greedy.
+            channels: "mix" hears all channels as one; "separate" transcribes each on its own (`Segment.channel`), as
+                for calls with one speaker a channel.
             progress: is told the share that is done, from 0 to 1.
 
         Raises:
-            MMDiffError: the sound cannot be read, the model takes none, or `max_seconds` or `batch_size` do not fit.
+            MMDiffError: the audio cannot be read, the speech model is missing or does not know the language, or a
+                setting does not fit.
         """
-        self._audio_config()
-        samples, batch_size = _samples(audio, sample_rate), _whole("batch_size", batch_size)
-        spans, segments = self.spans(samples, gate=gate, max_seconds=max_seconds), list[Segment]()
-        for batch in self.written(samples, spans, batch_size=batch_size, **decoding):
-            segments += batch
-            if progress is not None:
-                progress(len(segments) / len(spans))
-        return Transcript.of(segments, len(samples) / SAMPLE_RATE)
+        if channels not in ("mix", "separate"):
+            raise MMDiffError(f"channels={str(channels)[:80]!r} is not known; use mix or separate")
+        options = RecognitionOptions(language, prompt, temperature, beam_size)
+        return transcribe_audio(
+            self.recognizer, audio, options, sample_rate=sample_rate, gate=gate, max_seconds=max_seconds,
+            separate=channels == "separate", read=self.reader, progress=progress)
 
-    def spans(self, samples: Samples, *, gate: bool = True, max_seconds: float | None = None) -> list[Span]:
-        """The pieces of a sound that `transcribe` writes down each on its own; arguments as there."""
-        config = self._audio_config()
-        if max_seconds is not None and not (is_number(max_seconds) and max_seconds > 0):
-            raise MMDiffError(f"max_seconds={shown(max_seconds)} does not fit: give more than 0 seconds")
-        longest = min(max_seconds or config.segment_seconds, 2 * config.max_positions / 100)
-        return speech_segments(samples, longest) if gate else quiet_segments(samples, longest)
+    @property
+    def speech_facts(self) -> dict[str, str]:
+        """The name of the speech model, and a hash of its weights."""
+        return {"name": self.recognizer.name, "weights": self.recognizer.digest}
 
-    def written(
-        self, samples: Samples, spans: Sequence[Span], *, batch_size: int = 8, **decoding: Any
-    ) -> Iterator[list[Segment]]:
-        """The segments of a sound, a batch at a time and not in their order: those that are alike go together."""
-        for room, alike in groupby(sorted(spans, key=_room), _room):  # a canvas of another length, other words
-            for batch in _batched(alike, batch_size):
-                yield self._transcribe(samples, batch, {"gen_length": room, **decoding})
+    @cached_property
+    def recognizer(self) -> SpeechRecognizer:
+        """What hears: Whisper tiny.en, or the `speech_model`; loaded when it is first needed.
+
+        Raises:
+            CheckpointError: it is not installed, damaged or not a Whisper model.
+        """
+        return load_recognizer(self.speech_model, self.model.device)
 
     def listen(
         self, audio: AudioSource, question: str, *, sample_rate: int | None = None, seed: int = 0, **decoding: Any
@@ -492,38 +498,31 @@ class Pipeline:
             raise NoSpeechError("no speech was found in the spoken question; say it again, nearer to the microphone")
         return transcript
 
-    def _transcribe(self, samples: Samples, spans: Sequence[Span], decoding: dict[str, Any]) -> list[Segment]:
-        """One segment for each span, in one batch."""
-        settings = self.decoding(**decoding)
-        write = self._from_drafts if self._audio_config().drafts else self._from_nothing
-        written = write([samples[span.start : span.end] for span in spans], settings)
-        return [Segment(*span.seconds, words.text, words.confidence, words.ids)
-                for span, words in zip(spans, written, strict=True)]
+    @property
+    def reader(self) -> Reader | None:
+        """Reads speech by CTC, where the model's audio embeddings spell words; it is of use beside tiny.en alone."""
+        config = self.model.model_config.audio
+        return self._read if config is not None and config.drafts and self.speech_model is None else None
 
-    def _from_nothing(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[Words]:
-        """The words of each sound, denoised from masks alone."""
-        conversations = [[_listener(sound, TRANSCRIBE_PROMPT)] for sound in sounds]
-        finished = _finish(self.start(conversations, **dataclasses.asdict(decoding)))
-        tokens = self.model.model_config.tokens
-        rows = zip(self.answers(finished), finished.canvas.answers((tokens.eos, tokens.eot)), strict=True)
-        return [Words(answer.text, math.prod(token.confidence for token in answer.tokens), tuple(ids))
-                for answer, ids in rows]
+    def _read(self, samples: Samples, window: Window) -> list[Segment | None]:
+        """What each stretch of speech in a window spells; None for those that are too long for the model."""
+        most = self._audio_config().segment_seconds * SAMPLE_RATE
+        short = [span for span in window if span.end - span.start <= most]
+        if not short:
+            return [None] * len(window)
+        sounds = [samples[span.start : span.end] for span in short]
+        prompted = self._prompt([[_listener(sound, REFINE_PROMPT)] for sound in sounds], 1)
+        rows = prompted.outputs(prompted.sounds_BP).split(prompted.sounds_BP.sum(1).tolist())
+        read = {span: self._spelled(span, logits_TV) for span, logits_TV in zip(short, rows, strict=True)}
+        return [read.get(span) for span in window]
 
-    def _from_drafts(self, sounds: Sequence[Samples], decoding: DecodingConfig) -> list[Words]:
-        """The words of each sound as its embeddings spell them; what is in doubt is opened and denoised."""
-        prompted = self._prompt([[_listener(sound, REFINE_PROMPT)] for sound in sounds], decoding.gen_length)
-        spelled, blank, doubt = self._spelled(prompted), self.model.model_config.tokens.eos, self._audio_config().doubt
-        ids, confidences = zip(*(best_path(logits_TV, blank) for logits_TV in spelled), strict=True)
-        doubted = [{place for place, sure in enumerate(row) if sure < doubt} for row in confidences]
-        canvas = self._reopen(prompted, ids, doubted, 1, decoding, confidences)
-        answers = self._answers(canvas, prompted.passes_B.tolist(), revised=True)
-        rows = zip(answers, self._kept(canvas), spelled, strict=True)
-        return [Words(answer.text, text_probability(logits_TV, kept, blank), tuple(kept))
-                for answer, kept, logits_TV in rows]
-
-    def _spelled(self, prompted: Prompted) -> Sequence[Tensor]:
-        """The outputs at each row's sound, (embeddings, vocabulary)."""
-        return prompted.outputs(prompted.sounds_BP).split(prompted.sounds_BP.sum(1).tolist())
+    def _spelled(self, span: Span, logits_TV: Tensor) -> Segment:
+        """The words that the outputs at the audio's embeddings spell."""
+        decode, blank = self.processor.tokenizer.decode, self.model.model_config.tokens.eos
+        tokens = timed_path(logits_TV, blank)
+        ids = [token.id for token in tokens]
+        words = timed_words(tokens, decode, span.seconds[0], self._audio_config().frames_per_token / FRAMES_PER_SECOND)
+        return Segment(*span.seconds, decode(ids).strip(), text_probability(logits_TV, ids, blank), tuple(ids), words)
 
     def _likelihoods(self, prompted: Prompted, ids: list[int]) -> list[float]:
         """How likely each token is with its neighbours on both sides in view: two passes, every other one hidden."""
@@ -598,6 +597,7 @@ def load(
     device_map: str | None = None,
     quantize: Bits | None = None,
     store_bytes: int = 2**28,
+    speech_model: str | Path | None = None,
 ) -> Pipeline:
     """A pipeline from a shipped model's name, a checkpoint folder, or a hub name such as "GSAI-ML/LLaDA-V".
 
@@ -608,6 +608,7 @@ def load(
             memory (Accelerate).
         quantize: "8bit" or "4bit" keeps the layers' weights smaller (bitsandbytes), at some loss of quality.
         store_bytes: room for what later questions may share, such as an encoded picture; 0 for nothing.
+        speech_model: a folder or hub name of the Whisper that writes speech down; tiny.en by default.
 
     Raises:
         CheckpointError: nothing is known by that name, or the checkpoint is damaged, incomplete or of another kind.
@@ -624,7 +625,7 @@ def load(
         raise MMDiffError(f"quantize={quantize!r} is not known; use {' or '.join(QUANTIZED)}")
     if quantize is not None and device_map is not None:
         raise MMDiffError(f"quantize={quantize!r} and device_map={device_map!r} do not go together; choose one of them")
-    return Pipeline(*load_folder(find(name), place, number_type, device_map, quantize), store_bytes)
+    return Pipeline(*load_folder(find(name), place, number_type, device_map, quantize), store_bytes, speech_model)
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
@@ -698,17 +699,6 @@ def _padded(rows: Sequence[Sequence[T]], filler: T) -> Tensor:
     """Rows of several lengths as one tensor, (rows, longest)."""
     longest = max(map(len, rows))
     return torch.tensor([list(row) + [filler] * (longest - len(row)) for row in rows])
-
-
-def _batched(spans: Iterable[Span], size: int) -> Iterator[list[Span]]:
-    rest = iter(spans)
-    while batch := list(islice(rest, size)):
-        yield batch
-
-
-def _room(span: Span) -> int:
-    """Positions for the words of a segment."""
-    return 32 * math.ceil((8 + TOKENS_PER_SECOND * (span.end - span.start) / SAMPLE_RATE) / 32)
 
 
 def _with_heard(answer: Answer, question: Transcript) -> Answer:

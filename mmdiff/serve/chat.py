@@ -152,7 +152,8 @@ class Chat:
     async def _heard(self, event: wire.Message) -> None:
         if event["event"] == "started":
             self.prompt_tokens = event["prompt_tokens"]
-            self.heard = {"heard": event["heard"]} if event.get("heard") else {}
+            told = ("heard", "heard_confidence")
+            self.heard = {name: event[name] for name in told} if event.get("heard") else {}
         elif event["event"] == "row":
             self.tokens += event["tokens"]
             self.steps, self.blocks = max(self.steps, event["steps"]), max(self.blocks, event["blocks"])

@@ -1,8 +1,8 @@
 """The engine's process: one loop that steps every answer in the house, and lets rows join and leave between steps.
 
 Requests come in as frames (wire.py) and leave as events. Rows with the same settings share a batch. A row past its
-deadline is decided at once, and one that nobody waits for goes before the next step. Transcripts advance by a batch of
-segments in turn with the steps; where somebody speaks is found in a thread of its own. The process ends when the
+deadline is decided at once, and one that nobody waits for goes before the next step. Transcripts advance by a
+segment in turn with the steps; where somebody speaks is found in a thread of its own. The process ends when the
 server's does.
 """
 
@@ -21,17 +21,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from cachetools import LRUCache
 
-from mmdiff.audio.connector import count_tokens
 from mmdiff.audio.decode import SAMPLE_RATE
-from mmdiff.audio.features import count_frames, split_windows
-from mmdiff.audio.segment import Span
+from mmdiff.audio.whisper_decoder import Window
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import ContextError, MMDiffError, NoSpeechError
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, MAX_TOKENS, Pipeline, Token, load
@@ -43,9 +41,9 @@ from mmdiff.serve.conversations import with_media, with_outline
 from mmdiff.serve.slices import SlicedWork
 from mmdiff.serve.telling import Telling, draft, last_draft, settled_text, structure_told
 from mmdiff.transcript import Segment, Transcript
+from mmdiff.transcription import RecognitionOptions, encoder_frames, recognize, speech_windows
 
 BEAT = 0.5  # seconds between signs of life
-SEGMENTS = 4  # of a transcript, between two steps of the answers
 COMPILED = 4  # schemas that are compiled in turn; others wait
 SHARE = 1 / 3  # of the time of steps, that compiling may take beside them
 IDLE_SLICE = 0.02  # seconds of compiling, while there is nothing to step
@@ -101,7 +99,7 @@ class Writing:
     """A transcript on its way."""
 
     job: Job
-    batches: Iterator[list[Segment]]
+    found: Iterator[tuple[Segment, str]]
     segments: list[Segment] = field(default_factory=list)  # of a question, which is for the engine itself
 
 
@@ -248,7 +246,8 @@ class Engine:
             group.rows[name] = Row(job, number, Telling(job.request["stop"]))
             if number == 0:
                 job.arrays = ()
-                self.tell("started", id=job.name, prompt_tokens=length, heard=job.request.get("heard"))
+                self.tell("started", id=job.name, prompt_tokens=length, heard=job.request.get("heard"),
+                          heard_confidence=job.request.get("heard_confidence"))
 
     def _scaffold(self, request: wire.Message) -> Scaffold:
         """What an answer must be; raises what its schema is refused with."""
@@ -365,7 +364,7 @@ class Engine:
 
         def find() -> None:
             try:
-                spans: Any = self.pipeline.spans(samples, gate=gate)
+                spans: Any = speech_windows(samples, gate)
             except Exception as error:  # raised where the job is, or nobody would be told
                 spans = error
             self.inbox.put(({"op": "heard", "id": job.name}, spans))
@@ -377,48 +376,43 @@ class Engine:
         number: int = [part["array"] for part in job.request["messages"][-1]["content"] if part["type"] == "audio"][-1]
         return job.arrays[number]
 
-    def _written(self, job: Job, spans: Sequence[Span] | Exception) -> Iterator[list[Segment]]:
-        if isinstance(spans, Exception):
-            raise spans
-        if job.request.get("spoken"):
-            yield from self.pipeline.written(self._question(job), spans, batch_size=SEGMENTS)
-            return
-        samples = job.arrays[0]
-        self.tell("found", id=job.name, starts=[span.seconds[0] for span in spans],
-                  duration=len(samples) / SAMPLE_RATE,
-                  prompt_tokens=sum(self._sound_tokens(samples[span.start : span.end]) for span in spans))
-        yield from self.pipeline.written(samples, spans, batch_size=SEGMENTS, **job.request["decoding"])
+    def _written(self, job: Job, windows: Sequence[Window] | Exception) -> Iterator[tuple[Segment, str]]:
+        if isinstance(windows, Exception):
+            raise windows
+        spoken = job.request.get("spoken")
+        samples = self._question(job) if spoken else job.arrays[0]
+        if not spoken:
+            self.tell("found", id=job.name, duration=len(samples) / SAMPLE_RATE,
+                      prompt_tokens=sum(encoder_frames(window) for window in windows))
+        options = RecognitionOptions(**job.request.get("options", {}))
+        yield from recognize(self.pipeline.recognizer, samples, windows, options, self.pipeline.reader)
 
     def _heard(self, job: Job, segments: Sequence[Segment]) -> None:
         """Put the words of a spoken question in its place, and begin the answer."""
-        text = Transcript.of(segments, 0.0).text
-        if not text:
+        said = Transcript.of(segments, 0.0)
+        if not said.text:
             raise NoSpeechError("no speech was found in the spoken question; say it again, nearer to the microphone")
         last = job.request["messages"][-1]
         content = list(last["content"])
         place = max(number for number, part in enumerate(content) if part["type"] == "audio")
-        content[place] = {"type": "text", "text": text}
+        content[place] = {"type": "text", "text": said.text}
         job.request["messages"][-1] = {**last, "content": content}
-        job.request["heard"] = text
+        job.request["heard"], job.request["heard_confidence"] = said.text, round(said.confidence, 4)
         if self._compiled(job):
             self._begin([job])
 
-    def _sound_tokens(self, samples: wire.Array) -> int:
-        config = self.pipeline.model.model_config.audio
-        assert config is not None
-        return sum(count_tokens(count_frames(len(window)), config) for window in split_windows(samples))
-
     def _write(self, writing: Writing) -> None:
-        batch = None if writing.job.late else next(writing.batches, None)
+        found = None if writing.job.late else next(writing.found, None)
         if writing.job.request.get("spoken"):
-            writing.segments += batch or []
-            if batch is None:
-                self.writings.remove(writing)
-                self._heard(writing.job, writing.segments)
+            if found is not None:
+                writing.segments.append(found[0])
+                return
+            self.writings.remove(writing)
+            self._heard(writing.job, writing.segments)
             return
-        if batch is not None:
-            self.tell("segments", id=writing.job.name, segments=[
-                [each.start, each.end, each.text, each.confidence, list(each.token_ids)] for each in batch])
+        if found is not None:
+            segment, language = found
+            self.tell("segment", id=writing.job.name, segment=asdict(segment), language=language)
             return
         self.writings.remove(writing)
         self.jobs.pop(writing.job.name, None)
@@ -445,12 +439,23 @@ def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
+def _speech(pipeline: Pipeline) -> dict[str, Any]:
+    """What the server must know of the speech model, or why there is none; one that was named has to be there."""
+    try:
+        return {"speech_model": pipeline.recognizer.name, "languages": list(pipeline.recognizer.languages)}
+    except MMDiffError as error:
+        if pipeline.speech_model is not None:
+            raise
+        return {"speech_model": None, "languages": [], "no_speech_model": str(error)}
+
+
 def about(pipeline: Pipeline) -> dict[str, Any]:
     """What the server must know of a model."""
     config = pipeline.model.model_config
     return {
         "max_model_len": config.backbone.max_position_embeddings, "gen_length": config.decoding.gen_length,
         "pictures": config.vision is not None, "sounds": config.audio is not None,
+        **_speech(pipeline),
         "temperature": config.decoding.temperature,
         "captions": {length: [prompt, CAPTION_ROOM[length]] for length, prompt in CAPTION_PROMPTS.items()},
     }
@@ -483,6 +488,7 @@ def main(argv: Sequence[str]) -> None:
         pipeline = load(options.pop("model"), **options)
         if most is not None:
             shorten(pipeline, most)
+        known = about(pipeline)
     except MMDiffError as error:
         wire.send(sock, {"event": "unloadable", "message": str(error)})
         sys.exit(2)
@@ -490,7 +496,7 @@ def main(argv: Sequence[str]) -> None:
     engine = Engine(pipeline, sock)
     gc.collect()
     gc.freeze()  # what is there to stay is not looked through again
-    engine.tell("ready", **about(pipeline))
+    engine.tell("ready", **known)
     engine.run()
 
 

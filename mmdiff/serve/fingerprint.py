@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 WHOLE_BYTES = 1 << 30  # files up to this size are told apart by all of their content, larger ones by size and date
-ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")
+ENDINGS = (".json", ".bin", ".safetensors", ".txt", ".model", ".jinja")
 
 
 def fingerprint(folder: Path) -> str:

@@ -30,6 +30,7 @@ class Options:
 
     model: str = "tiny"
     served_model_name: tuple[str, ...] = ()  # the model's name by default
+    speech_model: str | None = None  # Whisper tiny.en by default
     device: str | None = None
     dtype: str = "auto"
     quantize: str | None = None

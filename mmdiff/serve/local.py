@@ -44,7 +44,8 @@ def caption_folder(
 
 
 def local_options(
-    model: str, names: tuple[str, ...] = (), device: str | None = None, most: int = 16, domains: tuple[str, ...] = ()
+    model: str, names: tuple[str, ...] = (), device: str | None = None, most: int = 16, domains: tuple[str, ...] = (),
+    speech_model: str | None = None,
 ) -> Options:
     """The options of a job.
 
@@ -52,21 +53,25 @@ def local_options(
         names: what requests may call the model.
         most: answers in the making at once.
         domains: from which media may be fetched.
+        speech_model: a folder or hub name of a Whisper; tiny.en by default.
 
     Raises:
         MMDiffError: a package of the extra `serve` is missing.
     """
     require_packages()
     return Options(
-        model=model, served_model_name=names, device=device, max_num_seqs=most, max_num_queued_reqs=2 * AHEAD,
+        model=model, speech_model=speech_model, served_model_name=names,
+        device=device, max_num_seqs=most, max_num_queued_reqs=2 * AHEAD,
         queue_timeout=FOREVER, request_timeout=FOREVER, allowed_media_domains=domains)
 
 
 def identity(options: Options) -> list[Any]:
     """What the answers depend on beside the bodies."""
-    from mmdiff.pipeline import find  # PyTorch comes with it
+    from mmdiff.audio.whisper_decoder import find_folder  # PyTorch comes with it
+    from mmdiff.pipeline import find
 
-    return [fingerprint(find(options.model)), list(options.names)]
+    heard_by = [] if options.speech_model is None else [fingerprint(find_folder(options.speech_model))]
+    return [fingerprint(find(options.model)), list(options.names), *heard_by]
 
 
 @asynccontextmanager

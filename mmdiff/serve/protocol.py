@@ -250,9 +250,9 @@ class TranscriptionRequest(Strict):
     """The fields of /v1/audio/transcriptions beside the file."""
 
     model: StrictStr | None = None
-    language: StrictStr | None = Field(None, description="taken, and not looked at: the model knows the language")
-    prompt: StrictStr | None = Field(None, description="taken, and not looked at")
+    language: StrictStr | None = Field(None, description='a code such as "en"; detected by default')
+    prompt: StrictStr | None = Field(None, description="words that may occur, such as names")
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     stream: bool = False
-    timestamp_granularities: list[Literal["segment"]] = []
+    timestamp_granularities: list[Literal["segment", "word"]] = []

@@ -129,7 +129,7 @@ class Service:
         threads = options.threads or max(1, (os.cpu_count() or 2) - 1)
         self._child = child = await Child.start("mmdiff.serve.engine", json.dumps({
             "model": options.model, "device": options.device, "dtype": options.dtype, "quantize": options.quantize,
-            "threads": threads, "max_model_len": options.max_model_len}))
+            "speech_model": options.speech_model, "threads": threads, "max_model_len": options.max_model_len}))
         self._heard = time.monotonic()
         watch = asyncio.create_task(self._watch(child))
         try:

@@ -1,6 +1,6 @@
 """/v1/audio/transcriptions: a sound as a form's file, its words in OpenAI's forms, all at once or as they are written.
 
-Segments are written in the order that suits the engine; a stream tells them in the order of the sound.
+A stream emits each segment when it is recognised, in the order of the audio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmdiff.serve.errors import ApiError, invalid
 from mmdiff.serve.exchange import Asked, House, Perform, Reply
 from mmdiff.serve.media import Medium
 from mmdiff.serve.protocol import TranscriptionRequest
-from mmdiff.transcript import FORMATS, Segment, Transcript
+from mmdiff.transcript import FORMATS, Segment, Transcript, Word, summary, verbose
 
 FIELDS, FIELD_BYTES = 16, 64 << 10
 KINDS = {"json": "application/json", "verbose_json": "application/json"}
@@ -36,8 +36,12 @@ async def read(house: House, request: Request) -> Perform:
         raise ApiError(400, "invalid_request", f"the form cannot be read: send one file and up to {FIELDS} fields of "
                                                f"up to {FIELD_BYTES >> 10} KiB") from None
     house.check_model(asked.model)
-    if not house.about["sounds"]:
-        raise ApiError(400, "invalid_request", "this model takes no sounds", "file")
+    if house.about["speech_model"] is None:
+        raise ApiError(400, "invalid_request", house.about["no_speech_model"], "file")
+    if asked.language is not None and asked.language.strip().lower() not in house.about["languages"]:
+        known = ", ".join(house.about["languages"][:12])
+        raise invalid("language", f"language={asked.language[:80]!r} is not known to {house.about['speech_model']}: "
+                                  f"use one of {known}")
     writing = Writing(Asked(house, request), asked)
     return lambda reply: writing.perform(reply, Medium("audio", data, "file", "audio 0"))
 
@@ -79,47 +83,43 @@ class Writing:
     def __init__(self, work: Asked, asked: TranscriptionRequest) -> None:
         self.work, self.asked = work, asked
         self.segments: list[Segment] = []
-        self.starts: list[float] = []  # of all segments to come, in order
-        self.told = 0  # of them
-        self.duration = 0.0
+        self.duration, self.language = 0.0, ""
 
     async def perform(self, reply: Reply, sound: Medium) -> None:
-        settings = {"temperature": self.asked.temperature} if self.asked.temperature else {}
-        message: wire.Message = {"op": "transcribe", "gate": True, "decoding": settings}
+        options = {"language": self.asked.language, "prompt": self.asked.prompt,
+                   "temperature": self.asked.temperature or 0.0}
+        message: wire.Message = {"op": "transcribe", "options": options}
         if not self.asked.stream:
             await self.work.events(message, [sound], self._heard)
             form = self.asked.response_format
             kind = KINDS.get(form, "text/plain; charset=utf-8")
-            await reply.whole(FORMATS[form](self._transcript()), kind)
+            await reply.whole(self._body(form), kind)
             return
-        words: list[str] = []
 
         async def streamed(event: wire.Message) -> None:
             await self._heard(event)
             await reply.begin()
-            for text in self._in_order():
-                words.append(text if not words else f" {text}")
-                await reply.data({"type": "transcript.text.delta", "delta": words[-1]})
+            if event["event"] == "segment":
+                space = " " if len(self.segments) > 1 else ""
+                await reply.data({"type": "transcript.text.delta", "delta": space + self.segments[-1].text})
 
         await self.work.events(message, [sound], streamed, reply.comment)
-        await reply.data({"type": "transcript.text.done", "text": "".join(words)})
+        made = self._transcript()
+        await reply.data({"type": "transcript.text.done", "text": made.text, "mmdiff": summary(made)})
         await reply.end()
 
     async def _heard(self, event: wire.Message) -> None:
         if event["event"] == "found":
-            self.starts, self.duration = event["starts"], event["duration"]
-        elif event["event"] == "segments":
-            self.segments += [Segment(start, end, text, confidence, tuple(ids))
-                              for start, end, text, confidence, ids in event["segments"]]
-
-    def _in_order(self) -> list[str]:
-        """The words that follow what was told, as far as they are written without a gap."""
-        written, words = {segment.start: segment.text for segment in self.segments}, []
-        while self.told < len(self.starts) and self.starts[self.told] in written:
-            if text := written[self.starts[self.told]]:
-                words.append(text)
-            self.told += 1
-        return words
+            self.duration = event["duration"]
+        elif event["event"] == "segment":
+            self.language, found = event["language"], event["segment"]
+            words = tuple(Word(**word) for word in found["words"])
+            self.segments.append(Segment(**{**found, "words": words, "token_ids": tuple(found["token_ids"])}))
 
     def _transcript(self) -> Transcript:
-        return Transcript.of(self.segments, self.duration)
+        return Transcript.of(self.segments, self.duration, self.language)
+
+    def _body(self, form: str) -> str | dict[str, Any]:
+        if form == "verbose_json":
+            return verbose(self._transcript(), self.asked.timestamp_granularities or ["segment"])
+        return FORMATS[form](self._transcript())

@@ -1,7 +1,6 @@
-"""Transcribe, listen, refine and spoken questions, on random weights: forms, times, bounds and bad input."""
+"""Listen, refine and spoken questions, on random weights: forms, bounds and bad input."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 
 from mmdiff import pipeline as verbs
-from mmdiff.audio.segment import Span
 from mmdiff.errors import MMDiffError
 from mmdiff.pipeline import Answer, Pipeline, _opened, load
 from mmdiff.transcript import Transcript
@@ -34,70 +32,6 @@ def pipeline(random_tiny: Path) -> Pipeline:
     audio = dataclasses.replace(config.audio, drafts=False)  # type: ignore[type-var]
     loaded.model.model_config = dataclasses.replace(config, decoding=decoding, tokens=tokens, audio=audio)
     return loaded
-
-
-@pytest.fixture
-def spelling(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Pipeline]:
-    """The same model where its drafts are read, each with two tokens it is sure of and one that it doubts."""
-    monkeypatch.setattr(verbs, "best_path", lambda logits, blank: ([40, 41, 42], [0.9, 0.3, 0.8]))
-    monkeypatch.setattr(verbs, "text_probability", lambda logits, ids, blank: 0.25 if ids == [40, 41, 42] else 0.125)
-    config = pipeline.model.model_config
-
-    def with_doubt(doubt: float) -> Pipeline:
-        audio = dataclasses.replace(config.audio, drafts=True, doubt=doubt)  # type: ignore[type-var]
-        monkeypatch.setattr(pipeline.model, "model_config", dataclasses.replace(config, audio=audio))
-        return pipeline
-
-    return with_doubt
-
-
-def test_a_draft_is_kept_where_it_is_not_in_doubt(
-    spelling: Callable[[float], Pipeline], two_spans: list[Span]
-) -> None:
-    kept = spelling(0.0).transcribe(noise(4.5), sample_rate=16_000).segments
-    assert [segment.token_ids for segment in kept] == [(40, 41, 42)] * 2
-    assert [segment.confidence for segment in kept] == [0.25] * 2
-    for segment in spelling(0.5).transcribe(noise(4.5), sample_rate=16_000).segments:
-        assert (segment.token_ids[0], segment.token_ids[-1]) == (40, 42) and segment.token_ids[1:-1] != (41,)
-        assert segment.confidence == 0.125
-
-
-@pytest.fixture
-def two_spans(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
-    """A gate that finds speech in two places, whatever is played to it."""
-    spans = [Span(8000, 24_000), Span(40_000, 64_000)]
-    monkeypatch.setattr(verbs, "speech_segments", lambda samples, longest: spans)
-    return spans
-
-
-def test_segments_keep_their_times_and_do_not_touch_each_other(pipeline: Pipeline, two_spans: list[Span]) -> None:
-    said = noise(4.5)
-    together, alone = pipeline.transcribe(said, sample_rate=16_000), pipeline.transcribe(
-        said, sample_rate=16_000, batch_size=1)
-    assert together.duration == 4.5 and len(together.segments) == 2
-    assert [(s.start, s.end) for s in together.segments] == [span.seconds for span in two_spans]
-    for one, other in zip(together.segments, alone.segments, strict=True):
-        assert one.text == other.text and one.confidence == pytest.approx(other.confidence, abs=1e-4)
-    assert together.text == " ".join(segment.text for segment in together.segments)
-
-
-SILENCE, TONE = np.zeros(32_000, np.float32), (np.sin(np.arange(48_000) * 0.4) / 3).astype(np.float32)
-
-
-@pytest.mark.parametrize("sound", [SILENCE, TONE], ids=["silence", "a tone"])
-def test_no_speech_is_an_empty_transcript(pipeline: Pipeline, sound: np.ndarray) -> None:
-    assert pipeline.transcribe(sound, sample_rate=16_000) == Transcript((), len(sound) / 16_000)
-
-
-def test_without_the_gate_a_long_sound_is_cut_and_nothing_is_left_out(pipeline: Pipeline) -> None:
-    shares: list[float] = []
-    made = pipeline.transcribe(noise(23), sample_rate=16_000, gate=False, batch_size=2, progress=shares.append,
-                               steps=1, block_length=200)
-    assert shares[-1] == 1.0 and shares == sorted(shares)
-    config = pipeline.model.model_config.audio
-    assert config is not None
-    edges = [(s.start, s.end) for s in made.segments]
-    assert all(end - start <= config.segment_seconds for start, end in edges) and len(edges) <= 4
 
 
 def test_listen_hears_all_of_a_sound_or_refuses(pipeline: Pipeline) -> None:
@@ -160,15 +94,9 @@ def test_refining_refuses_what_does_not_fit(pipeline: Pipeline, change: dict[str
         pipeline.refine(noise(1), **{"draft": "a star", "sample_rate": 16_000, **change})
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"max_seconds": 0.0}, {"max_seconds": -3.0}])
-def test_segments_that_do_not_fit_are_refused(pipeline: Pipeline, change: dict[str, Any]) -> None:
-    with pytest.raises(MMDiffError, match=str(next(iter(change.values())))):
-        pipeline.transcribe(noise(1), sample_rate=16_000, **change)
-
-
 def test_a_model_without_ears_says_so(random_tiny: Path) -> None:
     deaf = load(random_tiny, device="cpu")
     deaf.model.model_config = dataclasses.replace(deaf.model.model_config, audio=None)
-    for call in (deaf.transcribe, lambda sound: deaf.listen(sound, "?"), lambda sound: deaf.refine(sound, "a")):
+    for call in (lambda sound: deaf.listen(sound, "?"), lambda sound: deaf.refine(sound, "a")):
         with pytest.raises(MMDiffError, match="this model takes no sounds"):
             call(noise(1))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import mmdiff
+from mmdiff.config import DecodingConfig
 from mmdiff.eval import tasks
 from mmdiff.eval.run import ask_all, evaluate
 from mmdiff.eval.tasks import NUM_SCENES, QUESTIONS_PER_SCENE, TASKS, Question, exact
@@ -20,13 +22,20 @@ from mmdiff.training import easy_vqa
 from mmdiff.training.scenes import TEST_SEEDS, TRAIN_SEEDS, Scene, example
 
 
+def fake_model() -> SimpleNamespace:
+    """As much of a model as a report tells of."""
+    return SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, parameters=lambda: iter(()),
+                           model_config=SimpleNamespace(decoding=DecodingConfig()))
+
+
 class Known:
     """Stands in for a pipeline: answers from a dictionary, after a change to what it says."""
 
     def __init__(self, names: Sequence[str], limit: int, say: Callable[[str], str] = str) -> None:
         asked = [question for name in names for question in TASKS[name](limit)]
         self.answers = {(q.image.tobytes(), q.text): q.expected for q in asked}
-        self.model = SimpleNamespace(device=torch.device("cpu"))
+        self.model = fake_model()
+        self.speech_facts = {"name": "none"}
         self.say, self.batches = say, list[int]()
         self.rooms: set[tuple[str, int | None]] = set()
 
@@ -66,16 +75,19 @@ def test_perfect_answers_score_one_of_one() -> None:
     """Every expected answer must pass its own judge, also the captions."""
     pipeline = Known(list(TASKS), limit=12)
     report = measured(pipeline, list(TASKS), limit=12)
-    assert report.keys() == {"date", "mmdiff", "torch", "device", "limit", "tasks"}
-    assert report["mmdiff"] == mmdiff.__version__ and report["torch"] == torch.__version__ and report["limit"] == 12
+    assert report.keys() == {"circumstances", "command", "date", "batch_size", "processor", "tasks"}
+    told = report["circumstances"]
+    assert told["versions"]["mmdiff"] == mmdiff.__version__ and told["versions"]["torch"] == torch.__version__
+    assert told["limit"] == 12 and told["dtype"] == "float32" and told["seed"] == 0
     assert list(report["tasks"]) == list(TASKS)
     for task in report["tasks"].values():
         assert task.keys() == {
-            "questions", "score", "right", "of", "kinds", "steps_per_answer", "passes_per_answer", "seconds",
-            "some_wrong",
+            "questions", "measure", "score", "interval", "count", "of", "kinds", "steps_per_answer",
+            "passes_per_answer", "seconds", "confidence_auc",
         }
-        assert task["score"] == 1.0 and task["right"] == task["of"] >= task["questions"]
-        assert set(task["kinds"].values()) == {1.0} and task["some_wrong"] == [] and task["steps_per_answer"] == 3
+        assert task["score"] == 1.0 and task["count"] == task["of"] >= task["questions"]
+        assert all(kind["score"] == 1.0 and kind["interval"] == [1.0, 1.0] for kind in task["kinds"].values())
+        assert task["steps_per_answer"] == 3
     assert report["tasks"]["easy-vqa"]["kinds"].keys() == {"yes/no", "colour", "shape"}
     assert report["tasks"]["scenes-captions"]["kinds"].keys() == {"word", "short", "long"}
     assert json.loads(json.dumps(report)) == report
@@ -86,20 +98,22 @@ def test_wrong_answers_cost_what_they_should() -> None:
     pipeline = Known(["easy-vqa"], limit=15, say=lambda _: "yes")
     task = measured(pipeline, ["easy-vqa"], limit=15)["tasks"]["easy-vqa"]
     wanted = [question.expected for question in TASKS["easy-vqa"](15)]
-    assert task["of"] == task["questions"] == len(wanted) and task["right"] == wanted.count("yes")
+    assert task["of"] == task["questions"] == len(wanted) and task["count"] == wanted.count("yes")
     assert task["score"] == pytest.approx(wanted.count("yes") / len(wanted)) and 0.2 < task["score"] < 0.7
-    assert task["kinds"]["colour"] == task["kinds"]["shape"] == 0
-    assert task["kinds"]["yes/no"] == pytest.approx(wanted.count("yes") / sum(w in ("yes", "no") for w in wanted))
-    assert len(task["some_wrong"]) == 20
-    assert all(wrong["answer"] == "yes" != wrong["expected"] for wrong in task["some_wrong"])
+    low, high = task["interval"]
+    assert low < task["score"] < high
+    kinds = {kind: scored["score"] for kind, scored in task["kinds"].items()}
+    assert kinds["colour"] == kinds["shape"] == 0
+    assert kinds["yes/no"] == pytest.approx(wanted.count("yes") / sum(w in ("yes", "no") for w in wanted))
 
 
 def test_captions_get_part_of_their_facts() -> None:
     pipeline = Known(["scenes-captions"], limit=10, say=lambda text: text.split(",")[0])
     task = measured(pipeline, ["scenes-captions"], limit=10)["tasks"]["scenes-captions"]
     assert task["questions"] == 30 < task["of"]
-    assert task["kinds"]["word"] == 1.0 > task["kinds"]["short"] > 0 < task["kinds"]["long"] < 1
-    assert 0 < task["right"] < task["of"]
+    kinds = {kind: scored["score"] for kind, scored in task["kinds"].items()}
+    assert kinds["word"] == 1.0 > kinds["short"] > 0 < kinds["long"] < 1
+    assert 0 < task["count"] < task["of"]
 
 
 def test_captions_are_given_the_room_they_have_elsewhere() -> None:
@@ -117,10 +131,9 @@ def test_captions_are_given_the_room_they_have_elsewhere() -> None:
 def test_batch_size_changes_no_score(batch_size: int) -> None:
     """Also the last, smaller batch is asked and counted."""
     pipeline: Any = Known(["scenes-vqa"], limit=5, say=lambda text: text if len(text) % 2 else "no")
-    task = ask_all("scenes-vqa", pipeline, 5, batch_size)
-    other = ask_all("scenes-vqa", pipeline, 5, 3)
-    assert {**task, "seconds": 0} == {**other, "seconds": 0}
-    count = task["questions"]
+    rows = list(chain.from_iterable(ask_all("scenes-vqa", pipeline, 5, batch_size)))
+    assert rows == list(chain.from_iterable(ask_all("scenes-vqa", pipeline, 5, 3)))
+    count = len(rows)
     assert pipeline.batches[: -(-count // batch_size)] == [
         min(batch_size, count - start) for start in range(0, count, batch_size)
     ]

@@ -12,6 +12,7 @@ from mmdiff.errors import MMDiffError, NoSpeechError
 from mmdiff.eval import speech
 from mmdiff.eval.speech import Recording, normalise, recorded, word_errors
 from mmdiff.pipeline import Answer
+from mmdiff.training.sentences import KINDS
 from mmdiff.transcript import Segment, Transcript
 
 
@@ -30,33 +31,53 @@ def test_recordings_of_people_are_all_found() -> None:
     assert Counter(recording.kind for recording in recorded(2)) == dict.fromkeys(counts, 2)
 
 
-def test_the_reports_count_what_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = [Recording(Path("a"), "turn left", "command"), Recording(Path("b"), "what is it", "question"),
-            Recording(Path("c"), "ten", "number")]
-    monkeypatch.setattr(speech, "generated", lambda limit: iter(said))
+def recording(name: str, text: str, kind: str) -> Recording:
+    return Recording(lambda: Path(name), text, kind, name)
+
+
+SAID = [recording("a", "turn left", "command"), recording("b", "what is it", "question"),
+        recording("c", "ten", "number")]
+
+
+def test_wrong_words_are_counted_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speech, "generated", lambda limit: iter(SAID))
     monkeypatch.setattr(speech, "recorded", lambda limit: iter(()))
     heard = {"a": "turn right", "b": "what is it", "c": ""}
 
-    def transcribe(sound: Path, **_: Any) -> Transcript:
-        return Transcript((Segment(0, 1, heard[str(sound)], 1.0),), 1.0)
+    def transcribe(audio: Path, **_: Any) -> Transcript:
+        return Transcript((Segment(0, 1, heard[str(audio)], 0.75),), 1.0)
 
-    report = speech.transcripts(SimpleNamespace(transcribe=transcribe), None, 8)  # type: ignore[arg-type]
-    assert (report["of"] - report["right"], report["of"], report["score"]) == (1, 5, 0.2)
-    assert report["kinds"] == {"command": 0.5, "question": 0.0, "number": 1.0}
-    asked = [(said[1], SimpleNamespace(open=lambda: None), answer) for answer in ("red", "yes")]
-    monkeypatch.setattr(speech, "spoken_questions", lambda limit: iter(asked))
-    red = SimpleNamespace(ask=lambda *_, **__: Answer("Red", (), 1, heard="what is it"))
-    report = speech.questions(red, None, 8)  # type: ignore[arg-type]
-    assert report["score"] == 0.5 and report["some_wrong"][0]["heard"] == "what is it"
+    rows = [row for (row,) in speech.transcripts(SimpleNamespace(transcribe=transcribe), None, 8)]  # type: ignore
+    assert [(row.id, row.count, row.of) for row in rows] == [("a", 1, 2), ("b", 0, 3), ("c", 1, 1)]
+    assert all(row.details == {"seconds": 1.0, "confidence": 0.75} for row in rows)
+    left = [row for (row,) in speech.transcripts(SimpleNamespace(transcribe=transcribe), None, 8, {"a", "c"})]  # type: ignore
+    assert left == rows[1:2]
+
+
+def test_spoken_questions_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked_with(ask: Any) -> list[tuple[str, int]]:
+        asked = [(SAID[number], SimpleNamespace(open=lambda: None), answer)
+                 for number, answer in enumerate(("red", "yes"))]
+        monkeypatch.setattr(speech, "spoken_questions", lambda limit: iter(asked))
+        rows = [row for (row,) in speech.questions(SimpleNamespace(ask=ask), None, 8)]  # type: ignore[arg-type]
+        return [(row.details["heard"], row.count) for row in rows]
 
     def refuse(error: Exception) -> Any:
         def ask(*_: object, **__: object) -> Answer:
             raise error
 
-        return SimpleNamespace(ask=ask)
+        return ask
 
-    monkeypatch.setattr(speech, "spoken_questions", lambda limit: iter(asked))
-    assert speech.questions(refuse(NoSpeechError("nobody speaks")), None, 8)["score"] == 0.0
-    monkeypatch.setattr(speech, "spoken_questions", lambda limit: iter(asked))
+    red = asked_with(lambda *_, **__: Answer("Red", (), 1, heard="what is it"))
+    assert red == [("what is it", 1), ("what is it", 0)]
+    assert asked_with(refuse(NoSpeechError("no speech"))) == [("", 0), ("", 0)]
     with pytest.raises(MMDiffError, match="soxr"):  # what is not the model's fault is not counted against it
-        speech.questions(refuse(MMDiffError("soxr is not installed")), None, 8)
+        asked_with(refuse(MMDiffError("soxr is not installed")))
+
+
+def test_recordings_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are done cost nothing when a run goes on."""
+    monkeypatch.setattr(speech, "clip", lambda *_, **__: pytest.fail("a clip was made"))
+    made = list(speech.generated(3))
+    assert len(made) == len({each.id for each in made}) == 3 * (len(KINDS) + len(speech.IN_A_ROOM))
+    assert {each.kind.split(":")[0] for each in made} == {"flite and festival", "espeak-ng"}

@@ -1,0 +1,63 @@
+"""Words and their times from CTC's outputs: when each token of the best path is read, and which tokens make a word.
+
+Shapes: T embeddings of one stretch of audio, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mmdiff.transcript import Word
+
+
+class TimedToken(NamedTuple):
+    """A token of the best path: the embeddings that it was read from, `end` not included, and its probability."""
+
+    id: int
+    start: int
+    end: int
+    probability: float
+
+
+def timed_path(logits_TV: Tensor, blank: int) -> list[TimedToken]:
+    """The tokens of the best path, repeats joined and blanks left out."""
+    best = logits_TV.float().softmax(-1).max(-1)
+    found: list[TimedToken] = []
+    last = blank
+    for place, (token, probability) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
+        if token == last and token != blank:
+            before = found[-1]
+            found[-1] = before._replace(end=place + 1, probability=max(before.probability, probability))
+        elif token != blank:
+            found.append(TimedToken(token, place, place + 1, probability))
+        last = token
+    return found
+
+
+def timed_words(
+    tokens: Sequence[TimedToken], decode: Callable[[list[int]], str], start: float, seconds: float
+) -> tuple[Word, ...]:
+    """The words that the tokens spell; one begins where a token begins with a space.
+
+    Args:
+        decode: the text of token ids.
+        start: of the audio, in seconds.
+        seconds: that one embedding stands for.
+    """
+    groups: list[list[TimedToken]] = []
+    for token in tokens:
+        if not groups or decode([token.id]).startswith(" "):
+            groups.append([])
+        groups[-1].append(token)
+    words = []
+    for number, group in enumerate(groups):
+        # CTC's peaks are short and early: a word lasts an embedding longer where there is room.
+        room = groups[number + 1][0].start if number + 1 < len(groups) else group[-1].end
+        end = max(min(group[-1].end + 1, room), group[0].start + 1)
+        text = decode([token.id for token in group]).strip()
+        least = min(token.probability for token in group)
+        words.append(Word(start + seconds * group[0].start, start + seconds * end, text, least))
+    return tuple(words)
