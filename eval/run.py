@@ -115,8 +115,12 @@ TASKS: dict[str, Task] = {
     **{name: Task(partial(ask_all, name)) for name in PICTURE_TASKS},
     "speech-words": Task(speech.transcripts, errors=True),
     "speech-questions": Task(speech.questions),
+    "speech-conditions": Task(speech.conditions, errors=True),
+    "speech-none": Task(speech.no_speech, errors=True),
+    "speech-confidence": Task(speech.confidences, errors=True),
+    "speech-times": Task(speech.word_times, errors=True),
 }
-GROUPS = {"pictures": tuple(PICTURE_TASKS), "speech": ("speech-words", "speech-questions")}
+GROUPS = {"pictures": tuple(PICTURE_TASKS), "speech": tuple(name for name in TASKS if name.startswith("speech-"))}
 
 
 def _batched(questions: Iterable[tuple[int, int, Question]], size: int) -> Iterator[list[tuple[int, int, Question]]]:

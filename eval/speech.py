@@ -10,9 +10,13 @@ The word error rate is jiwer's, pooled over all words, after Whisper's normalise
 from __future__ import annotations
 
 import gzip
+import json
 import re
+import subprocess
+import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -21,14 +25,15 @@ from warnings import warn
 
 import numpy as np
 
-from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples
-from mmdiff.errors import NoSpeechError, require_extra
+from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
+from mmdiff.errors import MMDiffError, NoSpeechError, require_extra
 from mmdiff.eval.evidence import Row
 from mmdiff.pipeline import Answer, Pipeline
 from mmdiff.training import easy_vqa
 from mmdiff.training.scenes import TEST_SEEDS
 from mmdiff.training.sentences import KINDS, spoken
 from mmdiff.training.speech import clip, reader
+from mmdiff.training.voices import noisy
 
 CLIPS_PER_KIND = 150
 SENTENCES = ("question", "command", "everyday")  # one row of the report
@@ -37,6 +42,10 @@ NUM_SPOKEN_QUESTIONS = 400
 ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 ASTERISK_TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 POCKETSPHINX = Path("/usr/share/pocketsphinx/test/data")
+MUSIC = ASTERISK.parents[1] / "moh"
+RATIOS = (None, 15, 10, 5)  # dB of speech above noise
+CLIPS_IN_NOISE, PROMPTS, JOINED, NUM_TIMED = 480, 60, 12, 60
+WORD_OFF = 0.15  # seconds
 MIN_WORDS = 4  # of a prompt, as in the published figures on these recordings
 
 
@@ -93,6 +102,151 @@ def questions(
         details = {"question": recording.text, "heard": got.heard}
         right = int(got.text.lower() == answer)
         yield [Row("speech-questions", recording.id, recording.id, recording.kind, answer, got.text, right, 1, details)]
+
+
+def confidences(
+    pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
+) -> Iterator[list[Row]]:
+    """The task `speech-confidence`: sentences of test voices, clean and in noise, whose confidence is judged."""
+    yield from written("speech-confidence", pipeline, in_noise(limit), done)
+
+
+def in_noise(limit: int | None) -> Iterator[Recording]:
+    """Sentences of test voices, each at one ratio of speech to noise, in turn."""
+    kinds = [KINDS[kind] for kind in SENTENCES]
+    for number in range(min(limit or CLIPS_IN_NOISE, CLIPS_IN_NOISE)):
+        seed = TEST_SEEDS.start + 2 * 10**6 + number
+        ratio = RATIOS[number % len(RATIOS)]
+        said = kinds[number // len(RATIOS) % len(kinds)](np.random.default_rng((seed, 2)))
+        kind = "clean" if ratio is None else f"{ratio} dB above the noise"
+        yield Recording(partial(_clip_in_noise, seed, said, ratio), said, f"{voice_kind(seed)}: {kind}", str(number))
+
+
+def _clip_in_noise(seed: int, said: str, ratio: int | None) -> Samples:
+    samples = _clip(seed, said, False)
+    return samples if ratio is None else noisy(samples, ratio, np.random.default_rng((seed, 3)))
+
+
+def conditions(
+    pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
+) -> Iterator[list[Row]]:
+    """The task `speech-conditions`: a person's prompts made quiet, noisy, hurried, long, or with opposed channels."""
+    yield from written("speech-conditions", pipeline, under_conditions(limit), done)
+
+
+def under_conditions(limit: int | None) -> Iterator[Recording]:
+    """Prompts of at least four words, alone and ten of them behind one another."""
+    prompts = [each for each in recorded(None) if each.kind == "people: prompts"]
+    np.random.default_rng(0).shuffle(prompts)  # type: ignore[arg-type]
+    for prompt in prompts[: min(limit or PROMPTS, PROMPTS)]:
+        for kind, change in CONDITIONS.items():
+            yield Recording(partial(_changed, prompt, change), prompt.text, kind, f"{kind}: {prompt.id}")
+    joined = [prompts[start : start + 10] for start in range(0, 10 * (limit or JOINED), 10)][:JOINED]
+    for number, group in enumerate(joined):
+        text = " ".join(each.text for each in group)
+        yield Recording(partial(_joined, group), text, "ten prompts with gaps of 50 ms", f"joined {number}")
+    if limit is None:
+        many = [prompts[number % len(prompts)] for number in range(130)]
+        yield Recording(partial(_joined, many, 0.7), " ".join(each.text for each in many), "ten minutes", "long")
+
+
+def _changed(prompt: Recording, change: Callable[[Samples], Samples]) -> Samples:
+    return change(load_audio(prompt.load()))
+
+
+def _joined(group: Sequence[Recording], gap: float = 0.05) -> Samples:
+    silence = np.zeros(int(gap * SAMPLE_RATE), np.float32)
+    return np.concatenate([part for each in group for part in (load_audio(each.load()), silence)])
+
+
+CONDITIONS: dict[str, Callable[[Samples], Samples]] = {
+    "as recorded": lambda samples: samples,
+    "10 dB above the noise": lambda samples: noisy(samples, 10, np.random.default_rng(0)),
+    "50 dB below full scale": lambda samples: samples * np.float32(10**-2.5 / max(float(np.abs(samples).max()), 1e-6)),
+    "stereo with opposed channels": lambda samples: np.stack([samples, -samples], 1),
+}
+
+
+def no_speech(
+    pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
+) -> Iterator[list[Row]]:
+    """The task `speech-none`: silence, noise, tones, beeps and music, which must be given no word."""
+    for recording in without_speech(limit):
+        if recording.id not in done:
+            made = pipeline.transcribe(**recording.audio)
+            details = {"seconds": round(made.duration, 1)}
+            yield [Row("speech-none", recording.id, recording.id, recording.kind, "", made.text,
+                       int(bool(made.text)), 1, details)]
+
+
+def without_speech(limit: int | None) -> Iterator[Recording]:
+    """Generated, and of Asterisk's packages: beeps, and a minute of each piece of music."""
+    rng = np.random.default_rng(0)
+    times = np.arange(10 * SAMPLE_RATE) / SAMPLE_RATE
+    made = {
+        "silence": np.zeros_like(times), "white noise": 0.05 * rng.standard_normal(len(times)),
+        "loud noise": 0.5 * rng.standard_normal(len(times)).clip(-2, 2), "a tone": 0.3 * np.sin(2764.6 * times),
+        "hum": 0.3 * np.sin(314.16 * times), "clicks": (rng.random(len(times)) < 1e-4).astype(np.float64),
+        "a sweep": 0.3 * np.sin(600 * times**2),
+        "noise in bursts": (times % 1 < 0.3) * 0.2 * rng.standard_normal(len(times)),
+    }
+    for name, samples in made.items():
+        yield Recording(partial(np.asarray, samples, np.float32), "", "generated", name)
+    files = [*ASTERISK.glob("*beep*.g722"), *ASTERISK.glob("*2tone.g722"), *ASTERISK.glob("silence/*.g722")]
+    for file in sorted(files)[:limit]:
+        yield Recording(partial(Path, file), "", "beeps and silence", f"{file.parent.name}/{file.stem}")
+    for file in sorted(MUSIC.glob("*.g722"))[:limit]:
+        yield Recording(partial(_first_minute, file), "", "music", file.stem)
+
+
+def _first_minute(file: Path) -> Samples:
+    return load_audio(file)[: 60 * SAMPLE_RATE]
+
+
+def word_times(
+    pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
+) -> Iterator[list[Row]]:
+    """The task `speech-times`: where words begin, against the times that festival spoke them at.
+
+    A row counts the words that are more than 150 ms off, of those that were recognised.
+    """
+    for number in range(min(limit or NUM_TIMED, NUM_TIMED)):
+        if str(number) in done:
+            continue
+        text = KINDS[SENTENCES[number % len(SENTENCES)]](np.random.default_rng((TEST_SEEDS.start + number, 5)))
+        samples, starts = timed_speech(text)
+        made = pipeline.transcribe(samples, sample_rate=SAMPLE_RATE)
+        words = [word for segment in made.segments for word in segment.words]
+        offs = word_offsets([(normalise(word.text), word.start) for word in words], starts)
+        late = sum(abs(off) > WORD_OFF for off in offs)
+        details = {"milliseconds": [round(1000 * off) for off in offs]}
+        yield [Row("speech-times", str(number), str(number), "festival", text, made.text, late, len(offs), details)]
+
+
+def timed_speech(text: str) -> tuple[Samples, list[tuple[str, float]]]:
+    """A sentence read by festival, and each of its words with the second at which it begins."""
+    script = """(voice_cmu_us_slt_arctic_hts)
+(set! utt (utt.synth (Utterance Text {text})))
+(utt.save.wave utt {file})
+(mapcar (lambda (word) (format t "%s\t%f\n" (item.name word) (item.feat word "word_start")))
+  (utt.relation.items utt 'Word))"""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "said.wav"
+        commands = Path(folder) / "say.scm"
+        commands.write_text(script.format(text=json.dumps(text), file=json.dumps(str(file))))
+        try:
+            done = subprocess.run(["festival", "--batch", str(commands)], capture_output=True, text=True, check=True)
+        except FileNotFoundError:
+            packages = "festival festvox-us-slt-hts"
+            raise MMDiffError(f"festival is not installed; on Debian: apt-get install {packages}") from None
+        times = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+        return load_audio(file), [(normalise(name), float(start)) for name, start in times]
+
+
+def word_offsets(found: Sequence[tuple[str, float]], said: Sequence[tuple[str, float]]) -> list[float]:
+    """Seconds that each recognised word begins after the same word was spoken; words that differ are left out."""
+    blocks = SequenceMatcher(None, [word for word, _ in found], [word for word, _ in said], False).get_matching_blocks()
+    return [found[block.a + step][1] - said[block.b + step][1] for block in blocks for step in range(block.size)]
 
 
 def generated(limit: int | None) -> Iterator[Recording]:

@@ -129,7 +129,7 @@ class Chat:
         self.prompt_tokens = self.tokens = self.steps = self.blocks = 0
         self.details: dict[str, Any] = {}
         self.structures: dict[int, dict[str, Any]] = {}
-        self.heard: dict[str, str] = {}  # a spoken question in words
+        self.heard: dict[str, Any] = {}  # a spoken question in words
 
     async def perform(self, reply: Reply, message: wire.Message, media: list[Medium]) -> None:
         if not self.asked.stream:

@@ -170,9 +170,9 @@ class Engine:
                                                  time.monotonic() + message["seconds"], message.get("n", 1))
             if op == "transcribe":
                 self.tell("started", id=job.name, prompt_tokens=0)
-                self._listen(job, arrays[0], message["gate"])
+                self._listen(job, arrays[0])
             elif message.get("spoken"):
-                self._listen(job, self._question(job), True)
+                self._listen(job, self._question(job))
             elif self._compiled(job):
                 new.append(job)
         self._begin(new)
@@ -359,12 +359,12 @@ class Engine:
 
     # Transcripts
 
-    def _listen(self, job: Job, samples: wire.Array, gate: bool) -> None:
+    def _listen(self, job: Job, samples: wire.Array) -> None:
         """Find where somebody speaks, while the others are answered."""
 
         def find() -> None:
             try:
-                spans: Any = speech_windows(samples, gate)
+                spans: Any = speech_windows(samples)
             except Exception as error:  # raised where the job is, or nobody would be told
                 spans = error
             self.inbox.put(({"op": "heard", "id": job.name}, spans))

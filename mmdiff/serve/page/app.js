@@ -22,9 +22,12 @@ async function ask() {
     throw new Error("There is no question; write one, or record it.");
   }
   const sound = given.sound && (await wavOf(given.sound));
+  let doubt = "";
   if (spoken) {
     tell("Listening to the question …");
-    question.value = await heard(sound);
+    const said = await heard(sound);
+    question.value = said.text;
+    doubt = said.unsure ? ` Not sure of the question: "${said.text}" may hold a wrong word.` : "";
     if (!question.value) throw new Error("No speech was heard in the sound; say it again, nearer to the microphone.");
   }
   const body = await bodyOf(question.value, spoken ? null : sound);
@@ -40,7 +43,7 @@ async function ask() {
   }
   at("text").textContent = text;
   if (fields) showFields(text);
-  tell(frames.length ? `Done in ${frames.length} ${frames.length === 1 ? "step" : "steps"}.` : "Done.");
+  tell((frames.length ? `Done in ${frames.length} ${frames.length === 1 ? "step" : "steps"}.` : "Done.") + doubt);
 }
 
 async function bodyOf(question, sound) {
@@ -69,7 +72,8 @@ async function heard(sound) {
   form.append("model", model);
   const response = await post("v1/audio/transcriptions", form);
   if (!response.ok) throw new ServerProblem(await said(response));
-  return (await response.json()).text.trim();
+  const said = await response.json();
+  return { text: said.text.trim(), unsure: said.mmdiff.unsure.length > 0 };
 }
 
 function post(path, body, headers = {}) {
