@@ -1,4 +1,4 @@
-"""Read a draft off the outputs at a sound's embeddings (CTC; Graves et al., 2006), and how likely a text is there.
+"""How likely a text is at the embeddings of audio (CTC; Graves et al., 2006).
 
 Shapes: T embeddings of one sound, V vocabulary.
 """
@@ -9,22 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-
-def best_path(logits_TV: Tensor, blank: int) -> tuple[list[int], list[float]]:
-    """The ids, repeats joined and blanks left out, and the confidence of each (0 to 1), its highest in its run."""
-    best = logits_TV.float().softmax(-1).max(-1)
-    ids: list[int] = []
-    confidences: list[float] = []
-    last = blank
-    for token, confidence in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-        if token == last and token != blank:
-            confidences[-1] = max(confidences[-1], confidence)
-        elif token != blank:
-            ids.append(token)
-            confidences.append(confidence)
-        last = token
-    return ids, confidences
 
 
 def text_probability(logits_TV: Tensor, ids: Sequence[int], blank: int) -> float:

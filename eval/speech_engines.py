@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.audio.decode import SAMPLE_RATE, Samples, load_audio
-from mmdiff.audio.whisper_decoder import default_folder
+from mmdiff.audio.segment import Span
+from mmdiff.audio.whisper_decoder import default_folder, load_recognizer
 from mmdiff.eval.speech import recorded, word_errors
 from mmdiff.training.scenes import VALID_SEEDS
 from mmdiff.training.speech import clip
@@ -37,7 +39,8 @@ from mmdiff.training.whisper import read_ctranslate2
 
 Transcriber = Callable[[Samples], str]
 KINDS = ("people: prompts", "people: LibriVox")
-ENGINES = ("transformers float32", "faster-whisper float32", "faster-whisper int8", "faster-whisper default")
+ENGINES = ("transformers float32", "faster-whisper float32", "faster-whisper int8", "faster-whisper default",
+           "mmdiff int8")
 
 
 def clips(limit: int) -> list[tuple[str, Samples, str]]:
@@ -132,12 +135,25 @@ def faster_whisper_engine(threads: int, compute_type: str) -> Transcriber:
     return transcribe
 
 
+def mmdiff_engine(threads: int) -> Transcriber:
+    """As `Pipeline.transcribe` has it, without finding speech first: int8, five beams, times of words."""
+    recognizer = load_recognizer(threads=threads)
+
+    def transcribe(samples: Samples) -> str:
+        found = recognizer.transcribe(samples, (Span(0, len(samples)),))
+        return " ".join(segment.text for segment, _ in found)
+
+    return transcribe
+
+
 def measure(engine: str, limit: int, threads: int) -> dict[str, Any]:
     """Word errors by kind, seconds for each second of sound, and memory, of one engine in this process."""
     name, kind = engine.split()
     before = _memory("VmRSS")
     started = time.perf_counter()
-    transcribe = transformers_engine(threads) if name == "transformers" else faster_whisper_engine(threads, kind)
+    engines = {"transformers": transformers_engine, "faster-whisper": partial(faster_whisper_engine, compute_type=kind),
+               "mmdiff": mmdiff_engine}
+    transcribe = engines[name](threads)
     loaded = time.perf_counter() - started
     found = clips(limit)
     transcribe(found[0][1])

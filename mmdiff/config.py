@@ -131,7 +131,7 @@ class AudioConfig:
     qformer_intermediate_size: int = 3072
     segment_seconds: float = 30.0  # of the longest piece of speech that is transcribed at once
     drafts: bool = False  # whether the model's outputs at a sound's embeddings spell it (CTC; blank: end of text)
-    doubt: float = 0.0  # confidence (0 to 1) below which a token of such a draft is denoised anew in a transcript
+    doubt: float = 0.0  # not read any more; folders that were saved with it go on loading
 
     def __post_init__(self) -> None:
         _require_counts(

@@ -538,21 +538,13 @@ class Pipeline:
 
     def _reopen(
         self, prompted: Prompted, rows: Sequence[list[int]], doubted: Sequence[set[int]], slack: int,
-        decoding: DecodingConfig, confidences: Sequence[list[float]] = (),
+        decoding: DecodingConfig,
     ) -> Canvas:
-        """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may stand in a place.
-
-        Args:
-            confidences: of the tokens of each draft; 1 by default.
-        """
+        """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may stand in a place."""
         tokens = self.model.model_config.tokens
         opened = [[*_opened(ids, places, slack, tokens.mask), tokens.eot]
                   for ids, places in zip(rows, doubted, strict=True)]
         canvas = Canvas.of(_padded(opened, tokens.eos).to(self.model.device), tokens.mask)
-        if confidences:
-            sure = [[*_opened(each, places, slack, 0.0), 1.0]
-                    for each, places in zip(confidences, doubted, strict=True)]
-            canvas = dataclasses.replace(canvas, confidence_BG=_padded(sure, 1.0).to(self.model.device))
         length = canvas.ids_BG.shape[1]
         settings = dataclasses.replace(decoding, gen_length=length, block_length=length)
         inside = dataclasses.replace(tokens, eos=tokens.eot, never=(*tokens.never, tokens.eot))

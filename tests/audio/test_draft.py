@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdiff.audio.draft import best_path, text_probability
+from mmdiff.audio.ctc_words import timed_path
+from mmdiff.audio.draft import text_probability
+
+
+def best_path(logits: torch.Tensor, blank: int) -> tuple[list[int], list[float]]:
+    found = timed_path(logits, blank)
+    return [token.id for token in found], [token.probability for token in found]
 
 
 @given(st.lists(st.integers(0, 4), max_size=30))

@@ -1,4 +1,4 @@
-"""Ten minutes of speech: bounded memory, progress, times that grow."""
+"""Minutes of speech: bounded memory, progress, times that grow."""
 
 import json
 import subprocess
@@ -17,7 +17,8 @@ pipeline = mmdiff.load("tiny", device="cpu")
 talk = np.pad(load_audio(sys.argv[1]), (0, 16_000))
 before = int(re.search(r"VmRSS:\\s*(\\d+)", open("/proc/self/status").read())[1])
 shares = []
-made = pipeline.transcribe(np.tile(talk, 600 * 16_000 // len(talk)), sample_rate=16_000, progress=shares.append)
+seconds = int(sys.argv[2])
+made = pipeline.transcribe(np.tile(talk, seconds * 16_000 // len(talk)), sample_rate=16_000, progress=shares.append)
 most = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 print(json.dumps({"shares": shares, "times": [(s.start, s.end) for s in made.segments], "text": made.text,
                   "duration": made.duration, "mebibytes": (most - before) / 1024}))
@@ -25,11 +26,12 @@ print(json.dumps({"shares": shares, "times": [(s.start, s.end) for s in made.seg
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
-def test_ten_minutes_take_little_memory(root: Path) -> None:
-    command = [sys.executable, "-c", CODE, str(root / "examples" / "talk.flac")]
+@pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.long)])
+def test_minutes_take_little_memory(root: Path, seconds: int) -> None:
+    command = [sys.executable, "-c", CODE, str(root / "examples" / "talk.flac"), str(seconds)]
     done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert done["duration"] > 590 and done["times"][-1][1] > 580
+    assert done["duration"] > seconds - 10 and done["times"][-1][1] > seconds - 20
     assert done["times"] == sorted(done["times"]) and all(end - start <= 10 for start, end in done["times"])
     assert done["shares"] == sorted(done["shares"]) and done["shares"][-1] == 1.0 and len(done["shares"]) > 10
-    assert done["text"].count("kitchen lights") > 50
+    assert done["text"].count("kitchen lights") > seconds / 12
     assert done["mebibytes"] < 600
