@@ -23,7 +23,7 @@ import mmdiff
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *(f"docs/{name}.md" for name in (
-    "architecture", "batch", "decoding", "install", "performance", "serving", "structured", "training"))]
+    "architecture", "batch", "decoding", "install", "performance", "serving", "speech", "structured", "training"))]
 EXTERNAL = {
     "arecord", "bash", "cd", "curl", "docker", "git", "lint-imports", "mypy", "pytest", "python3", "ruff", "source",
     "systemctl", "tensorboard",

@@ -543,11 +543,11 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "audio/draft.py",
-        "tests/audio/test_draft.py",
+        "audio/ctc_words.py",
+        "tests/audio/test_draft.py tests/audio/test_ctc_words.py",
         "",
         [
-            ("max(confidences[-1], confidence)", "min(confidences[-1], confidence)"),
+            ("max(before.probability, probability)", "min(before.probability, probability)"),
             ("if token == last and token != blank:", "if token == last:"),
             ("        last = token\n", "        last = last if token == blank else token\n"),
             (".softmax(-1).max(-1)", ".sigmoid().max(-1)"),
