@@ -137,7 +137,7 @@ def conditions(
 def under_conditions(limit: int | None) -> Iterator[Recording]:
     """Prompts of at least four words, alone and ten of them behind one another."""
     prompts = [each for each in recorded(None) if each.kind == "people: prompts"]
-    np.random.default_rng(0).shuffle(prompts)  # type: ignore[arg-type]
+    np.random.default_rng(0).shuffle(prompts)
     for prompt in prompts[: min(limit or PROMPTS, PROMPTS)]:
         for kind, change in CONDITIONS.items():
             yield Recording(partial(_changed, prompt, change), prompt.text, kind, f"{kind}: {prompt.id}")

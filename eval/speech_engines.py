@@ -151,8 +151,10 @@ def measure(engine: str, limit: int, threads: int) -> dict[str, Any]:
     name, kind = engine.split()
     before = _memory("VmRSS")
     started = time.perf_counter()
-    engines = {"transformers": transformers_engine, "faster-whisper": partial(faster_whisper_engine, compute_type=kind),
-               "mmdiff": mmdiff_engine}
+    engines: dict[str, Callable[[int], Transcriber]] = {
+        "transformers": transformers_engine, "mmdiff": mmdiff_engine,
+        "faster-whisper": partial(faster_whisper_engine, compute_type=kind),
+    }
     transcribe = engines[name](threads)
     loaded = time.perf_counter() - started
     found = clips(limit)

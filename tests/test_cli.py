@@ -187,12 +187,12 @@ def test_listen_and_refine_print_an_answer(monkeypatch, capsys, sound: Path, ran
     assert code == 0 and out == "a star\n"
 
 
-def test_a_deaf_model_is_not_asked_to_hear(monkeypatch, capsys, random_tiny: Path, tmp_path: Path) -> None:  # type: ignore
+def test_a_deaf_model_is_not_asked_to_hear(monkeypatch, capsys, sound: Path, random_tiny: Path, tmp_path: Path) -> None:  # type: ignore
     _, processor = load_folder(random_tiny, torch.device("cpu"), torch.float32)
     config = dataclasses.replace(PRESETS["tiny"], audio=None)
     save_folder(MMDiffModel(MMDiffConfig.of(config)), MMDiffProcessor.of(processor.tokenizer, config), tmp_path)
     capsys.readouterr()
-    code, _, err = call(monkeypatch, capsys, "eval", "speech", "--model", tmp_path)
+    code, _, err = call(monkeypatch, capsys, "listen", sound, "who is it?", "--model", tmp_path)
     assert code == 2 and "takes no sounds" in err and len(err.strip().splitlines()) == 1
 
 
@@ -266,7 +266,11 @@ def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # t
         (["transcribe", "nowhere.wav"], "nowhere.wav"),
         (["transcribe", "PICTURE"], "red.png"),
         (["transcribe", "SOUND", "--format", "docx"], "'docx'"),
-        (["transcribe", "SOUND", "--batch-size", "0"], "--batch-size 0"),
+        (["transcribe", "SOUND", "--beam-size", "0"], "beam_size=0"),
+        (["transcribe", "SOUND", "--channels", "three"], "--channels 'three'"),
+        (["transcribe", "SOUND", "--language", "xx"], "language='xx' is not known to tiny.en"),
+        (["transcribe", "SOUND", "--speech-model", "nothing"], "unknown speech model 'nothing'"),
+        (["eval", "--against", "nowhere.json"], "nowhere.json cannot be read"),
         (["listen", "SOUND", " "], "the question is empty"),
         (["refine", "SOUND", "--draft", " "], "--draft is empty"),
         (["refine", "SOUND", "--draft", "a star", "--share", "2"], "share=2.0"),
