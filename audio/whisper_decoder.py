@@ -148,9 +148,10 @@ class SpeechRecognizer:
             words, text = tuple(word for word, _ in group), "".join(raw for _, raw in group).strip()
             tokenizer = self.engine.hf_tokenizer
             ids = found.tokens if len(groups) == 1 else tokenizer.encode(f" {text}", add_special_tokens=False).ids
+            confidence = words_confidence(words) * (1 - float(found.no_speech_prob))
             if text:
                 yield Segment(
-                    words[0].start, words[-1].end, text, words_confidence(words), tuple(ids), words,
+                    words[0].start, words[-1].end, text, confidence, tuple(ids), words,
                     float(found.avg_logprob), float(found.no_speech_prob), float(found.compression_ratio),
                     float(found.temperature or 0.0))
 
