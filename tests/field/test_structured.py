@@ -24,7 +24,12 @@ from transformers import PreTrainedTokenizerFast
 
 from mmdiff.config import PRESETS
 from mmdiff.eval.hostile import BASE, Fake, Judge, generate, settings
-from mmdiff.scaffold.errors import ScaffoldError, SchemaTooLargeError, UnsatisfiableSchemaError
+from mmdiff.scaffold.errors import (
+    ScaffoldError,
+    SchemaTooLargeError,
+    UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
+)
 from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.membership import Unsaid, arranged
 from mmdiff.scaffold.plan import Row, plan
@@ -439,3 +444,31 @@ def test_no_length_of_a_word_is_tried_again(layouts: Layouts) -> None:
             return [rng.normal(size=(len(row.places), layouts.vocabulary.size)) for row in rows]
 
         plan(scaffold, probe, 0.0, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("schema", "said", "unsaid"),
+    [
+        (
+            obj("x", x={"type": "integer", "minimum": 0, "exclusiveMinimum": True, "maximum": 3}),
+            {"x": 1},
+            {"x": 0},
+        ),
+        (
+            {"type": "array", "items": [{"const": "a"}, {"type": "integer"}], "minItems": 2},
+            ["a", 1],
+            [1, "a"],
+        ),
+    ],
+)
+def test_older_drafts_are_asked_to_be_named(
+    layouts: Layouts, schema: Any, said: Any, unsaid: Any
+) -> None:
+    # https://github.com/PayU/api-schema-builder/issues/86, https://github.com/ajv-validator/ajv/issues/835
+    # https://github.com/python-openapi/openapi-schema-validator/issues/45
+    with pytest.raises(UnsupportedSchemaError, match='say so with "\\$schema": "') as refused:
+        compile_schema(schema, layouts, 100)
+    name = str(refused.value).rpartition('": "')[2].rstrip('"')
+    scaffold = compile_schema({"$schema": name, **schema}, layouts, 100)
+    assert arranged(scaffold, said) == said and scaffold.judge(json.dumps(said))
+    assert not scaffold.judge(json.dumps(unsaid))
