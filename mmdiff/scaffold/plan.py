@@ -322,14 +322,16 @@ def _rooms(scaffold: Scaffold, walk: Walk, probe: Probe) -> dict[int, int]:
     tries = [{number: rooms[min(turn, len(rooms) - 1)] for number, rooms in first.items()}
              for turn in range(max(map(len, first.values()), default=0))]
     best: dict[int, _Tried] = {}
+    longest = dict.fromkeys(several, 0)  # that was tried: no length is tried again
     numbers = list(several)
     while tries := [rooms for rooms in tries if sum(rooms.values()) - sum(shortest.values()) <= spare]:
         for number, tried in _tried(scaffold, walk, tries, numbers, probe):
             if number not in best or tried.score > best[number].score:
                 best[number] = tried
+        longest.update({number: max(rooms[number] for rooms in tries) for number in numbers})
         longer = {number: room for number, tried in best.items()
                   if tried.full and (room := next((each for each in several[number] if each > tried.room), None))
-                  and room > USUAL and room > max(rooms[number] for rooms in tries)}
+                  and room > USUAL and room > longest[number]}
         if sum(longer.values()) > LONGER:
             break
         numbers = list(longer)

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ TRIES = 60  # values that are tried for a witness
 REPAIRS = 240  # values that are tried for a part of one that does not fit,
 DRAWN = 20  # of which so many are drawn anew,
 PARTS = 8  # and parts that are repaired one after the other
+OLDER = ("draft-07", "draft-04")  # drafts that schemas that name none may be of
 LARGEST = 4_000_000  # characters of a schema
 
 
@@ -229,7 +230,8 @@ def _compiled(
         raise SchemaTooLargeError(str(error)) from None
     except jsonschema_rs.ValidationError as error:
         where = reduce(pointer, error.instance_path, "")
-        raise UnsupportedSchemaError(f"it is no valid JSON Schema: {error.message[:200]}", where) from None
+        raise UnsupportedSchemaError(f"it is no valid JSON Schema: {error.message[:200]}{_older(schema)}",
+                                     where) from None
     except jsonschema_rs.ReferencingError as error:
         raise UnsupportedSchemaError(f"it is no valid JSON Schema: {str(error).splitlines()[0][:200]}") from None
     except (RecursionError, OverflowError, MemoryError):
@@ -239,6 +241,15 @@ def _compiled(
     except (ValueError, TypeError) as error:
         raise UnsupportedSchemaError(f"it is no JSON Schema: {str(error).splitlines()[0][:200]}") from None
     return made
+
+
+def _older(schema: Any) -> str:
+    """What to do about a schema that names no draft, and is valid in an older one only, as those of OpenAPI 3.0 are."""
+    if isinstance(schema, Mapping) and "$schema" not in schema:
+        for name in (f"http://json-schema.org/{draft}/schema#" for draft in OLDER):
+            if jsonschema_rs.meta.is_valid({"$schema": name, **schema}):
+                return f'; it would be valid in an older draft: say so with "$schema": "{name}"'
+    return ""
 
 
 class _Check:

@@ -23,6 +23,7 @@ Schema = Any  # a mapping, True or False
 Plain = dict[str, Any]  # keywords without connectives, about one type
 MOST = 64  # alternatives of a schema; those beyond are left out, and `Schemas.notes` says where
 LISTED = 40  # schemas within each other that are asked for the values that they list
+NOTES = {"title", "description", "$comment"}
 DEEP = 100  # connectives and references inside each other
 
 KINDS = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -127,9 +128,11 @@ class Schemas:
             made = self._apply(made, part, pointer(pointer(where, "allOf"), number), followed)
         for several in ("anyOf", "oneOf"):
             if several in schema:
-                inside = pointer(where, several)
-                made = self._cut([plain for number, option in enumerate(_list(schema, several, where))
-                                  for plain in self._apply(made, option, pointer(inside, number), followed)], inside)
+                inside, options = pointer(where, several), _list(schema, several, where)
+                made = self._cut([left for number, option in enumerate(options)
+                                  for plain in self._apply(made, option, pointer(inside, number), followed)
+                                  for left in self._alone(plain, number, options if several == "oneOf" else [])],
+                                 inside)
         if "if" in schema:
             made = self._conditional(made, schema, where, followed)
         if "not" in schema:
@@ -140,6 +143,14 @@ class Schemas:
             present = self._apply(self._both(made, [{"required": [key]}], where), rest, where, followed)
             made = self._unless_many(made, absent + present, where)
         return self._cut(made, where)
+
+    def _alone(self, plain: Plain, number: int, options: list[Schema]) -> list[Plain]:
+        """Of an alternative of a `oneOf` what fits no other, of those that only say which members there must be."""
+        left = [plain]
+        for other, option in enumerate(options):
+            if other != number and isinstance(option, Mapping) and set(option) - NOTES == {"required"}:
+                left = [each for one in left for each in _deny(one, option) if self._possible(each)][:MOST]
+        return left
 
     def _conditional(
         self, made: list[Plain], schema: Mapping[str, Any], where: str, followed: tuple[str, ...]
@@ -450,7 +461,7 @@ def _deny(plain: Plain, denied: Schema) -> list[Plain]:
         return []
     if not isinstance(denied, Mapping):
         return [plain]
-    keys = set(denied) - {"title", "description", "$comment"}
+    keys = set(denied) - NOTES
     if keys == {"type"}:
         kinds = denied["type"] if isinstance(denied["type"], list) else [denied["type"]]
         return [{**plain, "excluded": [*plain.get("excluded", ()), *kinds]}]
@@ -463,7 +474,7 @@ def _deny(plain: Plain, denied: Schema) -> list[Plain]:
             if (without := merge(plain, {"properties": {name: False}})) is not None:
                 left.append(without)
         for name, each in denied.get("properties", {}).items():
-            if isinstance(each, Mapping) and set(each) & {"const", "enum"}:
+            if each not in (True, {}):
                 left += _merged(plain, {"properties": {name: {"not": each}}})
         return left or [plain]
     if keys <= {"anyOf"} and denied.get("anyOf"):

@@ -25,7 +25,20 @@ async def read_json(request: Request, model: type[M]) -> M:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "unsupported_media_type", "send the body as application/json")
+    check_coding(request)
     return validated(model, parse(await request.body()))
+
+
+def check_coding(request: Request) -> None:
+    """Refuse a body that is packed: what it unpacks to could be of any size.
+
+    Raises:
+        ApiError: it is.
+    """
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        said = f"the body is packed ({shown(coding)}): send it without Content-Encoding"
+        raise ApiError(415, "unsupported_media_type", said)
 
 
 def parse(body: bytes) -> Any:
@@ -37,7 +50,7 @@ def parse(body: bytes) -> Any:
     if body.count(b",") > COMMAS:
         raise ApiError(400, "invalid_json", f"the body holds more than {COMMAS:,} commas: it has too many values")
     try:
-        values = json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_integer,
+        values = json.loads(body.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_integer,
                             parse_float=_float)
         too_deep = _too_deep(values)
     except RecursionError:
@@ -81,7 +94,10 @@ def _path(places: tuple[int | str, ...], values: Any, missing: bool) -> str:
         missing: the last place is not there.
     """
     path = ""
-    for place in places:
+    for number, place in enumerate(places):
+        part = isinstance(values, dict) and number > 0 and isinstance(places[number - 1], int)
+        if part and number + 1 < len(places) and values.get("type") == place:
+            continue  # the tag by which a union chose, though there may be a key of that name as well
         if isinstance(place, int):
             path += f"[{place}]"
             values = values[place] if isinstance(values, list) and place < len(values) else None

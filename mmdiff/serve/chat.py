@@ -81,7 +81,12 @@ def is_spoken(messages: list[dict[str, Any]]) -> bool:
 def wanted_schema(asked: ChatRequest) -> Any:
     """The JSON Schema that the answer has to fit, or None."""
     form = asked.response_format
-    if form is None or form.type == "text":
+    if form is None:
+        return None
+    if form.json_schema is not None and form.type != "json_schema":
+        raise invalid("response_format.json_schema", f"json_schema does not go with type '{form.type}': set type to "
+                                                     "'json_schema', or leave json_schema out")
+    if form.type == "text":
         return None
     if asked.stops:
         raise invalid("stop", "stop and a response_format of JSON do not go together: leave stop out")

@@ -46,8 +46,24 @@ class Nullable(BaseModel):
         return {name: value for name, value in values.items() if value is not None}
 
 
+# What other servers know and some clients always send: the values that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,), "add_special_tokens": (False,), "best_of": (1,),
+    "chat_template_kwargs": ({"enable_thinking": False}, {"thinking": False}), "continue_final_message": (False,),
+    "echo": (False,), "enable_thinking": (False,), "ignore_eos": (False,), "include_stop_str_in_output": (False,),
+    "length_penalty": (1,), "min_tokens": (0,), "mirostat": (0,), "partial": (False,), "prefix": (False,),
+    "priority": (0,), "reasoning": (False,), "return_token_ids": (False,), "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,), "think": (False,), "top_k": (0, -1), "typical_p": (1,),
+    "use_beam_search": (False,),
+}
+
+
 class Strict(Nullable):
-    """Refuses names that it does not know, unless what stands under them is empty."""
+    """Refuses names that it does not know, unless what stands under them is empty or asks for nothing.
+
+    What is empty under a known name that may be left out counts as left out, but for an image's address: that it is
+    empty is a mistake.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,21 +72,34 @@ class Strict(Nullable):
     def _not_empty(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        return {name: value for name, value in values.items() if name in known or value not in (None, [], {}, "")}
+        known = {field.alias or name: field.is_required() or name == "image_url"
+                 for name, field in cls.model_fields.items()}
+        return {name: value for name, value in values.items()
+                if known.get(name) or not (value in NEUTRAL.get(name, ()) or _empty(value, deep=name not in known))}
 
 
-class TextPart(Strict):
+def _empty(value: Any, deep: bool) -> bool:
+    """Whether nothing is in it or, where `deep`, only what is empty itself, as in `{"refusal": null}`."""
+    if deep and isinstance(value, dict):
+        return all(_empty(each, deep) for each in value.values())
+    return value in (None, "", [], {})
+
+
+class Cached(Strict):
+    cache_control: Any = Field(None, description="taken, and not looked at")
+
+
+class TextPart(Cached):
     type: Literal["text"]
     text: StrictStr
 
 
 class ImageUrl(Strict):
     url: StrictStr
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
-class ImagePart(Strict):
+class ImagePart(Cached):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -86,7 +115,7 @@ class InputAudio(Strict):
     format: StrictStr = "wav"
 
 
-class AudioPart(Strict):
+class AudioPart(Cached):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
@@ -95,7 +124,7 @@ class AudioUrl(Strict):
     url: StrictStr
 
 
-class AudioUrlPart(Strict):
+class AudioUrlPart(Cached):
     type: Literal["audio_url"]
     audio_url: AudioUrl
 
@@ -103,7 +132,10 @@ class AudioUrlPart(Strict):
 Part = Annotated[TextPart | ImagePart | AudioPart | AudioUrlPart, Field(discriminator="type")]
 
 
-class Message(Strict):
+UNASKED = ("assistant", "system", "developer")  # whose messages may be empty
+
+
+class Message(Cached):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[Annotated[StrictStr, Tag("text")] | Annotated[list[Part], Tag("parts")],
                        Discriminator(lambda content: "text" if isinstance(content, str) else "parts")]
@@ -113,8 +145,8 @@ class Message(Strict):
     @model_validator(mode="before")
     @classmethod
     def _answered(cls, values: Any) -> Any:
-        """An answer without words may come back without content."""
-        if isinstance(values, dict) and values.get("role") == "assistant" and values.get("content") is None:
+        """An answer without words may come back without content, and so may instructions that are not filled in."""
+        if isinstance(values, dict) and values.get("role") in UNASKED and values.get("content") is None:
             return {**values, "content": ""}
         return values
 
@@ -124,12 +156,14 @@ class StreamOptions(Strict):
     include_obfuscation: StrictBool = False
 
 
-class JsonSchema(Nullable):
+class JsonSchema(Strict):
     name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "answer"
+    description: StrictStr | None = None
+    strict: StrictBool | None = Field(None, description="an answer fits its schema either way")
     schema_: dict[str, Any] | bool = Field(alias="schema")
 
 
-class ResponseFormat(Nullable):
+class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -207,6 +241,7 @@ class ChatRequest(Decoding):
     service_tier: StrictStr | None = None
     safety_identifier: StrictStr | None = None
     prompt_cache_key: StrictStr | None = None
+    prompt_cache_retention: StrictStr | None = None
 
     @property
     def limit(self) -> int | None:

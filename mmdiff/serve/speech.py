@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from mmdiff.config import shown
 from mmdiff.serve import wire
-from mmdiff.serve.bodies import validated
+from mmdiff.serve.bodies import check_coding, validated
 from mmdiff.serve.errors import ApiError, invalid
 from mmdiff.serve.exchange import Asked, House, Perform, Reply
 from mmdiff.serve.media import Medium
@@ -29,6 +29,7 @@ TRUTH = {"true": True, "false": False, "1": True, "0": False}
 async def read(house: House, request: Request) -> Perform:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(415, "unsupported_media_type", "send the sound as multipart/form-data, in a field `file`")
+    check_coding(request)
     try:
         async with request.form(max_files=1, max_fields=FIELDS, max_part_size=FIELD_BYTES) as form:
             asked, data = validated(TranscriptionRequest, _fields(form)), await _file(form, house.options.max_audio)

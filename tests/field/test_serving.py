@@ -1,14 +1,19 @@
 """Reports about other servers, tried on this one: the link, a small input of ours, and the right value."""
 
 import asyncio
+import base64
+import gzip
+import io
 import json
 import re
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image, ImageDraw
 from serving import Served
 
 from mmdiff.serve.app import create
@@ -44,6 +49,12 @@ SAME: list[tuple[str, dict[str, Any]]] = [  # what must be answered as if it wer
     ("https://github.com/AI-DM-Foundry/AI-Combat-Assistant-Pf2e/pull/8", {"stop": None}),
     ("https://github.com/langtail/langtail-node/pull/42", {"stop": []}),
     ("https://github.com/raullenchai/Rapid-MLX/issues/2358", {"stop": "STOP"}),
+    ("https://github.com/lvyufeng/PocketLLM/pull/244", {"stop": "", "user": "", "model": ""}),
+    ("https://github.com/webai-at-home/webai-at-home/issues/191",
+     {"response_format": {}, "stream_options": {}, "metadata": {}, "reasoning_effort": ""}),
+    ("https://github.com/mitsuhiko/agent-stuff/issues/19",
+     {"best_of": 1, "echo": False, "ignore_eos": False, "skip_special_tokens": True, "min_tokens": 0, "top_k": -1,
+      "chat_template_kwargs": {"enable_thinking": False}, "prompt_cache_retention": "24h"}),
 ]
 
 
@@ -63,12 +74,51 @@ TURNS: list[tuple[str, list[dict[str, Any]]]] = [  # histories that clients send
       USER]),
     ("https://github.com/ayunis-core/ayunis-core/pull/719",
      [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]),
+    ("https://github.com/HolmesGPT/holmesgpt/pull/1943",
+     [USER, {"role": "assistant", "content": "red", "provider_specific_fields": {"refusal": None}}, USER]),
+    ("https://github.com/github/copilot-sdk/issues/2061", [{"role": "system", "content": None}, USER]),
+    ("https://github.com/mitsuhiko/agent-stuff/issues/19",
+     [{"role": "system", "content": "Be brief.", "cache_control": {"type": "ephemeral"}},
+      {"role": "user", "content": [{"type": "text", "text": QUESTION, "cache_control": {"type": "ephemeral"}}]}]),
 ]
 
 
 @pytest.mark.parametrize("messages", [messages for _, messages in TURNS], ids=[link for link, _ in TURNS])
 def test_histories_are_read(server: Served, messages: list[dict[str, Any]]) -> None:
     assert words(post(server, {"messages": messages}))
+
+
+def red_circle() -> str:
+    """A PNG, in base64."""
+    image, file = Image.new("RGB", (64, 64), "white"), io.BytesIO()
+    ImageDraw.Draw(image).ellipse((12, 12, 52, 52), fill="red")
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+BEFORE = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi", "refusal": None}]
+ADDRESSES: dict[str, Callable[[str], str]] = {  # data URLs as clients spell them
+    "plain": lambda text: f"data:image/png;base64,{text}",
+    "capitals": lambda text: f"DATA:IMAGE/PNG;BASE64,{text}",
+    "parameter": lambda text: f"data:image/png;charset=utf-8;base64,{text}",
+    "lines": lambda text: "data:image/png;base64," + "\r\n".join(re.findall(".{1,76}", text)),
+    "for addresses": lambda text: "data:image/png;base64," + text.replace("+", "-").replace("/", "_"),
+    "not filled up": lambda text: "data:image/png;base64," + text.rstrip("="),
+}
+
+
+# https://github.com/arduino/app-bricks-py/pull/430 and https://github.com/QwenLM/Qwen3-VL/issues/1053
+@pytest.mark.parametrize("spelling", ADDRESSES)
+@pytest.mark.parametrize("before", [[], BEFORE], ids=["first turn", "second turn"])
+def test_the_order_of_parts_is_no_matter(server: Served, before: list[dict[str, Any]], spelling: str) -> None:
+    image = {"type": "image_url", "image_url": {"url": ADDRESSES[spelling](red_circle()), "detail": None}}
+    for question, right in (("what color is the circle?", "red"), ("what shape is it?", "circle")):
+        text = {"type": "text", "text": question, "cache_control": None}
+        orders = ([text, image], [image, text])
+        said = [post(server, {"messages": [*before, {"role": "user", "content": parts}]}).json() for parts in orders]
+        assert said[0]["choices"] == said[1]["choices"] and said[0]["usage"] == said[1]["usage"]
+        assert said[0]["choices"][0]["message"]["content"] == right
+        assert said[0]["mmdiff"]["confidence"] == said[1]["mmdiff"]["confidence"]
 
 
 REFUSED: list[tuple[str, Any, str | None]] = [  # bodies, and the parameter at fault
@@ -88,7 +138,29 @@ REFUSED: list[tuple[str, Any, str | None]] = [  # bodies, and the parameter at f
      {"messages": [{"role": "user", "content": [{"type": "output_text", "text": "a"}]}]}, "messages[0].content[0]"),
     ("https://github.com/foundation-model-stack/fms-guardrails-orchestrator/issues/382",
      {"messages": [{"role": "user", "name": "string"}]}, "messages[0].content"),
+    ("https://github.com/HolmesGPT/holmesgpt/pull/1943",
+     {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "lang": "en"}]}]},
+     "messages[0].content[0].lang"),
+    ("https://github.com/anomalyco/opencode/issues/27852",
+     {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content[0].text"),
+    ("https://github.com/ggml-org/llama.cpp/pull/28697",
+     {"messages": [USER], "response_format": {"type": "json_object", "schema": {"enum": ["red"]}}},
+     "response_format.schema"),
+    ("https://github.com/peonist-ai/halogen-flash-server/issues/14",
+     {"messages": [USER], "response_format": {"type": "text", "json_schema": {"schema": {"enum": ["red"]}}}},
+     "response_format.json_schema"),
 ]
+
+
+# https://github.com/Aider-AI/aider/issues/3693
+def test_bodies_are_utf_8(server: Served) -> None:
+    body = json.dumps({"messages": [USER], "user": "\ud83d"})
+    headers = {"Content-Type": JSON}
+    answer = server.client.post(CHAT, content=body.encode("utf-16"), headers=headers)
+    assert answer.status_code == 400 and "UTF-8" in answer.json()["error"]["message"]
+    packed = gzip.compress(json.dumps({"messages": [USER]}).encode())
+    answer = server.client.post(CHAT, content=packed, headers={**headers, "Content-Encoding": "gzip"})
+    assert answer.status_code == 415 and "Content-Encoding" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("body, param", [case[1:] for case in REFUSED], ids=[link for link, *_ in REFUSED])

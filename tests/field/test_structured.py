@@ -9,22 +9,30 @@ import enum
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
+import torch
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mmdiff.config import PRESETS
 from mmdiff.eval.hostile import BASE, Fake, Judge, generate, settings
-from mmdiff.scaffold.errors import ScaffoldError, SchemaTooLargeError, UnsatisfiableSchemaError
+from mmdiff.scaffold.errors import (
+    ScaffoldError,
+    SchemaTooLargeError,
+    UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
+)
 from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.membership import Unsaid, arranged
+from mmdiff.scaffold.plan import Row, plan
 from mmdiff.scaffold.scaffold import compile_schema
 from mmdiff.scaffold.source import compile_source
 from mmdiff.scaffold.vocabulary import Vocabulary
@@ -419,3 +427,48 @@ def test_literals_of_numbers_are_names_too(layouts: Layouts) -> None:
     # https://github.com/pydantic/pydantic/pull/13763
     found = made(layouts, dict[Literal["a", "b"], int])
     assert set(found.value) <= {"a", "b"}
+
+
+def test_no_length_of_a_word_is_tried_again(layouts: Layouts) -> None:
+    # https://github.com/vllm-project/vllm/issues/43920
+    text = {"type": "string"}
+    scaffold = compile_schema(obj("a b c", a=text, b=text, c=text), layouts, 900)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        passes = 0
+
+        def probe(rows: Sequence[Row]) -> list[np.ndarray[Any, Any]]:
+            nonlocal passes
+            passes += 1
+            assert passes <= 5  # the usual lengths, 64, 128 and 256
+            return [rng.normal(size=(len(row.places), layouts.vocabulary.size)) for row in rows]
+
+        plan(scaffold, probe, 0.0, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("schema", "said", "unsaid"),
+    [
+        (
+            obj("x", x={"type": "integer", "minimum": 0, "exclusiveMinimum": True, "maximum": 3}),
+            {"x": 1},
+            {"x": 0},
+        ),
+        (
+            {"type": "array", "items": [{"const": "a"}, {"type": "integer"}], "minItems": 2},
+            ["a", 1],
+            [1, "a"],
+        ),
+    ],
+)
+def test_older_drafts_are_asked_to_be_named(
+    layouts: Layouts, schema: Any, said: Any, unsaid: Any
+) -> None:
+    # https://github.com/PayU/api-schema-builder/issues/86, https://github.com/ajv-validator/ajv/issues/835
+    # https://github.com/python-openapi/openapi-schema-validator/issues/45
+    with pytest.raises(UnsupportedSchemaError, match='say so with "\\$schema": "') as refused:
+        compile_schema(schema, layouts, 100)
+    name = str(refused.value).rpartition('": "')[2].rstrip('"')
+    scaffold = compile_schema({"$schema": name, **schema}, layouts, 100)
+    assert arranged(scaffold, said) == said and scaffold.judge(json.dumps(said))
+    assert not scaffold.judge(json.dumps(unsaid))

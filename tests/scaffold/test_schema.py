@@ -280,6 +280,28 @@ def test_conditions_lose_no_kind(layouts: Layouts, count: int) -> None:
     assert not scaffold.notes and not generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, 1)[0].changes
 
 
+def test_one_of_several_members_is_decided_and_not_repaired(layouts: Layouts) -> None:
+    members = {name: {"type": "string", "maxLength": 5} for name in "abc"}
+    schema = {"type": "object", "properties": members, "additionalProperties": False,
+              "oneOf": [{"required": [name]} for name in members]}
+    scaffold = compile_schema(schema, layouts, 200)
+    for name in members:
+        assert arranged(scaffold, {name: "x"}) == {name: "x"}
+    found = [generate(scaffold, Fake(layouts, TOKENS, "random"), dataclasses.replace(BASE, temperature=1.0), seed)[0]
+             for seed in range(8)]
+    assert not any(each.stand_in or each.changes for each in found)
+
+
+def test_else_is_for_all_that_does_not_meet_the_condition(layouts: Layouts) -> None:
+    schema = {"type": "object", "required": ["a", "b"], "additionalProperties": False,
+              "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 100}, "b": {"type": "boolean"}},
+              "if": {"properties": {"a": {"minimum": 50}}, "required": ["a"]},
+              "then": {"properties": {"b": {"const": True}}}, "else": {"properties": {"b": {"const": False}}}}
+    scaffold = compile_schema(schema, layouts, 100)
+    for value in ({"a": 60, "b": True}, {"a": 10, "b": False}):
+        assert arranged(scaffold, value) == value
+
+
 def test_conditions_that_are_too_many_are_checked_and_that_is_said(layouts: Layouts) -> None:
     flags = [f"b{n}" for n in range(8)]
     schema = {"type": "object", "required": flags,

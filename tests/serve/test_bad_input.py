@@ -131,7 +131,7 @@ def schema_cases() -> list[Bad]:
         "stream": ("yes", 1), "stop": (["a"] * 100, [""], [3], "x" * 300), "rule": ("none",), "cache": ("disk",),
         "top_p": (0.5, 2), "logprobs": (True,), "tools": ([{"type": "function"}],), "logit_bias": ({"5": 1},),
         "chat_template": ("{{ 1 }}",), "chat_template_kwargs": ({"a": 1},), "diffusing": ("yes",), "lookahead": (1000,),
-        "top_k": (0,), "frequency_penalty": (1.0,), "cfg_scale": (-1,), "presence_penalty": (0.5,), "order": (1,),
+        "top_k": (-2,), "frequency_penalty": (1.0,), "cfg_scale": (-1,), "presence_penalty": (0.5,), "order": (1,),
     }.items():
         wrong += [({"messages": [user], "temperature": 1.0, name: value}, name) for value in values]
     return [Bad(CHAT, 400, "", {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}},
