@@ -29,6 +29,7 @@ _IDN_LOCAL = rf"[A-Z0-9{_LETTERS}](?:[._+-]?[A-Z0-9{_LETTERS}]){{0,9}}"  # at mo
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_VERSION = "[0-9a-f]{{8}}-[0-9a-f]{{4}}-{version}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}"  # RFC 9562
 
 _VARIABLE = r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*(?::[1-9]\d{0,2}|\*)?"
 _TEMPLATE = rf"(?:[A-Za-z0-9._~:/?#@!$&()*+,;=-]|%[0-9A-F]{{2}}|\{{[+#./;?&]?{_VARIABLE}(?:,{_VARIABLE})*\}})*"
@@ -116,5 +117,6 @@ FORMATS: dict[str, Callable[[], Language]] = {
     "ipvanyaddress": _ANY_IP, "ipvanyinterface": _ANY_IP, "ipvanynetwork": _ANY_IP,
     "ipv4interface": _whole(rf"{_OCTET}(?:\.{_OCTET}){{3}}"), "ipv4network": _whole(rf"{_OCTET}(?:\.{_OCTET}){{3}}"),
     "ipv6interface": _ipv6, "ipv6network": _ipv6,
+    **{f"uuid{version}": _whole(_VERSION.format(version=version)) for version in range(1, 9)},
     "base64": _whole("(?:[A-Za-z0-9+/]{4})*"), "base64url": _whole("(?:[A-Za-z0-9_-]{4})*"),
 }

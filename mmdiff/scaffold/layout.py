@@ -201,7 +201,7 @@ class Layouts:
         """
         if (needed := self.count(walk)) > budget:
             raise BudgetError(f"the shortest value takes {needed} tokens, and there is room for {budget}; raise "
-                              f"max_tokens to at least {needed}", needed)
+                              f"max_tokens to at least {needed}, or ask for a shorter one", needed)
 
 
 def _groups(pieces: Sequence[str | Place], made: Sequence[str | Slot]) -> list[Distinct]:

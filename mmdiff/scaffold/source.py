@@ -11,6 +11,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from mmdiff.config import shown
 from mmdiff.errors import MMDiffError
 from mmdiff.scaffold import language as lang
 from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
@@ -114,9 +115,11 @@ def compile_source(source: Any, layouts: Layouts, budget: int) -> Scaffold:
 def compile_choices(choices: Sequence[str], layouts: Layouts, budget: int) -> Scaffold:
     """The scaffold of an answer that is one of some texts."""
     if isinstance(choices, str) or not choices or not all(isinstance(each, str) and each for each in choices):
-        raise MMDiffError(f"choices={choices!r} must be a list of texts, none of them empty")
+        raise MMDiffError(f"choices={shown(choices)} must be a list of texts, none of them empty")
     if len(set(choices)) < len(choices):
-        raise MMDiffError(f"choices={list(choices)!r} has the same text twice")
+        raise MMDiffError(f"choices={shown(list(choices))} has the same text twice")
+    for text in choices:
+        _check_characters(text)
     return _texts(Choices(tuple(choices), spelling="plain", ends=True), layouts, budget, lambda text: text)
 
 
@@ -131,6 +134,7 @@ def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
     `[[ ]]` is a phrase, `[[red|green]]` one of some texts, `[[/[0-9]+/]]` a pattern. A space before a hole is part of
     what is filled in, for tokens begin with their space.
     """
+    _check_characters(text)
     parts = HOLE.split(text)
     if len(parts) < 3:
         raise MMDiffError(f"the text {text[:80]!r} has no hole; write [[ ]] where something is to be filled in")
@@ -149,6 +153,18 @@ def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
         else:
             nodes.append(_words(lang.literal(before) + PHRASE))
     return _texts(Run(tuple(nodes)), layouts, budget, lambda text: text)
+
+
+def _check_characters(text: str) -> None:
+    """Refuse what no tokens spell.
+
+    Raises:
+        MMDiffError: there is half of a character in it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise MMDiffError(f"the text {shown(text)} holds half of a character (a lone surrogate)") from None
 
 
 def blanks(text: str) -> str:

@@ -18,11 +18,24 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
+from pydantic import (
+    UUID1,
+    UUID3,
+    UUID4,
+    UUID5,
+    UUID7,
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    TypeAdapter,
+    model_validator,
+)
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mmdiff.config import PRESETS
+from mmdiff.errors import MMDiffError
 from mmdiff.eval.hostile import BASE, Fake, Judge, generate, settings
 from mmdiff.scaffold.errors import (
     ScaffoldError,
@@ -34,7 +47,7 @@ from mmdiff.scaffold.layout import Layouts
 from mmdiff.scaffold.membership import Unsaid, arranged
 from mmdiff.scaffold.plan import Row, plan
 from mmdiff.scaffold.scaffold import compile_schema
-from mmdiff.scaffold.source import compile_source
+from mmdiff.scaffold.source import compile_choices, compile_source, compile_template
 from mmdiff.scaffold.vocabulary import Vocabulary
 
 TOKENS = PRESETS["tiny"].tokens
@@ -472,3 +485,24 @@ def test_older_drafts_are_asked_to_be_named(
     scaffold = compile_schema({"$schema": name, **schema}, layouts, 100)
     assert arranged(scaffold, said) == said and scaffold.judge(json.dumps(said))
     assert not scaffold.judge(json.dumps(unsaid))
+
+
+@pytest.mark.parametrize("version", [UUID1, UUID3, UUID4, UUID5, UUID7], ids="13457")
+def test_versions_of_uuids_are_kept_to(layouts: Layouts, version: Any) -> None:
+    # https://github.com/pydantic/pydantic/issues/11967
+    found = made(layouts, version)
+    assert not found.stand_in and found.value.version == int(TypeAdapter(version).json_schema()["format"][-1])
+
+
+def test_half_a_character_is_refused_in_a_sentence(layouts: Layouts) -> None:
+    # https://github.com/Aider-AI/aider/issues/3693
+    for compiled in (
+        lambda: compile_choices(["a", "\ud83d"], layouts, 100),
+        lambda: compile_template("\ud83d [[ ]]", layouts, 100),
+        lambda: compile_template("it is [[\ud83d|red]]", layouts, 100),
+    ):
+        with pytest.raises(MMDiffError, match="half of a character"):
+            compiled()
+    with pytest.raises(MMDiffError, match="the same text twice") as refused:
+        compile_choices(["word"] * 1000, layouts, 100)
+    assert len(str(refused.value)) < 150
