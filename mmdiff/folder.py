@@ -126,7 +126,11 @@ def refuse_adapter(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a CheckpointError that says what is wrong with it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte-order mark
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{shown(str(path.parent))} holds no {path.name}; give the folder of a whole model"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON ({error.__class__.__name__}); fetch it again"
