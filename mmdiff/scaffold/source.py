@@ -11,6 +11,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from mmdiff.config import shown
 from mmdiff.errors import MMDiffError
 from mmdiff.scaffold import language as lang
 from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
@@ -51,9 +52,9 @@ def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
         # From JSON, as strict types too take dates, numbers as keys and the like from its texts.
         return adapter.json_schema(schema_generator=TypeSchema), lambda value: adapter.validate_json(dumps(value))
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError, ValueError, ImportError) as error:
-        told = str(error).splitlines()[0][:200]
+        told = str(error).splitlines()[0].split(". ")[0][:200]
         raise UnsupportedSchemaError(
-            f"{source!r} is neither a JSON Schema nor a type that pydantic can describe: {told}") from None
+            f"{shown(source)} is neither a JSON Schema nor a type that pydantic can describe: {told}") from None
 
 
 class TypeSchema(GenerateJsonSchema):
@@ -114,9 +115,9 @@ def compile_source(source: Any, layouts: Layouts, budget: int) -> Scaffold:
 def compile_choices(choices: Sequence[str], layouts: Layouts, budget: int) -> Scaffold:
     """The scaffold of an answer that is one of some texts."""
     if isinstance(choices, str) or not choices or not all(isinstance(each, str) and each for each in choices):
-        raise MMDiffError(f"choices={choices!r} must be a list of texts, none of them empty")
+        raise MMDiffError(f"choices={shown(choices)} must be a list of texts, none of them empty")
     if len(set(choices)) < len(choices):
-        raise MMDiffError(f"choices={list(choices)!r} has the same text twice")
+        raise MMDiffError(f"choices={shown(list(choices))} has the same text twice")
     return _texts(Choices(tuple(choices), spelling="plain", ends=True), layouts, budget, lambda text: text)
 
 
