@@ -6,6 +6,7 @@ Names and settings are not interpreted here: that is `families.py` and `checkpoi
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,7 @@ def _read_index(index: Path) -> dict[str, str]:
 def _absent(folder: Path, listed: Mapping[str, str]) -> list[str]:
     """Files of an index that the folder lacks; one outside of it counts as absent."""
     files = sorted(set(listed.values()))
-    return [file for file in files if Path(file).name != file or not (folder / file).is_file()]
+    return [file for file in files if Path(file).name != file or not os.path.isfile(folder / file)]
 
 
 def _without_weights(folder: Path) -> str:
@@ -151,5 +152,5 @@ def tensor_names(file: Path) -> list[str]:
 
 def some(names: Sequence[str], most: int = 8) -> str:
     """The first names of a list, and how many more there are."""
-    first = ", ".join(names[:most])
+    first = ", ".join(name if len(name) <= 80 else f"{name[:77]}..." for name in names[:most])
     return first if len(names) <= most else f"{first} and {len(names) - most} more"

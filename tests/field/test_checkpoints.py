@@ -198,6 +198,13 @@ def test_a_file_that_was_not_fetched_is_named(folder: Path, tensors: Tensors) ->
         model_of(folder)
 
 
+# https://github.com/pqzx/html2docx/issues/28: a name that no file can have
+def test_a_name_in_the_index_that_no_file_can_have_is_told(folder: Path, tensors: Tensors) -> None:
+    shard(folder, tensors, {"x": torch.zeros(1)}, dict.fromkeys(tensors, "x" * 5000))
+    with pytest.raises(CheckpointError, match="is incomplete: x{77}\\.\\.\\.;"):
+        model_of(folder)
+
+
 # https://github.com/Blaizzy/mlx-vlm/pull/1827, https://github.com/Neph0s/CoSER/issues/3: the index is of older files
 def test_a_whole_file_beside_an_old_index_loads(folder: Path, tensors: Tensors) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model-00001-of-00030.safetensors")}))
