@@ -303,12 +303,17 @@ def _from_array(source: object, rate: object, limits: Limits) -> Samples:
 def _array(source: object) -> npt.NDArray[np.generic]:
     """Arrays, lists and tensors of any library as a NumPy array."""
     try:
-        return np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
+        array = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
     except Exception as error:  # whatever a class of others raises in its conversion
         raise AudioError(
-            f"a {type(source).__name__} cannot be made an array ({_first_line(error)}): give a NumPy array of "
+            f"a {type(source).__name__} cannot be made an array ({_first_line(error)[:80]}): give a NumPy array of "
             "float32 or int16"
         ) from error
+    if array.dtype.kind == "O" and not isinstance(source, np.ndarray):
+        raise AudioError(
+            f"{shorten(repr(source))} is no sound: give a path, bytes, a stream, or a NumPy array with its sample_rate"
+        )
+    return array
 
 
 def _check_scale(array: npt.NDArray[np.generic], name: str) -> None:

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,7 +162,7 @@ def transcribe(
     pipeline, failed = None, 0
     for name, file in zip(files, outputs, strict=True):
         try:
-            source = sys.stdin.buffer.read() if name == "-" else name
+            source = _stdin() if name == "-" else name
             tracks = load_channels(source) if channels == "separate" else [load_audio(source)]
         except MMDiffError as error:
             if len(files) == 1:
@@ -285,6 +285,7 @@ def run_batch(
     """Answer a file of requests. However it is broken off, the same command goes on."""
     from mmdiff.serve import local
 
+    _check_sources([source], [out])
     names, domains = tuple(served_model_name or ()), tuple(allowed_media_domains or ())
     replicas = _replicas(on_ray, min_replicas, max_replicas)
     options = local.local_options(model, names, device, max_num_seqs, domains, speech_model)
@@ -592,6 +593,11 @@ def main() -> None:
     except MMDiffError as error:
         typer.echo(f"mmdiff: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        typer.echo(f"mmdiff: standard output cannot be written ({error.strerror})", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -717,6 +723,7 @@ def _transcript_files(names: list[str], out: Path | None, form: str) -> list[Pat
         return [None] * len(names)
     if len(names) == 1 and not out.is_dir():
         _check_outputs(out)
+        _check_sources(names, [out])
         return [out]
     if out.exists() and not out.is_dir():
         raise _refuse(f"--out {out} is a file; {len(names)} transcripts need a folder")
@@ -726,6 +733,7 @@ def _transcript_files(names: list[str], out: Path | None, form: str) -> list[Pat
         if file in files[:number]:
             raise _refuse(f"{names[number]!r} and {names[files.index(file)]!r} would both be written to {file}; "
                           "transcribe them one after the other")
+    _check_sources(names, files)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -733,10 +741,22 @@ def _transcript_files(names: list[str], out: Path | None, form: str) -> list[Pat
     return list(files)
 
 
+def _check_sources(names: Iterable[str | Path], outputs: Iterable[Path]) -> None:
+    """What is read is never written over."""
+    sources = {os.path.realpath(name) for name in names}
+    for file in outputs:
+        if file.is_file() and os.path.realpath(file) in sources:
+            raise _refuse(f"{shorten(str(file))} is read, and would be written over; give another name for the output")
+
+
 def _write_whole(file: Path, text: str) -> None:
-    """All of it or nothing."""
+    """All of it or nothing, where a link leads to; a device or a pipe is written to, never replaced."""
+    file = Path(os.path.realpath(file))
     new = file.with_name(f".{file.name}.new")
     try:
+        if file.exists() and not file.is_file():
+            file.write_text(text, encoding="utf-8")
+            return
         new.write_text(text, encoding="utf-8")
         new.replace(file)
     except OSError as error:
@@ -777,10 +797,19 @@ def _schema(name: str) -> Any:
         raise _refuse(f"--schema {name!r} is not JSON: {error}") from None
 
 
+def _stdin() -> bytes:
+    if sys.stdin is None:  # as where a shell closed it
+        raise _refuse("standard input is closed, and - reads it; name a file instead")
+    return sys.stdin.buffer.read()
+
+
 def _source(name: str) -> dict[str, Any]:
     """What `Pipeline.extract` is to look at: a file's sound where its name says so, else its picture."""
     if name == "-":
-        return {"image": None, "text": sys.stdin.read()}
+        try:
+            return {"image": None, "text": _stdin().decode()}
+        except UnicodeDecodeError:
+            raise _refuse("standard input is not text in UTF-8; name the file where it is an image or audio") from None
     kind = mimetypes.guess_type(name)[0] or ""
     return {"image": None, "audio": name} if kind.startswith(("audio/", "video/")) else {"image": name}
 

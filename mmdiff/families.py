@@ -75,7 +75,7 @@ LLADA = Family(
     },
     read=_SIZES | _IDS | {
         "embedding_size", "d_model", "mlp_hidden_size", "n_layers", "n_heads", "n_kv_heads", "include_qkv_bias",
-        "max_sequence_length",
+        "max_sequence_length", "mlp_ratio",
     },
     tokens=LLADA_TOKENS,
 )
@@ -207,22 +207,29 @@ def _refusal(key: str, value: object, why: str) -> CheckpointError:
 _BOOKKEEPING = frozenset("""
     activation_checkpointing add_time_instruction alibi_bias_max architectures attention_layer_norm_with_affine
     attn_implementation auto_map bad_words_ids begin_suppress_tokens block_group_size chunk_size_feed_forward
-    context_length decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty faster_token_stride finetuning_task flash_attention force_sample
-    forced_bos_token_id forced_eos_token_id id2label image_crop_resolution image_split_resolution initializer_factor
-    initializer_range label2id length_penalty max_length max_seq_len max_seq_length max_window_layers min_length
-    mlp_ratio mm_newline_position mm_tunable_parts model_max_length model_type no_repeat_ngram_size num_beam_groups
-    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_router_logits
-    output_scores pos_skipping_range precision prefix pretraining_tp problem_type remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate rope_full_precision sep_token_id suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder top_k top_p torchscript typical_p
-    use_bfloat16 use_cache use_flash_attention use_flash_attention_2 use_pos_skipping use_return_dict
-    vision_tower_pretrained
+    context_length cpu_offload decoder_start_token_id delay_load diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff exponential_decay_length_penalty faster_token_stride
+    finetuning_task flash_attention force_sample forced_bos_token_id forced_eos_token_id frames_upbound gen_length
+    generation_config guidance_scale id2label ignore_index image_crop_resolution image_split_resolution
+    initializer_factor initializer_range is_multimodal label2id label_smoothing label_smoothing_factor learning_rate
+    length_penalty low_cpu_mem_usage low_memory lr mask_token max_length max_new_tokens max_seq_len max_seq_length
+    max_time max_window_layers min_length min_new_tokens min_p mlp_ratio mm_newline_position mm_resampler_location
+    mm_spatial_pool_out_channels mm_tunable_parts model_max_length model_type n_ctx n_positions neftune_noise_alpha
+    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences original_vocab_size
+    output_attentions output_hidden_states output_router_logits output_scores padding_side penalty_alpha
+    pos_skipping_range precision prefix pretrain_mm_mlp_adapter pretraining_tp problem_type remasking
+    remove_invalid_values renormalize_logits repetition_penalty return_dict return_dict_in_generate
+    rope_full_precision sampling_eps sep_token_id seq_len seq_length stop_strings suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder time_epsilon top_k top_p torchscript
+    transformers.js_config trust_remote_code typical_p use_bfloat16 use_cache use_fast use_flash_attention
+    use_flash_attention_2 use_liger_kernel use_pos_skipping use_return_dict use_safetensors video_fps
+    vision_tower_pretrained weight_decay
 """.split())
 # ... or by what their names say.
 _BOOKKEEPING_NAMES = re.compile(
     r"_.*|(init|tokenizer|training|train|wandb|unsloth|deepspeed|lora|peft|freeze|unfreeze|tune)_.*|.*flash_att.*"
-    r"|.*(_lr|_dropout|_dropout_prob|_token_id|_token_index|_version)|dropout|(torch_)?dtype"
+    r"|mm_(mask_drop|perceiver|qformer)_.*"  # of resamplers, which are refused themselves
+    r"|.*(_lr|_dropout|_dropout_prob|_pdrop|_token_id|_token_index|_version)|dropout|(torch_)?dtype"
 )
 _BOOKKEEPING_WORDS = frozenset("""
     author batch bf16 checkpoint checkpointing comment commit created data dataset datasets date ddp deepspeed
@@ -232,7 +239,8 @@ _BOOKKEEPING_WORDS = frozenset("""
 """.split())
 # A name with one of these is never taken for bookkeeping on account of another word in it.
 _MATHS_WORDS = re.compile(
-    r"rope|rotary|alibi|attn|attention|window|sliding|norm|softcap|scal|multiplier|factor|bias|activation|_act$|gate"
+    r"rope|rotary|alibi|attn|attention|window|sliding|norm|softcap|scal|multiplier|factor|bias|activation|gate"
+    r"|(^|_)act(_|$)|[qkv]_lora"
     r"|expert|moe|router|head|layer|pool|stride|proj|resampl|tower|vision|image|audio|quant|embed|residual|parallel"
     r"|clip|mlp|ffn|logit|causal|shift|mask|conv|compress|sparse|adapter|delta|position|hidden|block|kernel|ntk"
 )

@@ -19,6 +19,7 @@ from urllib.parse import unquote_to_bytes
 from mmdiff.errors import MMDiffError
 
 DATA_URL = re.compile(r"\s*data:[^,;]*(?:;(?!\s*base64\s*[,;])[^,;]*)*;\s*base64\s*,", re.IGNORECASE)
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # of two letters at least: C:// is a drive
 WHITESPACE = b" \t\r\n\f\v"
 STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 LONGEST = 80  # characters of a user's value in a message
@@ -36,8 +37,9 @@ def open_file(path: str, what: str, error_type: type[MMDiffError]) -> BinaryIO:
     shown = shorten(path)
     if not path:
         raise error_type(f"the path of the {what} is empty: give the path of a {what} file")
-    if path.startswith(("http://", "https://")):
-        raise error_type(f"{shown} is an address, not a file: download the {what} and give its path")
+    if address := ADDRESS.match(path):
+        how = "leave out 'file://'" if address[1].lower() == "file" else f"download the {what} and give its path"
+        raise error_type(f"{shown} is an address, not a file: {how}")
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISREG(kind):

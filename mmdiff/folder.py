@@ -6,6 +6,7 @@ Names and settings are not interpreted here: that is `families.py` and `checkpoi
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,7 @@ def _read_index(index: Path) -> dict[str, str]:
 def _absent(folder: Path, listed: Mapping[str, str]) -> list[str]:
     """Files of an index that the folder lacks; one outside of it counts as absent."""
     files = sorted(set(listed.values()))
-    return [file for file in files if Path(file).name != file or not (folder / file).is_file()]
+    return [file for file in files if Path(file).name != file or not os.path.isfile(folder / file)]
 
 
 def _without_weights(folder: Path) -> str:
@@ -126,7 +127,11 @@ def refuse_adapter(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a CheckpointError that says what is wrong with it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte-order mark
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{shown(str(path.parent))} holds no {path.name}; give the folder of a whole model"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON ({error.__class__.__name__}); fetch it again"
@@ -147,5 +152,5 @@ def tensor_names(file: Path) -> list[str]:
 
 def some(names: Sequence[str], most: int = 8) -> str:
     """The first names of a list, and how many more there are."""
-    first = ", ".join(names[:most])
+    first = ", ".join(name if len(name) <= 80 else f"{name[:77]}..." for name in names[:most])
     return first if len(names) <= most else f"{first} and {len(names) - most} more"

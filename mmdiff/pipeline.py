@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,7 @@ SHIPPED = Path(__file__).parent / "models"
 FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # of a checkpoint on the hub
 SETTINGS = ["config.json", "*/config.json", "adapter_config.json"]
 T = TypeVar("T", int, float)
+Item = TypeVar("Item")
 CaptionLength = Literal["word", "short", "long"]
 CAPTION_PROMPTS: dict[CaptionLength, str] = {
     "word": "Describe the picture in one word.",
@@ -292,6 +293,7 @@ class Pipeline:
         self, conversations: Sequence[Messages], *, seeds: Sequence[int] | None = None, **decoding: Any
     ) -> list[Answer]:
         """Answer several conversations at once, of any lengths and numbers of pictures."""
+        conversations = _listed("conversations", conversations)
         if not conversations:
             return []
         return self.answers(_finish(self.start(conversations, seeds=seeds, **decoding)))
@@ -316,9 +318,9 @@ class Pipeline:
             scaffolds: what each answer must be (see `compile`); its structure is decided here, which takes passes.
         """
         settings = self.decoding(**decoding)
-        for name, given in {"conversations": conversations, "seeds": seeds, "limits": limits}.items():
-            if given is not None and (isinstance(given, str | bytes) or not isinstance(given, Iterable)):
-                raise MMDiffError(f"{name}={shown(given)} does not fit; give a list, with one for each conversation")
+        conversations = _listed("conversations", conversations)
+        seeds = None if seeds is None else _listed("seeds", seeds)
+        limits = None if limits is None else _listed("limits", limits)
         if scaffolds is not None:
             return self._start_scaffolds(conversations, scaffolds, settings, seeds)
         prompted = self._prompt(conversations, settings.gen_length)
@@ -399,6 +401,8 @@ class Pipeline:
         for name, given in {"text": text, "question": question}.items():
             if given is not None:
                 _text(name, given)
+        if audio is None and not text and not question and (image is None or image == []):
+            raise MMDiffError("there is nothing to extract from; give an image, audio, a text or a question")
         scaffold = self.compile(schema, max_tokens)
         wanted = EXTRACT_PROMPT.format(outline(schema_of(schema)[0]))
         prompt = "\n".join(part for part in (text, question and question.strip(), wanted) if part)
@@ -411,8 +415,8 @@ class Pipeline:
         self, image: Any, question: str, choices: Sequence[str], *, seed: int = 0, **decoding: Any
     ) -> Extraction:
         """One of some answers to a question, with the chance of each: `fields[""].chances`. It takes one pass."""
-        for choice in choices if isinstance(choices, list | tuple) else ():
-            _text("choice", choice, exact=True)
+        if not isinstance(choices, str):
+            choices = [_text("choice", choice, exact=True) for choice in choices or ()]
         scaffold = compile_choices(choices, self._layouts, MAX_TOKENS)
         return self._filled([_user(image, question)], scaffold, seed, decoding)
 
@@ -614,7 +618,7 @@ def load(
     if device_map not in (None, "auto"):
         raise MMDiffError(f"device_map={shown(device_map)} is not known; use 'auto', or leave it out")
     if quantize not in (None, *QUANTIZED):
-        raise MMDiffError(f"quantize={quantize!r} is not known; use {' or '.join(QUANTIZED)}")
+        raise MMDiffError(f"quantize={shown(quantize)} is not known; use {' or '.join(QUANTIZED)}")
     if quantize is not None and device_map is not None:
         raise MMDiffError(f"quantize={quantize!r} and device_map={device_map!r} do not go together; choose one of them")
     return Pipeline(*load_folder(find(name), place, number_type, device_map, quantize), store_bytes, speech_model)
@@ -662,7 +666,7 @@ def find(name: str | Path, weights: bool = True) -> Path:
         config_of(folder)  # what is not loaded is refused before its weights are fetched
         return _fetch(str(name), FETCHED)
     shipped = ", ".join(preset for preset in PRESETS if (SHIPPED / preset / "config.json").is_file())
-    raise CheckpointError(f"unknown model {str(name)!r}; give a shipped name ({shipped}), a folder or a hub name")
+    raise CheckpointError(f"unknown model {shown(str(name))}; give a shipped name ({shipped}), a folder or a hub name")
 
 
 def _fetch(name: str, patterns: list[str]) -> Path:
@@ -672,8 +676,8 @@ def _fetch(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; to the caller they all mean "not to be had"
         raise CheckpointError(
-            f"{name!r} is neither a folder here nor could it be fetched from the hub ({error.__class__.__name__}); "
-            "check the name, or give the path of a downloaded folder"
+            f"{shown(name)} is neither a folder here nor could it be fetched from the hub "
+            f"({error.__class__.__name__}); check the name, or give the path of a downloaded folder"
         ) from None
 
 
@@ -721,6 +725,13 @@ def _samples(audio: AudioSource, sample_rate: int | None) -> Samples:
     if sample_rate is not None and not is_number(sample_rate):
         raise MMDiffError(f"sample_rate={shown(sample_rate)} does not fit: give a number, in Hz")
     return load_audio(as_array(audio), sample_rate)
+
+
+def _listed(name: str, value: Iterable[Item]) -> list[Item]:
+    """Of a list, or whatever else gives one for each conversation."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise MMDiffError(f"{name}={shown(value)} does not fit; give a list, with one for each conversation")
+    return list(value)
 
 
 def _whole(name: str, value: object, least: int = 1, most: int = 1 << 31) -> int:

@@ -262,8 +262,10 @@ def check_messages(messages: Any) -> None:
 
 
 def as_array(source: Any) -> Any:
-    """A tensor as an array, gradients or not; everything else as it is."""
-    return source.detach().float().cpu().numpy() if isinstance(source, Tensor) else source
+    """A tensor as an array of the same kind of numbers, gradients or not; everything else as it is."""
+    if not isinstance(source, Tensor):
+        return source
+    return (source.detach().float() if source.is_floating_point() else source).cpu().numpy()
 
 
 def _is_batch(conversation: Any) -> bool:

@@ -7,6 +7,7 @@ images are read.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import math
 import re
@@ -82,6 +83,8 @@ def _backbone_of(published: Mapping[str, Any], family: Family) -> BackboneConfig
         ours: next((published[key] for key in keys if published.get(key) is not None), None)
         for ours, keys in _BACKBONE_KEYS.items()
     }
+    if found["intermediate_size"] is None and found["hidden_size"] and published.get("mlp_ratio"):
+        found["intermediate_size"] = published["mlp_ratio"] * found["hidden_size"]  # as LLaDA's own code takes it
     found["rope_theta"] = rope_theta(published)
     if missing := [name for name, value in found.items() if value is None and name not in _OPTIONAL]:
         raise CheckpointError(f"config.json does not say {', '.join(missing)}; this is not a LLaDA-style model")
@@ -164,9 +167,10 @@ def _tower_of(name: object, folder: Path) -> VisionConfig:
     """
     path = str(name).rstrip("/\\")
     last = re.split(r"[/\\]", path)[-1]
-    for own in (folder / last / "config.json", folder / path / "config.json"):
-        if last and own.is_file():
-            return _siglip(read_json(own))
+    with contextlib.suppress(OSError):  # a name that can be no path
+        for own in (folder / last / "config.json", folder / path / "config.json"):
+            if last and own.is_file():
+                return _siglip(read_json(own))
     patches = re.search(r"patch\d+.*", last.lower())
     if "siglip" in path.lower() and (patches is None or patches[0].startswith("patch14-384")):
         return SO400M_PENULTIMATE

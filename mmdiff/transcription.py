@@ -14,6 +14,7 @@ from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio, l
 from mmdiff.audio.features import WINDOW_SECONDS
 from mmdiff.audio.segment import Span, quiet_segments, speech_segments
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window
+from mmdiff.config import is_number, shown
 from mmdiff.errors import MMDiffError
 from mmdiff.transcript import Segment, Transcript
 
@@ -52,8 +53,8 @@ def speech_windows(samples: Samples, gate: bool = True, max_seconds: float | Non
         gate: leave out what silero-vad takes for no speech, and cut at pauses; otherwise all of it is kept.
         max_seconds: of a window; by default 30, and more where there is no pause: Whisper then finds the cuts.
     """
-    if max_seconds is not None and not max_seconds > 0:
-        raise MMDiffError(f"max_seconds={max_seconds} does not fit: give more than 0 seconds")
+    if max_seconds is not None and not (is_number(max_seconds) and max_seconds >= 1):
+        raise MMDiffError(f"max_seconds={shown(max_seconds)} does not fit: give 1 second or more, to hold words")
     if not gate:
         return [(span,) for span in quiet_segments(samples, max_seconds or WINDOW_SECONDS)] if len(samples) else []
     longest = max_seconds or max(1.0, len(samples) / SAMPLE_RATE)

@@ -113,6 +113,59 @@ def test_standard_input_is_transcribed(monkeypatch, capsys, sound: Path, random_
     assert call(monkeypatch, capsys, "transcribe", "-")[0] == 2
 
 
+# https://github.com/xiph/opus/issues/297
+def test_what_is_read_is_never_written_over(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, tmp_path: Path, sound: Path, random_tiny: Path
+) -> None:
+    heard_as(monkeypatch, SURE)
+    before, link, requests = sound.read_bytes(), tmp_path / "link.txt", tmp_path / "a.jsonl"
+    link.symlink_to(sound)
+    for out in (sound, link):
+        code, _, err = call(monkeypatch, capsys, "transcribe", sound, "--out", out, "--model", random_tiny)
+        assert code == 2 and "would be written over" in err and sound.read_bytes() == before
+    requests.write_text("{")  # which could be the beginning of a row that was broken off
+    code, _, err = call(monkeypatch, capsys, "run-batch", "-i", requests, "-o", requests)
+    assert code == 2 and "would be written over" in err and requests.read_text() == "{"
+
+
+def test_transcripts_go_where_links_and_pipes_lead(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, tmp_path: Path, sound: Path, random_tiny: Path
+) -> None:
+    heard_as(monkeypatch, SURE)
+    link, pipe = tmp_path / "link.txt", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "real.txt")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for out in (link, pipe):
+        assert call(monkeypatch, capsys, "transcribe", sound, "--out", out, "--model", random_tiny)[0] == 0
+    assert link.is_symlink() and pipe.is_fifo() and os.read(reader, 100).decode() == link.read_text() != ""
+    os.close(reader)
+
+
+def test_standard_input_that_is_closed_or_no_text(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, tmp_path: Path, random_tiny: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "boolean"}')
+    extract = ("extract", "-", "--schema", schema, "--model", random_tiny)
+    for content, says in ((None, "is closed"), (b"caf\xe9", "is not text in UTF-8"), (b"", "nothing to extract from")):
+        given = None if content is None else io.TextIOWrapper(io.BytesIO(content))
+        monkeypatch.setattr(sys, "stdin", given)
+        code, _, err = call(monkeypatch, capsys, *extract)
+        assert code == 2 and says in err and "Traceback" not in err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert call(monkeypatch, capsys, "transcribe", "-", "--model", random_tiny)[0] == 2
+
+
+def test_a_full_disk_behind_standard_output_is_told(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmdiff.cli.app", full)
+    code, _, err = call(monkeypatch, capsys, "info")
+    assert code == 2 and err == "mmdiff: standard output cannot be written (No space left on device)\n"
+
+
 def test_one_bad_file_does_not_stop_the_others(  # type: ignore[no-untyped-def]
     monkeypatch, capsys, sound: Path, picture: Path, random_tiny: Path
 ) -> None:
@@ -398,7 +451,7 @@ def test_extract_takes_a_type_and_a_text(monkeypatch, capsys, tmp_path: Path, ra
     (tmp_path / "receipts.py").write_text("from typing import Literal\nKind = Literal['cash', 'card']\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys.stdin, "read", lambda: "Paid by card.")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Paid by card.")))
     code, out, _ = call(monkeypatch, capsys, "extract", "-", "--schema", "receipts:Kind", "--model", random_tiny)
     assert code == 0 and json.loads(out) in ("cash", "card")
 

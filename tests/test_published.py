@@ -190,3 +190,10 @@ def test_tiles_without_a_bound(reference: Path, tmp_path: Path) -> None:
     vision = config_of(folder_of(reference, tmp_path, "published-hub-name", image_aspect_ratio="anyres")).vision
     assert vision is not None and vision.max_base_areas is None
     assert count_tokens((2304, 2304), vision) == 729 + 162 * 163
+
+
+def test_the_mlp_may_be_given_as_a_ratio(reference: Path, tmp_path: Path) -> None:
+    """LLaDA's own code reads it where no size is given."""
+    published = json.loads((reference / "llada-mha" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**published, "mlp_hidden_size": None, "mlp_ratio": 2}))
+    assert config_of(tmp_path).backbone.intermediate_size == 128

@@ -52,9 +52,9 @@ def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
         # From JSON, as strict types too take dates, numbers as keys and the like from its texts.
         return adapter.json_schema(schema_generator=TypeSchema), lambda value: adapter.validate_json(dumps(value))
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError, ValueError, ImportError) as error:
-        told = str(error).splitlines()[0][:200]
+        told = str(error).splitlines()[0].split(". ")[0][:200]
         raise UnsupportedSchemaError(
-            f"{source!r} is neither a JSON Schema nor a type that pydantic can describe: {told}") from None
+            f"{shown(source)} is neither a JSON Schema nor a type that pydantic can describe: {told}") from None
 
 
 class TypeSchema(GenerateJsonSchema):

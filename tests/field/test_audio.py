@@ -17,8 +17,10 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from mmdiff.audio.decode import AudioError, Limits, load_audio
+from mmdiff.errors import MMDiffError
 from mmdiff.pipeline import Pipeline, load
 from mmdiff.transcript import FORMATS, Segment, Transcript
 
@@ -77,6 +79,8 @@ HEARD: dict[str, tuple[str, Callable[[Samples], Any]]] = {
                       lambda samples: (samples * float(2**23 - 1)).astype(np.int32)),
     "unsigned 8 bits": ("theevann/streamlit-audiorecorder/issues/23",
                         lambda samples: np.rint(samples * 127 + 128).astype(np.uint8)),
+    "a tensor of 16 bits": ("huggingface/transformers/issues/19888",
+                            lambda samples: torch.from_numpy(as_16_bits(samples))),
     "a list of floats": ("mallorbc/whisper_mic/issues/12", lambda samples: samples.tolist()),
     "off centre": ("nyumaya/nyumaya_audio_recognition/issues/2", lambda samples: samples + np.float32(0.3)),
     "clipped": ("PiSugar/whisplay-ai-chatbot/issues/40", lambda samples: np.clip(4 * samples, -1, 1)),
@@ -104,6 +108,9 @@ REFUSED: dict[str, tuple[str, Callable[[Samples], Any], str]] = {
                       lambda samples: as_16_bits(samples).astype(np.int32), "numpy.int16"),
     "a list of integers": ("dscripka/openWakeWord/issues/295",
                            lambda samples: as_16_bits(samples).tolist(), "numpy.int16"),
+    "a dictionary": ("huggingface/transformers/issues/19888", lambda samples: {"array": samples}, "give a path, bytes"),
+    "a generator": ("django-oscar/django-oscar-elasticsearch/pull/40", lambda samples: (x for x in samples),
+                    "give a path, bytes"),
     "not a number": ("huggingface/transformers/issues/47885",
                      lambda samples: np.where(np.arange(len(samples)) == 9, np.nan, samples), "not finite"),
     "infinite": ("mrxz/wLipSync/issues/6",
@@ -116,6 +123,11 @@ def test_what_has_no_scale_is_refused(name: str, tiny: Pipeline, sentence: Sampl
     _, make, reason = REFUSED[name]
     with pytest.raises(AudioError, match=reason):
         tiny.transcribe(make(sentence), sample_rate=16_000)
+
+
+def test_segments_too_short_for_words_are_refused(tiny: Pipeline, sentence: Samples) -> None:
+    with pytest.raises(MMDiffError, match=r"max_seconds=0\.001 does not fit"):  # SYSTRAN/faster-whisper/issues/681
+        tiny.transcribe(sentence, sample_rate=16_000, max_seconds=0.001)
 
 
 # Silence, or what is hardly longer than a window, has no words and ends in no error.

@@ -97,6 +97,13 @@ ACCEPTED = [
     ("LLaVA-VL/LLaVA-NeXT/issues/358", "llada-v", {"image_grid_pinpoints": "(1x1),...,(6x6)"}),
     # loading LLaDA broke with the library's version; here no code of the folder is run
     ("ML-GSAI/LLaDA/issues/130", "llada", {"transformers_version": "4.38.2", "auto_map": {"AutoModel": "x.Y"}}),
+    # keys that only libraries, runs of training and generation read
+    ("open-edge-platform/physical-ai-studio/pull/1076", "dream", {"license": "mit", "use_safetensors": True}),
+    ("NX-AI/xlstm/issues/71", "llada", {"_name_or_path": "a/b", "seq_length": 4096, "learning_rate": 1e-5}),
+    ("IAAR-Shanghai/UHGEval/issues/31", "dream", {"max_new_tokens": 512, "generation_config": {"top_p": 0.9}}),
+    ("hiyouga/LlamaFactory/issues/7412", "llada-v", {"pretrain_mm_mlp_adapter": "a.bin", "weight_decay": 0.1,
+                                                     "frames_upbound": 32, "mm_perceiver_depth": 3}),
+    ("IndicoDataSolutions/finetune/pull/401", "llada", {"resid_pdrop": 0.1, "remasking": "low_confidence"}),
 ]
 
 
@@ -105,6 +112,41 @@ def test_what_means_the_same_loads_alike(
     settings: Callable[..., Any], link: str, of: str, changes: dict[str, Any]
 ) -> None:
     assert settings(of, **changes) == settings(of)
+
+
+def test_a_byte_order_mark_is_passed_over(reference: Path, tmp_path: Path) -> None:
+    # https://github.com/ThilinaRajapakse/simpletransformers/issues/1169
+    text = (reference / "dream" / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
+    assert config_of(tmp_path) == config_of(reference / "dream")
+
+
+def test_a_tower_s_name_may_be_longer_than_a_file_s(settings: Callable[..., Any]) -> None:
+    # https://github.com/pqzx/html2docx/issues/28
+    with pytest.raises(CheckpointError, match="unknown vision tower") as raised:
+        settings("llada-v", mm_vision_tower="x" * 500)
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["x/y" * 99, "x/" + "y" * 400])
+def test_names_of_models_are_cut(name: str) -> None:
+    # https://github.com/pqzx/html2docx/issues/28
+    with pytest.raises(CheckpointError) as raised:
+        load(name, device="cpu")
+    assert len(str(raised.value)) < 250
+
+
+def test_a_folder_that_holds_no_model_is_told_so(tmp_path: Path) -> None:
+    # https://github.com/BBC-Esq/VectorDB-Plugin/issues/54
+    with pytest.raises(CheckpointError, match="holds no config.json; give the folder of a whole model"):
+        load(tmp_path, device="cpu")
+
+
+# https://github.com/MakazhanAlpamys/Soup/issues/793: a setting of the maths went unnoticed
+@pytest.mark.parametrize("changes", [{"act_fn": "gelu"}, {"q_lora_rank": 512}, {"kv_lora_rank": 64}])
+def test_maths_under_other_names_is_refused(settings: Callable[..., Any], changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=next(iter(changes))):
+        settings("dream", **changes)
 
 
 @pytest.fixture
@@ -153,6 +195,13 @@ def test_a_file_that_was_not_fetched_is_named(folder: Path, tensors: Tensors) ->
     shard(folder, tensors, {"x": torch.zeros(1)}, dict.fromkeys(tensors, A) | {NORM: B})
     (folder / B).unlink()
     with pytest.raises(CheckpointError, match=f"incomplete: {B}"):
+        model_of(folder)
+
+
+# https://github.com/pqzx/html2docx/issues/28: a name that no file can have
+def test_a_name_in_the_index_that_no_file_can_have_is_told(folder: Path, tensors: Tensors) -> None:
+    shard(folder, tensors, {"x": torch.zeros(1)}, dict.fromkeys(tensors, "x" * 5000))
+    with pytest.raises(CheckpointError, match="is incomplete: x{77}\\.\\.\\.;"):
         model_of(folder)
 
 

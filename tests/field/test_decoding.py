@@ -192,3 +192,19 @@ def test_settings_of_numpy_are_those_of_python() -> None:
     assert settings == DecodingConfig(steps=4, temperature=0.5)
     assert [type(getattr(settings, name)) for name in ("steps", "temperature", "stop")] == [int, float, bool]
     assert dataclasses.replace(settings, steps=4) == settings
+
+
+def test_conversations_may_come_from_a_generator(loaded: Pipeline) -> None:
+    # https://github.com/django-oscar/django-oscar-elasticsearch/pull/40
+    asked = [user(RED, "what is it?"), user("hello")]
+    assert loaded.chat_batch((each for each in asked), **QUICK) == loaded.chat_batch(asked, **QUICK)
+    with pytest.raises(MMDiffError, match="conversations=None does not fit"):
+        loaded.chat_batch(None, **QUICK)  # type: ignore[arg-type]
+    assert loaded.choose(RED, "color?", iter(["red", "blue"])).value in ("red", "blue")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [{}, {"text": ""}, {"question": ""}])
+def test_nothing_is_made_up_from_nothing(loaded: Pipeline, given: dict[str, str]) -> None:
+    # https://github.com/QiuYannnn/Local-File-Organizer/issues/26
+    with pytest.raises(MMDiffError, match="nothing to extract from"):
+        loaded.extract(None, {"type": "string"}, **given)

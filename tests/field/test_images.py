@@ -152,6 +152,9 @@ REASONS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "TIFF of half floats": ("python-pillow/Pillow/issues/4480", lambda _: half_floats(), "of a kind that is not read"),
     "cut short": ("python-pillow/Pillow/issues/4163",
                   lambda _: saved(Image.effect_noise((64, 64), 90), "PNG")[:-900], "is cut short"),
+    "file URL": ("NousResearch/hermes-agent/issues/7571", lambda _: "file:///a/b.png", "leave out 'file://'"),
+    "object store": ("NousResearch/hermes-agent/issues/7571", lambda _: "s3://a/b.png", "is an address, not a file"),
+    "scheme in capitals": ("NousResearch/hermes-agent/issues/7571", lambda _: "HTTPS://a/b.png", "is an address"),
     "base64 without its head": ("BerriAI/litellm/pull/34783",
                                 lambda _: base64.b64encode(saved(red())).decode() * 99, "…"),
 }
