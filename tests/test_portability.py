@@ -170,7 +170,7 @@ def test_the_floors_are_below_what_was_tested_and_leave_room(root: Path) -> None
     core = {requirement.name: requirement.specifier for requirement in every}
     # vLLM 0.33 and its neighbours of the same months, and the images of CUDA 12.4 to 12.8
     others = {"torch": ("2.6.0", "2.7.1", "2.8.0", "2.9.1", "2.14.0"), "transformers": ("5.2.0", "5.16.1", "5.20.2"),
-              "pillow": ("11.0.0", "13.0.0"), "numpy": ("1.26.4", "2.0.2", "2.2.6"), "fastapi": ("0.133.0", "0.136.9"),
+              "pillow": ("11.1.0", "13.0.0"), "numpy": ("1.26.4", "2.0.2", "2.2.6"), "fastapi": ("0.133.0", "0.136.9"),
               "starlette": ("1.0.1",), "tokenizers": ("0.22.1", "0.23.2"), "pydantic": ("2.12.0",)}
     for name, versions in others.items():
         assert all(core[name].contains(Version(version)) for version in versions), name
