@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
+from packaging.version import Version
 from transformers import AutoConfig
 
 from mmdiff import config as settings
 from mmdiff.config import ModelConfig
 from mmdiff.errors import OldPackageError
 
-try:
-    from transformers import PreTrainedConfig
-except ImportError:  # installed past the resolver, by --no-deps or a pin of another package
-    raise OldPackageError("transformers", transformers.__version__, "5.0") from None
+OLDEST_TRANSFORMERS = "5.2"  # before it, from_pretrained cannot sort names such as connector.0 and connector.norm
+if Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS):
+    # installed past the resolver, by --no-deps or a pin of another package
+    raise OldPackageError("transformers", transformers.__version__, OLDEST_TRANSFORMERS)
 
 
-class MMDiffConfig(PreTrainedConfig):
+class MMDiffConfig(transformers.PreTrainedConfig):
     """Settings of a model; `model` has them typed."""
 
     model_type = "mmdiff"

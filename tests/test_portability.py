@@ -131,8 +131,8 @@ def test_what_is_missing_broken_or_old_is_named(monkeypatch: pytest.MonkeyPatch,
         with pytest.raises(MMDiffError, match="cannot be imported") as refused:
             require_extra(name, "audio", "reading sound")
         assert reason in str(refused.value) and "0x7" not in str(refused.value)
-    assert str(OldPackageError("transformers", "4.57.0", "5.0")) == (
-        "mmdiff needs transformers 5.0 or later, and 4.57.0 is installed: pip install 'transformers>=5.0'")
+    assert str(OldPackageError("transformers", "4.57.0", "5.2")) == (
+        "mmdiff needs transformers 5.2 or later, and 4.57.0 is installed: pip install 'transformers>=5.2'")
 
 
 def test_the_core_does_without_the_heavy_extras(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,8 @@ def test_the_floors_are_below_what_was_tested_and_leave_room(root: Path) -> None
             assert requirement.specifier.contains(tested[requirement.name]), requirement
     core = {requirement.name: requirement.specifier for requirement in every}
     # vLLM 0.33 and its neighbours of the same months, and the images of CUDA 12.4 to 12.8
-    others = {"torch": ("2.6.0", "2.7.1", "2.8.0", "2.9.1", "2.14.0"), "transformers": ("5.0.0", "5.16.1", "5.20.2"),
-              "pillow": ("11.0.0", "13.0.0"), "numpy": ("1.26.4", "2.0.2", "2.2.6"), "fastapi": ("0.133.0", "0.136.9"),
+    others = {"torch": ("2.6.0", "2.7.1", "2.8.0", "2.9.1", "2.14.0"), "transformers": ("5.2.0", "5.16.1", "5.20.2"),
+              "pillow": ("11.1.0", "13.0.0"), "numpy": ("1.26.4", "2.0.2", "2.2.6"), "fastapi": ("0.133.0", "0.136.9"),
               "starlette": ("1.0.1",), "tokenizers": ("0.22.1", "0.23.2"), "pydantic": ("2.12.0",)}
     for name, versions in others.items():
         assert all(core[name].contains(Version(version)) for version in versions), name

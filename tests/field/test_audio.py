@@ -160,7 +160,7 @@ def wav(samples: Samples, size: int) -> bytes:
 
 def encoded(samples: Samples, container: str, codec: str, folder: Path) -> bytes:
     path = folder / "sentence"
-    with contextlib.suppress(av.ArgumentError), av.open(str(path), "w", format=container) as file:
+    with contextlib.suppress(av.FFmpegError), av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=16_000, layout="mono")
         frame = av.AudioFrame.from_ndarray(as_16_bits(samples)[None], format="s16", layout="mono")
         frame.rate = 16_000
