@@ -14,7 +14,7 @@ from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio, l
 from mmdiff.audio.features import WINDOW_SECONDS
 from mmdiff.audio.segment import Span, quiet_segments, speech_segments
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window
-from mmdiff.config import is_number, shown
+from mmdiff.config import is_number, shown, whole
 from mmdiff.errors import MMDiffError
 from mmdiff.transcript import Segment, Transcript
 
@@ -40,10 +40,16 @@ class RecognitionOptions:
     beam_size: int = BEAM_SIZE
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 1:
-            raise MMDiffError(f"temperature={self.temperature} must lie between 0 and 1")
-        if not 1 <= self.beam_size <= 64:
-            raise MMDiffError(f"beam_size={self.beam_size} must lie between 1 and 64")
+        for name in ("language", "prompt"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, str)):
+                raise MMDiffError(f"{name}={shown(value)} is not a text")
+        if not (is_number(self.temperature) and 0 <= self.temperature <= 1):
+            raise MMDiffError(f"temperature={shown(self.temperature)} must lie between 0 and 1")
+        try:
+            whole("beam_size", self.beam_size, 1, 64)
+        except ValueError as error:
+            raise MMDiffError(str(error)) from None
 
 
 def speech_windows(samples: Samples, gate: bool = True, max_seconds: float | None = None) -> list[Window]:

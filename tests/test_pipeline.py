@@ -175,7 +175,7 @@ SOUND = np.sin(np.arange(16_000, dtype=np.float32) / 9)
         (lambda pipeline: pipeline.listen(SOUND, "what?", sample_rate="16000"), "sample_rate='16000'"),
         (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=[16000]), r"sample_rate=\[16000\]"),
         (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=math.nan), "nan Hz"),
-        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, batch_size=1.5), "batch_size=1.5"),
+        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, beam_size=1.5), "beam_size=1.5"),
         (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, max_seconds=math.nan), "max_seconds=nan"),
         (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, max_seconds="3"), "max_seconds='3'"),
         (lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, share=math.nan), "share=nan"),

@@ -127,7 +127,7 @@ class Asked:
                             await idle()
                         continue
                     self.house.metrics.count_tokens(event)
-                    if not first and event["event"] in ("row", "segments"):
+                    if not first and event["event"] in ("row", "segment"):
                         first, now = True, time.monotonic()
                         committed = begun + event["first"] if "first" in event else now
                         self.times.first_commit.observe(min(committed, now) - self.started)

@@ -63,8 +63,8 @@ class Metrics:
         if event["event"] == "row":
             self.tokens["completion"] += event["tokens"]
             self.tokens["steps"] += event["steps"]
-        elif event["event"] == "segments":
-            self.tokens["completion"] += sum(len(token_ids) for *_, token_ids in event["segments"])
+        elif event["event"] == "segment":
+            self.tokens["completion"] += len(event["segment"]["token_ids"])
 
 
 class Collector:

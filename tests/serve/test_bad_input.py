@@ -149,7 +149,7 @@ def other_schema_cases() -> list[Bad]:
     for fields, param in (({"response_format": "xml"}, "response_format"), ({"temperature": "7"}, "temperature"),
                           ({"stream": "perhaps"}, "stream"), ({"colour": "red"}, "colour"),
                           ({"model": "large"}, "model"),
-                          ({"timestamp_granularities[]": "word"}, "timestamp_granularities[0]")):
+                          ({"timestamp_granularities[]": "letter"}, "timestamp_granularities[0]")):
         status, code = (404, "model_not_found") if param == "model" else (400, "")
         found.append(Bad(SPEECH, status, code, {"files": {"file": silence}, "data": fields}, param=param))
     return found + [

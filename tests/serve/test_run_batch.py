@@ -137,7 +137,7 @@ def test_a_folder_is_described_and_described_on(root: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("words", "says"), [
     (["run-batch", "-i", "nowhere.jsonl", "-o", "out.jsonl"], "nowhere.jsonl cannot be read"),
-    (["run-batch", "-i", "IN", "-o", "IN"], "name another file"),
+    (["run-batch", "-i", "IN", "-o", "IN"], "give another name"),
     (["run-batch", "-i", "IN", "-o", "out.jsonl", "--model", "nothing"], "'nothing'"),
     (["run-batch", "-i", "IN", "-o", "."], "not a regular file"),
     (["caption", ".", "--out", "out.jsonl"], "holds no pictures"),
