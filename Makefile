@@ -44,7 +44,7 @@ test-floors: $(BIN)/python
 	$(BIN)/uv pip install -q --python $(FLOORS)/bin/python --resolution lowest-direct -e '.[test]'
 	@$(BIN)/uv pip list --python $(FLOORS)/bin/python
 	@$(FLOORS)/bin/mmdiff --version
-	$(FLOORS)/bin/pytest -q -n 2 -p no:cacheprovider -m 'not slow and not long'
+	$(FLOORS)/bin/pytest -q -n 2 -m 'not slow and not long'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
