@@ -22,7 +22,7 @@ WINDOW_SECONDS = 30
 DYNAMIC_RANGE = 8.0  # decades below the loudest value that are kept
 
 
-def log_mel(samples: Samples, num_mels: int) -> Tensor:
+def log_mel_spectrogram(samples: Samples, num_mels: int) -> Tensor:
     """The log-mel spectrogram (M, F) of a sound at 16 kHz, one frame for each 10 ms begun."""
     num_frames = count_frames(len(samples))
     signal_L = torch.nn.functional.pad(torch.from_numpy(samples), (0, num_frames * HOP + N_FFT - len(samples)))

@@ -41,7 +41,7 @@ class Span:
 Progress = Callable[[float], None]  # is told the share that is done, from 0 to 1
 
 
-def speech_segments(
+def detect_speech(
     samples: Samples, max_seconds: float = WINDOW_SECONDS, threshold: float = 0.5, min_silence: float = 0.5,
     padding: float = 0.2, progress: Progress | None = None,
 ) -> list[Span]:

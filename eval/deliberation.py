@@ -18,7 +18,7 @@ import numpy as np
 
 from mmdiff.audio.decode import SAMPLE_RATE, Samples
 from mmdiff.audio.segment import Span
-from mmdiff.eval.evidence import Row, summary
+from mmdiff.eval.evidence import EvidenceRow, summary
 from mmdiff.eval.speech import RATIOS, SENTENCES, word_errors
 from mmdiff.pipeline import Pipeline, load
 from mmdiff.training.scenes import VALID_SEEDS
@@ -42,7 +42,7 @@ def refined(pipeline: Pipeline, samples: Samples, draft: str, share: float, mode
     return pipeline.refine(samples, plain, sample_rate=SAMPLE_RATE, share=share, mode=mode).text  # type: ignore[arg-type]
 
 
-def measure(pipeline: Pipeline, limit: int) -> dict[str, list[Row]]:
+def measure(pipeline: Pipeline, limit: int) -> dict[str, list[EvidenceRow]]:
     """Rows of wrong words, by what was done with the draft."""
     ways: dict[str, Callable[[Samples, str], str]] = {
         "draft": lambda samples, draft: draft,
@@ -51,7 +51,7 @@ def measure(pipeline: Pipeline, limit: int) -> dict[str, list[Row]]:
         "refine, in 4 chunks": lambda samples, draft: refined(pipeline, samples, draft, 0.3, "chunks"),
         "the likelier reading": lambda samples, draft: pipeline.transcribe(samples, sample_rate=SAMPLE_RATE).text,
     }
-    rows: dict[str, list[Row]] = {name: [] for name in ways}
+    rows: dict[str, list[EvidenceRow]] = {name: [] for name in ways}
     for number in range(limit):
         rng = np.random.default_rng((VALID_SEEDS.start + number, 11))
         text = KINDS[SENTENCES[number % len(SENTENCES)]](rng)
@@ -63,7 +63,7 @@ def measure(pipeline: Pipeline, limit: int) -> dict[str, list[Row]]:
         for name, way in ways.items():
             made = way(samples, draft)
             kind = "clean" if ratio is None else f"{ratio} dB"
-            rows[name].append(Row(name, str(number), str(number), kind, text, made, *word_errors([text], [made])))
+            rows[name].append(EvidenceRow(name, str(number), str(number), kind, text, made, *word_errors([text], [made])))
     return rows
 
 

@@ -38,7 +38,7 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
-class Row:
+class EvidenceRow:
     """One question of a task, its answer, and what it counts: `count` of `of`.
 
     `count` is what is right, or in tasks that measure errors what is wrong. `id` is the same in every run, and rows of
@@ -95,14 +95,14 @@ class Evidence:
             MMDiffError: a file is there that is not evidence, or of a run with other circumstances.
         """
         self.out, self.facts = out, dict(facts)
-        self.rows: dict[tuple[str, str], Row] = {}
+        self.rows: dict[tuple[str, str], EvidenceRow] = {}
         self.part = None if out is None else out.with_name(f"{out.name}.part")
         if out is not None and out.is_file():
             self._take(out, read(out))
         if self.part is not None and self.part.is_file() and (begun := _read_part(self.part)) is not None:
             self._take(self.part, begun)
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[EvidenceRow]) -> None:
         """Keep finished rows; they are on the disk when this returns."""
         if self.part is not None and rows:
             new = not self.part.is_file()
@@ -144,7 +144,7 @@ def read(file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        rows = [Row(**row) for row in found["rows"]]
+        rows = [EvidenceRow(**row) for row in found["rows"]]
         return {**found, "circumstances": dict(found["circumstances"]), "rows": rows}
     except OSError as error:
         raise MMDiffError(f"{file} cannot be read ({error.strerror}): name a file that mmdiff eval wrote") from None
@@ -163,7 +163,7 @@ def _read_part(file: Path) -> dict[str, Any] | None:
         os.truncate(file, len(whole))
     try:
         head, *rows = map(json.loads, whole.splitlines())
-        return {"circumstances": dict(head["circumstances"]), "rows": [Row(**row) for row in rows]}
+        return {"circumstances": dict(head["circumstances"]), "rows": [EvidenceRow(**row) for row in rows]}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise MMDiffError(f"{file} is not evidence of an evaluation: name another file, or delete it") from None
 
@@ -171,13 +171,13 @@ def _read_part(file: Path) -> dict[str, Any] | None:
 # Scores
 
 
-def summary(rows: Sequence[Row], errors: bool) -> dict[str, Any]:
+def summary(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, Any]:
     """The score of a task with its interval, and of each kind of question; of the confidence too, where rows have one.
 
     Args:
         errors: whether `count` is of what is wrong.
     """
-    kinds: dict[str, list[Row]] = {}
+    kinds: dict[str, list[EvidenceRow]] = {}
     for row in rows:
         kinds.setdefault(row.kind, []).append(row)
     made = {"questions": len(rows), "measure": "error rate" if errors else "accuracy", **_scored(rows)}
@@ -186,7 +186,7 @@ def summary(rows: Sequence[Row], errors: bool) -> dict[str, Any]:
     return {**made, "kinds": {kind: {"questions": len(some), **_scored(some)} for kind, some in sorted(kinds.items())}}
 
 
-def _scored(rows: Sequence[Row]) -> dict[str, Any]:
+def _scored(rows: Sequence[EvidenceRow]) -> dict[str, Any]:
     counts_G2 = _by_group(rows)
     count, of = (int(total) for total in counts_G2.sum(0))
     return {"score": count / of if of else 0.0, "interval": _interval(counts_G2, _ratio), "count": count, "of": of}
@@ -195,7 +195,7 @@ def _scored(rows: Sequence[Row]) -> dict[str, Any]:
 Counts = npt.NDArray[np.float64]  # one line for each group
 
 
-def _by_group(rows: Iterable[Row]) -> Counts:
+def _by_group(rows: Iterable[EvidenceRow]) -> Counts:
     """Count and of, summed over the rows of each group: (groups, 2)."""
     sums: dict[str, list[int]] = {}
     for row in rows:
@@ -227,7 +227,7 @@ def auc(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> f
     return float(below.mean() / 2 / len(wrongs))
 
 
-def _auc_with_interval(rows: Sequence[Row], errors: bool) -> dict[str, Any]:
+def _auc_with_interval(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, Any]:
     pairs = [(row.details["confidence"], row.count == (0 if errors else row.of)) for row in rows]
     table_N2 = np.array(pairs, np.float64)
 
@@ -241,7 +241,7 @@ def _auc_with_interval(rows: Sequence[Row], errors: bool) -> dict[str, Any]:
 # Comparisons
 
 
-def against(rows: Iterable[Row], others: Iterable[Row], errors: Callable[[str], bool]) -> dict[str, Any]:
+def against(rows: Iterable[EvidenceRow], others: Iterable[EvidenceRow], errors: Callable[[str], bool]) -> dict[str, Any]:
     """What changed from `others` to `rows`, task by task, over the questions that both answered.
 
     Args:
@@ -255,7 +255,7 @@ def against(rows: Iterable[Row], others: Iterable[Row], errors: Callable[[str], 
         MMDiffError: no question is in both, or one expects another answer.
     """
     theirs = {row.key: row for row in others}
-    tasks: dict[str, list[tuple[Row, Row]]] = {}
+    tasks: dict[str, list[tuple[EvidenceRow, EvidenceRow]]] = {}
     for row in rows:
         if (other := theirs.get(row.key)) is not None:
             if (row.expected, row.of) != (other.expected, other.of):
@@ -268,7 +268,7 @@ def against(rows: Iterable[Row], others: Iterable[Row], errors: Callable[[str], 
     return {task: _paired(pairs, errors(task)) for task, pairs in tasks.items()}
 
 
-def _paired(pairs: Sequence[tuple[Row, Row]], errors: bool) -> dict[str, Any]:
+def _paired(pairs: Sequence[tuple[EvidenceRow, EvidenceRow]], errors: bool) -> dict[str, Any]:
     sums: dict[str, Counts] = {}
     for one, other in pairs:
         sums.setdefault(one.group, np.zeros(3))

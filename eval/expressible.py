@@ -15,7 +15,7 @@ from typing import Any
 
 from mmdiff.eval.hostile import read_schemas
 from mmdiff.scaffold.errors import ScaffoldError
-from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.layout import TemplateBuilder
 from mmdiff.scaffold.membership import Unsaid, arranged
 from mmdiff.scaffold.scaffold import compile_schema
 from mmdiff.scaffold.spelling import dumps
@@ -42,7 +42,7 @@ def read_instances(path: Path) -> Iterator[tuple[str, list[Any], list[Any]]]:
             yield row["id"], row["valid"], row["invalid"]
 
 
-def expressible(instances: Path, schemas: Path, layouts: Layouts, compare: bool) -> Iterator[Instance]:
+def expressible(instances: Path, schemas: Path, layouts: TemplateBuilder, compare: bool) -> Iterator[Instance]:
     """Each instance of the schemas that there are, with who can say it.
 
     Args:

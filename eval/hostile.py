@@ -30,11 +30,11 @@ from mmdiff.canvas import Canvas
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.errors import require_posix
 from mmdiff.rules import RULES
-from mmdiff.sampler import Denoiser
+from mmdiff.sampler import Sampler
 from mmdiff.scaffold.errors import ScaffoldError
-from mmdiff.scaffold.layout import Layouts
-from mmdiff.scaffold.plan import Row, plan
-from mmdiff.scaffold.scaffold import Filled, Scaffold, compile_schema
+from mmdiff.scaffold.layout import TemplateBuilder
+from mmdiff.scaffold.plan import ProbeRow, search_structure
+from mmdiff.scaffold.scaffold import Filled, CompiledSchema, compile_schema
 from mmdiff.scaffold.spelling import pieces
 from mmdiff.scaffold.vocabulary import Vocabulary
 
@@ -42,14 +42,14 @@ BASE = DecodingConfig(gen_length=256, block_length=256, steps=8)
 TEMPERATURES = (0.0, 1.0, 5.0)
 AT_ONCE = (1, 2, 4, 8, 10_000)  # positions committed per step
 SECONDS = 5.0  # that jsonschema may take to judge one value
-Weights = Callable[[int, int, random.Random, TokenIds, Sequence[int]], Tensor]  # logits (N, V); quotes are the last
+LogitsSource = Callable[[int, int, random.Random, TokenIds, Sequence[int]], Tensor]  # logits (N, V); quotes are the last
 
 
 def _normal(count: int, size: int, rng: random.Random, tokens: TokenIds, quotes: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.random.default_rng(rng.getrandbits(32)).normal(0, 3, (count, size)).astype(np.float32))
 
 
-def _one(token: Callable[[TokenIds, Sequence[int]], int]) -> Weights:
+def _one(token: Callable[[TokenIds, Sequence[int]], int]) -> LogitsSource:
     def weights(count: int, size: int, rng: random.Random, tokens: TokenIds, quotes: Sequence[int]) -> Tensor:
         logits_NV = _normal(count, size, rng, tokens, quotes)
         logits_NV[:, token(tokens, quotes)] = 1e4
@@ -58,7 +58,7 @@ def _one(token: Callable[[TokenIds, Sequence[int]], int]) -> Weights:
     return weights
 
 
-def _filled(value: float) -> Weights:
+def _filled(value: float) -> LogitsSource:
     return lambda count, size, rng, tokens, quotes: torch.full((count, size), value)
 
 
@@ -70,7 +70,7 @@ def _torn(count: int, size: int, rng: random.Random, tokens: TokenIds, quotes: S
     return logits_NV
 
 
-WEIGHTS: dict[str, Weights] = {
+WEIGHTS: dict[str, LogitsSource] = {
     "random": _normal,
     "nan": _filled(float("nan")),
     "infinite": _filled(float("inf")),
@@ -138,7 +138,7 @@ SCHEMAS: dict[str, Any] = {
 class Fake:
     """What stands in for a model: a tokenizer's layouts, and weights that know nothing or mean ill."""
 
-    layouts: Layouts
+    layouts: TemplateBuilder
     tokens: TokenIds
     weights: str
 
@@ -147,13 +147,13 @@ class Fake:
         return WEIGHTS[self.weights](count, size, rng, self.tokens, quotes)
 
 
-def generate(scaffold: Scaffold, fake: Fake, decoding: DecodingConfig, seed: int) -> tuple[Filled, int]:
+def generate(scaffold: CompiledSchema, fake: Fake, decoding: DecodingConfig, seed: int) -> tuple[Filled, int]:
     """One value of a scaffold, and how many passes it took, those about the structure among them."""
     rng = random.Random(seed)
     draws = torch.Generator().manual_seed(seed)
     passes = 0
 
-    def probe(rows: Sequence[Row]) -> list[np.ndarray[Any, Any]]:
+    def probe(rows: Sequence[ProbeRow]) -> list[np.ndarray[Any, Any]]:
         nonlocal passes
         passes += 1
         return _probe(fake, rng, rows)
@@ -162,12 +162,12 @@ def generate(scaffold: Scaffold, fake: Fake, decoding: DecodingConfig, seed: int
         count = int(select_AG.sum()) + (0 if hidden_AG is None else int(hidden_AG.sum()))
         return fake(count, rng)
 
-    canvas = plan(scaffold, probe, decoding.temperature, draws).canvas
+    canvas = search_structure(scaffold, probe, decoding.temperature, draws).canvas
     length = len(canvas.ids)
     settings = replace(decoding, gen_length=length, block_length=length)
     if scaffold.bounded:
         settings = replace(settings, rule="threshold", threshold=0.0)
-    batch = Denoiser(predict, Canvas.of(canvas.begun(), fake.tokens.mask), settings, fake.tokens, [seed],
+    batch = Sampler(predict, Canvas.of(canvas.begun(), fake.tokens.mask), settings, fake.tokens, [seed],
                      constraints=[canvas.constraint])
     while batch.working:
         batch.step()
@@ -225,7 +225,7 @@ def _multiple(validator: Any, step: float, value: Any, schema: Any) -> Iterator[
         yield jsonschema.ValidationError(f"{value} is not a multiple of {step}")
 
 
-def validity(layouts: Layouts, tokens: TokenIds, generations: int, seed: int = 0) -> Counter[str]:
+def validity(layouts: TemplateBuilder, tokens: TokenIds, generations: int, seed: int = 0) -> Counter[str]:
     """Generate with every kind of weights, and count what was valid, changed to fit, and not valid (which is a bug)."""
     rng, counts = random.Random(seed), Counter[str]()
     compiled = {name: (compile_schema(schema, layouts, 512), Judge(schema)) for name, schema in SCHEMAS.items()}
@@ -253,7 +253,7 @@ class Covered:
     told: str = ""
 
 
-def coverage(schemas: Iterator[tuple[str, Any]], layouts: Layouts, tokens: TokenIds, draws: int = 4,
+def coverage(schemas: Iterator[tuple[str, Any]], layouts: TemplateBuilder, tokens: TokenIds, draws: int = 4,
              budget: int = 4096) -> Iterator[Covered]:
     """Compile each schema, generate a few values with random weights, and judge them."""
     for name, schema in schemas:
@@ -309,13 +309,13 @@ def mutated(rng: random.Random) -> Any:
     return schema
 
 
-def mutations(layouts: Layouts, tokens: TokenIds, first: int, count: int) -> Iterator[Covered]:
+def mutations(layouts: TemplateBuilder, tokens: TokenIds, first: int, count: int) -> Iterator[Covered]:
     """What becomes of mutated schemas, each of its own seed."""
     rows = ((str(seed), mutated(random.Random(seed))) for seed in range(first, first + count))
     yield from coverage(rows, layouts, tokens, draws=1, budget=256)
 
 
-def half_the_passes(layouts: Layouts, tokens: TokenIds) -> Iterator[tuple[str, int, int]]:
+def half_the_passes(layouts: TemplateBuilder, tokens: TokenIds) -> Iterator[tuple[str, int, int]]:
     """Of each schema: its name, the passes of one value, and those of the same text set free, both one at a time."""
     for name, schema in SCHEMAS.items():
         scaffold = compile_schema(schema, layouts, 512)
@@ -343,7 +343,7 @@ def large_vocabulary(size: int, tokens: TokenIds) -> Vocabulary:
 
 def added_time(tokens: TokenIds, size: int = 130_000, schema: str = "receipt", repeats: int = 5) -> dict[str, float]:
     """Milliseconds of the first step, with all slots open, with and without constraints, and what they add: medians."""
-    layouts = Layouts(large_vocabulary(size, tokens), tokens.mask, tokens.eot)
+    layouts = TemplateBuilder(large_vocabulary(size, tokens), tokens.mask, tokens.eot)
     scaffold = compile_schema(SCHEMAS[schema], layouts, 512)
     fake = Fake(layouts, tokens, "random")
     times: dict[str, list[float]] = {"with": [], "without": []}
@@ -351,13 +351,13 @@ def added_time(tokens: TokenIds, size: int = 130_000, schema: str = "receipt", r
     for turn in range(repeats + 1):
         rng, draws = random.Random(turn), torch.Generator().manual_seed(turn)
         probe = partial(_probe, fake, rng)
-        canvas = plan(scaffold, probe, 0.0, draws).canvas
+        canvas = search_structure(scaffold, probe, 0.0, draws).canvas
         ids_BG = canvas.begun()
         settings = replace(BASE, gen_length=len(canvas.ids), block_length=len(canvas.ids), steps=8, stop=False)
         positions = int((ids_BG == tokens.mask).sum())
         logits_GV = fake(len(canvas.ids), rng)
         for way, constraint in (("with", canvas.constraint), ("without", None)):
-            batch = Denoiser(lambda ids, rows, select, hidden=None, known=logits_GV: known[select[0]],
+            batch = Sampler(lambda ids, rows, select, hidden=None, known=logits_GV: known[select[0]],
                              Canvas.of(ids_BG, tokens.mask), settings, tokens, [0], constraints=[constraint])
             started = time.perf_counter()
             batch.step()
@@ -367,5 +367,5 @@ def added_time(tokens: TokenIds, size: int = 130_000, schema: str = "receipt", r
     return {**medians, "added": medians["with"] - medians["without"], "open positions": float(positions)}
 
 
-def _probe(fake: Fake, rng: random.Random, rows: Sequence[Row]) -> list[np.ndarray[Any, Any]]:
+def _probe(fake: Fake, rng: random.Random, rows: Sequence[ProbeRow]) -> list[np.ndarray[Any, Any]]:
     return [fake(len(row.places), rng).log_softmax(-1).numpy() for row in rows]

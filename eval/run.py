@@ -17,12 +17,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mmdiff.eval import speech
-from mmdiff.eval.evidence import Evidence, Row, against, circumstances, processor_name, read, summary, today
+from mmdiff.eval.evidence import Evidence, EvidenceRow, against, circumstances, processor_name, read, summary, today
 from mmdiff.eval.tasks import TASKS as PICTURE_TASKS
 from mmdiff.eval.tasks import Question
 from mmdiff.pipeline import Pipeline
 
-Rows = Callable[[Pipeline, int | None, int, Container[str]], Iterator[list[Row]]]
+Rows = Callable[[Pipeline, int | None, int, Container[str]], Iterator[list[EvidenceRow]]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _ask(task: str, pipeline: Pipeline, limit: int | None, batch_size: int, evid
 
 def ask_all(
     name: str, pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = (), **decoding: Any
-) -> Iterator[list[Row]]:
+) -> Iterator[list[EvidenceRow]]:
     """The rows of a task about pictures."""
     numbered, picture = list[tuple[int, int, Question]](), -1
     last = None
@@ -103,7 +103,7 @@ def ask_all(
             images, texts = [each.image for *_, each in batch], [each.text for *_, each in batch]
             answers = pipeline.ask(images, texts, **room, **decoding)
             yield [
-                Row(name, str(number), str(picture), question.kind, question.expected, answer.text,
+                EvidenceRow(name, str(number), str(picture), question.kind, question.expected, answer.text,
                     *question.score(answer.text),
                     {"question": question.text, "steps": answer.steps, "passes": answer.passes,
                      "confidence": round(answer.confidence, 3)})

@@ -27,7 +27,7 @@ import numpy as np
 
 from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
 from mmdiff.errors import MMDiffError, NoSpeechError, require_extra
-from mmdiff.eval.evidence import Row
+from mmdiff.eval.evidence import EvidenceRow
 from mmdiff.pipeline import Answer, Pipeline
 from mmdiff.training import easy_vqa
 from mmdiff.training.scenes import TEST_SEEDS
@@ -67,7 +67,7 @@ class Recording:
 
 def transcripts(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
-) -> Iterator[list[Row]]:
+) -> Iterator[list[EvidenceRow]]:
     """The task `speech-words`: wrong words by kind of sentence, and of recordings of people."""
     for package in missing_recordings():
         warn(f"left out, since it is not installed: apt-get install {package}", stacklevel=2)
@@ -76,7 +76,7 @@ def transcripts(
 
 def written(
     task: str, pipeline: Pipeline, recordings: Iterable[Recording], done: Container[str]
-) -> Iterator[list[Row]]:
+) -> Iterator[list[EvidenceRow]]:
     """A row for each recording: the words that are wrong, of how many."""
     for recording in recordings:
         if recording.id in done:
@@ -84,12 +84,12 @@ def written(
         made = pipeline.transcribe(**recording.audio)
         wrong, words = word_errors([recording.text], [made.text])
         details = {"seconds": round(made.duration, 2), "confidence": round(made.confidence, 3)}
-        yield [Row(task, recording.id, recording.id, recording.kind, recording.text, made.text, wrong, words, details)]
+        yield [EvidenceRow(task, recording.id, recording.id, recording.kind, recording.text, made.text, wrong, words, details)]
 
 
 def questions(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
-) -> Iterator[list[Row]]:
+) -> Iterator[list[EvidenceRow]]:
     """The task `speech-questions`: spoken questions about test pictures of easy-VQA, answered."""
     for recording, picture, answer in spoken_questions(limit):
         if recording.id in done:
@@ -101,12 +101,12 @@ def questions(
             got = Answer("", (), 0)
         details = {"question": recording.text, "heard": got.heard}
         right = int(got.text.lower() == answer)
-        yield [Row("speech-questions", recording.id, recording.id, recording.kind, answer, got.text, right, 1, details)]
+        yield [EvidenceRow("speech-questions", recording.id, recording.id, recording.kind, answer, got.text, right, 1, details)]
 
 
 def confidences(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
-) -> Iterator[list[Row]]:
+) -> Iterator[list[EvidenceRow]]:
     """The task `speech-confidence`: sentences of test voices, clean and in noise, whose confidence is judged."""
     yield from written("speech-confidence", pipeline, in_noise(limit), done)
 
@@ -129,7 +129,7 @@ def _clip_in_noise(seed: int, said: str, ratio: int | None) -> Samples:
 
 def conditions(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
-) -> Iterator[list[Row]]:
+) -> Iterator[list[EvidenceRow]]:
     """The task `speech-conditions`: a person's prompts made quiet, noisy, hurried, long, or with opposed channels."""
     yield from written("speech-conditions", pipeline, under_conditions(limit), done)
 
@@ -169,13 +169,13 @@ CONDITIONS: dict[str, Callable[[Samples], Samples]] = {
 
 def no_speech(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
-) -> Iterator[list[Row]]:
+) -> Iterator[list[EvidenceRow]]:
     """The task `speech-none`: silence, noise, tones, beeps and music, which must be given no word."""
     for recording in without_speech(limit):
         if recording.id not in done:
             made = pipeline.transcribe(**recording.audio)
             details = {"seconds": round(made.duration, 1)}
-            yield [Row("speech-none", recording.id, recording.id, recording.kind, "", made.text,
+            yield [EvidenceRow("speech-none", recording.id, recording.id, recording.kind, "", made.text,
                        int(bool(made.text)), 1, details)]
 
 
@@ -205,7 +205,7 @@ def _first_minute(file: Path) -> Samples:
 
 def word_times(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
-) -> Iterator[list[Row]]:
+) -> Iterator[list[EvidenceRow]]:
     """The task `speech-times`: where words begin, against the times that festival spoke them at.
 
     A row counts the words that are more than 150 ms off, of those that were recognised.
@@ -220,7 +220,7 @@ def word_times(
         offs = word_offsets([(normalise(word.text), word.start) for word in words], starts)
         late = sum(abs(off) > WORD_OFF for off in offs)
         details = {"milliseconds": [round(1000 * off) for off in offs]}
-        yield [Row("speech-times", str(number), str(number), "festival", text, made.text, late, len(offs), details)]
+        yield [EvidenceRow("speech-times", str(number), str(number), "festival", text, made.text, late, len(offs), details)]
 
 
 def timed_speech(text: str) -> tuple[Samples, list[tuple[str, float]]]:
@@ -285,7 +285,7 @@ def recorded(limit: int | None) -> Iterator[Recording]:
         yield from found[:limit]
 
 
-def spoken_questions(limit: int | None) -> Iterator[tuple[Recording, easy_vqa.Picture, str]]:
+def spoken_questions(limit: int | None) -> Iterator[tuple[Recording, easy_vqa.EasyVqaImage, str]]:
     """A question about each of the first test pictures of easy-VQA, read by a voice of the test; and its answer."""
     for number, picture in enumerate(easy_vqa.load("test")[: min(limit or NUM_SPOKEN_QUESTIONS, NUM_SPOKEN_QUESTIONS)]):
         question, answer = picture.questions[number % len(picture.questions)]

@@ -25,17 +25,17 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from mmdiff.cached import cached
+from mmdiff.cached import make_runner
 from mmdiff.canvas import Canvas
 from mmdiff.config import PRESETS, BackboneConfig, DecodingConfig, ModelConfig, TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.baselines import joining_caches, llada_loop
 from mmdiff.eval.evidence import processor_name
 from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.onednn import suit_processors
-from mmdiff.prompted import Prompted
+from mmdiff.onednn import use_onednn
+from mmdiff.prompted import ModelRunner
 from mmdiff.rules import rule_name
-from mmdiff.sampler import Denoiser, denoise
+from mmdiff.sampler import Sampler, denoise
 from mmdiff.vision.grids import count_tokens
 
 SMALL = ModelConfig(
@@ -90,7 +90,7 @@ def random_model(sizes: ModelConfig, device: torch.device, dtype: torch.dtype, s
         else:
             torch.nn.init.ones_(parameter)
     if device.type == "cpu":
-        suit_processors(model)
+        use_onednn(model)
     return model.eval()
 
 
@@ -152,7 +152,7 @@ def divergence(model: MMDiffModel, load: Load) -> dict[str, float]:
     tokens, plain = model.model_config.tokens, dataclasses.replace(load.decoding, cache="none")
     prompt, canvas = random_prompt(model, load, 0), _blank(model, load)
     with torch.inference_mode():
-        exact, kept = Prompted(model, prompt), cached(Prompted(model, prompt), load.decoding)
+        exact, kept = ModelRunner(model, prompt), make_runner(ModelRunner(model, prompt), load.decoding)
     off: list[float] = []
 
     def both(ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
@@ -219,7 +219,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float
     target, size = torch.empty_like(source), 8192 if large else 2048
     layer = torch.nn.Linear(size, size, bias=False, device=device, dtype=dtype)
     if device.type == "cpu":
-        suit_processors(layer)
+        use_onednn(layer)
     copied = _fastest(lambda: target.copy_(source), device)
     with torch.inference_mode():
         multiplied = _fastest(lambda: layer(layer.weight), device)
@@ -292,8 +292,8 @@ def _answer(model: MMDiffModel, load: Load, seed: int) -> dict[str, Any]:
     _wait(model.device)
     started = time.perf_counter()
     with torch.inference_mode():
-        predict = cached(Prompted(model, prompt), decoding)
-    batch, times = Denoiser(predict, canvas, decoding, tokens), []
+        predict = make_runner(ModelRunner(model, prompt), decoding)
+    batch, times = Sampler(predict, canvas, decoding, tokens), []
     while batch.working:
         batch.step()
         _wait(model.device)
@@ -303,7 +303,7 @@ def _answer(model: MMDiffModel, load: Load, seed: int) -> dict[str, Any]:
         "seconds": times[-1] - started, "first_ms": 1000 * (times[0] - started),
         "passes": int(predict.passes_B.max()),
         "steps_ms": [1000 * (after - before) for before, after in itertools.pairwise(times)] or [0.0],
-        "useful": sum(map(len, batch.canvas.answers(ends))),
+        "useful": sum(map(len, batch.canvas.token_ids(ends))),
     }
 
 

@@ -26,7 +26,7 @@ from mmdiff.eval import hostile
 from mmdiff.eval.evidence import processor_name
 from mmdiff.eval.expressible import Instance, expressible
 from mmdiff.pipeline import SHIPPED, Pipeline, load
-from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.layout import TemplateBuilder
 from mmdiff.scaffold.scaffold import compile_schema
 from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline
 from mmdiff.scaffold.vocabulary import Vocabulary
@@ -178,14 +178,14 @@ def speed(vocabulary: int = 130_000) -> None:
         _tell({"schema": name, "compile_ms": round(1e3 * sorted(seconds)[2], 2)})
 
 
-def _shipped() -> tuple[Layouts, Any]:
+def _shipped() -> tuple[TemplateBuilder, Any]:
     """Layouts of the shipped tokenizer, without the model."""
     from mmdiff.checkpoint import config_of
     from mmdiff.processor import MMDiffProcessor
 
     tokens = config_of(SHIPPED / "tiny").tokens
     tokenizer = MMDiffProcessor.from_pretrained(SHIPPED / "tiny").tokenizer
-    return Layouts(Vocabulary.of(tokenizer, tokens), tokens.mask, tokens.eot), tokens
+    return TemplateBuilder(Vocabulary.of(tokenizer, tokens), tokens.mask, tokens.eot), tokens
 
 
 def _tell_outcomes(rows: Sequence[hostile.Covered], show: bool) -> None:

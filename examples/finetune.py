@@ -13,7 +13,7 @@ import mmdiff
 from mmdiff.checkpoint import save_folder
 from mmdiff.config import ModelConfig
 from mmdiff.pipeline import find
-from mmdiff.training.data import Conversations, Row, Turn, scene_row
+from mmdiff.training.data import ConversationDataset, Row, Turn, scene_row
 from mmdiff.training.loop import TrainConfig, train
 from mmdiff.training.recipes import Stage, denoising_loss
 from mmdiff.vision.image import open_image
@@ -34,7 +34,7 @@ def my_row(rng: np.random.Generator) -> Row:
 def mine(model: ModelConfig, steps: int) -> Stage:
     """All of the model learns, the vision tower at a fifth of the rate."""
     config = TrainConfig(steps=steps, learning_rate=3e-4, rates={"vision_tower": 0.2}, warmup_steps=10)
-    data = partial(Conversations, model, sources=[my_row] * 4 + [scene_row] * 4, seed=100)
+    data = partial(ConversationDataset, model, sources=[my_row] * 4 + [scene_row] * 4, seed=100)
     return Stage("mine", lambda whole: whole, denoising_loss("late_mean", model.tokens.mask), data, config)
 
 

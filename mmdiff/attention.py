@@ -37,7 +37,7 @@ def rotate(x_BHTK: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x * cos_B1TK, torch.cat((right, left), dim=-1), sin_B1TK).to(x_BHTK.dtype)
 
 
-def visibility(
+def build_attention_mask(
     valid_BT: Tensor, segments_BT: Tensor, pattern: AttentionPattern, branches_BT: Tensor | None = None
 ) -> Tensor | None:
     """The boolean mask (B, 1, T, T), True where row position may look at column position; None where all may.

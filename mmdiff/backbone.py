@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdiff.attention import attention, rotary_tables, rotate
-from mmdiff.cache import Keep
+from mmdiff.cache import LayerCache
 from mmdiff.config import BackboneConfig
 
 
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: Keep | None = None,
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: LayerCache | None = None,
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         """What the positions `wanted_BQ` see, (B, Q, D)."""
@@ -97,7 +97,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: Keep | None = None,
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: LayerCache | None = None,
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         seen_BQD = self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, keep, wanted_BQ)
@@ -130,7 +130,7 @@ class Backbone(nn.Module):
                 nn.init.normal_(module.weight, std=0.5)
 
     def forward(
-        self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor | None = None, keeps: Sequence[Keep] = (),
+        self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor | None = None, keeps: Sequence[LayerCache] = (),
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, Q, D) after the last norm; `lm_head` turns the rows that matter into logits.

@@ -25,7 +25,7 @@ from mmdiff.config import BackboneConfig
 
 
 @dataclass(frozen=True)
-class Progress:
+class CacheState:
     """Where the active rows stand before a step."""
 
     open_AG: Tensor
@@ -36,54 +36,54 @@ class Progress:
     grown_A: Tensor  # whether the row has become longer
 
 
-class Cache(Protocol):
+class CachePolicy(Protocol):
     """What a step computes; the loop and the model never ask which one they hold."""
 
-    def stale(self, progress: Progress) -> Tensor:
+    def needs_refresh(self, progress: CacheState) -> Tensor:
         """Rows (A) whose prompt and canvas are computed anew."""
         ...
 
-    def columns(self, progress: Progress) -> Tensor:
+    def positions_to_recompute(self, progress: CacheState) -> Tensor:
         """Columns (A, G) of the canvas that are computed in the other rows; all open ones of the block among them."""
         ...
 
 
 @dataclass(frozen=True)
-class PrefixCache:
+class PrefixPolicy:
     """The prompt is computed once, the whole canvas at every step (LaViDa, arXiv 2505.16839)."""
 
     interval: int | None = None  # steps after which everything is computed anew
 
-    def stale(self, progress: Progress) -> Tensor:
+    def needs_refresh(self, progress: CacheState) -> Tensor:
         return _due(progress.age_A, self.interval)
 
-    def columns(self, progress: Progress) -> Tensor:
+    def positions_to_recompute(self, progress: CacheState) -> Tensor:
         return torch.ones_like(progress.open_AG)
 
 
 @dataclass(frozen=True)
-class BlockCache:
+class BlockPolicy:
     """Everything at the entry of a block, then the block and what follows it (Fast-dLLM's prefix cache, 2505.22618)."""
 
     interval: int | None = None
 
-    def stale(self, progress: Progress) -> Tensor:
+    def needs_refresh(self, progress: CacheState) -> Tensor:
         return _due(progress.age_A, self.interval) | progress.entered_A | progress.grown_A
 
-    def columns(self, progress: Progress) -> Tensor:
+    def positions_to_recompute(self, progress: CacheState) -> Tensor:
         return progress.block_AG.cumsum(1) > 0
 
 
 @dataclass(frozen=True)
-class DualCache(BlockCache):
+class DualPolicy(BlockPolicy):
     """Everything at the entry of a block, then the block alone (Fast-dLLM's dual cache, arXiv 2505.22618)."""
 
-    def columns(self, progress: Progress) -> Tensor:
+    def positions_to_recompute(self, progress: CacheState) -> Tensor:
         return progress.block_AG
 
 
 @dataclass(frozen=True)
-class DelayedCache(BlockCache):
+class DelayedPolicy(BlockPolicy):
     """Open positions and those decided at the last step: a token is kept one step after its commit.
 
     Source: dKV-Cache's decode variant (arXiv 2505.15781), which computes everything anew every 8 steps.
@@ -91,12 +91,12 @@ class DelayedCache(BlockCache):
 
     interval: int | None = 8
 
-    def columns(self, progress: Progress) -> Tensor:
+    def positions_to_recompute(self, progress: CacheState) -> Tensor:
         return progress.open_before_AG | progress.open_AG
 
 
-CACHES: dict[str, Callable[..., Cache]] = {
-    "prefix": PrefixCache, "block": BlockCache, "dual": DualCache, "delayed": DelayedCache,
+CACHES: dict[str, Callable[..., CachePolicy]] = {
+    "prefix": PrefixPolicy, "block": BlockPolicy, "dual": DualPolicy, "delayed": DelayedPolicy,
 }
 
 
@@ -105,7 +105,7 @@ def _due(age_A: Tensor, interval: int | None) -> Tensor:
     return due_A if interval is None else due_A | (age_A >= interval)
 
 
-class KeyValues:
+class KVCache:
     """Rotated keys and values of every layer at T columns of some rows, written in place.
 
     One more column takes what is computed for padding; it is never read. The room of rows that left is used again.
@@ -144,18 +144,18 @@ class KeyValues:
             self._room[:, :, self.rows : wanted] = 0
         self.rows = wanted
 
-    def writers(self, where: slice | Tensor, rows_A: slice | Tensor) -> list[Keep]:
+    def writers(self, where: slice | Tensor, rows_A: slice | Tensor) -> list[LayerCache]:
         """For each layer: write its new keys and values at these columns, and give back those of all columns.
 
         Args:
             where: the columns of all rows, or of each row (A, Q); `length` for what is padding.
             rows_A: the rows that are computed.
         """
-        return [Keep(layer, where, rows_A, self.length) for layer in self.stored]
+        return [LayerCache(layer, where, rows_A, self.length) for layer in self.stored]
 
 
 @dataclass(frozen=True)
-class Keep:
+class LayerCache:
     """The keys and values of one layer, and where the new ones belong."""
 
     stored: Tensor  # (2, B, H, T + 1, K)

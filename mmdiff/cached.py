@@ -12,22 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.cache import CACHES, Cache, Keep, KeyValues, Progress
-from mmdiff.canvas import ABSENT
+from mmdiff.cache import CACHES, CachePolicy, LayerCache, KVCache, CacheState
+from mmdiff.canvas import PAD_POSITION
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import MMDiffError
-from mmdiff.lookahead import Lookahead
-from mmdiff.prompted import Prompted
+from mmdiff.lookahead import SpeculativeRunner
+from mmdiff.prompted import ModelRunner
 from mmdiff.sampler import Batch
 
 
-class Cached:
+class CachedRunner:
     """A `sampler.Batch` over prompts that keeps keys and values between the steps of one generation."""
 
-    def __init__(self, prompted: Prompted, cache: Cache, block_length: int) -> None:
+    def __init__(self, prompted: ModelRunner, cache: CachePolicy, block_length: int) -> None:
         self.prompted, self.cache, self.block_length = prompted, cache, block_length
         self.calls = 0  # passes through the backbone
-        self._kept: KeyValues | None = None
+        self._kept: KVCache | None = None
         self._rows: list[int] = []  # whose keys and values are kept
         # What the last step saw of each row.
         self._open_BG = self._length_B = self._block_B = self._age_B = torch.empty(0)
@@ -45,8 +45,8 @@ class Cached:
         assert hidden_AG is None, "no cache holds what a token would be if it were hidden"
         kept = self._hold(rows_A, ids_AG.shape[1])
         progress = self._progress(ids_AG, rows_A, select_AG)
-        stale_A = self.cache.stale(progress)
-        columns_AG = (self.cache.columns(progress) | select_AG) & (ids_AG != ABSENT)
+        stale_A = self.cache.needs_refresh(progress)
+        columns_AG = (self.cache.positions_to_recompute(progress) | select_AG) & (ids_AG != PAD_POSITION)
         self._age_B[rows_A] = torch.where(stale_A, 1, progress.age_A + 1)
         counts_A = select_AG.sum(1)
         logits_NV = torch.empty(0)
@@ -74,7 +74,7 @@ class Cached:
 
     def join(self, other: Batch) -> None:
         """As `Prompted.join`; what the other one kept is computed anew."""
-        assert isinstance(other, Cached)
+        assert isinstance(other, CachedRunner)
         before, num_rows, more = self.prompted.valid_BP.shape[1], len(self.passes_B), len(other.passes_B)
         self.prompted.join(other.prompted)
         if self._kept is not None:
@@ -85,32 +85,32 @@ class Cached:
             self._open_BG = F.pad(self._open_BG, (0, 0, 0, more), value=True)
 
     def _pass(
-        self, anew: bool, here_A: slice | Tensor, kept: KeyValues, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor,
+        self, anew: bool, here_A: slice | Tensor, kept: KVCache, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor,
         columns_AG: Tensor,
     ) -> Tensor:
         """The logits of all active rows, or of some."""
         self.calls += 1
         ids_AG, rows_A, select_AG, columns_AG = (each[here_A] for each in (ids_AG, rows_A, select_AG, columns_AG))
 
-        def keeps(where: slice | Tensor) -> list[Keep]:
+        def keeps(where: slice | Tensor) -> list[LayerCache]:
             return kept.writers(where, here_A)
 
         if not anew:
-            return self.prompted.part(ids_AG, rows_A, select_AG, columns_AG, keeps)
+            return self.prompted.decode(ids_AG, rows_A, select_AG, columns_AG, keeps)
         first = self._recall(kept, rows_A)
-        made = self.prompted.whole(ids_AG, rows_A, select_AG, keeps=keeps, first=first)
+        made = self.prompted.prefill(ids_AG, rows_A, select_AG, keeps=keeps, first=first)
         self._remember(kept, rows_A)
         return made
 
-    def _recall(self, kept: KeyValues, rows_A: Tensor) -> int:
+    def _recall(self, kept: KVCache, rows_A: Tensor) -> int:
         """Put in place what the store holds of the prompts; gives the first column that no row has there."""
-        store, width, ends = self.prompted.store, self.prompted.valid_BP.shape[1], []
+        store, width, ends = self.prompted.prefix_cache, self.prompted.valid_BP.shape[1], []
         if store is None:
             return 0
         for row in rows_A.tolist():
             held, padding = self._rows.index(row), width - int(self.prompted.valid_BP[row].sum())
             ends.append(padding)
-            for part in self.prompted.parts[row]:
+            for part in self.prompted.blocks[row]:
                 found = store.get(b"kv" + part.key)
                 if found is None:
                     break
@@ -118,25 +118,25 @@ class Cached:
                 ends[-1] = padding + part.end
         return min(ends)
 
-    def _remember(self, kept: KeyValues, rows_A: Tensor) -> None:
+    def _remember(self, kept: KVCache, rows_A: Tensor) -> None:
         """Give the store the keys and values of prompts that were just computed."""
-        store, width = self.prompted.store, self.prompted.valid_BP.shape[1]
+        store, width = self.prompted.prefix_cache, self.prompted.valid_BP.shape[1]
         if store is None:
             return
         for row in rows_A.tolist():
             held, padding = self._rows.index(row), width - int(self.prompted.valid_BP[row].sum())
-            for part in self.prompted.parts[row]:
+            for part in self.prompted.blocks[row]:
                 where = slice(padding + part.first, padding + part.end)
                 if b"kv" + part.key not in store:
                     store.put(b"kv" + part.key, kept.stored[:, :, held, :, where])
 
-    def _hold(self, rows_A: Tensor, length: int) -> KeyValues:
+    def _hold(self, rows_A: Tensor, length: int) -> KVCache:
         """Keys and values of these rows and no others; rows only ever leave."""
         num_rows, before = self.prompted.valid_BP.shape
         if self._kept is None:
             like = self.prompted.embeds_BPD
             config = self.prompted.model.backbone.config
-            self._kept = KeyValues(config, num_rows, before + length, like.device, like.dtype)
+            self._kept = KVCache(config, num_rows, before + length, like.device, like.dtype)
             self._rows = list(range(num_rows))
             self._open_BG = torch.ones(num_rows, length, dtype=torch.bool, device=like.device)
             self._length_B, self._block_B, self._age_B = (
@@ -150,13 +150,13 @@ class Cached:
             self._rows = rows
         return self._kept
 
-    def _progress(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Progress:
+    def _progress(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> CacheState:
         """Where the rows stand, remembered for the next step."""
         open_AG = torch.eq(ids_AG, self.prompted.model.model_config.tokens.mask)
         block_A = select_AG.int().argmax(dim=1) // self.block_length
-        length_A = torch.ne(ids_AG, ABSENT).sum(dim=1)
+        length_A = torch.ne(ids_AG, PAD_POSITION).sum(dim=1)
         numbers_G = torch.arange(ids_AG.shape[1], device=ids_AG.device) // self.block_length
-        progress = Progress(
+        progress = CacheState(
             open_AG, self._open_BG[rows_A], numbers_G == block_A[:, None], block_A != self._block_B[rows_A],
             self._age_B[rows_A], length_A != self._length_B[rows_A],
         )
@@ -171,7 +171,7 @@ def _run(some_A: Tensor) -> slice | Tensor:
     return slice(first, end) if end - first == len(places) else places
 
 
-def cached(prompted: Prompted, decoding: DecodingConfig) -> Batch:
+def make_runner(prompted: ModelRunner, decoding: DecodingConfig) -> Batch:
     """The prompts with the cache that the settings name; where they name none, with one that is exact."""
     model = prompted.model.model_config
     causal = model.backbone.attention_pattern == "segment-causal" and not model.backbone.shifted
@@ -185,10 +185,10 @@ def cached(prompted: Prompted, decoding: DecodingConfig) -> Batch:
     batch: Batch = prompted
     if name != "none":
         options = {} if decoding.refresh is None else {"interval": decoding.refresh}
-        batch = Cached(prompted, CACHES[name](**options), decoding.block_length)
+        batch = CachedRunner(prompted, CACHES[name](**options), decoding.block_length)
     if decoding.lookahead == 0:
         return batch
     if name not in exact:
         raise MMDiffError(f"lookahead={decoding.lookahead} needs a cache that is exact with this model, and "
                           f"cache={name!r} is not; use {' or '.join(exact)}")
-    return Lookahead(batch, decoding.lookahead, model.tokens)
+    return SpeculativeRunner(batch, decoding.lookahead, model.tokens)

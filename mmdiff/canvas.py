@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ABSENT = -1  # stands where a row has no position
+PAD_POSITION = -1  # stands where a row has no position
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Canvas:
     ) -> Canvas:
         """An answer of its own number of open positions for each row."""
         here_BG = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
-        return cls.of(torch.where(here_BG, mask_id, ABSENT), mask_id)
+        return cls.of(torch.where(here_BG, mask_id, PAD_POSITION), mask_id)
 
     @property
     def length_B(self) -> Tensor:
         """How many positions each row has."""
-        return torch.ne(self.ids_BG, ABSENT).sum(dim=1)
+        return torch.ne(self.ids_BG, PAD_POSITION).sum(dim=1)
 
     def eligible(self, block_length: int) -> Tensor:
         """Open positions of each row's current block (B, G): the block of its first open position."""
@@ -71,29 +71,29 @@ class Canvas:
         """The last open positions of each row (B, G), at most so many."""
         return self.open_BG & (self.open_BG.flip(1).cumsum(1).flip(1) <= length)
 
-    def take(self, rows_A: Tensor) -> Canvas:
+    def select(self, rows_A: Tensor) -> Canvas:
         """The canvas of some rows."""
         return Canvas(self.ids_BG[rows_A], self.open_BG[rows_A], self.confidence_BG[rows_A], self.step_BG[rows_A])
 
-    def joined(self, other: Canvas) -> Canvas:
+    def concatenated(self, other: Canvas) -> Canvas:
         """The rows of both, as wide as the wider."""
         width = max(self.ids_BG.shape[1], other.ids_BG.shape[1])
 
         def both(mine: Tensor, others: Tensor, behind: float) -> Tensor:
             return torch.cat([F.pad(each, (0, width - each.shape[1]), value=behind) for each in (mine, others)])
 
-        return Canvas(both(self.ids_BG, other.ids_BG, ABSENT), both(self.open_BG, other.open_BG, False),
+        return Canvas(both(self.ids_BG, other.ids_BG, PAD_POSITION), both(self.open_BG, other.open_BG, False),
                       both(self.confidence_BG, other.confidence_BG, 1.0), both(self.step_BG, other.step_BG, -1))
 
-    def lengthened(self, rows_A: Tensor, length_A: Tensor, mask_id: int) -> Canvas:
+    def extended(self, rows_A: Tensor, length_A: Tensor, mask_id: int) -> Canvas:
         """The next canvas: the rows `rows_A` have so many positions, the new ones open."""
-        part, index_G = self.take(rows_A), torch.arange(self.ids_BG.shape[1], device=self.ids_BG.device)
-        new_AG = torch.eq(part.ids_BG, ABSENT) & (index_G < length_A[:, None])
+        part, index_G = self.select(rows_A), torch.arange(self.ids_BG.shape[1], device=self.ids_BG.device)
+        new_AG = torch.eq(part.ids_BG, PAD_POSITION) & (index_G < length_A[:, None])
         return self.reopen(rows_A, new_AG, mask_id)
 
     def commit(self, rows_A: Tensor, here_AG: Tensor, ids_AG: Tensor, confidence_AG: Tensor, step_A: Tensor) -> Canvas:
         """The next canvas: the positions `here_AG` of the rows `rows_A` are decided, each row at its own step."""
-        part = self.take(rows_A)
+        part = self.select(rows_A)
         return Canvas(
             self.ids_BG.index_copy(0, rows_A, torch.where(here_AG, ids_AG, part.ids_BG)),
             self.open_BG.index_copy(0, rows_A, part.open_BG & ~here_AG),
@@ -103,7 +103,7 @@ class Canvas:
 
     def reopen(self, rows_A: Tensor, here_AG: Tensor, mask_id: int) -> Canvas:
         """The next canvas: what was decided at the positions `here_AG` of the rows `rows_A` is taken back."""
-        part = self.take(rows_A)
+        part = self.select(rows_A)
         return Canvas(
             self.ids_BG.index_copy(0, rows_A, part.ids_BG.masked_fill(here_AG, mask_id)),
             self.open_BG.index_copy(0, rows_A, part.open_BG | here_AG),
@@ -111,7 +111,7 @@ class Canvas:
             self.step_BG.index_copy(0, rows_A, part.step_BG.masked_fill(here_AG, -1)),
         )
 
-    def answers(self, end_ids: Sequence[int]) -> list[list[int]]:
+    def token_ids(self, end_ids: Sequence[int]) -> list[list[int]]:
         """The ids of each row before its first end token, or to its end."""
-        rows, ends = self.ids_BG.tolist(), (*end_ids, ABSENT)
+        rows, ends = self.ids_BG.tolist(), (*end_ids, PAD_POSITION)
         return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]

@@ -23,9 +23,9 @@ from mmdiff.chat_format import chat_template, with_end_of_turn
 from mmdiff.config import ModelConfig, to_dict
 from mmdiff.errors import CheckpointError
 from mmdiff.families import recognise, translate
-from mmdiff.folder import Weights, read_json, refuse_adapter, some
+from mmdiff.folder import CheckpointTensors, read_json, refuse_adapter, some
 from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.onednn import suit_processors
+from mmdiff.onednn import use_onednn
 from mmdiff.processor import MMDiffProcessor
 from mmdiff.published import config_of_published
 from mmdiff.quantize import Bits, quantize
@@ -112,7 +112,7 @@ def load_folder(
     config = config_of(folder)
     with torch.device("meta"):
         model = MMDiffModel(MMDiffConfig.of(config))
-    load_weights(model, Weights(folder), dtype=dtype)
+    load_weights(model, CheckpointTensors(folder), dtype=dtype)
     tokenizer = _tokenizer(folder)
     template = chat_template(folder, tokenizer)
     if not _names_end_of_turn(folder):
@@ -120,7 +120,7 @@ def load_folder(
     if bits is not None:
         quantize(model.backbone.layers, bits)
     elif device.type == "cpu" and device_map is None:  # Accelerate's hooks bring weights to the modules they belong to
-        suit_processors(model)
+        use_onednn(model)
     if device_map is not None:
         from accelerate import dispatch_model, infer_auto_device_map
 
@@ -137,7 +137,7 @@ def load_whisper(folder: Path, **changes: Any) -> WhisperTower:
         CheckpointError: the folder is incomplete or damaged, or does not hold a Whisper model.
     """
     tower = WhisperTower(whisper_config(read_json(folder / "config.json"), **changes))
-    state = encoder_state(Weights(folder), tower)
+    state = encoder_state(CheckpointTensors(folder), tower)
     tower.load_state_dict({name: _number_type(name, tensor, None) for name, tensor in state.items()})
     return tower
 

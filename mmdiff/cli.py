@@ -26,7 +26,7 @@ from mmdiff.files import shorten
 if TYPE_CHECKING:
     from mmdiff.extraction import Extraction
     from mmdiff.pipeline import Answer, Draft, Pipeline
-    from mmdiff.serve.job import Outcome
+    from mmdiff.serve.job import JobOutcome
     from mmdiff.serve.limits import Replicas
     from mmdiff.transcript import Transcript
 
@@ -536,7 +536,7 @@ def serve(
     max_replicas: MaxReplicas = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's clients ask for it."""
-    from mmdiff.serve.limits import Options
+    from mmdiff.serve.limits import ServerOptions
     from mmdiff.serve.run import serve as run_server
 
     if overload_status_code not in (429, 503):
@@ -555,7 +555,7 @@ def serve(
             raise _refuse(f"--allowed-origins {origin[:80]!r} is not an origin; give scheme and host alone, such as "
                           "https://example.com")
     counts = _media_counts(limit_mm_per_prompt)
-    options = Options(
+    options = ServerOptions(
         model=model, speech_model=speech_model, host=host, port=port, uds=uds,
         api_keys=(*(api_key or ()), *(given or "").split()),
         served_model_name=tuple(served_model_name or ()), max_num_seqs=max_num_seqs,
@@ -837,10 +837,10 @@ def _print_extraction(made: Extraction, as_json: bool) -> None:
         value = json.loads(made.text)
     except ValueError:  # a choice or a text that was filled in
         value = made.text
-    fields = {path: {"confidence": each.confidence, "chances": [list(pair) for pair in each.chances]}
+    fields = {path: {"confidence": each.confidence, "chances": [list(pair) for pair in each.probabilities]}
               for path, each in made.fields.items()}
     repairs = [{"pointer": each.pointer, "what": each.what} for each in made.repairs]
-    decisions = [{"pointer": each.pointer, "kind": each.kind, "chances": [list(pair) for pair in each.chances]}
+    decisions = [{"pointer": each.pointer, "kind": each.kind, "chances": [list(pair) for pair in each.probabilities]}
                  for each in made.decisions]
     told = {"value": value, "confidence": made.confidence, "fields": fields, "decisions": decisions,
             "steps": made.steps, "passes": made.passes, "repairs": repairs, "notes": list(made.notes)}
@@ -914,7 +914,7 @@ def _paint(draft: Draft) -> Any:
     return line
 
 
-def _tell_outcome(outcome: Outcome, what: str, out: Path) -> None:
+def _tell_outcome(outcome: JobOutcome, what: str, out: Path) -> None:
     typer.echo(f"{outcome.rows} {what}, {outcome.failed} failed: {out}", err=True)
     for sentence in outcome.failures:
         typer.echo(f"  {sentence}", err=True)

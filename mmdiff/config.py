@@ -130,7 +130,7 @@ class AudioConfig:
     qformer_heads: int = 12
     qformer_intermediate_size: int = 3072
     segment_seconds: float = 30.0  # of the longest piece of speech that is transcribed at once
-    drafts: bool = False  # whether the model's outputs at a sound's embeddings spell it (CTC; blank: end of text)
+    ctc_drafts: bool = False  # whether the model's outputs at a sound's embeddings spell it (CTC; blank: end of text)
     doubt: float = 0.0  # not read any more; folders that were saved with it go on loading
 
     def __post_init__(self) -> None:
@@ -340,7 +340,7 @@ PRESETS: dict[str, ModelConfig] = {
         ),
         audio=AudioConfig(
             hidden_size=384, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=6, segment_seconds=10.0,
-            drafts=True,
+            ctc_drafts=True,
         ),  # openai/whisper-tiny.en
         decoding=DecodingConfig(gen_length=32, block_length=8, steps=32, threshold=0.9),
     ),

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.cached import cached
-from mmdiff.canvas import ABSENT, Canvas
+from mmdiff.cached import make_runner
+from mmdiff.canvas import PAD_POSITION, Canvas
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.guidance import Guided
-from mmdiff.prompted import Prompted
-from mmdiff.sampler import Batch, Denoiser, seed_of
-from mmdiff.scaffold.layout import Canvas as Laid
-from mmdiff.scaffold.plan import Decided, Decision, Row, plan
-from mmdiff.scaffold.scaffold import Scaffold
+from mmdiff.prompted import ModelRunner
+from mmdiff.sampler import Batch, Sampler, seed_of
+from mmdiff.scaffold.layout import Template as Laid
+from mmdiff.scaffold.plan import Decided, Decision, ProbeRow, search_structure
+from mmdiff.scaffold.scaffold import CompiledSchema
 from mmdiff.scaffold.slots import ChoiceSlot, SlotsConstraint, WordSlot
 from mmdiff.scaffold.spelling import pointer
 
@@ -33,11 +33,11 @@ AT_ONCE = 32  # rows of a pass that asks about the structure
 
 
 @dataclass(frozen=True)
-class Field:
+class FieldResult:
     """A value that was decided: how sure (0 to 1), and of a choice the chance of each (value, chance), best first."""
 
     confidence: float
-    chances: tuple[tuple[Any, float], ...] = ()
+    probabilities: tuple[tuple[Any, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Extraction:
 
     value: Any
     text: str
-    fields: dict[str, Field]
+    fields: dict[str, FieldResult]
     steps: int
     passes: int
     repairs: tuple[Repair, ...] = ()
@@ -81,10 +81,10 @@ class Extraction:
 
 
 @dataclass(eq=False)
-class Filling(SlotsConstraint):
+class StructuredSequence(SlotsConstraint):
     """The constraint of one row, with what is needed to read the row in the end."""
 
-    scaffold: Scaffold = field(kw_only=True)
+    scaffold: CompiledSchema = field(kw_only=True)
     canvas: Laid = field(kw_only=True)
     decisions: tuple[Decision, ...] = field(kw_only=True, default=())
 
@@ -93,7 +93,7 @@ class Filling(SlotsConstraint):
         ids, sure = row.ids_BG[0].tolist(), row.confidence_BG[0].tolist()
         made = self.scaffold.fill(self.canvas, ids)
         changed = {change.number: change for change in made.changes}
-        fields: dict[str, Field] = {}
+        fields: dict[str, FieldResult] = {}
         repairs: list[Repair] = []
         for number, slot in enumerate(self.canvas.pieces):
             if isinstance(slot, str):
@@ -105,28 +105,28 @@ class Filling(SlotsConstraint):
             if number in changed:
                 repairs.append(Repair(name, f"{_quoted(changed[number].before)} was changed to "
                                             f"{_quoted(changed[number].now)}, for the value to fit its schema"))
-                fields[name] = Field(0.0, fields[name].chances)
+                fields[name] = FieldResult(0.0, fields[name].probabilities)
         if made.stand_in:
             repairs.append(Repair("", "nothing like what the model said fits the schema; the shortest value known to "
                                       "fit stands here instead"))
-            fields = {"": Field(0.0), **{name: Field(0.0, each.chances) for name, each in fields.items()}}
+            fields = {"": FieldResult(0.0), **{name: FieldResult(0.0, each.probabilities) for name, each in fields.items()}}
         return Extraction(made.value, made.text, fields, int(row.step_BG.max()) + 1, passes, tuple(repairs),
                           self.decisions, self.scaffold.notes)
 
     def positions(self, ids: Sequence[int]) -> list[int]:
         """The positions of a finished row that hold its text: all but padding, and the end."""
-        nothing = (self.scaffold.layouts.vocabulary.pad, self.scaffold.layouts.end_id, ABSENT)
+        nothing = (self.scaffold.layouts.vocabulary.pad, self.scaffold.layouts.end_id, PAD_POSITION)
         return [place for place, token in enumerate(ids) if token not in nothing]
 
-    def _field(self, slot: ChoiceSlot | WordSlot, ids: Sequence[int], sure: Sequence[float]) -> Field:
+    def _field(self, slot: ChoiceSlot | WordSlot, ids: Sequence[int], sure: Sequence[float]) -> FieldResult:
         """What the positions of a slot say of its confidence."""
         inside = range(slot.first, slot.first + slot.room)
-        if isinstance(slot, ChoiceSlot) and slot.chances:
-            pairs = zip(slot.values, slot.chances, strict=True)
+        if isinstance(slot, ChoiceSlot) and slot.probabilities:
+            pairs = zip(slot.values, slot.probabilities, strict=True)
             chosen = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
-            return Field(float(slot.chances[int(chosen)]), tuple(sorted(pairs, key=lambda pair: -pair[1])))
+            return FieldResult(float(slot.probabilities[int(chosen)]), tuple(sorted(pairs, key=lambda pair: -pair[1])))
         solid = (sure[place] for place in inside if ids[place] != self.scaffold.layouts.vocabulary.pad)
-        return Field(float(min(solid, default=min(sure[place] for place in inside))))
+        return FieldResult(float(min(solid, default=min(sure[place] for place in inside))))
 
 
 def _quoted(text: str) -> str:
@@ -134,26 +134,26 @@ def _quoted(text: str) -> str:
 
 
 def start_scaffold(
-    prompted: Prompted, scaffold: Scaffold, decoding: DecodingConfig, tokens: TokenIds, seed: int
-) -> Denoiser:
+    prompted: ModelRunner, scaffold: CompiledSchema, decoding: DecodingConfig, tokens: TokenIds, seed: int
+) -> Sampler:
     """Decide the structure of one conversation's answer, and lay out what is to be denoised.
 
     The answer's end is fixed, and its slots lie in one block: `decoding` should have a `block_length` as long as
     the scaffold's budget.
     """
     draws = torch.Generator().manual_seed(seed_of(seed))
-    decided: Decided = plan(scaffold, lambda rows: _probe(prompted, rows, decoding), decoding.temperature, draws)
+    decided: Decided = search_structure(scaffold, lambda rows: _probe(prompted, rows, decoding), decoding.temperature, draws)
     canvas = decided.canvas
-    filling = Filling(canvas.constraint.slots, tokens.mask, canvas.constraint.groups, scaffold=scaffold, canvas=canvas,
+    filling = StructuredSequence(canvas.constraint.slots, tokens.mask, canvas.constraint.groups, scaffold=scaffold, canvas=canvas,
                       decisions=decided.decisions)
     ids_BG = canvas.begun().to(prompted.embeds_BPD.device)
-    batch: Batch = cached(prompted, decoding)
+    batch: Batch = make_runner(prompted, decoding)
     if decoding.cfg_scale > 0:
-        batch = Guided(batch, cached(prompted.unconditional(), decoding), decoding.cfg_scale)
-    return Denoiser(batch, Canvas.of(ids_BG, tokens.mask), decoding, tokens, [seed], constraints=[filling])
+        batch = Guided(batch, make_runner(prompted.unconditional(), decoding), decoding.cfg_scale)
+    return Sampler(batch, Canvas.of(ids_BG, tokens.mask), decoding, tokens, [seed], constraints=[filling])
 
 
-def settings_for(scaffolds: Sequence[Scaffold], decoding: DecodingConfig) -> DecodingConfig:
+def settings_for(scaffolds: Sequence[CompiledSchema], decoding: DecodingConfig) -> DecodingConfig:
     """The settings with one block for all of a canvas; bounded choices and nothing else are decided at one step."""
     budget = max(scaffold.budget for scaffold in scaffolds)
     decoding = dataclasses.replace(decoding, gen_length=budget, block_length=budget, start_length=None, stop=True)
@@ -163,7 +163,7 @@ def settings_for(scaffolds: Sequence[Scaffold], decoding: DecodingConfig) -> Dec
 
 
 @torch.inference_mode()
-def _probe(prompted: Prompted, rows: Sequence[Row], decoding: DecodingConfig) -> list[np.ndarray[Any, Any]]:
+def _probe(prompted: ModelRunner, rows: Sequence[ProbeRow], decoding: DecodingConfig) -> list[np.ndarray[Any, Any]]:
     """Log-probabilities at places of canvases behind one prompt."""
     told: list[np.ndarray[Any, Any]] = []
     for first in range(0, len(rows), AT_ONCE):
@@ -172,16 +172,16 @@ def _probe(prompted: Prompted, rows: Sequence[Row], decoding: DecodingConfig) ->
         batch.take(torch.zeros(len(some), dtype=torch.long, device=prompted.embeds_BPD.device))
         ids_BG, select_BG = _padded(some, prompted.embeds_BPD.device)
         rows_B = torch.arange(len(some), device=ids_BG.device)
-        logits_NV = cached(batch, dataclasses.replace(decoding, lookahead=0))(ids_BG, rows_B, select_BG)
+        logits_NV = make_runner(batch, dataclasses.replace(decoding, lookahead=0))(ids_BG, rows_B, select_BG)
         logs = logits_NV.float().log_softmax(-1).cpu()
         told += [part.numpy() for part in logs.split([len(row.places) for row in some])]
         prompted.passes_B += 1
     return told
 
 
-def _padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(rows: Sequence[ProbeRow], device: torch.device) -> tuple[Tensor, Tensor]:
     width = max(len(row.ids) for row in rows)
-    ids_BG = torch.tensor([[*row.ids, *[ABSENT] * (width - len(row.ids))] for row in rows], device=device)
+    ids_BG = torch.tensor([[*row.ids, *[PAD_POSITION] * (width - len(row.ids))] for row in rows], device=device)
     select_BG = torch.zeros_like(ids_BG, dtype=torch.bool)
     for select_G, row in zip(select_BG, rows, strict=True):
         select_G[list(row.places)] = True

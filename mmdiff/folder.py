@@ -22,7 +22,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ADAPTER = "adapter_config.json"  # PEFT's
 
 
-class Weights(Mapping[str, Tensor]):
+class CheckpointTensors(Mapping[str, Tensor]):
     """The tensors of a folder's safetensors files, read one at a time when asked for."""
 
     def __init__(self, folder: Path) -> None:

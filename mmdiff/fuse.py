@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def fuse(embeds_BTD: Tensor, here_BT: Tensor, media_ND: Tensor) -> Tensor:
+def merge_media_embeddings(embeds_BTD: Tensor, here_BT: Tensor, media_ND: Tensor) -> Tensor:
     """Replace the embeddings at the True positions of `here_BT`, row by row, by the rows of `media_ND`.
 
     Raises:

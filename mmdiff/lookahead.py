@@ -21,33 +21,33 @@ from mmdiff.sampler import Batch
 
 
 @dataclass(frozen=True)
-class Known:
+class CachedLogits:
     """The logits (N, V) of a row with this canvas, at these positions."""
 
     ids_G: Tensor
     select_G: Tensor
     logits_NV: Tensor
 
-    def fits(self, ids_G: Tensor, select_G: Tensor) -> bool:
+    def matches(self, ids_G: Tensor, select_G: Tensor) -> bool:
         return torch.equal(self.ids_G, ids_G) and torch.equal(self.select_G, select_G)
 
 
-class Lookahead:
+class SpeculativeRunner:
     """A `sampler.Batch` that computes `guesses` further canvases of each row in the same pass."""
 
     def __init__(self, batch: Batch, guesses: int, tokens: TokenIds) -> None:
-        self.batch, self.lanes, self.tokens = batch, 1 + guesses, tokens
+        self.batch, self.drafts, self.tokens = batch, 1 + guesses, tokens
         self._repeated = False  # whether each row of the batch stands there once for every canvas
-        self._known: list[list[Known]] = [[] for _ in batch.passes_B]
-        self._asked: list[Known | None] = [None for _ in batch.passes_B]
+        self._known: list[list[CachedLogits]] = [[] for _ in batch.passes_B]
+        self._asked: list[CachedLogits | None] = [None for _ in batch.passes_B]
 
     @property
     def passes_B(self) -> Tensor:
-        return self.batch.passes_B[:: self.lanes] if self._repeated else self.batch.passes_B
+        return self.batch.passes_B[:: self.drafts] if self._repeated else self.batch.passes_B
 
     @property
     def prompt_length_B(self) -> Tensor:
-        return self.batch.prompt_length_B[:: self.lanes] if self._repeated else self.batch.prompt_length_B
+        return self.batch.prompt_length_B[:: self.drafts] if self._repeated else self.batch.prompt_length_B
 
     def take(self, rows_A: Tensor) -> None:
         """As `Prompted.take`."""
@@ -57,7 +57,7 @@ class Lookahead:
 
     def join(self, other: Batch) -> None:
         """As `Prompted.join`."""
-        assert isinstance(other, Lookahead) and other.lanes == self.lanes
+        assert isinstance(other, SpeculativeRunner) and other.drafts == self.drafts
         for each in (self, other):
             each._repeat()
         self.batch.join(other.batch)
@@ -65,7 +65,7 @@ class Lookahead:
 
     def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
         if hidden_AG is not None:
-            return self.batch(ids_AG, rows_A * (self.lanes if self._repeated else 1), select_AG, hidden_AG)
+            return self.batch(ids_AG, rows_A * (self.drafts if self._repeated else 1), select_AG, hidden_AG)
         asked = list(zip(rows_A.tolist(), ids_AG, select_AG, strict=True))
         if any(self._found(*each) is None for each in asked):
             self._compute(asked)
@@ -73,13 +73,13 @@ class Lookahead:
             self._asked[each[0]] = self._found(*each)
         return torch.cat([known.logits_NV for row, *_ in asked if (known := self._asked[row]) is not None])
 
-    def _found(self, row: int, ids_G: Tensor, select_G: Tensor) -> Known | None:
-        return next((known for known in self._known[row] if known.fits(ids_G, select_G)), None)
+    def _found(self, row: int, ids_G: Tensor, select_G: Tensor) -> CachedLogits | None:
+        return next((known for known in self._known[row] if known.matches(ids_G, select_G)), None)
 
     def _compute(self, asked: Sequence[tuple[int, Tensor, Tensor]]) -> None:
         """One pass over all canvases that are asked for, and over guesses where there is something to guess from."""
         guessed = [self._guess(*each) for each in asked]
-        lanes = 1 if max(map(len, guessed)) == 1 and not self._repeated else self.lanes
+        lanes = 1 if max(map(len, guessed)) == 1 and not self._repeated else self.drafts
         if lanes > 1:
             self._repeat()
         # A row with fewer guesses computes its own canvas again, so that every row keeps its place.
@@ -89,7 +89,7 @@ class Lookahead:
         logits_NV = self.batch(ids_SG, self._places(rows_A), select_SG)
         made = list(zip(ids_SG, select_SG, logits_NV.split(select_SG.sum(1).tolist()), strict=True))
         for number, (row, *_) in enumerate(asked):
-            self._known[row] = [Known(*each) for each in made[number * lanes : (number + 1) * lanes]]
+            self._known[row] = [CachedLogits(*each) for each in made[number * lanes : (number + 1) * lanes]]
 
     def _guess(self, row: int, ids_G: Tensor, select_G: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The canvas that is asked for, and what may be asked for next: one likely commit more each time."""
@@ -104,7 +104,7 @@ class Lookahead:
         places = last.select_G.nonzero()[:, 0][still_N].tolist()
         likely = sorted(zip(chance_N[still_N].tolist(), places, best_N[still_N].tolist(), strict=True),
                         key=lambda each: (-each[0], each[1]))
-        for _, place, token in likely[: min(self.lanes, len(likely)) - 1]:  # the last of a block opens the next one
+        for _, place, token in likely[: min(self.drafts, len(likely)) - 1]:  # the last of a block opens the next one
             ids_G, select_G = ids_G.clone(), select_G.clone()
             ids_G[place], select_G[place] = token, False
             canvases.append((ids_G, select_G))
@@ -113,10 +113,10 @@ class Lookahead:
     def _places(self, rows_A: Tensor) -> Tensor:
         if not self._repeated:
             return rows_A
-        return (rows_A[:, None] * self.lanes + torch.arange(self.lanes, device=rows_A.device)).flatten()
+        return (rows_A[:, None] * self.drafts + torch.arange(self.drafts, device=rows_A.device)).flatten()
 
     def _repeat(self) -> None:
         if not self._repeated:
             rows_B = torch.arange(len(self._known))
-            self.batch.take(rows_B.repeat_interleave(self.lanes))
+            self.batch.take(rows_B.repeat_interleave(self.drafts))
             self._repeated = True

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from mmdiff import config as settings
-from mmdiff.attention import visibility
+from mmdiff.attention import build_attention_mask
 from mmdiff.audio.connector import CONNECTORS
 from mmdiff.audio.tower import WhisperTower
 from mmdiff.auto_config import MMDiffConfig as MMDiffConfig
@@ -28,7 +28,7 @@ from mmdiff.config import ModelConfig
 from mmdiff.errors import MMDiffError
 from mmdiff.files import share_weights
 from mmdiff.folder import replacing_weights
-from mmdiff.fuse import fuse
+from mmdiff.fuse import merge_media_embeddings
 from mmdiff.store import Encoder
 from mmdiff.tokens import segment_ids as derive_segments
 from mmdiff.vision.connector import build_connector, pixel_shuffle
@@ -154,10 +154,10 @@ class MMDiffModel(PreTrainedModel):
         embeds_BTD: Tensor = self.backbone.embed_tokens(input_ids)
         if pixel_values is not None and image_sizes is not None and image_grids is not None:
             pictures = encoder.encode_images(pixel_values, image_sizes, image_grids)
-            embeds_BTD = fuse(embeds_BTD, torch.eq(input_ids, tokens.image or 0), torch.cat(pictures))
+            embeds_BTD = merge_media_embeddings(embeds_BTD, torch.eq(input_ids, tokens.image or 0), torch.cat(pictures))
         if input_features is not None and feature_lengths is not None:
             sounds = encoder.encode_audio(input_features, feature_lengths)
-            embeds_BTD = fuse(embeds_BTD, torch.eq(input_ids, tokens.audio or 0), torch.cat(sounds))
+            embeds_BTD = merge_media_embeddings(embeds_BTD, torch.eq(input_ids, tokens.audio or 0), torch.cat(sounds))
         return embeds_BTD
 
     def forward(
@@ -183,7 +183,7 @@ class MMDiffModel(PreTrainedModel):
         valid_BT = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids
         segments_BT = derive_segments(input_ids, tokens) if segment_ids is None else segment_ids
-        mask_B1TT = visibility(valid_BT, segments_BT, pattern, branch_ids)
+        mask_B1TT = build_attention_mask(valid_BT, segments_BT, pattern, branch_ids)
         media = (pixel_values, image_sizes, image_grids, input_features, feature_lengths)
         embeds_BTD = self.embed(input_ids, *media)
         hidden_BTD = self.backbone(embeds_BTD, positions_BT, mask_B1TT)

@@ -24,7 +24,7 @@ class OneDNNLinear(nn.Linear):
         return found
 
 
-def suit_processors(model: nn.Module) -> None:
+def use_onednn(model: nn.Module) -> None:
     """Let the linear layers of a model multiply through oneDNN, where this PyTorch has it."""
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         for module in model.modules():

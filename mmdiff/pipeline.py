@@ -24,24 +24,24 @@ from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
 from mmdiff.audio.draft import text_probability
 from mmdiff.audio.segment import Span
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window, load_recognizer
-from mmdiff.cached import cached
+from mmdiff.cached import make_runner
 from mmdiff.canvas import Canvas
 from mmdiff.checkpoint import WEIGHT_TYPES, config_of, load_folder
 from mmdiff.config import PRESETS, AudioConfig, DecodingConfig, is_number, shown, whole
 from mmdiff.errors import CheckpointError, ContextError, MMDiffError, NoSpeechError
-from mmdiff.extraction import Extraction, Filling, settings_for, start_scaffold
+from mmdiff.extraction import Extraction, StructuredSequence, settings_for, start_scaffold
 from mmdiff.guidance import Guided
 from mmdiff.model import MMDiffModel
 from mmdiff.processor import Messages, MMDiffProcessor, as_array, check_messages
-from mmdiff.prompted import Prompted
+from mmdiff.prompted import ModelRunner
 from mmdiff.quantize import QUANTIZED, Bits
-from mmdiff.sampler import Batch, Denoiser, Finished, denoise, seed_of
-from mmdiff.scaffold.layout import Layouts
-from mmdiff.scaffold.scaffold import Scaffold
+from mmdiff.sampler import Batch, Sampler, FinishedSequences, denoise, seed_of
+from mmdiff.scaffold.layout import TemplateBuilder
+from mmdiff.scaffold.scaffold import CompiledSchema
 from mmdiff.scaffold.source import blanks, compile_choices, compile_source, compile_template, schema_of
 from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline
 from mmdiff.scaffold.vocabulary import Vocabulary
-from mmdiff.store import Store
+from mmdiff.store import PrefixCache
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.transcription import Reader, RecognitionOptions, transcribe_audio
 from mmdiff.vision.image import open_image
@@ -118,8 +118,8 @@ class Pipeline:
         self.speech_model = speech_model
         self.model = model.eval()
         self.processor = processor
-        self.store = Store(_whole("store_bytes", store_bytes, least=0, most=1 << 62))
-        self._laid_out: tuple[Any, Layouts] | None = None
+        self.store = PrefixCache(_whole("store_bytes", store_bytes, least=0, most=1 << 62))
+        self._laid_out: tuple[Any, TemplateBuilder] | None = None
 
     def clear(self) -> None:
         """Forget what was kept for later questions. Changed weights and switched adapters are noticed without it."""
@@ -306,8 +306,8 @@ class Pipeline:
 
     def start(
         self, conversations: Sequence[Messages], *, seeds: Sequence[int] | None = None,
-        limits: Sequence[int] | None = None, scaffolds: Sequence[Scaffold] | None = None, **decoding: Any,
-    ) -> Denoiser:
+        limits: Sequence[int] | None = None, scaffolds: Sequence[CompiledSchema] | None = None, **decoding: Any,
+    ) -> Sampler:
         """The answers to several conversations before their first step, for whoever steps them: a server, say.
 
         Batches that were started with the same settings may `join`; those with scaffolds join each other where the
@@ -324,9 +324,9 @@ class Pipeline:
         if scaffolds is not None:
             return self._start_scaffolds(conversations, scaffolds, settings, seeds)
         prompted = self._prompt(conversations, settings.gen_length)
-        batch: Batch = cached(prompted, settings)
+        batch: Batch = make_runner(prompted, settings)
         if settings.cfg_scale > 0:
-            batch = Guided(batch, cached(prompted.unconditional(), settings), settings.cfg_scale)
+            batch = Guided(batch, make_runner(prompted.unconditional(), settings), settings.cfg_scale)
         tokens, most = self.model.model_config.tokens, settings.gen_length
         if limits is None:
             limits = [most] * len(conversations)
@@ -335,12 +335,12 @@ class Pipeline:
             raise MMDiffError(f"limits={limits} do not fit {len(conversations)} conversations; give a number for each")
         lengths = [min(limit, settings.start_length or most) for limit in limits]
         canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
-        return Denoiser(batch, canvas, settings, tokens, seeds, limits)
+        return Sampler(batch, canvas, settings, tokens, seeds, limits)
 
     def _start_scaffolds(
-        self, conversations: Sequence[Messages], scaffolds: Sequence[Scaffold], decoding: DecodingConfig,
+        self, conversations: Sequence[Messages], scaffolds: Sequence[CompiledSchema], decoding: DecodingConfig,
         seeds: Sequence[int] | None,
-    ) -> Denoiser:
+    ) -> Sampler:
         if not conversations or len(scaffolds) != len(conversations):
             raise MMDiffError(f"{len(scaffolds)} scaffolds for {len(conversations)} conversations; give one for each")
         settings, batch = settings_for(scaffolds, decoding), None
@@ -354,23 +354,23 @@ class Pipeline:
         assert batch is not None
         return batch
 
-    def answers(self, finished: Finished) -> list[Answer]:
+    def answers(self, finished: FinishedSequences) -> list[Answer]:
         """What the rows say that have left a batch; where they had scaffolds, a text that fits."""
         answers = self._answers(finished.canvas, finished.passes)
         for row, constraint in enumerate(finished.constraints):
-            if isinstance(constraint, Filling):
+            if isinstance(constraint, StructuredSequence):
                 answers[row] = self._structured(finished, row, constraint)
         return answers
 
-    def _structured(self, finished: Finished, row: int, filling: Filling) -> Answer:
+    def _structured(self, finished: FinishedSequences, row: int, filling: StructuredSequence) -> Answer:
         """The answer of a row with a scaffold: tokens for all positions but padding, which stands inside it too."""
-        canvas = finished.canvas.take(torch.tensor([row], device=finished.canvas.ids_BG.device))
+        canvas = finished.canvas.select(torch.tensor([row], device=finished.canvas.ids_BG.device))
         made = filling.extraction(canvas, finished.passes[row])
         places = filling.positions(canvas.ids_BG[0].tolist())
         tokens = tuple(self._token(canvas, 0, place) for place in places)
         return Answer(made.text, tokens, made.steps, made.passes, structured=made)
 
-    def compile(self, schema: Any, max_tokens: int = MAX_TOKENS) -> Scaffold:
+    def compile(self, schema: Any, max_tokens: int = MAX_TOKENS) -> CompiledSchema:
         """What `start` takes as a scaffold, of a JSON Schema or a type that pydantic knows.
 
         Raises:
@@ -428,32 +428,32 @@ class Pipeline:
         prompt = question or FILL_PROMPT.format(blanks(text))
         return self._filled([_user(image, prompt)], scaffold, seed, decoding)
 
-    def _filled(self, messages: Messages, scaffold: Scaffold, seed: int, decoding: dict[str, Any]) -> Extraction:
+    def _filled(self, messages: Messages, scaffold: CompiledSchema, seed: int, decoding: dict[str, Any]) -> Extraction:
         finished = _finish(self.start([messages], seeds=[seed], scaffolds=[scaffold], **decoding))
         made = self.answers(finished)[0].structured
         assert made is not None
         return made
 
     @property
-    def _layouts(self) -> Layouts:
+    def _layouts(self) -> TemplateBuilder:
         """Of the tokenizer and the ids as they are now."""
         tokenizer, config = self.processor.tokenizer, self.model.model_config
         made_from = (tokenizer, len(tokenizer), config.tokens, config.backbone.vocab_size)
         if self._laid_out is None or self._laid_out[0] != made_from:
             vocabulary = Vocabulary.of(tokenizer, config.tokens, config.backbone.vocab_size)
-            self._laid_out = made_from, Layouts(vocabulary, config.tokens.mask, config.tokens.eot)
+            self._laid_out = made_from, TemplateBuilder(vocabulary, config.tokens.mask, config.tokens.eot)
         return self._laid_out[1]
 
-    def draft(self, canvas: Canvas, row: int = 0, filling: Filling | None = None) -> Draft:
+    def draft(self, canvas: Canvas, row: int = 0, filling: StructuredSequence | None = None) -> Draft:
         """A row of a batch as it stands after a step.
 
         Args:
             filling: the row's constraint, where it has a scaffold; padding stands inside it, and no draft ends there.
         """
         tokens = self.model.model_config.tokens
-        taken = canvas.take(torch.tensor([row], device=canvas.ids_BG.device))
+        taken = canvas.select(torch.tensor([row], device=canvas.ids_BG.device))
         places = (filling.positions(taken.ids_BG[0].tolist()) if filling is not None
-                  else range(len(taken.answers((tokens.eos, tokens.eot))[0])))
+                  else range(len(taken.token_ids((tokens.eos, tokens.eot))[0])))
         open_G = canvas.open_BG[row].tolist()
         drafted = (None if open_G[place] else self._token(canvas, row, place) for place in places)
         return Draft(int(canvas.step_BG[row].max()), tuple(drafted))
@@ -470,7 +470,7 @@ class Pipeline:
         except (ValueError, TypeError) as error:
             raise MMDiffError(str(error)) from None
 
-    def _prompt(self, conversations: Sequence[Messages], gen_length: int) -> Prompted:
+    def _prompt(self, conversations: Sequence[Messages], gen_length: int) -> ModelRunner:
         """The model with the conversations before it, if there is room for an answer behind the longest."""
         config = self.model.model_config
         for messages in conversations:
@@ -488,7 +488,7 @@ class Pipeline:
                 "positions; ask for a shorter answer or give fewer pictures and shorter sounds"
             )
         with torch.inference_mode():  # left before the first yield, or the caller would run in it between steps
-            return Prompted(self.model, store=self.store, **inputs)
+            return ModelRunner(self.model, prefix_cache=self.store, **inputs)
 
     def _audio_config(self) -> AudioConfig:
         if self.model.model_config.audio is None:
@@ -506,7 +506,7 @@ class Pipeline:
     def reader(self) -> Reader | None:
         """Reads speech by CTC, where the model's audio embeddings spell words; it is of use beside tiny.en alone."""
         config = self.model.model_config.audio
-        return self._read if config is not None and config.drafts and self.speech_model is None else None
+        return self._read if config is not None and config.ctc_drafts and self.speech_model is None else None
 
     def _read(self, samples: Samples, window: Window) -> list[Segment | None]:
         """What each stretch of speech in a window spells; None for those that are too long for the model."""
@@ -516,7 +516,7 @@ class Pipeline:
             return [None] * len(window)
         sounds = [samples[span.start : span.end] for span in short]
         prompted = self._prompt([[_listener(sound, REFINE_PROMPT)] for sound in sounds], 1)
-        rows = prompted.outputs(prompted.sounds_BP).split(prompted.sounds_BP.sum(1).tolist())
+        rows = prompted.prompt_logits(prompted.audio_BP).split(prompted.audio_BP.sum(1).tolist())
         read = {span: self._spelled(span, logits_TV) for span, logits_TV in zip(short, rows, strict=True)}
         return [read.get(span) for span in window]
 
@@ -528,7 +528,7 @@ class Pipeline:
         words = timed_words(tokens, decode, span.seconds[0], self._audio_config().frames_per_token / FRAMES_PER_SECOND)
         return Segment(*span.seconds, decode(ids).strip(), text_probability(logits_TV, ids, blank), tuple(ids), words)
 
-    def _likelihoods(self, prompted: Prompted, ids: list[int]) -> list[float]:
+    def _likelihoods(self, prompted: ModelRunner, ids: list[int]) -> list[float]:
         """How likely each token is with its neighbours on both sides in view: two passes, every other one hidden."""
         device, mask = self.model.device, self.model.model_config.tokens.mask
         row_G = torch.tensor([*ids, self.model.model_config.tokens.eot], device=device)
@@ -541,7 +541,7 @@ class Pipeline:
         return likely[:-1].tolist()
 
     def _reopen(
-        self, prompted: Prompted, rows: Sequence[list[int]], doubted: Sequence[set[int]], slack: int,
+        self, prompted: ModelRunner, rows: Sequence[list[int]], doubted: Sequence[set[int]], slack: int,
         decoding: DecodingConfig,
     ) -> Canvas:
         """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may stand in a place."""
@@ -552,17 +552,17 @@ class Pipeline:
         length = canvas.ids_BG.shape[1]
         settings = dataclasses.replace(decoding, gen_length=length, block_length=length)
         inside = dataclasses.replace(tokens, eos=tokens.eot, never=(*tokens.never, tokens.eot))
-        return deque([canvas, *denoise(cached(prompted, settings), canvas, settings, inside)], maxlen=1)[0]
+        return deque([canvas, *denoise(make_runner(prompted, settings), canvas, settings, inside)], maxlen=1)[0]
 
     def _kept(self, canvas: Canvas) -> list[list[int]]:
         """The ids of each row before its end, without the places where nothing stands."""
         tokens = self.model.model_config.tokens
-        return [[token for token in row if token != tokens.eos] for row in canvas.answers((tokens.eot,))]
+        return [[token for token in row if token != tokens.eos] for row in canvas.token_ids((tokens.eot,))]
 
     def _answers(self, canvas: Canvas, passes: Sequence[int], revised: bool = False) -> list[Answer]:
         """The answers of a finished canvas; in a revised draft, end-of-text tokens are places with nothing in them."""
         tokens = self.model.model_config.tokens
-        rows = canvas.answers((tokens.eot,) if revised else (tokens.eos, tokens.eot))
+        rows = canvas.token_ids((tokens.eot,) if revised else (tokens.eos, tokens.eot))
         kept = [[place for place, token in enumerate(row) if token != tokens.eos] for row in rows]
         return [
             Answer(
@@ -579,10 +579,10 @@ class Pipeline:
         return Token(text, float(canvas.confidence_BG[row, position]), int(canvas.step_BG[row, position]))
 
 
-def _finish(batch: Denoiser) -> Finished:
+def _finish(batch: Sampler) -> FinishedSequences:
     while batch.working:
         batch.step()
-    return batch.leave()
+    return batch.pop_finished()
 
 
 def load(

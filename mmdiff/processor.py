@@ -21,7 +21,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from mmdiff.audio.connector import count_tokens as count_sound_tokens
 from mmdiff.audio.decode import SAMPLE_RATE, load_audio
-from mmdiff.audio.features import log_mel, pad_mels, split_windows
+from mmdiff.audio.features import log_mel_spectrogram, pad_mels, split_windows
 from mmdiff.audio.level import level
 from mmdiff.auto_config import MMDiffConfig
 from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict, is_number, shown
@@ -164,7 +164,7 @@ class MMDiffProcessor(ProcessorMixin):
         arrays = [as_array(sound) for sound in sounds]
         # At one loudness, without which the same words, spoken softly, would be others to the encoder.
         loaded = [level(load_audio(sound, rate if isinstance(sound, np.ndarray) else None)) for sound in arrays]
-        return [[log_mel(window, self._audio.num_mels) for window in split_windows(samples)] for samples in loaded]
+        return [[log_mel_spectrogram(window, self._audio.num_mels) for window in split_windows(samples)] for samples in loaded]
 
     def _count_view(self, view: Views, num_pictures: int) -> int:
         return count_tokens(view.size, self._vision, self._layout(num_pictures))

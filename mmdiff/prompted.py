@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdiff.attention import visibility
-from mmdiff.cache import Keep
-from mmdiff.canvas import ABSENT
+from mmdiff.attention import build_attention_mask
+from mmdiff.cache import LayerCache
+from mmdiff.canvas import PAD_POSITION
 from mmdiff.model import MMDiffModel
 from mmdiff.sampler import Batch
-from mmdiff.store import Remembering, Segment, Store, prompt_segments
+from mmdiff.store import CachingEncoder, PrefixBlock, PrefixCache, prompt_blocks
 from mmdiff.tokens import segment_ids as derive_segments
 from mmdiff.weights import every_module
 
@@ -46,7 +46,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _evaluated(method: Method) -> Method:
     @functools.wraps(method)
-    def evaluated(self: Prompted, *args: Any, **kwargs: Any) -> Tensor:
+    def evaluated(self: ModelRunner, *args: Any, **kwargs: Any) -> Tensor:
         if not (self._training or self.model.training):
             return method(self, *args, **kwargs)
         with evaluating(self.model):
@@ -55,7 +55,7 @@ def _evaluated(method: Method) -> Method:
     return cast(Method, evaluated)
 
 
-class Prompted:
+class ModelRunner:
     """A `sampler.Batch` that computes everything at every step.
 
     Prompts are padded on the left, so every row's canvas starts in the same column; rotary positions are counted per
@@ -63,49 +63,49 @@ class Prompted:
     """
 
     def __init__(
-        self, model: MMDiffModel, input_ids: Tensor, attention_mask: Tensor | None = None, store: Store | None = None,
+        self, model: MMDiffModel, input_ids: Tensor, attention_mask: Tensor | None = None, prefix_cache: PrefixCache | None = None,
         **media: Any,
     ) -> None:
-        self.model, self.store = model, store
+        self.model, self.prefix_cache = model, prefix_cache
         tokens = model.model_config.tokens
-        version = b"" if store is None else store.version(model)
-        encoder = None if store is None else Remembering(model, store, version)
+        version = b"" if prefix_cache is None else prefix_cache.version(model)
+        encoder = None if prefix_cache is None else CachingEncoder(model, prefix_cache, version)
         self._training = any(module.training for module in every_module(model))  # a new adapter may be, on its own
         with evaluating(model):
             self.embeds_BPD = model.embed(input_ids, encoder=encoder, **media)
         valid_BP = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         self.valid_BP = valid_BP.bool()
         self.segments_BP = derive_segments(input_ids, tokens)
-        self.sounds_BP = torch.eq(input_ids, tokens.audio or 0)
+        self.audio_BP = torch.eq(input_ids, tokens.audio or 0)
         self.passes_B = torch.zeros(len(input_ids), dtype=torch.long)  # through the backbone, of each row
-        self.parts: list[list[Segment]] = [[] for _ in input_ids]
+        self.blocks: list[list[PrefixBlock]] = [[] for _ in input_ids]
         if encoder is not None and model.model_config.backbone.attention_pattern == "segment-causal":
             media_of = {tokens.image: encoder.pictures, tokens.audio: encoder.sounds}
             placeholders = {token: given for token, given in media_of.items() if token is not None}
-            self.parts = prompt_segments(input_ids, self.valid_BP, self.segments_BP, placeholders, version)
+            self.blocks = prompt_blocks(input_ids, self.valid_BP, self.segments_BP, placeholders, version)
 
     @property
     def prompt_length_B(self) -> Tensor:
         return self.valid_BP.sum(dim=1)
 
-    def unconditional(self) -> Prompted:
+    def unconditional(self) -> ModelRunner:
         """The same prompts with every token and picture hidden behind the mask embedding."""
         other = copy.copy(self)
         mask = torch.tensor(self.model.model_config.tokens.mask, device=self.embeds_BPD.device)
         other.embeds_BPD = self.model.backbone.embed_tokens(mask).expand_as(self.embeds_BPD)
-        other.passes_B, other.parts = torch.zeros_like(self.passes_B), [[] for _ in self.parts]
+        other.passes_B, other.blocks = torch.zeros_like(self.passes_B), [[] for _ in self.blocks]
         return other
 
     def take(self, rows_A: Tensor) -> None:
         """Keep these rows only, in this order; a row may be named several times."""
         self.embeds_BPD, self.valid_BP = self.embeds_BPD[rows_A], self.valid_BP[rows_A]
-        self.segments_BP, self.sounds_BP = self.segments_BP[rows_A], self.sounds_BP[rows_A]
+        self.segments_BP, self.audio_BP = self.segments_BP[rows_A], self.audio_BP[rows_A]
         self.passes_B = self.passes_B[rows_A.cpu()]
-        self.parts = [self.parts[row] for row in rows_A.tolist()]
+        self.blocks = [self.blocks[row] for row in rows_A.tolist()]
 
     def join(self, other: Batch) -> None:
         """Take the rows of another batch behind these."""
-        assert isinstance(other, Prompted)
+        assert isinstance(other, ModelRunner)
         width = max(self.valid_BP.shape[1], other.valid_BP.shape[1])
 
         def both(mine_BP: Tensor, others_BP: Tensor) -> Tensor:
@@ -113,17 +113,17 @@ class Prompted:
 
         self.embeds_BPD = both(self.embeds_BPD.mT, other.embeds_BPD.mT).mT
         self.segments_BP = both(self.segments_BP, other.segments_BP)
-        self.sounds_BP = both(self.sounds_BP, other.sounds_BP)
+        self.audio_BP = both(self.audio_BP, other.audio_BP)
         self.valid_BP = both(self.valid_BP, other.valid_BP)
         self.passes_B = torch.cat((self.passes_B, other.passes_B))
-        self.parts = self.parts + other.parts
+        self.blocks = self.blocks + other.blocks
 
     @torch.inference_mode()
     @_evaluated
-    def outputs(self, where_BP: Tensor) -> Tensor:
+    def prompt_logits(self, where_BP: Tensor) -> Tensor:
         """Logits (N, V) at the True positions of the prompts, which see no canvas."""
         backbone = self.model.backbone
-        mask_B1PP = visibility(self.valid_BP, self.segments_BP, backbone.config.attention_pattern)
+        mask_B1PP = build_attention_mask(self.valid_BP, self.segments_BP, backbone.config.attention_pattern)
         positions_BP = (self.valid_BP.cumsum(1) - 1).clamp(min=0)
         self.passes_B += 1
         wanted_BQ, real_BQ = _places(where_BP)
@@ -133,12 +133,12 @@ class Prompted:
 
     @torch.inference_mode()
     def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
-        return self.whole(ids_AG, rows_A, select_AG, hidden_AG)
+        return self.prefill(ids_AG, rows_A, select_AG, hidden_AG)
 
     @_evaluated
-    def whole(
+    def prefill(
         self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None,
-        keeps: Callable[[slice], Sequence[Keep]] = lambda where: (), first: int = 0,
+        keeps: Callable[[slice], Sequence[LayerCache]] = lambda where: (), first: int = 0,
     ) -> Tensor:
         """Logits (N, V) from a pass over prompt and canvas, then those (L, V) of what is asked for as if hidden.
 
@@ -149,13 +149,13 @@ class Prompted:
         backbone, length = self.model.backbone, ids_AG.shape[1]
         valid_AP, segments_AP = self.valid_BP[rows_A], self.segments_BP[rows_A]
         embeds_ATD = torch.cat((self.embeds_BPD[rows_A], backbone.embed_tokens(ids_AG.clamp(min=0))), dim=1)
-        valid_AT = torch.cat((valid_AP, ids_AG != ABSENT), dim=1)
+        valid_AT = torch.cat((valid_AP, ids_AG != PAD_POSITION), dim=1)
         segments_AT = torch.cat((segments_AP, (segments_AP[:, -1:] + 1).expand(-1, length)), dim=1)
-        mask_A1TT = visibility(valid_AT, segments_AT, backbone.config.attention_pattern)
+        mask_A1TT = build_attention_mask(valid_AT, segments_AT, backbone.config.attention_pattern)
         positions_AT = (valid_AT.cumsum(1) - 1).clamp(min=0)
         self.passes_B[rows_A.cpu()] += 1
         if hidden_AG is not None:
-            return self._with_lane(embeds_ATD, positions_AT, mask_A1TT, select_AG, hidden_AG)
+            return self._verify(embeds_ATD, positions_AT, mask_A1TT, select_AG, hidden_AG)
         if mask_A1TT is not None:
             mask_A1TT = mask_A1TT[:, :, first:]
         places_AQ, real_AQ = _places(select_AG)
@@ -166,7 +166,7 @@ class Prompted:
         logits_NV: Tensor = backbone.lm_head(hidden_AQD[real_AQ])
         return logits_NV
 
-    def _with_lane(
+    def _verify(
         self, embeds_ATD: Tensor, positions_AT: Tensor, mask_A1TT: Tensor | None, select_AG: Tensor, hidden_AG: Tensor
     ) -> Tensor:
         """Logits at the selected positions, and behind them those of the verify lane (WINO, arXiv 2507.18578).
@@ -190,9 +190,9 @@ class Prompted:
         return logits_NV
 
     @_evaluated
-    def part(
+    def decode(
         self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, columns_AG: Tensor,
-        keeps: Callable[[slice | Tensor], Sequence[Keep]],
+        keeps: Callable[[slice | Tensor], Sequence[LayerCache]],
     ) -> Tensor:
         """Logits (N, V) from a pass over some columns of the canvas, which see all that is kept.
 
@@ -204,7 +204,7 @@ class Prompted:
         where: slice | Tensor | None = _span(places_AQ, real_AQ, before)
         if where is None:
             where = torch.where(real_AQ, places_AQ + before, before + length)
-        valid_AT, mask_A1QT = torch.cat((self.valid_BP[rows_A], ids_AG != ABSENT), dim=1), None
+        valid_AT, mask_A1QT = torch.cat((self.valid_BP[rows_A], ids_AG != PAD_POSITION), dim=1), None
         if not bool(valid_AT.all()):
             mask_A1QT = valid_AT[:, None, None].expand(-1, 1, places_AQ.shape[1], -1)
         positions_AQ = valid_AT[:, :before].sum(1, keepdim=True) + places_AQ

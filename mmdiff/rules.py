@@ -23,7 +23,7 @@ from mmdiff.config import DecodingConfig
 
 
 @dataclass(frozen=True)
-class Votes:
+class Proposal:
     """What the model says about the eligible positions at a step."""
 
     canvas: Canvas  # of the active rows, before the step
@@ -37,7 +37,7 @@ class Votes:
     decided_AG: Tensor  # decided positions of the block, where a rule reads them
     decided_MV: Tensor  # the logits there, as `Revising.reads` says
 
-    def spread(self, values_N: Tensor, elsewhere: float = -torch.inf) -> Tensor:
+    def scatter(self, values_N: Tensor, elsewhere: float = -torch.inf) -> Tensor:
         """Values at the eligible positions, (A, G)."""
         return torch.full(self.eligible_AG.shape, elsewhere, device=values_N.device).masked_scatter(
             self.eligible_AG, values_N.float())
@@ -49,7 +49,7 @@ class Votes:
         return numbers_G == self.eligible_AG.int().argmax(1, keepdim=True) // self.block_length
 
     @cached_property
-    def lots_N(self) -> Tensor:
+    def uniform_N(self) -> Tensor:
         """Uniform draws of each row's own seed."""
         return torch.cat([torch.rand(n, generator=generator) for generator, n in self.draws]).to(self.ids_N.device)
 
@@ -61,45 +61,45 @@ class Votes:
     def confidence_AG(self) -> Tensor:
         """Probability of each id that would be committed."""
         chosen_N = self.logits_NV.gather(1, self.ids_N[:, None])[:, 0]
-        return self.spread((chosen_N - self.logits_NV.logsumexp(-1)).exp())
+        return self.scatter((chosen_N - self.logits_NV.logsumexp(-1)).exp())
 
     @cached_property
     def entropy_AG(self) -> Tensor:
         """In nats; infinite where nothing is eligible."""
-        return self.spread(-(self.log_probs_NV.exp() * self.log_probs_NV.clamp(min=-1e9)).sum(-1), torch.inf)
+        return self.scatter(-(self.log_probs_NV.exp() * self.log_probs_NV.clamp(min=-1e9)).sum(-1), torch.inf)
 
     @cached_property
     def margin_AG(self) -> Tensor:
         """By how much the likeliest id's probability exceeds the next one's."""
         best_N2 = self.log_probs_NV.topk(2, dim=-1).values.exp()
-        return self.spread(best_N2[:, 0] - best_N2[:, 1])
+        return self.scatter(best_N2[:, 0] - best_N2[:, 1])
 
 
-Order = Callable[[Votes], Tensor]  # scores (A, G), the best first
+Order = Callable[[Proposal], Tensor]  # scores (A, G), the best first
 
 ORDERS: dict[str, Order] = {
     "low_confidence": lambda votes: votes.confidence_AG,  # LLaDA's name: those of low confidence stay masked
     "margin": lambda votes: votes.margin_AG,  # Dream's topk_margin (arXiv 2508.15487)
     "entropy": lambda votes: -votes.entropy_AG,  # Dream's entropy
-    "random": lambda votes: votes.spread(votes.lots_N),
-    "left_to_right": lambda votes: -votes.spread(torch.arange(len(votes.ids_N), device=votes.ids_N.device), torch.inf),
+    "random": lambda votes: votes.scatter(votes.uniform_N),
+    "left_to_right": lambda votes: -votes.scatter(torch.arange(len(votes.ids_N), device=votes.ids_N.device), torch.inf),
 }
 
 
 class Rule(Protocol):
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         """The positions (A, G) that are committed, eligible all."""
         ...
 
 
 @runtime_checkable
-class Revising(Rule, Protocol):
+class RemaskingRule(Rule, Protocol):
     """A rule that takes commits back, fewer than it makes. It lives for one generation and may remember."""
 
     # Which logits it wants at the block's decided positions: as they stand, as if each were hidden, or none.
-    reads: Literal["decided", "hidden"] | None
+    needs: Literal["decided", "hidden"] | None
 
-    def takes_back(self, votes: Votes, after: Canvas) -> Tensor:
+    def remask(self, votes: Proposal, after: Canvas) -> Tensor:
         """The positions (A, G) that are open again, now that those of the step are committed in `after`."""
         ...
 
@@ -108,7 +108,7 @@ class Revising(Rule, Protocol):
 class Quota:
     """LLaDA (arXiv 2502.09992): as many of the best as the schedule says."""
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         return _first(score_AG, votes.eligible_AG, votes.quota_A)
 
 
@@ -118,7 +118,7 @@ class Threshold:
 
     threshold: float = 0.9
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         return _best(votes, score_AG) | ((votes.confidence_AG >= self.threshold) & votes.eligible_AG)
 
 
@@ -128,7 +128,7 @@ class Factor:
 
     factor: float = 1.0
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         ranks_AG = _ranks(votes.confidence_AG, votes.eligible_AG)
         safe_AG = votes.confidence_AG >= 1 - self.factor / (ranks_AG + 2)
         return _run_of_best(ranks_AG, safe_AG, votes.eligible_AG)
@@ -140,7 +140,7 @@ class EntropyBounded:
 
     gamma: float = 0.1
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         ranks_AG = _ranks(-votes.entropy_AG, votes.eligible_AG)
         entropy_AG = votes.entropy_AG.masked_fill(~votes.eligible_AG, 0.0)
         sorted_AG = torch.zeros_like(entropy_AG).scatter_(1, ranks_AG, entropy_AG)
@@ -154,7 +154,7 @@ class Dilated:
 
     base: int = 2
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         places_G = torch.arange(votes.eligible_AG.shape[1], device=votes.eligible_AG.device) % votes.block_length
         round_G, stride = torch.zeros_like(places_G), votes.block_length
         while stride > 1:
@@ -172,7 +172,7 @@ class LocalDeterminism:
     near: float = 0.75
     radius: int = 4
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         anchors_AG = (votes.confidence_AG >= self.anchor) & votes.eligible_AG
         width = 2 * self.radius + 1
         around_AG = torch.nn.functional.max_pool1d(anchors_AG[:, None].float(), width, 1, self.radius)[:, 0] > 0
@@ -184,8 +184,8 @@ class LocalDeterminism:
 class FirstHitting:
     """Zheng et al. (arXiv 2409.02908): one position at a time, any with the same chance."""
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
-        lots_AG = votes.spread(votes.lots_N)
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        lots_AG = votes.scatter(votes.uniform_N)
         return _first(lots_AG, votes.eligible_AG, torch.ones_like(votes.quota_A))
 
 
@@ -196,12 +196,12 @@ class RunningConfidence:
     As much stays as the schedule says. A token has the confidence of its last commit; finished blocks stay as they are.
     """
 
-    reads: Literal["decided", "hidden"] | None = None
+    needs: Literal["decided", "hidden"] | None = None
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         return votes.eligible_AG
 
-    def takes_back(self, votes: Votes, after: Canvas) -> Tensor:
+    def remask(self, votes: Proposal, after: Canvas) -> Tensor:
         made_AG = (after.step_BG >= 0) & votes.block_AG
         count_A = votes.eligible_AG.sum(1) - votes.quota_A
         return _first(-after.confidence_BG, made_AG, count_A.clamp(min=0))
@@ -214,21 +214,21 @@ class Saber:
     likeliest id, with everything else in view, lost most probability since the step before.
     """
 
-    reads: Literal["decided", "hidden"] | None = "decided"
+    needs: Literal["decided", "hidden"] | None = "decided"
 
     def __init__(self, least: int = 2) -> None:
         self.least = least
         self.top: dict[int, Tensor] = {}  # the likeliest id's probability (G) at the step before, of each row
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         made_AG = votes.canvas.step_BG >= 0
         sums_A = (votes.canvas.confidence_BG * made_AG).sum(1)
         mean_A = torch.where(made_AG.any(1), sums_A / made_AG.sum(1).clamp(min=1), 1.0)
         best_AG = _first(score_AG, votes.eligible_AG, torch.full_like(votes.quota_A, self.least))
         return best_AG | ((votes.confidence_AG > mean_A[:, None]) & votes.eligible_AG)
 
-    def takes_back(self, votes: Votes, after: Canvas) -> Tensor:
-        top_AG = votes.spread(votes.log_probs_NV.amax(-1).exp(), 0.0).masked_scatter(
+    def remask(self, votes: Proposal, after: Canvas) -> Tensor:
+        top_AG = votes.scatter(votes.log_probs_NV.amax(-1).exp(), 0.0).masked_scatter(
             votes.decided_AG, votes.decided_MV.softmax(-1).amax(-1))
         width, nothing = top_AG.shape[1], top_AG.new_zeros(0)
         before = [self.top.get(name, nothing) for name in votes.names]
@@ -252,14 +252,14 @@ class WideInNarrowOut:
     share: float = 0.7  # of the eligible positions that are committed at most,
     least: int = 5  # but this many are always allowed,
     most: int = 20  # and no more than that
-    reads: Literal["decided", "hidden"] | None = "hidden"
+    needs: Literal["decided", "hidden"] | None = "hidden"
 
-    def __call__(self, votes: Votes, score_AG: Tensor) -> Tensor:
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         most_A = (self.share * votes.eligible_AG.sum(1)).long().clamp(self.least, self.most)
         sure_AG = votes.eligible_AG & (votes.confidence_AG > self.take)
         return _best(votes, score_AG) | _first(votes.confidence_AG, sure_AG, most_A)
 
-    def takes_back(self, votes: Votes, after: Canvas) -> Tensor:
+    def remask(self, votes: Proposal, after: Canvas) -> Tensor:
         ids_M1 = votes.canvas.ids_BG[votes.decided_AG][:, None]
         likely_M = votes.decided_MV.log_softmax(-1).gather(1, ids_M1)[:, 0].exp()
         likely_AG = torch.ones_like(votes.confidence_AG).masked_scatter(votes.decided_AG, likely_M)
@@ -301,7 +301,7 @@ def _first(score_AG: Tensor, eligible_AG: Tensor, count_A: Tensor) -> Tensor:
     return (_ranks(score_AG, eligible_AG) < count_A[:, None]) & eligible_AG
 
 
-def _best(votes: Votes, score_AG: Tensor) -> Tensor:
+def _best(votes: Proposal, score_AG: Tensor) -> Tensor:
     return _first(score_AG, votes.eligible_AG, torch.ones_like(votes.quota_A))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from mmdiff.canvas import Canvas
 from mmdiff.config import DecodingConfig, TokenIds, shown
 from mmdiff.errors import MMDiffError
-from mmdiff.rules import ORDERS, Revising, Votes, make_rule, rule_name
+from mmdiff.rules import ORDERS, RemaskingRule, Proposal, make_rule, rule_name
 from mmdiff.schedule import SCHEDULES, even_shares
 
 # DAEDAL's first stage (arXiv 2508.00819): a canvas is long enough when its last positions expect the end.
@@ -74,7 +74,7 @@ class Constraint(Protocol):
         """Ids (N) for the places, of which any part may be committed; the logits (N, V) lose in place what may not."""
         ...
 
-    def widen(self, here_G: Tensor) -> Tensor:
+    def expand(self, here_G: Tensor) -> Tensor:
         """The positions (G) to be committed, and those that are only decided together with one of them."""
         ...
 
@@ -105,12 +105,12 @@ def denoise(
     limits: Sequence[int] | None = None,
 ) -> Iterator[Canvas]:
     """Yield the canvas after every step until all rows are finished; arguments and errors as of `Denoiser`."""
-    batch = Denoiser(predict, canvas, decoding, tokens, seeds, limits)
+    batch = Sampler(predict, canvas, decoding, tokens, seeds, limits)
     while batch.working:
         yield batch.step()
 
 
-class Finished(NamedTuple):
+class FinishedSequences(NamedTuple):
     """Rows that have left: their names, their canvases, and the passes that each took part in."""
 
     names: list[int]
@@ -119,7 +119,7 @@ class Finished(NamedTuple):
     constraints: list[Constraint | None]
 
 
-class Denoiser:
+class Sampler:
     """Rows being denoised together: each step is one pass for all that are not finished.
 
     Between steps rows may `join`, and those that are finished may `leave`.
@@ -149,7 +149,7 @@ class Denoiser:
         self.predict, self.canvas, self.decoding, self.tokens = predict, canvas, decoding, tokens
         self.rule, self.order = make_rule(decoding), ORDERS[decoding.order]
         self.names = list(range(num_rows))  # of the rows, also when others have left
-        self.draws = [torch.Generator().manual_seed(seed_of(seed)) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(seed_of(seed)) for seed in seeds]
         self.constraints = [None] * num_rows if constraints is None else list(constraints)
         self.quotas_BS = plan_quotas(canvas, decoding)
         self.steps_B = torch.zeros(num_rows, dtype=torch.long, device=canvas.ids_BG.device)  # of each row so far
@@ -165,7 +165,7 @@ class Denoiser:
         """Whether any row is not finished."""
         return not bool(self._finished().all())
 
-    def step(self, hurried: Collection[int] = ()) -> Canvas:
+    def step(self, expired: Collection[int] = ()) -> Canvas:
         """One pass, and what it decides.
 
         Args:
@@ -174,41 +174,41 @@ class Denoiser:
         rows_A = (~self._finished()).nonzero()[:, 0]
         if not len(rows_A):  # a scaffold may leave nothing to decide
             return self.canvas
-        hurried_A = self._named(hurried)[rows_A]
-        part, growing_A = self.canvas.take(rows_A), self.growing_B[rows_A] & ~hurried_A
+        hurried_A = self._named(expired)[rows_A]
+        part, growing_A = self.canvas.select(rows_A), self.growing_B[rows_A] & ~hurried_A
         eligible_AG = part.eligible(self.decoding.block_length) & ~growing_A[:, None]
         eligible_AG |= part.open_BG & hurried_A[:, None]
         tail_AG = part.tail(END_WINDOW) & growing_A[:, None]
         logits_SV, logits_MV, decided_AG = self._predict(part, rows_A, eligible_AG, tail_AG)
         counts = zip(rows_A.tolist(), eligible_AG.sum(dim=1).tolist(), strict=True)
-        draws = [(self.draws[row], count) for row, count in counts]
+        draws = [(self.generators[row], count) for row, count in counts]
         asked_AG = eligible_AG | tail_AG
         if growing_A.any():
             self._grow(rows_A[growing_A], logits_SV[tail_AG[asked_AG]].split(tail_AG.sum(1)[growing_A].tolist()))
         logits_NV = logits_SV[eligible_AG[asked_AG]]
         ids_N = self._draw(part, rows_A, eligible_AG, logits_NV, draws)
         places_A1 = (self.steps_B - self.growth_B)[rows_A, None].clamp(max=self.quotas_BS.shape[1] - 1)
-        votes = Votes(part, eligible_AG, logits_NV, ids_N, self.quotas_BS[rows_A].gather(1, places_A1)[:, 0],
+        votes = Proposal(part, eligible_AG, logits_NV, ids_N, self.quotas_BS[rows_A].gather(1, places_A1)[:, 0],
                       self.decoding.block_length, draws, [self.names[row] for row in rows_A.tolist()], decided_AG,
                       logits_MV)
         here_AG = self.rule(votes, self.order(votes)) | eligible_AG & hurried_A[:, None]
         if constrained := self._constrained(rows_A):
             here_AG = here_AG.clone()
             for number, constraint in constrained:
-                here_AG[number] = constraint.widen(here_AG[number]) & eligible_AG[number]
+                here_AG[number] = constraint.expand(here_AG[number]) & eligible_AG[number]
         ids_AG = part.ids_BG.masked_scatter(eligible_AG, ids_N)
         steps_A = self.steps_B[rows_A]
         self.canvas = self.canvas.commit(rows_A, here_AG, ids_AG, votes.confidence_AG, steps_A)
-        if isinstance(self.rule, Revising):
-            taken_back_AG = self.rule.takes_back(votes, self.canvas.take(rows_A)) & ~hurried_A[:, None]
+        if isinstance(self.rule, RemaskingRule):
+            taken_back_AG = self.rule.remask(votes, self.canvas.select(rows_A)) & ~hurried_A[:, None]
             self.canvas = self.canvas.reopen(rows_A, taken_back_AG, self.tokens.mask)
         for number, constraint in self._constrained(rows_A):
-            self._settle(rows_A[number : number + 1], constraint)
+            self._commit_forced(rows_A[number : number + 1], constraint)
         self.steps_B[rows_A] = steps_A + 1
         self.growth_B[rows_A] += growing_A
         return self.canvas
 
-    def join(self, other: Denoiser) -> list[int]:
+    def join(self, other: Sampler) -> list[int]:
         """Take over the rows of another one; gives their names. The other is used up.
 
         Raises:
@@ -220,9 +220,9 @@ class Denoiser:
         self.predict.join(other.predict)
         names = [self._next_name + number for number in range(len(other.names))]
         self._next_name += len(names)
-        self.names, self.draws = self.names + names, self.draws + other.draws
+        self.names, self.generators = self.names + names, self.generators + other.generators
         self.constraints = self.constraints + other.constraints
-        self.canvas = self.canvas.joined(other.canvas)
+        self.canvas = self.canvas.concatenated(other.canvas)
         width = max(self.quotas_BS.shape[1], other.quotas_BS.shape[1])
         self.quotas_BS = torch.cat([F.pad(each.quotas_BS, (0, width - each.quotas_BS.shape[1]))
                                     for each in (self, other)])
@@ -230,23 +230,23 @@ class Denoiser:
             torch.cat(pair) for pair in zip(self._row_state(), other._row_state(), strict=True))
         return names
 
-    def leave(self, also: Collection[int] = ()) -> Finished:
+    def pop_finished(self, abort: Collection[int] = ()) -> FinishedSequences:
         """Let the finished rows go.
 
         Args:
             also: names of rows that go as they are, because nobody waits for them any more.
         """
         assert isinstance(self.predict, Batch)
-        finished_B = self._finished() | self._named(also)
+        finished_B = self._finished() | self._named(abort)
         gone_A, rest_A = (here_B.nonzero()[:, 0] for here_B in (finished_B, ~finished_B))
         passes = self.predict.passes_B[gone_A.cpu()].tolist()
         names, constraints = ([each[row] for row in gone_A.tolist()] for each in (self.names, self.constraints))
-        finished = Finished(names, self.canvas.take(gone_A), passes, constraints)
+        finished = FinishedSequences(names, self.canvas.select(gone_A), passes, constraints)
         if finished.names:
             self.predict.take(rest_A)
-            self.canvas, self.quotas_BS = self.canvas.take(rest_A), self.quotas_BS[rest_A]
-            self.names, self.draws, self.constraints = (
-                [each[row] for row in rest_A.tolist()] for each in (self.names, self.draws, self.constraints))
+            self.canvas, self.quotas_BS = self.canvas.select(rest_A), self.quotas_BS[rest_A]
+            self.names, self.generators, self.constraints = (
+                [each[row] for row in rest_A.tolist()] for each in (self.names, self.generators, self.constraints))
             self.steps_B, self.growth_B, self.limits_B, self.growing_B = (each[rest_A] for each in self._row_state())
         return finished
 
@@ -285,7 +285,7 @@ class Denoiser:
                 drawn.append(sample(chunk_NV, self.tokens.mask, temperature, [draws[number]]))
         return torch.cat(drawn)
 
-    def _settle(self, row_1: Tensor, constraint: Constraint) -> None:
+    def _commit_forced(self, row_1: Tensor, constraint: Constraint) -> None:
         """Commit what nothing is left to decide about, without a pass."""
         forced = constraint.forced(self.canvas.ids_BG[row_1[0]])
         if forced:
@@ -299,7 +299,7 @@ class Denoiser:
         self, part: Canvas, rows_A: Tensor, eligible_AG: Tensor, tail_AG: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits at the eligible positions and the tails, those at what the rule looks back at, and where that is."""
-        reads = self.rule.reads if isinstance(self.rule, Revising) else None
+        reads = self.rule.needs if isinstance(self.rule, RemaskingRule) else None
         decided_AG = torch.zeros_like(eligible_AG)
         if reads is not None:
             decided_AG = _decided(part, eligible_AG, self.decoding.block_length)
@@ -314,7 +314,7 @@ class Denoiser:
 
     def _usable(self, logits_SV: Tensor) -> Tensor:
         logits_SV = logits_SV.float().index_fill(1, self._banned, -torch.inf)
-        return logits_SV if self.decoding.top_k is None else keep_likeliest(logits_SV, self.decoding.top_k)
+        return logits_SV if self.decoding.top_k is None else keep_top_k(logits_SV, self.decoding.top_k)
 
     def _grow(self, rows_A: Tensor, tails: Sequence[Tensor]) -> None:
         """Lengthen the rows whose tails (n, V) do not expect the end; the others have their length."""
@@ -323,9 +323,9 @@ class Denoiser:
         length_A = self.canvas.length_B[rows_A]
         wanted_A = torch.minimum(length_A + GROWTH, self.limits_B[rows_A])
         short_A = torch.tensor([share < END_EXPECTED for share in expected], device=rows_A.device)
-        self.canvas = self.canvas.lengthened(rows_A, torch.where(short_A, wanted_A, length_A), self.tokens.mask)
+        self.canvas = self.canvas.extended(rows_A, torch.where(short_A, wanted_A, length_A), self.tokens.mask)
         self.growing_B[rows_A] = short_A & (wanted_A < self.limits_B[rows_A])
-        quotas_BS = plan_quotas(self.canvas.take(rows_A), self.decoding)
+        quotas_BS = plan_quotas(self.canvas.select(rows_A), self.decoding)
         width = max(quotas_BS.shape[1], self.quotas_BS.shape[1])
         self.quotas_BS = F.pad(self.quotas_BS, (0, width - self.quotas_BS.shape[1]))
         self.quotas_BS[rows_A] = F.pad(quotas_BS, (0, width - quotas_BS.shape[1]))
@@ -345,7 +345,7 @@ def _decided(part: Canvas, eligible_AG: Tensor, block_length: int) -> Tensor:
     return (numbers_G == block_A1) & (part.step_BG >= 0) & eligible_AG.any(1, keepdim=True)
 
 
-def keep_likeliest(logits_SV: Tensor, count: int) -> Tensor:
+def keep_top_k(logits_SV: Tensor, count: int) -> Tensor:
     """The logits with all but each position's likeliest ids at minus infinity; ties with the last one stay."""
     least_S1 = logits_SV.topk(min(count, logits_SV.shape[1]), dim=-1).values[:, -1:]
     return logits_SV.masked_fill(logits_SV < least_S1, -torch.inf)

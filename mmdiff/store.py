@@ -24,7 +24,7 @@ from mmdiff.weights import WeightsVersion
 Key = bytes
 
 
-class Store:
+class PrefixCache:
     """Tensors by key, the least recently used dropped first; one too large for it is not kept."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -47,9 +47,9 @@ class Store:
         self._kept.clear()
         self._weights.forget()
 
-    def __reduce__(self) -> tuple[type[Store], tuple[int]]:
+    def __reduce__(self) -> tuple[type[PrefixCache], tuple[int]]:
         """A copy in another process starts empty."""
-        return Store, (int(self._kept.maxsize),)
+        return PrefixCache, (int(self._kept.maxsize),)
 
     def get(self, key: Key) -> Tensor | None:
         found: Tensor | None = self._kept.get(key)
@@ -93,20 +93,20 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Media:
+class EncodedMedia:
     """One picture or window of sound: its key, and how many placeholders it fills."""
 
     key: Key
     length: int
 
 
-class Remembering:
+class CachingEncoder:
     """An encoder that encodes only what the store does not hold, and notes what went through it."""
 
-    def __init__(self, encoder: Encoder, store: Store, version: Key) -> None:
+    def __init__(self, encoder: Encoder, store: PrefixCache, version: Key) -> None:
         self.encoder, self.store, self.version = encoder, store, version
-        self.pictures: list[Media] = []
-        self.sounds: list[Media] = []
+        self.pictures: list[EncodedMedia] = []
+        self.sounds: list[EncodedMedia] = []
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor) -> list[Tensor]:
         """As `MMDiffModel.encode_images`."""
@@ -119,7 +119,7 @@ class Remembering:
             return self.encoder.encode_images(pixel_values[chosen], image_sizes[list(new)], image_grids[list(new)])
 
         made = self._remembered(keys, encode)
-        self.pictures = [Media(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)]
+        self.pictures = [EncodedMedia(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)]
         return made
 
     def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
@@ -132,7 +132,7 @@ class Remembering:
             return self.encoder.encode_audio(input_features[list(new)], feature_lengths[list(new)])
 
         made = self._remembered(keys, encode)
-        self.sounds = [Media(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)]
+        self.sounds = [EncodedMedia(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)]
         return made
 
     def _remembered(self, keys: Sequence[Key], encode: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
@@ -145,7 +145,7 @@ class Remembering:
 
 
 @dataclass(frozen=True)
-class Segment:
+class PrefixBlock:
     """Columns of a row's own prompt, counted without padding, and the key of all up to its end."""
 
     first: int
@@ -153,9 +153,9 @@ class Segment:
     key: Key
 
 
-def prompt_segments(
-    ids_BP: Tensor, valid_BP: Tensor, segments_BP: Tensor, placeholders: dict[int, list[Media]], version: Key
-) -> list[list[Segment]]:
+def prompt_blocks(
+    ids_BP: Tensor, valid_BP: Tensor, segments_BP: Tensor, placeholders: dict[int, list[EncodedMedia]], version: Key
+) -> list[list[PrefixBlock]]:
     """The segments of each row.
 
     Args:
@@ -171,15 +171,15 @@ def prompt_segments(
             counts = {token: int((part_N == token).sum()) for token in waiting}
             inside = [media.key for token, left in waiting.items() for media in _fill(left, counts[token])]
             key = digest(key, part_N, *inside)
-            row.append(Segment(first, first + len(part_N), key))
+            row.append(PrefixBlock(first, first + len(part_N), key))
             first += len(part_N)
         rows.append(row)
     return rows
 
 
-def _fill(left: Iterator[Media], count: int) -> list[Media]:
+def _fill(left: Iterator[EncodedMedia], count: int) -> list[EncodedMedia]:
     """The next media that fill so many placeholders."""
-    taken: list[Media] = []
+    taken: list[EncodedMedia] = []
     while sum(media.length for media in taken) < count:
         taken.append(next(left))
     return taken

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from mmdiff.audio.confidence import agree, agreed_confidence
 from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio, load_channels
 from mmdiff.audio.features import WINDOW_SECONDS
-from mmdiff.audio.segment import Span, quiet_segments, speech_segments
+from mmdiff.audio.segment import Span, quiet_segments, detect_speech
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window
 from mmdiff.config import is_number, shown, whole
 from mmdiff.errors import MMDiffError
@@ -64,7 +64,7 @@ def speech_windows(samples: Samples, gate: bool = True, max_seconds: float | Non
     if not gate:
         return [(span,) for span in quiet_segments(samples, max_seconds or WINDOW_SECONDS)] if len(samples) else []
     longest = max_seconds or max(1.0, len(samples) / SAMPLE_RATE)
-    return merge_spans(speech_segments(samples, longest), min(longest, WINDOW_SECONDS))
+    return merge_spans(detect_speech(samples, longest), min(longest, WINDOW_SECONDS))
 
 
 def merge_spans(spans: Sequence[Span], most_seconds: float, gap: float = MERGE_GAP) -> list[Window]:

@@ -61,7 +61,7 @@ def reference(root: Path) -> Path:
 @pytest.fixture(scope="session")
 def llada_v(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> "MMDiffModel":
     """The tiny LLaDA-V, loaded as any published folder; its small vocabulary makes config.json name the special ids."""
-    from mmdiff.checkpoint import Weights, config_of, load_weights
+    from mmdiff.checkpoint import CheckpointTensors, config_of, load_weights
     from mmdiff.model import MMDiffConfig, MMDiffModel
 
     folder = tmp_path_factory.mktemp("llada-v")
@@ -74,7 +74,7 @@ def llada_v(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> "MMDif
     config = config_of(folder)
     tokens = dataclasses.replace(config.tokens, never=(501, 502, 503, 504))
     model = MMDiffModel(MMDiffConfig.of(dataclasses.replace(config, tokens=tokens))).eval()
-    load_weights(model, Weights(folder))
+    load_weights(model, CheckpointTensors(folder))
     return model
 
 

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmdiff.attention import attention, rotary_tables, rotate, visibility
+from mmdiff.attention import attention, rotary_tables, rotate, build_attention_mask
 from mmdiff.backbone import Backbone
-from mmdiff.checkpoint import Weights, config_of, load_weights
+from mmdiff.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.config import PRESETS, BackboneConfig
 from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.onednn import OneDNNLinear, suit_processors
+from mmdiff.onednn import OneDNNLinear, use_onednn
 
 SMALL = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 
@@ -32,7 +32,7 @@ def test_logits_equal_the_published_llada(reference: Path) -> None:
     expected = load_file(reference / "llada-mha" / "forward.safetensors")
     folder = reference / "llada-mha"
     model = MMDiffModel(MMDiffConfig.of(config_of(folder))).eval()
-    load_weights(model, Weights(folder))
+    load_weights(model, CheckpointTensors(folder))
     with torch.no_grad():
         got = model(expected["input_ids"]).logits
     torch.testing.assert_close(got, expected["logits"], rtol=1e-4, atol=1e-4)
@@ -80,7 +80,7 @@ def test_a_padded_row_is_the_row_alone(options: dict[str, object]) -> None:
     padded_ids = torch.cat((torch.zeros(1, 3, dtype=torch.long), ids), dim=1)
     valid = torch.tensor([[False] * 3 + [True] * 5])
     positions = (valid.cumsum(1) - 1).clamp(min=0)
-    padded = logits(model, padded_ids, positions, visibility(valid, torch.zeros_like(padded_ids), "full"))
+    padded = logits(model, padded_ids, positions, build_attention_mask(valid, torch.zeros_like(padded_ids), "full"))
     assert padded.isfinite().all()
     torch.testing.assert_close(padded[:, 3:], alone, rtol=1e-5, atol=1e-5)
 
@@ -98,9 +98,9 @@ def test_segment_causal_prompts_do_not_see_what_follows() -> None:
     model = backbone(attention_pattern="segment-causal")
     ids, segments = torch.randint(0, 40, (1, 9)), torch.tensor([[0, 0, 1, 1, 1, 2, 2, 3, 3]])
     valid, positions = torch.ones(1, 9, dtype=torch.bool), torch.arange(9)[None]
-    whole = logits(model, ids, positions, visibility(valid, segments, "segment-causal"))
+    whole = logits(model, ids, positions, build_attention_mask(valid, segments, "segment-causal"))
     for end in (2, 5, 7):
-        mask = visibility(valid[:, :end], segments[:, :end], "segment-causal")
+        mask = build_attention_mask(valid[:, :end], segments[:, :end], "segment-causal")
         torch.testing.assert_close(logits(model, ids[:, :end], positions[:, :end], mask), whole[:, :end])
 
 
@@ -112,10 +112,10 @@ def test_branches_equal_separate_rows() -> None:
     branches = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2]])
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6]])
     valid = torch.ones(1, 10, dtype=torch.bool)
-    packed = logits(model, ids, positions, visibility(valid, segments, "segment-causal", branches))
+    packed = logits(model, ids, positions, build_attention_mask(valid, segments, "segment-causal", branches))
     for branch in (1, 2):
         own = (branches[0] == 0) | (branches[0] == branch)
-        mask = visibility(valid[:, own], segments[:, own], "segment-causal")
+        mask = build_attention_mask(valid[:, own], segments[:, own], "segment-causal")
         torch.testing.assert_close(logits(model, ids[:, own], positions[:, own], mask), packed[:, own])
 
 
@@ -126,7 +126,7 @@ def test_visibility_by_the_slow_rule() -> None:
         segments = torch.randint(0, 3, (2, 7), generator=generator)
         branches = torch.randint(0, 3, (2, 7), generator=generator)
         valid = torch.rand(2, 7, generator=generator) < 0.7
-        got = visibility(valid, segments, "segment-causal", branches)
+        got = build_attention_mask(valid, segments, "segment-causal", branches)
         assert got is not None
         for b in range(2):
             for i in range(7):
@@ -144,7 +144,7 @@ def test_parameters_are_named_as_in_llama() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 5), (2, 400)])
 def test_the_way_for_processors_gives_the_same_numbers(shape: tuple[int, int]) -> None:
     plain, suited = backbone(), backbone()
-    suit_processors(suited)
+    use_onednn(suited)
     assert type(suited.lm_head) is OneDNNLinear
     assert suited.state_dict().keys() == plain.state_dict().keys()
     ids = torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(1))

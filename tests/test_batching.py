@@ -9,14 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from mmdiff import config
-from mmdiff.cached import cached
-from mmdiff.canvas import ABSENT, Canvas
+from mmdiff.cached import make_runner
+from mmdiff.canvas import PAD_POSITION, Canvas
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.errors import MMDiffError
-from mmdiff.lookahead import Lookahead
+from mmdiff.lookahead import SpeculativeRunner
 from mmdiff.pipeline import Pipeline
-from mmdiff.prompted import Prompted
-from mmdiff.sampler import END_WINDOW, GROWTH, Denoiser, denoise
+from mmdiff.prompted import ModelRunner
+from mmdiff.sampler import END_WINDOW, GROWTH, Sampler, denoise
 
 PAIRS = [(cache, rule) for cache in get_args(config.Cache) for rule in get_args(config.Rule)
          if rule != "wino" or cache == "none"]
@@ -48,8 +48,8 @@ def test_rows_join_and_leave_between_steps(pipeline: Pipeline, cache: str, rule:
 
     def step() -> None:
         running.step()
-        left = running.leave()
-        made.update(zip(left.names, left.canvas.answers(()), strict=True))
+        left = running.pop_finished()
+        made.update(zip(left.names, left.canvas.token_ids(()), strict=True))
 
     step()
     step()
@@ -63,7 +63,7 @@ def test_rows_join_and_leave_between_steps(pipeline: Pipeline, cache: str, rule:
         alone = pipeline.start([ROWS[row]], seeds=[row], limits=[limits[row]], **settings)
         while alone.working:
             alone.step()
-        assert made[name] == alone.leave().canvas.answers(())[0] and len(made[name]) == limits[row]
+        assert made[name] == alone.pop_finished().canvas.token_ids(())[0] and len(made[name]) == limits[row]
 
 
 def test_guided_rows_join_too(pipeline: Pipeline) -> None:
@@ -74,7 +74,7 @@ def test_guided_rows_join_too(pipeline: Pipeline) -> None:
     while running.working:
         running.step()
     wanted = [pipeline.chat(row, **settings) for row in ROWS[:2]]
-    assert [answer.text for answer in pipeline.answers(running.leave())] == [answer.text for answer in wanted]
+    assert [answer.text for answer in pipeline.answers(running.pop_finished())] == [answer.text for answer in wanted]
 
 
 def test_rows_join_after_others_have_finished(pipeline: Pipeline) -> None:
@@ -87,13 +87,13 @@ def test_rows_join_after_others_have_finished(pipeline: Pipeline) -> None:
     names = [0, 1, *running.join(pipeline.start(ROWS[2:3], limits=limits[2:], **settings))]
     while running.working:
         running.step()
-    left = running.leave()
+    left = running.pop_finished()
     assert left.names == names == [0, 1, 2]
-    for row, made in enumerate(left.canvas.answers(())):
+    for row, made in enumerate(left.canvas.token_ids(())):
         alone = pipeline.start([ROWS[row]], limits=[limits[row]], **settings)
         while alone.working:
             alone.step()
-        assert alone.leave().canvas.answers(())[0] == made and len(made) == limits[row]
+        assert alone.pop_finished().canvas.token_ids(())[0] == made and len(made) == limits[row]
 
 
 @pytest.mark.parametrize("change", [{"steps": 4}, {"temperature": 0.5}, {"cache": "none"}])
@@ -118,7 +118,7 @@ class Ending:
         self.ends, self.widths = ends, []  # type: ignore[var-annotated]
 
     def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Tensor:
-        self.widths.append((ids_AG != ABSENT).sum(1).tolist())
+        self.widths.append((ids_AG != PAD_POSITION).sum(1).tolist())
         logits = torch.zeros(*ids_AG.shape, 10)
         logits[..., 1] = 5.0
         for row, number in enumerate(rows_A.tolist()):
@@ -131,7 +131,7 @@ def test_canvases_grow_until_the_end_is_expected() -> None:
     model = Ending(ends)
     canvas = Canvas.ragged([16, 16, 16], 100, TOKENS.mask)
     *_, last = denoise(model, canvas, DecodingConfig(100, 100, 100, threshold=0.5), TOKENS, limits=limits)
-    assert [len(row) for row in last.answers((7, 8))] == [3, 20, 40]
+    assert [len(row) for row in last.token_ids((7, 8))] == [3, 20, 40]
     lengths = last.length_B.tolist()
     assert lengths[0] == 16 and lengths[2] == 40
     assert ends[1] + END_WINDOW / 2 <= lengths[1] <= ends[1] + END_WINDOW / 2 + GROWTH
@@ -179,14 +179,14 @@ def test_a_row_in_a_hurry_is_decided_at_once_and_one_that_goes_unfinished_hurts_
                                 "threshold": 0.99, "start_length": 6 if rule == "threshold" else None}
     running = pipeline.start(ROWS, seeds=range(4), limits=[14, 14, 3, 14], **settings)
     running.step()
-    gone = running.leave(also=[1])
+    gone = running.pop_finished(abort=[1])
     assert gone.names == [1] and bool(gone.canvas.open_BG.any())
-    running.step(hurried=[0])
-    left = running.leave()
+    running.step(expired=[0])
+    left = running.pop_finished()
     assert 0 in left.names and not bool(left.canvas.open_BG[left.names.index(0)].any())
     while running.working:
         running.step()
-    last = running.leave()
+    last = running.pop_finished()
     assert 3 in last.names
     alone = pipeline.chat(ROWS[3], seed=3, **settings)
     assert pipeline.answers(last)[last.names.index(3)].text == alone.text
@@ -210,7 +210,7 @@ def test_right_guesses_save_all_but_one_pass_in_each_block() -> None:
         def join(self, other: Any) -> None:
             raise NotImplementedError
 
-    plain, ahead = Still(), Lookahead(Still(), 5, TOKENS)
+    plain, ahead = Still(), SpeculativeRunner(Still(), 5, TOKENS)
     decoding = DecodingConfig(12, 6, 12, stop=False)
     *_, one = denoise(plain, Canvas.blank(1, 12, 9), decoding, TOKENS)
     *_, other = denoise(ahead, Canvas.blank(1, 12, 9), decoding, TOKENS)
@@ -244,17 +244,17 @@ def test_the_verify_lane_tells_what_a_hidden_token_would_be(pipeline: Pipeline) 
 
 
 def test_wino_refuses_caches(pipeline: Pipeline) -> None:
-    assert isinstance(cached(pipeline._prompt(ROWS[:1], 8), DecodingConfig(rule="wino")), Prompted)
+    assert isinstance(make_runner(pipeline._prompt(ROWS[:1], 8), DecodingConfig(rule="wino")), ModelRunner)
     with pytest.raises(MMDiffError, match="cache='dual' does not fit rule='wino'"):
         pipeline.chat(ROWS[0], rule="wino", cache="dual")
 
 
 def test_ragged_canvases() -> None:
     canvas = Canvas.ragged([2, 4], 5, 9)
-    assert canvas.ids_BG.tolist() == [[9, 9, ABSENT, ABSENT, ABSENT], [9, 9, 9, 9, ABSENT]]
+    assert canvas.ids_BG.tolist() == [[9, 9, PAD_POSITION, PAD_POSITION, PAD_POSITION], [9, 9, 9, 9, PAD_POSITION]]
     assert canvas.length_B.tolist() == [2, 4] and canvas.tail(3).sum(1).tolist() == [2, 3]
-    longer = canvas.lengthened(torch.tensor([0]), torch.tensor([3]), 9)
+    longer = canvas.extended(torch.tensor([0]), torch.tensor([3]), 9)
     assert longer.length_B.tolist() == [3, 4] and longer.open_BG.sum().item() == 7
-    both = canvas.joined(Canvas.blank(1, 7, 9))
+    both = canvas.concatenated(Canvas.blank(1, 7, 9))
     assert both.length_B.tolist() == [2, 4, 7] and not both.open_BG[:2, 4:].any()
-    assert Denoiser(lambda *_: torch.zeros(0, 10), canvas, DecodingConfig(), TOKENS).working
+    assert Sampler(lambda *_: torch.zeros(0, 10), canvas, DecodingConfig(), TOKENS).working

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 
 from mmdiff import config
-from mmdiff.cache import CACHES, KeyValues
-from mmdiff.cached import Cached, cached
+from mmdiff.cache import CACHES, KVCache
+from mmdiff.cached import CachedRunner, make_runner
 from mmdiff.canvas import Canvas
-from mmdiff.checkpoint import Weights, config_of, load_weights
+from mmdiff.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.config import BackboneConfig, DecodingConfig
 from mmdiff.errors import MMDiffError
-from mmdiff.lookahead import Lookahead
+from mmdiff.lookahead import SpeculativeRunner
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Pipeline
-from mmdiff.prompted import Prompted
+from mmdiff.prompted import ModelRunner
 from mmdiff.sampler import denoise
 
 KINDS = {"fast-prefix": "block", "fast-dual": "dual"}
@@ -36,7 +36,7 @@ PAIRS = [(cache, rule) for cache in get_args(config.Cache) for rule in get_args(
 @pytest.fixture(scope="module")
 def llada(reference: Path) -> MMDiffModel:
     model = MMDiffModel(MMDiffConfig.of(config_of(reference / "llada-mha"))).eval()
-    load_weights(model, Weights(reference / "llada-mha"))
+    load_weights(model, CheckpointTensors(reference / "llada-mha"))
     return model
 
 
@@ -57,10 +57,10 @@ def test_there_are_20_published_cases() -> None:
 def test_ids_equal_the_published_ones(llada: MMDiffModel, number: int, case: dict[str, Any]) -> None:
     decoding = DecodingConfig(**case["params"], stop=False, cache=KINDS[case["kind"]])  # type: ignore[arg-type]
     prompt, tokens = torch.tensor(case["prompt"]), llada.model_config.tokens
-    predict = cached(Prompted(llada, prompt), decoding)
+    predict = make_runner(ModelRunner(llada, prompt), decoding)
     *_, last = denoise(predict, Canvas.blank(1, decoding.gen_length, tokens.mask), decoding, tokens)
     assert torch.cat((prompt, last.ids_BG), dim=1).tolist() == case["output"]
-    assert isinstance(predict, Cached) and predict.calls <= case["nfe"]
+    assert isinstance(predict, CachedRunner) and predict.calls <= case["nfe"]
 
 
 PICTURES = [Image.new("RGB", (70, 40), "red"), Image.new("RGB", (64, 64), "blue")]
@@ -80,7 +80,7 @@ def steps(pipeline: Pipeline, rows: list[Any], decoding: DecodingConfig, seeds: 
     prompted = pipeline._prompt(rows, decoding.gen_length)
     tokens = pipeline.model.model_config.tokens
     canvas = Canvas.blank(len(rows), decoding.gen_length, tokens.mask)
-    return denoise(cached(prompted, decoding), canvas, decoding, tokens, seeds)
+    return denoise(make_runner(prompted, decoding), canvas, decoding, tokens, seeds)
 
 
 def settings_for(cache: str, rule: str, **more: Any) -> DecodingConfig:
@@ -103,7 +103,7 @@ def test_fixed_positions_stay_and_every_step_commits(pipeline: Pipeline, cache: 
     decoding, tokens = settings_for(cache, rule, temperature=0.7), pipeline.model.model_config.tokens
     ids = torch.full((1, 20), tokens.mask)
     ids[0, [0, 3, 11]] = torch.tensor([40, 41, 42])
-    predict = cached(pipeline._prompt(prompts()[:1], 20), decoding)
+    predict = make_runner(pipeline._prompt(prompts()[:1], 20), decoding)
     before, count = Canvas.of(ids, tokens.mask), 0
     for canvas in denoise(predict, before, decoding, tokens, [5]):
         kept = ~before.open_BG & ((before.step_BG < 0) | torch.tensor(rule not in REVISING))
@@ -112,8 +112,8 @@ def test_fixed_positions_stay_and_every_step_commits(pipeline: Pipeline, cache: 
         before, count = canvas, count + 1
     assert not before.open_BG.any() and before.ids_BG[0, [0, 3, 11]].tolist() == [40, 41, 42]
     assert not torch.isin(before.ids_BG, torch.tensor([tokens.mask, *tokens.never])).any()
-    assert not isinstance(predict, Cached) or predict.calls == count
-    again = list(denoise(cached(pipeline._prompt(prompts()[:1], 20), decoding), Canvas.of(ids, tokens.mask), decoding,
+    assert not isinstance(predict, CachedRunner) or predict.calls == count
+    again = list(denoise(make_runner(pipeline._prompt(prompts()[:1], 20), decoding), Canvas.of(ids, tokens.mask), decoding,
                          tokens, [5]))[-1]
     assert torch.equal(again.ids_BG, before.ids_BG)
 
@@ -121,8 +121,8 @@ def test_fixed_positions_stay_and_every_step_commits(pipeline: Pipeline, cache: 
 class Both:
     """The logits of a cached model, compared with those computed anew at every step."""
 
-    def __init__(self, prompted: Prompted, decoding: DecodingConfig) -> None:
-        self.exact, self.cached, self.largest = prompted, cached(prompted, decoding), 0.0
+    def __init__(self, prompted: ModelRunner, decoding: DecodingConfig) -> None:
+        self.exact, self.cached, self.largest = prompted, make_runner(prompted, decoding), 0.0
 
     def __call__(self, *state: Any) -> torch.Tensor:
         logits, wanted = self.cached(*state), self.exact(*state)
@@ -130,7 +130,7 @@ class Both:
         return logits
 
 
-def difference(prompted: Prompted, tokens: config.TokenIds, decoding: DecodingConfig, rows: int) -> float:
+def difference(prompted: ModelRunner, tokens: config.TokenIds, decoding: DecodingConfig, rows: int) -> float:
     both = Both(prompted, decoding)
     for _ in denoise(both, Canvas.blank(rows, decoding.gen_length, tokens.mask), decoding, tokens):
         pass
@@ -148,9 +148,9 @@ def test_with_full_attention_caches_approximate(llada: MMDiffModel, cache: str) 
     prompt = torch.arange(1, 13)[None]
     decoding = DecodingConfig(24, 8, 24, cache=cache, stop=False)  # type: ignore[arg-type]
     tokens = llada.model_config.tokens
-    assert 1e-4 < difference(Prompted(llada, prompt), tokens, decoding, 1)
+    assert 1e-4 < difference(ModelRunner(llada, prompt), tokens, decoding, 1)
     often = dataclasses.replace(decoding, refresh=1)
-    assert difference(Prompted(llada, prompt), tokens, often, 1) < 1e-5
+    assert difference(ModelRunner(llada, prompt), tokens, often, 1) < 1e-5
 
 
 def test_shifted_logits_are_not_cached(reference: Path) -> None:
@@ -158,11 +158,11 @@ def test_shifted_logits_are_not_cached(reference: Path) -> None:
     sizes = config_of(reference / "dream")
     for pattern in get_args(config.AttentionPattern):
         shifted = dataclasses.replace(sizes, backbone=dataclasses.replace(sizes.backbone, attention_pattern=pattern))
-        prompted = Prompted(MMDiffModel(MMDiffConfig.of(shifted)), torch.tensor([[1, 2]]))
-        assert cached(prompted, DecodingConfig()) is prompted
-        assert isinstance(cached(prompted, DecodingConfig(lookahead=2)), Lookahead)
+        prompted = ModelRunner(MMDiffModel(MMDiffConfig.of(shifted)), torch.tensor([[1, 2]]))
+        assert make_runner(prompted, DecodingConfig()) is prompted
+        assert isinstance(make_runner(prompted, DecodingConfig(lookahead=2)), SpeculativeRunner)
         with pytest.raises(MMDiffError, match="cache='prefix' does not fit"):
-            cached(prompted, DecodingConfig(cache="prefix"))
+            make_runner(prompted, DecodingConfig(cache="prefix"))
 
 
 def test_rows_that_leave_make_room_for_others() -> None:
@@ -170,7 +170,7 @@ def test_rows_that_leave_make_room_for_others() -> None:
     sizes = BackboneConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=2,
                            num_attention_heads=2, num_key_value_heads=2)
     draw = random.Random(0)
-    kept = KeyValues(sizes, 3, 5, torch.device("cpu"), torch.float32)
+    kept = KVCache(sizes, 3, 5, torch.device("cpu"), torch.float32)
     wanted = torch.zeros(2, 2, 3, 2, 6, 2)
     for _ in range(200):
         number = len(wanted[0, 0])

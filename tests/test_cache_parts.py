@@ -9,25 +9,25 @@ from PIL import Image
 from torch import Tensor
 
 from mmdiff.cache import (
-    BlockCache,
-    Cache,
-    DelayedCache,
-    DualCache,
-    KeyValues,
-    PrefixCache,
-    Progress,
+    BlockPolicy,
+    CachePolicy,
+    DelayedPolicy,
+    DualPolicy,
+    KVCache,
+    PrefixPolicy,
+    CacheState,
 )
-from mmdiff.cached import Cached, cached
-from mmdiff.canvas import ABSENT
-from mmdiff.checkpoint import Weights, config_of, load_weights
+from mmdiff.cached import CachedRunner, make_runner
+from mmdiff.canvas import PAD_POSITION
+from mmdiff.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.config import BackboneConfig, DecodingConfig
 from mmdiff.errors import MMDiffError
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Pipeline
-from mmdiff.prompted import Prompted
+from mmdiff.prompted import ModelRunner
 
 
-def progress(**changes: Tensor) -> Progress:
+def progress(**changes: Tensor) -> CacheState:
     """One row in the middle of three blocks of two; one of them was decided at the step before."""
     usual = {
         "open_AG": torch.tensor([[0, 0, 0, 1, 1, 1]]).bool(),
@@ -37,33 +37,33 @@ def progress(**changes: Tensor) -> Progress:
         "age_A": torch.tensor([3]),
         "grown_A": torch.tensor([False]),
     }
-    return Progress(**{**usual, **changes})
+    return CacheState(**{**usual, **changes})
 
 
 @pytest.mark.parametrize(
     ("cache", "columns"),
     [
-        (PrefixCache(), [1, 1, 1, 1, 1, 1]),
-        (BlockCache(), [0, 0, 1, 1, 1, 1]),
-        (DualCache(), [0, 0, 1, 1, 0, 0]),
-        (DelayedCache(), [0, 0, 1, 1, 1, 1]),
+        (PrefixPolicy(), [1, 1, 1, 1, 1, 1]),
+        (BlockPolicy(), [0, 0, 1, 1, 1, 1]),
+        (DualPolicy(), [0, 0, 1, 1, 0, 0]),
+        (DelayedPolicy(), [0, 0, 1, 1, 1, 1]),
     ],
 )
-def test_columns_that_are_computed_anew(cache: Cache, columns: list[int]) -> None:
-    assert cache.columns(progress()).int().tolist() == [columns]
+def test_columns_that_are_computed_anew(cache: CachePolicy, columns: list[int]) -> None:
+    assert cache.positions_to_recompute(progress()).int().tolist() == [columns]
     reopened = torch.tensor(
         [[0, 1, 0, 1, 1, 1]]
     ).bool()  # a token that was taken back is open again, and was not before
-    assert isinstance(cache, DualCache) or cache.columns(progress(open_AG=reopened))[0, 1] == (
-        not isinstance(cache, BlockCache) or isinstance(cache, DelayedCache)
+    assert isinstance(cache, DualPolicy) or cache.positions_to_recompute(progress(open_AG=reopened))[0, 1] == (
+        not isinstance(cache, BlockPolicy) or isinstance(cache, DelayedPolicy)
     )
 
 
-@pytest.mark.parametrize("cache", [PrefixCache, BlockCache, DualCache, DelayedCache])
-def test_rows_that_are_computed_anew(cache: type[PrefixCache] | type[BlockCache]) -> None:
+@pytest.mark.parametrize("cache", [PrefixPolicy, BlockPolicy, DualPolicy, DelayedPolicy])
+def test_rows_that_are_computed_anew(cache: type[PrefixPolicy] | type[BlockPolicy]) -> None:
     def stale(interval: int | None, **changes: Any) -> bool:
         return bool(
-            cache(interval).stale(
+            cache(interval).needs_refresh(
                 progress(**{name: torch.tensor([value]) for name, value in changes.items()})
             )
         )
@@ -72,12 +72,12 @@ def test_rows_that_are_computed_anew(cache: type[PrefixCache] | type[BlockCache]
     assert [age for age in range(1, 6) if stale(3, age_A=age)] == [3, 4, 5]
     for change in ({"entered_A": True}, {"grown_A": True}):
         assert stale(None, **change) == (
-            cache is not PrefixCache
+            cache is not PrefixPolicy
         )  # which computes the whole canvas at every step
     usual = cache()
-    assert [bool(usual.stale(progress(age_A=torch.tensor([age])))) for age in (7, 8)] == [
+    assert [bool(usual.needs_refresh(progress(age_A=torch.tensor([age])))) for age in (7, 8)] == [
         False,
-        cache is DelayedCache,
+        cache is DelayedPolicy,
     ]
 
 
@@ -91,7 +91,7 @@ def test_keys_and_values_are_written_and_given_back_where_they_belong() -> None:
         num_attention_heads=2,
         num_key_value_heads=2,
     )
-    kept = KeyValues(sizes, 3, 4, torch.device("cpu"), torch.float32)
+    kept = KVCache(sizes, 3, 4, torch.device("cpu"), torch.float32)
     with torch.inference_mode():
         for where, rows in (
             (slice(1, 3), slice(0, 3)),
@@ -122,7 +122,7 @@ def test_columns_are_added_on_the_side_that_is_asked_for() -> None:
         num_attention_heads=2,
         num_key_value_heads=2,
     )
-    kept = KeyValues(sizes, 1, 2, torch.device("cpu"), torch.float32)
+    kept = KVCache(sizes, 1, 2, torch.device("cpu"), torch.float32)
     with torch.inference_mode():
         kept.stored[..., :2, :] = 1.0
         kept.extend(before=1, after=2)
@@ -139,29 +139,29 @@ def test_columns_are_added_on_the_side_that_is_asked_for() -> None:
 @pytest.fixture(scope="module")
 def llada(reference: Path) -> MMDiffModel:
     model = MMDiffModel(MMDiffConfig.of(config_of(reference / "llada-mha"))).eval()
-    load_weights(model, Weights(reference / "llada-mha"))
+    load_weights(model, CheckpointTensors(reference / "llada-mha"))
     return model
 
 
-class Noted(BlockCache):
+class Noted(BlockPolicy):
     """Notes what it is told."""
 
     def __init__(self) -> None:
         super().__init__(3)
         object.__setattr__(self, "told", [])
 
-    def stale(self, progress: Progress) -> Tensor:
+    def stale(self, progress: CacheState) -> Tensor:
         self.told.append(progress)  # type: ignore[attr-defined]
-        return super().stale(progress)
+        return super().needs_refresh(progress)
 
 
 def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
     """Blocks of two: the row grows at the third step, and enters its next block at the fourth."""
     mask, noted = llada.model_config.tokens.mask, Noted()
-    batch, row = Cached(Prompted(llada, torch.tensor([[1, 2, 3]])), noted, 2), torch.tensor([0])
+    batch, row = CachedRunner(ModelRunner(llada, torch.tensor([[1, 2, 3]])), noted, 2), torch.tensor([0])
     canvases = [
-        [mask, mask, mask, ABSENT, ABSENT],
-        [5, mask, mask, ABSENT, ABSENT],
+        [mask, mask, mask, PAD_POSITION, PAD_POSITION],
+        [5, mask, mask, PAD_POSITION, PAD_POSITION],
         [5, mask, mask, mask, mask],
         [5, 6, mask, mask, mask],
         [5, 6, 7, mask, mask],
@@ -190,17 +190,17 @@ def test_everything_is_computed_anew_every_so_many_steps(
 ) -> None:
     mask, made = llada.model_config.tokens.mask, []
     for name in ("whole", "part"):
-        usual = getattr(Prompted, name)
+        usual = getattr(ModelRunner, name)
         monkeypatch.setattr(
-            Prompted,
+            ModelRunner,
             name,
             lambda *args, _usual=usual, _name=name, **options: (
                 made.append(_name),
                 _usual(*args, **options),
             )[1],
         )
-    batch = cached(
-        Prompted(llada, torch.tensor([[1, 2, 3]])),
+    batch = make_runner(
+        ModelRunner(llada, torch.tensor([[1, 2, 3]])),
         DecodingConfig(8, 8, 8, cache="dual", refresh=refresh),
     )
     ids = torch.full((1, 8), mask)
@@ -222,7 +222,7 @@ def test_rows_that_join_are_computed_anew_and_the_others_stay(endless: Pipeline)
     for cache in ("prefix", "block", "dual", "delayed"):
         decoding = DecodingConfig(4, 2, 4, cache=cache)  # type: ignore[arg-type]
         running, joining = (
-            cached(pipeline._prompt([row], 4), decoding)
+            make_runner(pipeline._prompt([row], 4), decoding)
             for row in (user("a"), user("is it?", "red"))
         )
         ids = torch.tensor([[mask] * 4])
@@ -249,7 +249,7 @@ def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless:
         lambda module, args: calls.append(args[0].shape[1])
     )
     wanted = pipeline.chat(row, **settings)
-    parts = pipeline._prompt([row], 4).parts[0]
+    parts = pipeline._prompt([row], 4).blocks[0]
     assert len(parts) > 2
     pipeline.store._kept.pop(b"kv" + parts[1].key)
     assert all(b"kv" + part.key in pipeline.store for part in (parts[0], *parts[2:]))
@@ -264,10 +264,10 @@ def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless:
 
 def test_the_usual_cache_is_exact(endless: Pipeline, llada: MMDiffModel) -> None:
     """The prompt is kept where it does not see the answer, and nothing is where it does."""
-    usual = cached(endless._prompt([user("a")], 4), DecodingConfig())
-    assert isinstance(usual, Cached) and usual.cache == PrefixCache()
-    assert isinstance(cached(Prompted(llada, torch.tensor([[1, 2]])), DecodingConfig()), Prompted)
+    usual = make_runner(endless._prompt([user("a")], 4), DecodingConfig())
+    assert isinstance(usual, CachedRunner) and usual.cache == PrefixPolicy()
+    assert isinstance(make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig()), ModelRunner)
     with pytest.raises(MMDiffError, match="cache='prefix' is not; use none"):
-        cached(Prompted(llada, torch.tensor([[1, 2]])), DecodingConfig(cache="prefix", lookahead=2))
+        make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig(cache="prefix", lookahead=2))
     for cache in ("none", "prefix"):
-        cached(endless._prompt([user("a")], 4), DecodingConfig(cache=cache, lookahead=2))  # type: ignore[arg-type]
+        make_runner(endless._prompt([user("a")], 4), DecodingConfig(cache=cache, lookahead=2))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from mmdiff.checkpoint import (
-    Weights,
+    CheckpointTensors,
     canonical_state,
     config_of,
     config_of_published,
@@ -43,14 +43,14 @@ def rewrite(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
 
 def model_of(folder: Path) -> MMDiffModel:
     model = MMDiffModel(MMDiffConfig.of(config_of(folder)))
-    load_weights(model, Weights(folder))
+    load_weights(model, CheckpointTensors(folder))
     return model
 
 
 def test_layouts_are_told_apart_by_their_keys(reference: Path, random_tiny: Path) -> None:
-    assert recognise(Weights(reference / "llada-mha")) == "llada"
-    assert recognise(Weights(reference / "llada-v")) == "llada-v"
-    assert recognise(Weights(random_tiny)) == "mmdiff"
+    assert recognise(CheckpointTensors(reference / "llada-mha")) == "llada"
+    assert recognise(CheckpointTensors(reference / "llada-v")) == "llada-v"
+    assert recognise(CheckpointTensors(random_tiny)) == "mmdiff"
 
 
 def test_ff_out_is_the_head_or_a_block_s_projection() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdiff.checkpoint import Weights, _tokenizer, config_of, load_folder, load_weights
+from mmdiff.checkpoint import CheckpointTensors, _tokenizer, config_of, load_folder, load_weights
 from mmdiff.config import PRESETS
 from mmdiff.errors import CheckpointError
 from mmdiff.model import MMDiffConfig, MMDiffModel
@@ -240,7 +240,7 @@ def test_a_whole_file_goes_before_an_index_that_does_not_name_it(
     index = folder / "model.safetensors.index.json"
 
     def found() -> Any:
-        return Weights(folder)[first]
+        return CheckpointTensors(folder)[first]
 
     index.write_text(json.dumps({"weight_map": {first: "part.safetensors"}}))
     torch.testing.assert_close(found(), weights[first])

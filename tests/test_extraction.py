@@ -57,7 +57,7 @@ def test_bounded_choices_take_one_pass_and_tell_their_chances(pipeline: Pipeline
     made = pipeline.extract(PICTURE, SCHEMAS["choices"])
     assert (made.passes, made.steps) == (1, 1)
     for path, count in (("/a", 2), ("/b", 5), ("/c", 5)):
-        chances = made.fields[path].chances
+        chances = made.fields[path].probabilities
         assert len(chances) == count and sum(chance for _, chance in chances) == pytest.approx(1)
         assert chances[0][0] == made.value[path[1:]] and made.fields[path].confidence == chances[0][1]
     assert pipeline.choose(PICTURE, "what color is it?", ["red", "blue"]).passes == 1
@@ -109,7 +109,7 @@ def test_choices_come_back_as_they_were_given(pipeline: Pipeline, text: str) -> 
     if text == text.strip():
         made = pipeline.fill(f"It is [[{text}|{text}!]].", image=PICTURE)
         assert made.text in (f"It is {text}.", f"It is {text}!.")
-        assert {value for value, _ in made.fields[""].chances} == {text, text + "!"}
+        assert {value for value, _ in made.fields[""].probabilities} == {text, text + "!"}
 
 
 def test_a_space_before_a_hole_is_part_of_what_is_filled_in(pipeline: Pipeline) -> None:
@@ -143,7 +143,7 @@ def test_the_budget_leaves_room_for_the_prompt(pipeline: Pipeline) -> None:
 
 def test_chances_are_those_of_the_positions(pipeline: Pipeline) -> None:
     made = pipeline.choose(PICTURE, "what color is it?", ["red", "blue", "green"])
-    told = dict(made.fields[""].chances)
+    told = dict(made.fields[""].probabilities)
     assert set(told) == {"red", "blue", "green"} and max(told, key=lambda word: told[word]) == made.value
     assert all(one >= 0 for one in told.values())
     assert list(itertools.accumulate(told.values()))[-1] == pytest.approx(1)
@@ -219,7 +219,7 @@ def test_decisions_about_the_structure_have_their_chances(pipeline: Pipeline) ->
     assert ("/a", "items") in kinds and ("/b", "present") in kinds
     assert kinds["/a", "items"].chosen == len(made.value["a"])
     assert kinds["/b", "present"].chosen == ("b" in made.value)
-    assert all(sum(chance for _, chance in each.chances) == pytest.approx(1) for each in made.decisions)
+    assert all(sum(chance for _, chance in each.probabilities) == pytest.approx(1) for each in made.decisions)
     assert made.confidence == min(each.confidence for each in (*made.decisions, *made.fields.values()))
 
 
@@ -231,6 +231,6 @@ def test_padding_inside_ends_no_draft_and_no_count(pipeline: Pipeline) -> None:
         batch.step()
         told = draft(pipeline, batch, 0, 0)
         assert str(told["text"]).startswith('{"a":"') and str(told["text"]).endswith('"}')
-    answer = pipeline.answers(batch.leave())[0]
+    answer = pipeline.answers(batch.pop_finished())[0]
     spelled = "".join(token.text for token in answer.tokens).strip()
     assert spelled == answer.text and answer.confidence == answer.structured.confidence  # type: ignore[union-attr]

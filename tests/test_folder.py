@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdiff.checkpoint import Weights, config_of, load_folder, load_weights
+from mmdiff.checkpoint import CheckpointTensors, config_of, load_folder, load_weights
 from mmdiff.errors import CheckpointError
 from mmdiff.folder import INDEX, SINGLE
 from mmdiff.model import MMDiffConfig, MMDiffModel
@@ -47,7 +47,7 @@ def rewrite(file: Path, **more: torch.Tensor) -> None:
 
 
 def same(folder: Path, tensors: Tensors) -> bool:
-    found = Weights(folder)
+    found = CheckpointTensors(folder)
     return found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
@@ -66,13 +66,13 @@ def test_tensors_that_the_index_does_not_name_are_not_read(sharded: Path, tensor
 def test_a_ghost_is_named(sharded: Path) -> None:
     write_index(sharded, listed(sharded) | {"ghost.weight": "model-00002-of-00002.safetensors"})
     with pytest.raises(CheckpointError, match="names tensors that are not there: ghost.weight in model-00002"):
-        Weights(sharded)
+        CheckpointTensors(sharded)
 
 
 def test_a_missing_file_is_named(sharded: Path) -> None:
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match="incomplete: model-00002-of-00002.safetensors; fetch it again"):
-        Weights(sharded)
+        CheckpointTensors(sharded)
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {}, 5, "model.safetensors", {"a": 5}, {"a": None}, {"a": ["b"]}])
@@ -82,7 +82,7 @@ def test_a_malformed_index_is_one_sentence(sharded: Path, tensors: Tensors, weig
     if whole:
         save_file(tensors, sharded / SINGLE)
     with pytest.raises(CheckpointError, match="has no weight_map from tensor names to file names"):
-        Weights(sharded)
+        CheckpointTensors(sharded)
 
 
 @pytest.mark.parametrize("stale", ["files gone", "files there"])
@@ -106,7 +106,7 @@ def test_an_index_may_name_the_one_file(sharded: Path, tensors: Tensors) -> None
     assert same(sharded, tensors)
     write_index(sharded, dict.fromkeys([*tensors, "ghost"], SINGLE))
     with pytest.raises(CheckpointError, match="ghost in model.safetensors"):
-        Weights(sharded)
+        CheckpointTensors(sharded)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2])
@@ -137,7 +137,7 @@ def test_numbers_that_the_wanted_type_cannot_hold_are_refused(sharded: Path) -> 
 
 
 def fill(folder: Path, dtype: torch.dtype | None = None) -> None:
-    load_weights(MMDiffModel(MMDiffConfig.of(config_of(folder))), Weights(folder), dtype)
+    load_weights(MMDiffModel(MMDiffConfig.of(config_of(folder))), CheckpointTensors(folder), dtype)
 
 
 def test_old_versions_buffers_are_passed_over(reference: Path) -> None:
@@ -162,4 +162,4 @@ def test_a_save_removes_what_an_earlier_one_left(random_tiny: Path, tmp_path: Pa
     for size in ("50GB", "3MB", "50GB"):
         model.save_pretrained(tmp_path, max_shard_size=size)
         assert (tmp_path / SINGLE).exists() == (size == "50GB") and (tmp_path / INDEX).exists() == (size == "3MB")
-        assert Weights(tmp_path).keys() == model.state_dict().keys()
+        assert CheckpointTensors(tmp_path).keys() == model.state_dict().keys()

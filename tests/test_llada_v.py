@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from mmdiff.canvas import Canvas
 from mmdiff.config import DecodingConfig
 from mmdiff.model import MMDiffModel
-from mmdiff.prompted import Prompted
+from mmdiff.prompted import ModelRunner
 from mmdiff.sampler import denoise
 from mmdiff.vision.image import open_image
 from mmdiff.vision.views import count_tokens, make_views
@@ -43,10 +43,10 @@ def test_logits_and_answers(llada_v: MMDiffModel, reference: Path, case: dict[st
     last[:, -16:] = True
     with torch.no_grad():
         logits = llada_v(**batch, select=last).logits
-        prompted = Prompted(llada_v, **batch)
+        prompted = ModelRunner(llada_v, **batch)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     tokens = llada_v.model_config.tokens
     for run in case["generate"]:
         decoding = DecodingConfig(run["gen_length"], run["block_length"], run["steps"])
         *_, canvas = denoise(prompted, Canvas.blank(1, run["gen_length"], tokens.mask), decoding, tokens)
-        assert canvas.answers((tokens.eot,))[0] == run["output"]
+        assert canvas.token_ids((tokens.eot,))[0] == run["output"]

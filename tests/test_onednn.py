@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdiff.onednn import FEW, OneDNNLinear, suit_processors
+from mmdiff.onednn import FEW, OneDNNLinear, use_onednn
 
 INPUTS = {
     "plain": torch.randn(2, 3, 7, 24), "few": torch.randn(FEW - 1, 24), "none": torch.randn(0, 24),
@@ -20,7 +20,7 @@ def test_the_numbers_are_the_same(name: str, bias: bool) -> None:
     x: Tensor = INPUTS[name]
     plain, suited = (nn.Linear(24, 40, bias=bias, dtype=x.dtype) for _ in range(2))
     suited.load_state_dict(plain.state_dict())
-    suit_processors(suited)
+    use_onednn(suited)
     assert type(suited) is OneDNNLinear
     with torch.inference_mode():
         torch.testing.assert_close(suited(x), plain(x))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmdiff.checkpoint import Weights, config_of, load_weights
+from mmdiff.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.config import PRESETS, SO400M_PENULTIMATE, ModelConfig
 from mmdiff.errors import CheckpointError
 from mmdiff.model import MMDiffConfig, MMDiffModel
@@ -67,7 +67,7 @@ def expected(reference: Path, case: dict[str, Any]) -> torch.Tensor:
 @torch.no_grad()
 def logits(config: ModelConfig, folder: Path, case: dict[str, Any]) -> torch.Tensor:
     model = MMDiffModel(MMDiffConfig.of(config)).eval()
-    load_weights(model, Weights(folder))
+    load_weights(model, CheckpointTensors(folder))
     assert config.vision is not None and config.tokens.image is not None
     views = make_views(open_image(VARIANTS.parent / case["image"]), config.vision)
     ids = [token for part in case["prompt"]
@@ -165,7 +165,7 @@ def test_another_tower_s_weights_do_not_pass_for_it(reference: Path, tmp_path: P
     with torch.device("meta"):
         model = MMDiffModel(MMDiffConfig.of(config_of(folder)))
     with pytest.raises(CheckpointError, match="does not fit the model"):
-        load_weights(model, Weights(folder))
+        load_weights(model, CheckpointTensors(folder))
 
 
 def test_a_vocabulary_of_another_size_must_name_its_ids(reference: Path, tmp_path: Path) -> None:

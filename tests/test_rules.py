@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mmdiff import config
 from mmdiff.canvas import Canvas
-from mmdiff.checkpoint import Weights, config_of, load_weights
+from mmdiff.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.config import DecodingConfig
 from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.prompted import Prompted
+from mmdiff.prompted import ModelRunner
 from mmdiff.rules import (
     ORDERS,
     RULES,
@@ -26,11 +26,11 @@ from mmdiff.rules import (
     Factor,
     LocalDeterminism,
     Quota,
-    Revising,
+    RemaskingRule,
     RunningConfidence,
     Saber,
     Threshold,
-    Votes,
+    Proposal,
     WideInNarrowOut,
     make_rule,
 )
@@ -42,7 +42,7 @@ LENGTH, VOCAB = 12, 7
 
 def votes_of(
     logits_GV: Tensor, eligible: list[bool] | None = None, quota: int = 3, block_length: int = LENGTH
-) -> Votes:
+) -> Proposal:
     """One row."""
     length = len(logits_GV)
     open_G = torch.tensor(eligible if eligible is not None else [True] * length)
@@ -50,17 +50,17 @@ def votes_of(
     logits_NV = logits_GV[open_G]
     draws = [(torch.Generator().manual_seed(0), len(logits_NV))]
     nothing = torch.zeros_like(open_G)[None]
-    return Votes(canvas, open_G[None], logits_NV, logits_NV.argmax(-1), torch.tensor([quota]), block_length, draws,
+    return Proposal(canvas, open_G[None], logits_NV, logits_NV.argmax(-1), torch.tensor([quota]), block_length, draws,
                  [0], nothing, logits_NV[:0])
 
 
-def sure(*confidences: float) -> Votes:
+def sure(*confidences: float) -> Proposal:
     """Two tokens, the first with these probabilities."""
     first = torch.tensor(confidences)
     return votes_of(torch.stack((first, 1 - first), dim=1).clamp(min=1e-9).log())
 
 
-def chosen(rule: Any, votes: Votes, order: str = "low_confidence") -> list[int]:
+def chosen(rule: Any, votes: Proposal, order: str = "low_confidence") -> list[int]:
     return rule(votes, ORDERS[order](votes))[0].nonzero()[:, 0].tolist()  # type: ignore[no-any-return]
 
 
@@ -160,12 +160,12 @@ def test_schedules_lean_as_they_should() -> None:
 @pytest.fixture(scope="module")
 def dream(reference: Path) -> MMDiffModel:
     model = MMDiffModel(MMDiffConfig.of(config_of(reference / "dream"))).eval()
-    load_weights(model, Weights(reference / "dream"))
+    load_weights(model, CheckpointTensors(reference / "dream"))
     return model
 
 
 def test_dream_gives_the_published_logits(dream: MMDiffModel, reference: Path) -> None:
-    stored = Weights.__new__(Weights)
+    stored = CheckpointTensors.__new__(CheckpointTensors)
     stored._files = {name: reference / "dream" / "forward.safetensors" for name in ("input_ids", "logits")}
     with torch.no_grad():
         logits = dream(stored["input_ids"]).logits
@@ -187,12 +187,12 @@ def test_dream_ids_equal_the_published_sampler(dream: MMDiffModel, case: dict[st
                               order=DREAM_ORDERS[params["alg"]])  # type: ignore[arg-type]
     tokens = dream.model_config.tokens
     canvas = Canvas.blank(1, length, tokens.mask)
-    *_, last = denoise(Prompted(dream, prompt), canvas, decoding, tokens)
+    *_, last = denoise(ModelRunner(dream, prompt), canvas, decoding, tokens)
     assert torch.cat((prompt, last.ids_BG), dim=1).tolist() == case["output"]
 
 
 def revised(
-    rule: Revising, now: Sequence[float], decided: Mapping[int, float] | None = None, quota: int = 1,
+    rule: RemaskingRule, now: Sequence[float], decided: Mapping[int, float] | None = None, quota: int = 1,
     block_length: int = 64,
 ) -> tuple[list[int], list[int]]:
     """What a rule commits in a row, and what it takes back after that.
@@ -209,15 +209,15 @@ def revised(
     eligible_1G = canvas.eligible(block_length)
     blocks_G = torch.arange(len(now)) // block_length
     decided_1G = torch.zeros_like(open_1G)
-    if rule.reads is not None:
+    if rule.needs is not None:
         decided_1G = ~open_1G & (blocks_G == blocks_G[eligible_1G[0]][0])
     logits_NV = probs_GV[eligible_1G[0]].log()
-    votes = Votes(canvas, eligible_1G, logits_NV, logits_NV.argmax(-1), torch.tensor([quota]), block_length,
+    votes = Proposal(canvas, eligible_1G, logits_NV, logits_NV.argmax(-1), torch.tensor([quota]), block_length,
                   [(torch.Generator(), len(logits_NV))], [0], decided_1G, probs_GV[decided_1G[0]].log())
     here_1G = rule(votes, votes.confidence_AG)
     ids_1G = canvas.ids_BG.masked_scatter(eligible_1G, votes.ids_N)
     after = canvas.commit(torch.tensor([0]), here_1G, ids_1G, votes.confidence_AG, torch.tensor([1]))
-    back_1G = rule.takes_back(votes, after)
+    back_1G = rule.remask(votes, after)
     return here_1G[0].nonzero()[:, 0].tolist(), back_1G[0].nonzero()[:, 0].tolist()
 
 

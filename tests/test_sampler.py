@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
-from mmdiff.checkpoint import Weights, config_of, load_weights
+from mmdiff.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.guidance import Guided
 from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.prompted import Prompted
-from mmdiff.sampler import Denoiser, _end_expected, denoise, keep_likeliest, plan_quotas, sample
+from mmdiff.prompted import ModelRunner
+from mmdiff.sampler import Sampler, _end_expected, denoise, keep_top_k, plan_quotas, sample
 
 CASES = [
     (number, case)
@@ -33,7 +33,7 @@ VOCAB = 10
 @pytest.fixture(scope="module")
 def llada(reference: Path) -> MMDiffModel:
     model = MMDiffModel(MMDiffConfig.of(config_of(reference / "llada-mha"))).eval()
-    load_weights(model, Weights(reference / "llada-mha"))
+    load_weights(model, CheckpointTensors(reference / "llada-mha"))
     return model
 
 
@@ -46,7 +46,7 @@ def test_ids_equal_the_published_samplers(llada: MMDiffModel, number: int, case:
     decoding = DecodingConfig(**case["params"], stop=False)
     tokens = llada.model_config.tokens
     prompt = torch.tensor(case["prompt"])
-    prompted = Prompted(llada, prompt)
+    prompted = ModelRunner(llada, prompt)
     predict = Guided(prompted, prompted.unconditional(), decoding.cfg_scale) if decoding.cfg_scale else prompted
     canvases = list(denoise(predict, Canvas.blank(len(prompt), decoding.gen_length, tokens.mask), decoding, tokens))
     assert torch.cat((prompt, canvases[-1].ids_BG), dim=1).tolist() == case["output"]
@@ -112,7 +112,7 @@ def test_a_row_stops_when_all_before_its_end_is_decided() -> None:
         model.logits_BGV[0, position, token] = sure
         model.logits_BGV[1, position, 3] = sure
     canvases = list(denoise(model, Canvas.blank(2, 8, 9), DecodingConfig(8, 8, 8), TOKENS))
-    assert canvases[-1].answers((7, 8)) == [[1, 2], [3] * 8]
+    assert canvases[-1].token_ids((7, 8)) == [[1, 2], [3] * 8]
     assert canvases[-1].step_BG[0].max() == 2  # the end first, then what stands before it, and no more
     assert [len(rows) for rows, _ in model.asked] == [2] * 3 + [1] * 5
 
@@ -273,7 +273,7 @@ def test_a_canvas_grows_while_its_last_32_positions_do_not_expect_the_end(
     first: int, chance: float, length: int
 ) -> None:
     canvas = Canvas.ragged([40], 48, TOKENS.mask)
-    grown = Denoiser(ending(48, first, chance), canvas, DecodingConfig(48, 48, 48), TOKENS, limits=[48]).step()
+    grown = Sampler(ending(48, first, chance), canvas, DecodingConfig(48, 48, 48), TOKENS, limits=[48]).step()
     assert grown.length_B.tolist() == [length]
 
 
@@ -281,7 +281,7 @@ def test_growth_ends_at_the_limit_and_the_schedule_begins_after_it() -> None:
     """One row grows twice, from 5 to 18 positions, the other not at all; the canvas is wider than either may be."""
     canvas = Canvas.ragged([5, 6], 30, TOKENS.mask)
     decoding = DecodingConfig(30, 30, 6, schedule="shifted", stop=False)
-    batch = Denoiser(still(2, 30), canvas, decoding, TOKENS, limits=[18, 6])
+    batch = Sampler(still(2, 30), canvas, decoding, TOKENS, limits=[18, 6])
     commits: list[list[int]] = []
     while batch.working:
         assert len(commits) < 9
@@ -300,18 +300,18 @@ def test_a_row_in_a_hurry_is_decided_in_one_step(rule: str) -> None:
     model = still(3, 12)
     model.hidden_BGV = torch.zeros_like(model.logits_BGV)  # bears nothing out
     decoding = DecodingConfig(12, 4, 12, rule=rule, stop=False)  # type: ignore[arg-type]
-    batch = Denoiser(model, Canvas.ragged([12, 12, 8], 12, 9), decoding, TOKENS, limits=[12, 12, 12])
+    batch = Sampler(model, Canvas.ragged([12, 12, 8], 12, 9), decoding, TOKENS, limits=[12, 12, 12])
     for hurried in ([1, 2], [0]):
-        batch.step(hurried=hurried)
+        batch.step(expired=hurried)
         assert not batch.canvas.open_BG[hurried].any()
-    batch = Denoiser(model, Canvas.blank(3, 12, 9), decoding, TOKENS)
+    batch = Sampler(model, Canvas.blank(3, 12, 9), decoding, TOKENS)
     batch.step()
-    assert batch.canvas.open_BG[:, 4:].all() and not batch.step(hurried=[1]).open_BG[1].any()
+    assert batch.canvas.open_BG[:, 4:].all() and not batch.step(expired=[1]).open_BG[1].any()
 
 
 def test_what_a_constraint_adds_stays_within_the_block() -> None:
     canvas = Canvas.blank(1, 8, 9)
-    batch = Denoiser(still(1, 8), canvas, DecodingConfig(8, 4, 8), TOKENS, constraints=[Whole()])
+    batch = Sampler(still(1, 8), canvas, DecodingConfig(8, 4, 8), TOKENS, constraints=[Whole()])
     assert batch.step().open_BG.tolist() == [[False] * 4 + [True] * 4]
     assert not batch.step().open_BG.any() and not torch.isin(batch.canvas.ids_BG, torch.tensor([9])).any()
 
@@ -319,17 +319,17 @@ def test_what_a_constraint_adds_stays_within_the_block() -> None:
 def test_a_constrained_row_ends_when_nothing_is_open_and_a_free_one_at_its_end_token() -> None:
     logits_BGV = torch.zeros(2, 8, VOCAB)
     logits_BGV[..., 8] = 5.0  # every position is an end
-    batch = Denoiser(Still(logits_BGV), Canvas.blank(2, 8, 9), DecodingConfig(8, 4, 8), TOKENS,
+    batch = Sampler(Still(logits_BGV), Canvas.blank(2, 8, 9), DecodingConfig(8, 4, 8), TOKENS,
                      constraints=[Whole(), None])
     batch.step()
-    assert batch.leave().names == [1]
+    assert batch.pop_finished().names == [1]
     batch.step()
-    assert batch.leave().names == [0]
+    assert batch.pop_finished().names == [0]
 
 
 def test_constrained_rows_draw_with_their_own_seeds_and_forced_tokens_have_the_step_that_forced_them() -> None:
     constraints = [Whole({7: 3}), Whole()]
-    batch = Denoiser(still(2, 8), Canvas.blank(2, 8, 9), DecodingConfig(8, 4, 8, temperature=1.0), TOKENS,
+    batch = Sampler(still(2, 8), Canvas.blank(2, 8, 9), DecodingConfig(8, 4, 8, temperature=1.0), TOKENS,
                      seeds=[5, 6], constraints=constraints)
     batch.step()
     assert [each.seeds for each in constraints] == [[5], [6]]
@@ -344,23 +344,23 @@ def test_rows_that_join_keep_their_names_seeds_and_passes() -> None:
     logits_BGV = mock(5, 6, seed=4).logits_BGV
     decoding = DecodingConfig(6, 6, 6, temperature=1.0, stop=False)
 
-    def batch(*rows: int) -> Denoiser:
-        return Denoiser(Still(logits_BGV[list(rows)]), Canvas.blank(len(rows), 6, 9), decoding, TOKENS,
+    def batch(*rows: int) -> Sampler:
+        return Sampler(Still(logits_BGV[list(rows)]), Canvas.blank(len(rows), 6, 9), decoding, TOKENS,
                         seeds=[70 + row for row in rows])
 
     running = batch(0, 1)
     running.step()
     running.step()
-    gone = running.leave(also=[1])  # after two steps of six
+    gone = running.pop_finished(abort=[1])  # after two steps of six
     assert gone.names == [1] and gone.passes == [2] and gone.canvas.open_BG.sum() == 4
     assert running.join(batch(2, 3)) == [2, 3]
     running.step()
     assert running.join(batch(4)) == [4]
-    assert running.leave(also=[3]).passes == [1]
+    assert running.pop_finished(abort=[3]).passes == [1]
     found: dict[int, list[int]] = {}
     while running.working:
         running.step()
-        left = running.leave()
+        left = running.pop_finished()
         assert left.passes == [6] * len(left.names)
         found.update(zip(left.names, left.canvas.ids_BG.tolist(), strict=True))
     for row in (0, 2, 4):
@@ -377,7 +377,7 @@ def test_hidden_tokens_are_looked_back_at_and_fixed_ones_are_not() -> None:
     hidden_1GV[0, [0, 2, 3, 4, 5], 3] = 20.0
     model = Still(logits_1GV, hidden_1GV)
     canvas = Canvas.of(torch.tensor([[2, 9, 9, 9, 9, 9]]), 9)
-    batch = Denoiser(model, canvas, DecodingConfig(6, 6, 6, rule="wino", stop=False), TOKENS)
+    batch = Sampler(model, canvas, DecodingConfig(6, 6, 6, rule="wino", stop=False), TOKENS)
     assert batch.step().ids_BG.tolist() == [[2, 3, 3, 9, 9, 9]]
     logits_1GV[0, 3:5, 3] = 9.0
     assert batch.step().ids_BG.tolist() == [[2, 9, 3, 3, 3, 9]]
@@ -405,6 +405,6 @@ def test_noise_is_minus_the_logarithm_of_an_exponential_draw() -> None:
 
 
 def test_ties_with_the_last_of_the_likeliest_stay() -> None:
-    kept = keep_likeliest(torch.tensor([[1.0, 3, 2, 2], [4, 3, 2, 1]]), 2)
+    kept = keep_top_k(torch.tensor([[1.0, 3, 2, 2], [4, 3, 2, 1]]), 2)
     assert kept.isinf().tolist() == [[True, False, False, False], [False, False, True, True]]
-    assert not keep_likeliest(torch.zeros(1, 3), 50).isinf().any()
+    assert not keep_top_k(torch.zeros(1, 3), 50).isinf().any()

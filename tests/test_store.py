@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from mmdiff.model import MMDiffModel
 from mmdiff.pipeline import Pipeline, load
-from mmdiff.store import Remembering, Store, digest
+from mmdiff.store import CachingEncoder, PrefixCache, digest
 
 
 @pytest.fixture
@@ -106,11 +106,11 @@ def test_full_attention_shares_encoded_media_only(pipeline: Pipeline, monkeypatc
     monkeypatch.setattr(pipeline.model, "model_config", full)
     content = [{"type": "image", "image": picture()}, {"type": "text", "text": "what is it?"}]
     prompted = pipeline._prompt([[{"role": "user", "content": content}]], 8)
-    assert prompted.parts == [[]] and len(pipeline.store) == 1
+    assert prompted.blocks == [[]] and len(pipeline.store) == 1
 
 
 def test_the_least_recently_used_is_dropped() -> None:
-    store = Store(100)
+    store = PrefixCache(100)
     for name in (b"a", b"b"):
         store.put(name, torch.zeros(10))  # 40 bytes
     assert store.get(b"a") is not None
@@ -122,7 +122,7 @@ def test_the_least_recently_used_is_dropped() -> None:
 
 def test_a_copy_is_kept_and_not_a_view() -> None:
     """A view would change with the tensor that it is part of, and keep all of it in memory."""
-    store, large = Store(100), torch.zeros(10, 100)
+    store, large = PrefixCache(100), torch.zeros(10, 100)
     store.put(b"a", large[:, 1])
     large.fill_(1.0)
     kept = store.get(b"a")
@@ -148,7 +148,7 @@ def test_a_sound_is_known_again_beside_a_longer_one() -> None:
             asked.append(lengths.tolist())
             return [torch.zeros(2, 4) for _ in lengths]
 
-    remembering = Remembering(Encoder(), Store(10_000), b"")
+    remembering = CachingEncoder(Encoder(), PrefixCache(10_000), b"")
     mels = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
     remembering.encode_audio(mels[:1, :, :5], torch.tensor([5]))
     remembering.encode_audio(mels, torch.tensor([5, 9]))
@@ -156,7 +156,7 @@ def test_a_sound_is_known_again_beside_a_longer_one() -> None:
 
 
 def test_what_other_weights_made_takes_no_room() -> None:
-    model, store = torch.nn.Linear(2, 2), Store(1000)
+    model, store = torch.nn.Linear(2, 2), PrefixCache(1000)
     first = store.version(model)
     store.put(first + b"a", torch.zeros(3))
     assert store.version(model) == first and len(store) == 1

@@ -16,7 +16,7 @@ from torch import nn
 from mmdiff.checkpoint import load_folder
 from mmdiff.config import PRESETS, ModelConfig
 from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.onednn import suit_processors
+from mmdiff.onednn import use_onednn
 from mmdiff.pipeline import Pipeline
 from mmdiff.processor import MMDiffProcessor
 from mmdiff.quantize import quantize
@@ -233,7 +233,7 @@ def test_quantized_layers_are_noticed(pipeline: Pipeline) -> None:
 
 
 def test_layers_through_onednn_are_noticed(pipeline: Pipeline) -> None:
-    suit_processors(pipeline.model)
+    use_onednn(pipeline.model)
     before = said(pipeline)
     add_through_data(pipeline.model)
     after = said(pipeline)

@@ -18,7 +18,7 @@ IGNORE = -100  # label of a position that is not part of an answer
 
 
 @dataclass(frozen=True)
-class Corrupted:
+class MaskedBatch:
     """Noisy ids (B, T), which positions were hidden (B, T), and each position's hiding probability (B, T)."""
 
     ids_BT: Tensor
@@ -26,11 +26,11 @@ class Corrupted:
     rate_BT: Tensor
 
 
-def corrupt(ids_BT: Tensor, labels_BT: Tensor, t_BT: Tensor, u_BT: Tensor, mask_id: int) -> Corrupted:
+def mask_tokens(ids_BT: Tensor, labels_BT: Tensor, t_BT: Tensor, u_BT: Tensor, mask_id: int) -> MaskedBatch:
     """Hide a labelled position where its draw `u` is under the masking rate of its time `t` (both in 0..1)."""
     rate_BT = masking_rate(t_BT)
     masked_BT = (u_BT < rate_BT) & (labels_BT != IGNORE)
-    return Corrupted(torch.where(masked_BT, mask_id, ids_BT), masked_BT, rate_BT)
+    return MaskedBatch(torch.where(masked_BT, mask_id, ids_BT), masked_BT, rate_BT)
 
 
 def draw_times(num_rows: int, num_answers: int, generator: torch.Generator) -> Tensor:

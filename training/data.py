@@ -40,7 +40,7 @@ from mmdiff.training.questions import (
     Facts,
     Length,
     Phrase,
-    Reference,
+    GroundingPhrase,
     caption_spans,
     captions,
     facts_of,
@@ -53,7 +53,7 @@ from mmdiff.training.questions import (
 from mmdiff.training.scenes import SHAPES, TRAIN_SEEDS, Scene, example, pick
 from mmdiff.training.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question
 from mmdiff.training.speech import Speech
-from mmdiff.training.structured import Part, structured
+from mmdiff.training.structured import AnswerPart, structured
 from mmdiff.vision.image import open_image
 from mmdiff.vision.views import make_views
 
@@ -76,18 +76,18 @@ class Turn:
 
     question: str
     answer: str
-    importance: float = 1.0
+    loss_weight: float = 1.0
     canvas: int = 0  # positions at least, however short the answer
     spans: Sequence[tuple[int, int, Facts]] = ()  # where the answer speaks of what: characters, facts
     sound: Tensor | None = None  # a spectrogram, (M, F)
-    said: str = ""  # the words in the sound, for the draft at its embeddings
-    slack: bool = False  # runs of the answer are open and may be too long; nothing is said in what is left over
-    parts: Sequence[Part] = ()  # of a structured answer, instead of `answer`
-    laid_out: int = 0  # how many of the parts stand as a scaffold, with only their slots open
+    transcript: str = ""  # the words in the sound, for the draft at its embeddings
+    padding_slots: bool = False  # runs of the answer are open and may be too long; nothing is said in what is left over
+    parts: Sequence[AnswerPart] = ()  # of a structured answer, instead of `answer`
+    num_scaffolded: int = 0  # how many of the parts stand as a scaffold, with only their slots open
 
 
 TRIES = 20  # rows of one source after each other that cannot be read, before the run ends
-Row = tuple[Image.Image | None, Sequence[Turn | Reference | Scene]]
+Row = tuple[Image.Image | None, Sequence[Turn | GroundingPhrase | Scene]]
 Source = Callable[[np.random.Generator], Row]
 
 
@@ -107,7 +107,7 @@ def scene_row(
     turns.append(Turn(prompt, text, CAPTION_IMPORTANCE, CAPTION_CANVAS[length], spans))
     for _ in range(num_structured):
         prompt, parts, laid_out = structured(scene, rng)
-        turns.append(Turn(prompt, "", parts=parts, laid_out=laid_out))
+        turns.append(Turn(prompt, "", parts=parts, num_scaffolded=laid_out))
     return image, [scene, *turns, *references(scene, rng, num_references)]
 
 
@@ -146,10 +146,10 @@ class Sounds:
         sound = augment(sound, rng)
         form = rng.random()
         if form < self.transcribe:
-            return Turn(pick(rng, TRANSCRIBE_PROMPTS), said, sound=sound, said=said)
+            return Turn(pick(rng, TRANSCRIBE_PROMPTS), said, sound=sound, transcript=said)
         if form < self.transcribe + self.refine:
-            return Turn(REFINE_PROMPT, said, sound=sound, said=said, slack=True)
-        return Turn(*heard_question(said, rng), sound=sound, said=said)
+            return Turn(REFINE_PROMPT, said, sound=sound, transcript=said, padding_slots=True)
+        return Turn(*heard_question(said, rng), sound=sound, transcript=said)
 
 
 def read_row(source: Source, rng: np.random.Generator) -> tuple[Row, list[str]]:
@@ -169,7 +169,7 @@ def read_row(source: Source, rng: np.random.Generator) -> tuple[Row, list[str]]:
     raise MMDiffError(f"{TRIES} rows of the training data after each other cannot be read; the last: {skipped[-1]}")
 
 
-class Conversations(Dataset[Batch]):
+class ConversationDataset(Dataset[Batch]):
     """Packed conversations; `sources` gives the rows of a batch, in order.
 
     A row whose image or sound cannot be read is left out, and the next one of its source takes its place.
@@ -190,7 +190,7 @@ class Conversations(Dataset[Batch]):
         return {**batch, SKIPPED: reasons} if reasons else batch
 
 
-class Phrases(Dataset[Batch]):
+class RegionTextDataset(Dataset[Batch]):
     """Pictures with the thing each patch shows, phrases, and which phrase is true of which thing.
 
     Every batch holds each one-attribute phrase, and `phrases_each` longer ones about each picture.
@@ -230,7 +230,7 @@ class Phrases(Dataset[Batch]):
         }
 
 
-class Spoken(Dataset[Batch]):
+class SpeechDataset(Dataset[Batch]):
     """The spectrograms of `num_clips` clips about as long as each other, and the tokens of what is said."""
 
     def __init__(self, speech: Speech, tokenizer_file: Path, num_clips: int, seed: int) -> None:
@@ -298,13 +298,13 @@ def pack(rows: Sequence[Row], tokenizer: Tokenizer, config: ModelConfig, rng: np
     if sounds:
         heard = [turn.sound for turn in sounds if turn.sound is not None]
         controls = control_tokens(tokenizer, config.tokens)
-        batch.update(_sound_inputs(heard, [neutralize(turn.said, controls) for turn in sounds], tokenizer))
+        batch.update(_sound_inputs(heard, [neutralize(turn.transcript, controls) for turn in sounds], tokenizer))
     batch["facts"] = torch.tensor([fact for row in facts for fact in row], dtype=torch.long).view(-1, len(FACTS))
     return batch
 
 
 def _pack_row(
-    turns: Sequence[Turn | Reference | Scene], start: list[int], question: str, tokenizer: Tokenizer,
+    turns: Sequence[Turn | GroundingPhrase | Scene], start: list[int], question: str, tokenizer: Tokenizer,
     config: ModelConfig, rng: np.random.Generator,
 ) -> tuple[dict[str, list[int] | list[float]], list[Facts]]:
     tokens, controls = config.tokens, control_tokens(tokenizer, config.tokens)
@@ -320,7 +320,7 @@ def _pack_row(
         canvas: list[int] = []
         weights: list[float] = []
         open_here: list[bool] = []
-        if isinstance(turn, Reference):
+        if isinstance(turn, GroundingPhrase):
             prompt = tokenizer.encode(f"\n{turn.text}").ids
             after = tokenizer.encode(turn.after).ids if turn.after else []
             told += [None] * (len(prompt) - 1) + [turn.facts] + [None] * len(after)
@@ -337,10 +337,10 @@ def _pack_row(
             padding = max(room, turn.canvas, -(-len(answer) // 8) * 8) - len(answer)
             canvas = answer + [tokens.eos] * padding
             open_here = [True] * len(canvas)
-            if turn.slack:
+            if turn.padding_slots:
                 reopened, open_here = _reopened(encoded.ids, tokens.eos, rng)
                 canvas, open_here, padding = [*reopened, tokens.eot], [*open_here, False], 0
-            weights = [turn.importance] * (len(canvas) - padding) + [PADDING_IMPORTANCE] * padding
+            weights = [turn.loss_weight] * (len(canvas) - padding) + [PADDING_IMPORTANCE] * padding
             about = [next((facts for first, end, facts in turn.spans if first < stop <= end), None)
                      for _, stop in encoded.offsets]
             told += [None] * len(prompt) + about + [None] * (len(canvas) - len(about))
@@ -359,14 +359,14 @@ def _pack_row(
     return row, [facts for facts in told if facts is not None]
 
 
-def _harmless(turn: Turn | Reference, controls: frozenset[str]) -> Turn | Reference:
+def _harmless(turn: Turn | GroundingPhrase, controls: frozenset[str]) -> Turn | GroundingPhrase:
     """Without control tokens in its texts, as prompts have none."""
-    if isinstance(turn, Reference):
+    if isinstance(turn, GroundingPhrase):
         return replace(turn, text=neutralize(turn.text, controls), after=neutralize(turn.after, controls))
     parts = [replace(part, text=neutralize(part.text, controls),
                      alike=tuple(neutralize(text, controls) for text in part.alike)) for part in turn.parts]
     return replace(turn, question=neutralize(turn.question, controls), answer=neutralize(turn.answer, controls),
-                   said=neutralize(turn.said, controls), parts=parts)
+                   transcript=neutralize(turn.transcript, controls), parts=parts)
 
 
 def _laid_out(
@@ -389,18 +389,18 @@ def _laid_out(
 
     for number, part in enumerate(turn.parts):
         ids = slot_ids(encode, part.text) if part.slot else encode(part.text)
-        if number == turn.laid_out > 0:  # a decision: its tokens tell it, and nothing else of the answer is seen
+        if number == turn.num_scaffolded > 0:  # a decision: its tokens tell it, and nothing else of the answer is seen
             canvas[:] = [tokens.mask if here else token for token, here in zip(canvas, open_here, strict=True)]
             open_here[:] = [False] * len(canvas)
             put(ids[:2], False, DECISION_IMPORTANCE, None)
             put([tokens.mask] * (pick(rng, DECISION_ROOMS) - 2), True, 0.0, None)
             return canvas, open_here, weights, about
-        scaffold = number < turn.laid_out
+        scaffold = number < turn.num_scaffolded
         put(ids, scaffold and not part.slot, 1.0 if part.slot else LITERAL_IMPORTANCE, part.facts)
         if scaffold and part.slot:
             room = max(part.room, *(len(slot_ids(encode, text)) for text in (part.text, *part.alike)))
             put([tokens.eos] * (room - len(ids)), False, LITERAL_IMPORTANCE, None)
-    whole = turn.laid_out == len(turn.parts)
+    whole = turn.num_scaffolded == len(turn.parts)
     put([tokens.eot], whole, LITERAL_IMPORTANCE, None)
     if not whole:
         put([tokens.eos] * int(rng.choice(CANVAS_LENGTHS)), False, PADDING_IMPORTANCE, None)

@@ -14,7 +14,7 @@ from PIL import Image
 
 
 @dataclass(frozen=True)
-class Picture:
+class EasyVqaImage:
     """A 64 x 64 pixel picture and its (question, answer) pairs."""
 
     path: Path
@@ -25,7 +25,7 @@ class Picture:
 
 
 @functools.cache
-def load(split: Literal["train", "test"]) -> tuple[Picture, ...]:
+def load(split: Literal["train", "test"]) -> tuple[EasyVqaImage, ...]:
     """All pictures of a split, by number.
 
     Raises:
@@ -41,4 +41,4 @@ def load(split: Literal["train", "test"]) -> tuple[Picture, ...]:
     for question, answer, number in zip(*get_questions(), strict=True):
         asked.setdefault(number, []).append((question, answer))
     paths = get_paths()
-    return tuple(Picture(Path(paths[number]), tuple(asked[number])) for number in sorted(asked))
+    return tuple(EasyVqaImage(Path(paths[number]), tuple(asked[number])) for number in sorted(asked))

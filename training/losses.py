@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.training.corrupt import IGNORE, Corrupted
+from mmdiff.training.corrupt import IGNORE, MaskedBatch
 
 
-def pretraining_weights(corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
+def pretraining_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
     """LLaDA pre-training: 1 / rate over all positions of the batch."""
     return corrupted.masked_BT / corrupted.rate_BT / labels_BT.numel()
 
 
-def response_weights(corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
+def response_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
     """LLaDA fine-tuning: 1 / rate / length of the answer, averaged over the answers of the batch."""
     answered_BT = labels_BT != IGNORE
     lengths_BR = torch.zeros(labels_BT.shape[0], int(branches_BT.max()) + 1, device=labels_BT.device)
@@ -32,7 +32,7 @@ def response_weights(corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tenso
     return corrupted.masked_BT / corrupted.rate_BT / lengths_BT / (lengths_BR > 0).sum()
 
 
-def mean_weights(corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
+def mean_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
     """LaViDa (arXiv 2505.16839) as released: the plain mean over hidden positions, whatever their rate."""
     return corrupted.masked_BT / corrupted.masked_BT.sum().clamp(min=1)
 
@@ -52,10 +52,10 @@ class Weighting:
     """How times are drawn, from uniform ones, and what a token that is hidden at its time weighs."""
 
     times: Callable[[Tensor], Tensor]
-    weights: Callable[[Corrupted, Tensor, Tensor], Tensor]
+    weights: Callable[[MaskedBatch, Tensor, Tensor], Tensor]
     bound: bool  # whether its mean is an upper bound on the negative log-likelihood, a token
 
-    def __call__(self, corrupted: Corrupted, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
+    def __call__(self, corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
         """Weights (B, T)."""
         return self.weights(corrupted, labels_BT, branches_BT)
 
@@ -73,7 +73,7 @@ def masked_cross_entropy(logits_SV: Tensor, labels_S: Tensor, weights_S: Tensor)
     return (F.cross_entropy(logits_SV.float(), labels_S, reduction="none") * weights_S).sum()
 
 
-def draft_loss(logits_SV: Tensor, counts: Sequence[int], said_NU: Tensor, blank: int) -> Tensor:
+def ctc_loss(logits_SV: Tensor, counts: Sequence[int], said_NU: Tensor, blank: int) -> Tensor:
     """CTC (Graves et al., 2006) between the outputs at the sounds' embeddings and the words, per token of the words.
 
     Args:

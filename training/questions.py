@@ -350,7 +350,7 @@ def tell(known: dict[str, int]) -> Facts:
 
 
 @dataclass(frozen=True)
-class Reference:
+class GroundingPhrase:
     """Words for some things of a scene, or for none, and the values of `FACTS` that are told at the last of them."""
 
     text: str
@@ -358,7 +358,7 @@ class Reference:
     after: str = ""  # what the question goes on with
 
 
-def references(scene: Scene, rng: Rng, count: int) -> list[Reference]:
+def references(scene: Scene, rng: Rng, count: int) -> list[GroundingPhrase]:
     """At most `count` ways to speak of things: by name, by what is said of them, by rank, by place, in pairs."""
     ways = (_refer_by_name, _refer_to_pair, _refer_by_likeness, _refer_by_rank, _refer_by_claim, _refer_to_pair,
             _refer_by_likeness, _refer_by_place)
@@ -366,44 +366,44 @@ def references(scene: Scene, rng: Rng, count: int) -> list[Reference]:
     return list({(said.text, said.after): said for said in made if said}.values())
 
 
-def _refer_by_name(scene: Scene, rng: Rng) -> Reference | None:
+def _refer_by_name(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     """The red circle."""
     thing = pick(rng, scene.things)
     name = _name(thing, scene, rng)
-    return Reference(f"the {name}", facts_of([thing], scene)) if name else None
+    return GroundingPhrase(f"the {name}", facts_of([thing], scene)) if name else None
 
 
-def _refer_by_claim(scene: Scene, rng: Rng) -> Reference | None:
+def _refer_by_claim(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     """A red circle, stars, objects: some of the scene, or none."""
     if rng.random() < 0.1:
-        return Reference(pick(rng, ("objects", "things")), facts_of(scene.things, scene))
+        return GroundingPhrase(pick(rng, ("objects", "things")), facts_of(scene.things, scene))
     phrase = _claim(scene, rng, true=rng.random() < 0.5)
     if phrase is None:
         return None
     words = _words(phrase, rng)
-    return Reference(_a(words) if rng.random() < 0.6 else _plural(words), facts_of(_matches(phrase, scene), scene))
+    return GroundingPhrase(_a(words) if rng.random() < 0.6 else _plural(words), facts_of(_matches(phrase, scene), scene))
 
 
-def _refer_by_rank(scene: Scene, rng: Rng) -> Reference | None:
+def _refer_by_rank(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     """Object 2, counted from the left, as captions do."""
     rank = int(rng.random() * len(scene.things))
-    return Reference(f"object {rank + 1}", facts_of([reading_order(scene)[rank]], scene))
+    return GroundingPhrase(f"object {rank + 1}", facts_of([reading_order(scene)[rank]], scene))
 
 
-def _refer_by_place(scene: Scene, rng: Rng) -> Reference | None:
+def _refer_by_place(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     """The object at the top left; of two things, also: the object above the red circle."""
     thing = pick(rng, scene.things)
     if len(scene.things) == 2:
         other = scene.things[scene.things[0] is thing]
         name, near = _name(other, scene, rng), [way for way in DIRECTIONS if _is(way, thing, other, scene)]
         if name and near:
-            return Reference(f"the {_noun(rng)} {pick(rng, near)} the {name}", facts_of([thing], scene))
+            return GroundingPhrase(f"the {_noun(rng)} {pick(rng, near)} the {name}", facts_of([thing], scene))
     if not _clear_place(thing, scene):
         return None
-    return Reference(f"the {_noun(rng)} {_at(place(thing, scene))}", facts_of([thing], scene))
+    return GroundingPhrase(f"the {_noun(rng)} {_at(place(thing, scene))}", facts_of([thing], scene))
 
 
-def _refer_to_pair(scene: Scene, rng: Rng) -> Reference | None:
+def _refer_to_pair(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     """The red circle and the star; or as questions begin, such as: is the red circle left of the star."""
     pair = _pair(scene, rng)
     names = [_name(thing, scene, rng) for thing in pair or ()]
@@ -411,13 +411,13 @@ def _refer_to_pair(scene: Scene, rng: Rng) -> Reference | None:
         return None
     if rng.random() < 0.3:
         wording = pick(rng, ("the {} and the {}", "do the {} and the {}", "are the {} and the {}"))
-        return Reference(wording.format(*names), facts_of_pair(*pair, scene))
+        return GroundingPhrase(wording.format(*names), facts_of_pair(*pair, scene))
     way = pick(rng, tuple(DIRECTIONS))
     facts = facts_of_pair(*pair, scene, holds=_is(way, *pair, scene))
-    return Reference(f"is the {names[0]} {way} the {names[1]}", facts)
+    return GroundingPhrase(f"is the {names[0]} {way} the {names[1]}", facts)
 
 
-def _refer_by_likeness(scene: Scene, rng: Rng) -> Reference | None:
+def _refer_by_likeness(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     """Do the red circle and the star (have the same size)."""
     found = _likeness(scene, rng)
     if found is None:
@@ -429,7 +429,7 @@ def _refer_by_likeness(scene: Scene, rng: Rng) -> Reference | None:
     verb, after = pick(rng, (("do", " have the same {}"), ("are", " the same {}")))
     facts = facts_of_pair(*pair, scene, holds=answer == "yes")
     word = "color" if attribute == "colour" else attribute
-    return Reference(f"{verb} the {names[0]} and the {names[1]}", facts, after.format(word))
+    return GroundingPhrase(f"{verb} the {names[0]} and the {names[1]}", facts, after.format(word))
 
 
 def facts_of(things: Sequence[Thing], scene: Scene) -> Facts:

@@ -26,10 +26,10 @@ from mmdiff.config import PRESETS, ModelConfig
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processor import MMDiffProcessor
 from mmdiff.training import easy_vqa
-from mmdiff.training.corrupt import Corrupted, corrupt, draw_times
-from mmdiff.training.data import Conversations, Phrases, Sounds, Spoken, easy_vqa_row, scene_row
+from mmdiff.training.corrupt import MaskedBatch, mask_tokens, draw_times
+from mmdiff.training.data import ConversationDataset, RegionTextDataset, Sounds, SpeechDataset, easy_vqa_row, scene_row
 from mmdiff.training.loop import Batch, Loss, TrainConfig, train
-from mmdiff.training.losses import WEIGHTINGS, Weighting, draft_loss, fact_loss, masked_cross_entropy, region_text_loss
+from mmdiff.training.losses import WEIGHTINGS, Weighting, ctc_loss, fact_loss, masked_cross_entropy, region_text_loss
 from mmdiff.training.questions import CAPTION_PROMPTS, FACTS, captions, questions
 from mmdiff.training.scenes import random_scene, scene_json
 from mmdiff.training.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question, sentence
@@ -88,7 +88,7 @@ def contrastive_loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> 
     return region_text_loss(logits_XM.float(), batch["truth"][owner_X], owner_X > 0)
 
 
-class Grounder(nn.Module):
+class GroundingHeads(nn.Module):
     """The model with small heads that tell, where things are named, what is named; thrown away afterwards.
 
     From answers alone a small backbone takes very long to find the thing that a question is about: that needs two
@@ -120,7 +120,7 @@ class Grounder(nn.Module):
         return logits, [head(x[named != 0]) for head, x in zip(self.heads, hidden, strict=True)]
 
 
-class Speller(nn.Module):
+class CtcHead(nn.Module):
     """Audio tower and connector with the backbone's head right behind them: each embedding learns to spell its part.
 
     These pass CTC's long beginning, in which nothing but blanks are written, far sooner than the whole model.
@@ -141,7 +141,7 @@ def spelling_loss(blank: int) -> Loss:
 
     def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = model(batch["input_features"], batch["feature_lengths"])
-        return draft_loss(torch.cat(rows), [len(row) for row in rows], batch["said"], blank), {}
+        return ctc_loss(torch.cat(rows), [len(row) for row in rows], batch["said"], blank), {}
 
     return loss
 
@@ -172,7 +172,7 @@ def grounded_loss(weighting: str, config: ModelConfig) -> Loss:
         value, metrics = value + GROUNDING * grounding, {**metrics, "grounding": grounding.item(), "told": parts[-1][1]}
         if config.audio is not None and "said" in batch:
             counts = [count_tokens(frames, config.audio) for frames in batch["feature_lengths"].tolist()]
-            draft = draft_loss(logits_SV[sounds_BT[select_BT]], counts, batch["said"], tokens.eos)
+            draft = ctc_loss(logits_SV[sounds_BT[select_BT]], counts, batch["said"], tokens.eos)
             value, metrics = value + draft, {**metrics, "draft": draft.item()}
         return value, metrics
 
@@ -181,19 +181,19 @@ def grounded_loss(weighting: str, config: ModelConfig) -> Loss:
 
 def _hide(
     batch: Batch, draws: torch.Generator, mask_id: int, weighting: Weighting
-) -> tuple[Corrupted, dict[str, Tensor]]:
+) -> tuple[MaskedBatch, dict[str, Tensor]]:
     """Tokens of the answers hidden, and the inputs that a model then gets."""
     labels_BT, branches_BT = batch["labels"], batch["branch_ids"]
     rows, answers = labels_BT.shape[0], int(branches_BT.max()) + 1
     t_BR = weighting.times(draw_times(rows, answers, draws)).to(labels_BT.device)
     u_BT = torch.rand(labels_BT.shape, generator=draws).to(labels_BT.device)
-    noisy = corrupt(batch["input_ids"], labels_BT, t_BR.gather(1, branches_BT), u_BT, mask_id)
+    noisy = mask_tokens(batch["input_ids"], labels_BT, t_BR.gather(1, branches_BT), u_BT, mask_id)
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     return noisy, {"input_ids": noisy.ids_BT, "select": noisy.masked_BT, **inputs}
 
 
 def _denoising(
-    logits_SV: Tensor, batch: Batch, noisy: Corrupted, weigh: Weighting
+    logits_SV: Tensor, batch: Batch, noisy: MaskedBatch, weigh: Weighting
 ) -> tuple[Tensor, dict[str, float]]:
     weights_BT = weigh(noisy, batch["labels"], batch["branch_ids"]) * batch["importance"]
     labels_S = batch["labels"][noisy.masked_BT]
@@ -217,7 +217,7 @@ class Stage:
 def tower(model: ModelConfig, steps: int = 2600) -> Stage:
     """Teach the vision tower: 32 pictures and 103 phrases a step."""
 
-    data = partial(Phrases, model, num_pictures=32, phrases_each=2, seed=1)
+    data = partial(RegionTextDataset, model, num_pictures=32, phrases_each=2, seed=1)
     config = TrainConfig(steps=steps, learning_rate=1e-3, rates={}, warmup_steps=60, final_rate=0.1, save_every=100)
     return Stage("tower", TowerTrainer, contrastive_loss, data, config)
 
@@ -228,8 +228,8 @@ def align(model: ModelConfig, steps: int = 300) -> Stage:
         steps=steps, learning_rate=1.5e-3, rates={"model.vision_tower": 0.0}, warmup_steps=50, final_rate=1.0,
         save_every=100,
     )
-    data = partial(Conversations, model, sources=[scene_row] * 16, seed=2)
-    return Stage("align", Grounder, grounded_loss("late_mean", model), data, config)
+    data = partial(ConversationDataset, model, sources=[scene_row] * 16, seed=2)
+    return Stage("align", GroundingHeads, grounded_loss("late_mean", model), data, config)
 
 
 def tune(model: ModelConfig, steps: int = 6600) -> Stage:
@@ -238,8 +238,8 @@ def tune(model: ModelConfig, steps: int = 6600) -> Stage:
         steps=steps, learning_rate=1.5e-3, rates={"model.vision_tower": 0.2}, warmup_steps=50, final_rate=0.01,
         save_every=100,
     )
-    data = partial(Conversations, model, sources=[scene_row] * 14 + [easy_vqa_row] * 2, seed=3)
-    return Stage("tune", Grounder, grounded_loss("late_mean", model), data, config)
+    data = partial(ConversationDataset, model, sources=[scene_row] * 14 + [easy_vqa_row] * 2, seed=3)
+    return Stage("tune", GroundingHeads, grounded_loss("late_mean", model), data, config)
 
 
 def spell(model: ModelConfig, steps: int = 2000, clips: int = 30_000) -> Stage:
@@ -249,11 +249,11 @@ def spell(model: ModelConfig, steps: int = 2000, clips: int = 30_000) -> Stage:
     rates = {"model": 0.0, "model.audio_connector": 1.0, "model.audio_tower": 0.2, "model.backbone.lm_head": 0.5}
     config = TrainConfig(steps=steps, learning_rate=1.5e-3, rates=rates, warmup_steps=200, save_every=200)
 
-    def data(tokenizer_file: Path) -> Spoken:
+    def data(tokenizer_file: Path) -> SpeechDataset:
         speech = prepare(tokenizer_file.parent / "speech", audio.num_mels, clips)
-        return Spoken(speech, tokenizer_file, num_clips=24, seed=5)
+        return SpeechDataset(speech, tokenizer_file, num_clips=24, seed=5)
 
-    return Stage("spell", Speller, spelling_loss(model.tokens.eos), data, config)
+    return Stage("spell", CtcHead, spelling_loss(model.tokens.eos), data, config)
 
 
 def hear(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
@@ -265,12 +265,12 @@ def hear(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
         final_rate=0.01, save_every=100,
     )
 
-    def data(tokenizer_file: Path) -> Conversations:
+    def data(tokenizer_file: Path) -> ConversationDataset:
         speech = prepare(tokenizer_file.parent / "speech", audio.num_mels, clips)
         sources = [scene_row] * 10 + [easy_vqa_row] + [Sounds(speech)] * 3
-        return Conversations(model, tokenizer_file, sources, seed=4)
+        return ConversationDataset(model, tokenizer_file, sources, seed=4)
 
-    return Stage("hear", Grounder, grounded_loss("late_mean", model), data, config)
+    return Stage("hear", GroundingHeads, grounded_loss("late_mean", model), data, config)
 
 
 def structure(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
@@ -279,13 +279,13 @@ def structure(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Sta
     assert audio is not None
     config = replace(hear(model, steps, clips).config, learning_rate=5e-4, warmup_steps=20)
 
-    def data(tokenizer_file: Path) -> Conversations:
+    def data(tokenizer_file: Path) -> ConversationDataset:
         speech = prepare(tokenizer_file.parent / "speech", audio.num_mels, clips)
         row = partial(scene_row, num_questions=3, num_hard=2, num_structured=2)
         sources = [row] * 8 + [easy_vqa_row] + [Sounds(speech, transcribe=0.3, refine=0.45)] * 2
-        return Conversations(model, tokenizer_file, sources, seed=9)
+        return ConversationDataset(model, tokenizer_file, sources, seed=9)
 
-    return Stage("structure", Grounder, grounded_loss("late_mean", model), data, config)
+    return Stage("structure", GroundingHeads, grounded_loss("late_mean", model), data, config)
 
 
 RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune, spell, hear, structure)}

@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mmdiff.audio.decode import Samples
-from mmdiff.audio.features import log_mel
+from mmdiff.audio.features import log_mel_spectrogram
 from mmdiff.training.scenes import TEST_SEEDS, TRAIN_SEEDS, VALID_SEEDS
 from mmdiff.training.sentences import sentence
 from mmdiff.training.voices import Split, Voice, draw_voice, in_a_room, say
@@ -105,7 +105,7 @@ def _make_shard(folder: Path, num_mels: int, number: int, seeds: Sequence[int]) 
     frames, clips, end = [], [], 0
     for seed in seeds:
         made = clip(seed)
-        mel = log_mel(made.samples, num_mels).T.half().numpy()
+        mel = log_mel_spectrogram(made.samples, num_mels).T.half().numpy()
         clips.append((made.text, end, end + len(mel)))
         end += len(mel)
         frames.append(mel)

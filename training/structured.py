@@ -22,7 +22,7 @@ ROOMS = (2, 4, 8)  # positions of a string that may be anything
 
 
 @dataclass(frozen=True)
-class Part:
+class AnswerPart:
     """A literal, or a value whose slot has at least `room` positions (of 0, as many as the value's tokens)."""
 
     text: str
@@ -89,7 +89,7 @@ FORMS: tuple[tuple[Callable[[Scene, np.random.Generator], tuple[Schema, Any]], f
 )
 
 
-def structured(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Part], int]:
+def structured(scene: Scene, rng: np.random.Generator) -> tuple[str, list[AnswerPart], int]:
     """A prompt for the scene as JSON, its answer in parts, and how many of them are laid out as a scaffold."""
     way = rng.random()
     form = FORMS[int(rng.choice(len(FORMS), p=[share for _, share in FORMS]))][0] if way < SCAFFOLDS else _listed
@@ -101,18 +101,18 @@ def structured(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Part],
     return EXTRACT_PROMPT.format(outline(schema)), parts, laid_out
 
 
-def _part(piece: Piece, schema: Schema, scene: Scene, rng: np.random.Generator) -> Part:
+def _part(piece: Piece, schema: Schema, scene: Scene, rng: np.random.Generator) -> AnswerPart:
     keys = piece.path.split("/")[1:]
     facts = None
     if len(keys) >= 2 and keys[0] in ("objects", "first"):
         number = int(keys[1]) if keys[0] == "objects" else 0
         facts = facts_of([reading_order(scene)[number]], scene)
     if not piece.slot:
-        return Part(piece.text, facts=None)
+        return AnswerPart(piece.text, facts=None)
     for key in keys:
         schema = schema["items"] if key.isdigit() else schema["properties"][key]
     if rng.random() < 0.2 and schema.get("type") == "string":
-        return Part(piece.text, True, pick(rng, ROOMS), facts=facts)
+        return AnswerPart(piece.text, True, pick(rng, ROOMS), facts=facts)
     spelled = (dumps(each) for each in schema.get("enum", ()))
     quoted = piece.text.startswith('"') or "type" not in schema
-    return Part(piece.text, True, 1, tuple(text if quoted else text.strip('"') for text in spelled), facts)
+    return AnswerPart(piece.text, True, 1, tuple(text if quoted else text.strip('"') for text in spelled), facts)

@@ -28,7 +28,7 @@ def choose_grid(size: Size, config: VisionConfig) -> Size:
     return max(config.grids, key=fit)
 
 
-def picture_rows_and_columns(size: Size, grid: Size, side: int) -> tuple[slice, slice]:
+def image_rows_and_columns(size: Size, grid: Size, side: int) -> tuple[slice, slice]:
     """Where the picture lies in the map of a grid of tiles of `side` x `side` features; the rest is padding.
 
     The published code leaves nothing of a picture much thinner than one feature when the map's side is even; here at
@@ -58,7 +58,7 @@ def count_tokens(size: Size, config: VisionConfig, layout: ViewLayout | None = N
     side = config.tokens_per_side
     if (layout or config.layout) != "anyres":
         return side**2 + config.newline
-    kept_rows, kept_columns = picture_rows_and_columns(size, choose_grid(size, config), side)
+    kept_rows, kept_columns = image_rows_and_columns(size, choose_grid(size, config), side)
     rows, columns = shrunk(
         kept_rows.stop - kept_rows.start, kept_columns.stop - kept_columns.start, side, config.max_base_areas
     )

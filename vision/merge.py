@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmdiff.config import VisionConfig
-from mmdiff.vision.grids import SINGLE_VIEW, picture_rows_and_columns, shrunk
+from mmdiff.vision.grids import SINGLE_VIEW, image_rows_and_columns, shrunk
 
 
 def merge_views(
@@ -60,7 +60,7 @@ def _unpadded_map(tiles_VND: Tensor, size: tuple[int, int], grid: tuple[int, int
     side, (columns, rows) = config.tokens_per_side, grid
     tiles_VSSD = tiles_VND.unflatten(0, (rows, columns)).unflatten(2, (side, side))
     map_DHW = tiles_VSSD.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
-    kept_rows, kept_columns = picture_rows_and_columns(size, grid, side)
+    kept_rows, kept_columns = image_rows_and_columns(size, grid, side)
     map_DHW = map_DHW[:, kept_rows, kept_columns]
     height, width = shrunk(map_DHW.shape[1], map_DHW.shape[2], side, config.max_base_areas)
     if (height, width) == map_DHW.shape[1:]:

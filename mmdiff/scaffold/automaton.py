@@ -16,7 +16,7 @@ import cachetools
 import numpy as np
 import numpy.typing as npt
 
-from mmdiff.scaffold.deadline import Deadline, LanguageError, LanguageSizeError, bounded
+from mmdiff.scaffold.deadline import CompileLimits, LanguageError, LanguageSizeError, bounded
 from mmdiff.scaffold.derivatives import automaton
 from mmdiff.scaffold.language import Language, Ranges, chars, intersect, repeat
 
@@ -33,7 +33,7 @@ _SPELLABLE = repeat(chars([(0x08, 0x0A), (0x0C, 0x0D), (0x20, 0x10FFFF)]))
 _LENGTHS = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, 0x10FFFF))
 
 
-class ByteAutomaton(NamedTuple):
+class ByteDfa(NamedTuple):
     """S states, of which 0 is the start: where each byte leads (-1: nowhere), and where a text may end.
 
     Every state can reach an end.
@@ -52,12 +52,12 @@ class ByteAutomaton(NamedTuple):
         return bool(self.accepts_S[state])
 
 
-_cache: cachetools.LRUCache[tuple[Language, Spelling], ByteAutomaton] = cachetools.LRUCache(
+_cache: cachetools.LRUCache[tuple[Language, Spelling], ByteDfa] = cachetools.LRUCache(
     1 << 27, getsizeof=lambda each: each.next_SB.nbytes)
 _lock = threading.Lock()
 
 
-def byte_automaton(language: Language, spelling: Spelling, deadline: Deadline | None = None) -> ByteAutomaton:
+def byte_dfa_of(language: Language, spelling: Spelling, deadline: CompileLimits | None = None) -> ByteDfa:
     r"""The automaton of a language's texts in bytes. The arrays are shared and cannot be written to.
 
     "json": as within a JSON string without its quotes, where \" \\ \n \t \r \b \f are the only escapes, spelled so, and
@@ -76,7 +76,7 @@ def byte_automaton(language: Language, spelling: Spelling, deadline: Deadline | 
     return known
 
 
-def _build(language: Language, spelling: Spelling, deadline: Deadline) -> ByteAutomaton:
+def _build(language: Language, spelling: Spelling, deadline: CompileLimits) -> ByteDfa:
     if spelling == "json":
         language = intersect(language, _SPELLABLE)
     machine = automaton(language, deadline)
@@ -161,10 +161,10 @@ def _split(low: int, high: int, continuations: int) -> Iterator[_Steps]:
     yield tuple(zip(chr(low).encode(), chr(high).encode(), strict=True))
 
 
-def _smaller(next_SB: npt.NDArray[np.int32], accepts_S: npt.NDArray[np.bool_], deadline: Deadline) -> ByteAutomaton:
+def _smaller(next_SB: npt.NDArray[np.int32], accepts_S: npt.NDArray[np.bool_], deadline: CompileLimits) -> ByteDfa:
     """The same language with fewer states, where a few rounds show which can be merged."""
     if len(accepts_S) > _MERGED:
-        return ByteAutomaton(next_SB, accepts_S)
+        return ByteDfa(next_SB, accepts_S)
     columns_SK = np.unique(next_SB, axis=1)
     labels_S, count = accepts_S.astype(np.int32), 0
     for _ in range(_ROUNDS):
@@ -175,9 +175,9 @@ def _smaller(next_SB: npt.NDArray[np.int32], accepts_S: npt.NDArray[np.bool_], d
             break
         count, labels_S = len(kinds[1]), kinds[2].reshape(-1).astype(np.int32)
     else:
-        return ByteAutomaton(next_SB, accepts_S)
+        return ByteDfa(next_SB, accepts_S)
     # The old order, so that the start stays the first.
     firsts = np.sort(kinds[1])
     renamed = np.append(np.argsort(np.argsort(kinds[1])), -1).astype(np.int32)
     new_S = np.append(renamed[kinds[2].reshape(-1)], np.int32(-1))
-    return ByteAutomaton(new_S[next_SB[firsts]], accepts_S[firsts])
+    return ByteDfa(new_S[next_SB[firsts]], accepts_S[firsts])

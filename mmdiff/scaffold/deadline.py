@@ -20,7 +20,7 @@ class LanguageSizeError(LanguageError):
     """A language that is too large to work out."""
 
 
-class Deadline:
+class CompileLimits:
     """Bounds one piece of work: its seconds of this thread's time, an automaton's states, the trees made on the way."""
 
     def __init__(self, seconds: float = 2.0, states: int = 4000) -> None:
@@ -50,7 +50,7 @@ class Deadline:
             raise LanguageSizeError(f"the language is too large: more than {self.states} states")
 
 
-_running: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("deadline of the work at hand", default=None)
+_running: contextvars.ContextVar[CompileLimits | None] = contextvars.ContextVar("deadline of the work at hand", default=None)
 
 _pause: contextvars.ContextVar[Callable[[], None] | None] = contextvars.ContextVar("pause", default=None)
 
@@ -66,9 +66,9 @@ def pausing(pause: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bounded(deadline: Deadline | None) -> Iterator[Deadline]:
+def bounded(deadline: CompileLimits | None) -> Iterator[CompileLimits]:
     """Bounds the work within by the deadline, or by one of its own; a deep nesting is a LanguageError as well."""
-    deadline = deadline or _running.get() or Deadline()
+    deadline = deadline or _running.get() or CompileLimits()
     token = _running.set(deadline)
     try:
         yield deadline

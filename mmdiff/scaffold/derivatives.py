@@ -13,7 +13,7 @@ import itertools
 import random
 from collections import deque
 
-from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
+from mmdiff.scaffold.deadline import CompileLimits, LanguageError, bounded
 from mmdiff.scaffold.language import (
     EMPTY,
     NOTHING,
@@ -38,7 +38,7 @@ _NICE = [*map(ord, "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWX
 class _Derivatives:
     """The states behind one language, with what their calculation has found out so far."""
 
-    def __init__(self, language: Language, deadline: Deadline) -> None:
+    def __init__(self, language: Language, deadline: CompileLimits) -> None:
         self.deadline = deadline
         self.memo: dict[tuple[Language, int], Language] = {}
         self.masks: dict[Language, int] = {}
@@ -151,7 +151,7 @@ def _nicest(ranges: Ranges) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class CharAutomaton:
+class CharDfa:
     """A deterministic automaton over code points. It starts in state 0, and every state can reach acceptance.
 
     `edges` holds, for each state, (ranges, target) pairs whose ranges are apart. The empty language has no states.
@@ -165,7 +165,7 @@ class CharAutomaton:
         return not self.edges
 
 
-def automaton(language: Language, deadline: Deadline | None = None) -> CharAutomaton:
+def automaton(language: Language, deadline: CompileLimits | None = None) -> CharDfa:
     """The automaton of a language, without states that lead nowhere; it need not be the smallest.
 
     Raises:
@@ -193,15 +193,15 @@ def automaton(language: Language, deadline: Deadline | None = None) -> CharAutom
             alive |= fresh
             stack += fresh
         if 0 not in alive:
-            return CharAutomaton((), frozenset())
+            return CharDfa((), frozenset())
         new = {number: position for position, number in enumerate(sorted(alive))}
-        return CharAutomaton(
+        return CharDfa(
             tuple(tuple((ranges_of(chars(itertools.chain.from_iterable(ranges))), new[target])
                         for target, ranges in edges[number].items() if target in new) for number in new),
             frozenset(new[number] for number in alive if states[number].nullable))
 
 
-def shortest(language: Language, deadline: Deadline | None = None) -> str | None:
+def shortest(language: Language, deadline: CompileLimits | None = None) -> str | None:
     """A shortest text, of letters and digits where it can be; None when the language is empty.
 
     Raises:
@@ -229,7 +229,7 @@ def shortest(language: Language, deadline: Deadline | None = None) -> str | None
         return None
 
 
-def matches(language: Language, text: str, deadline: Deadline | None = None) -> bool:
+def matches(language: Language, text: str, deadline: CompileLimits | None = None) -> bool:
     """Whether the text is in the language.
 
     Raises:
@@ -242,7 +242,7 @@ def matches(language: Language, text: str, deadline: Deadline | None = None) -> 
         return language.nullable
 
 
-def sample(language: Language, rng: random.Random, most: int, deadline: Deadline | None = None) -> str:
+def sample(language: Language, rng: random.Random, most: int, deadline: CompileLimits | None = None) -> str:
     """A random text; once it has `most` characters, or is near, it heads for the nearest end.
 
     Raises:
@@ -251,7 +251,7 @@ def sample(language: Language, rng: random.Random, most: int, deadline: Deadline
     return walk(automaton(language, deadline), rng, most)
 
 
-def walk(machine: CharAutomaton, rng: random.Random, most: int) -> str:
+def walk(machine: CharDfa, rng: random.Random, most: int) -> str:
     """A random text of an automaton, as `sample` makes it."""
     if machine.empty:
         raise LanguageError("the language is empty: it has no text to draw")
@@ -266,7 +266,7 @@ def walk(machine: CharAutomaton, rng: random.Random, most: int) -> str:
     return "".join(letters)
 
 
-def _distances(machine: CharAutomaton) -> list[int]:
+def _distances(machine: CharDfa) -> list[int]:
     """How many code points each state is away from acceptance."""
     sources: list[list[int]] = [[] for _ in machine.edges]
     for number, ways in enumerate(machine.edges):

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 
 from mmdiff.scaffold.language import Language, cat, literal, repeat, union
-from mmdiff.scaffold.pattern import pattern
+from mmdiff.scaffold.pattern import compile_regex
 
 # RFC 3339. Fractions of seconds as fine as Python's; no leap seconds, which validators judge differently.
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
@@ -43,16 +43,16 @@ _REGEX = rf"\^?(?:{_GROUP}{_COUNTED})+\$?"
 
 
 def _whole(source: str) -> Callable[[], Language]:
-    return functools.cache(lambda: pattern(f"^(?:{source})$"))
+    return functools.cache(lambda: compile_regex(f"^(?:{source})$"))
 
 
 @functools.cache
 def _date() -> Language:
-    days = pattern(r"^(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
+    days = compile_regex(r"^(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
                    r"|02-(?:0[1-9]|1\d|2[0-8]))$")
     fours = r"(?:0[48]|[2468][048]|[13579][26])"
-    leap = pattern(rf"^(?:\d\d{fours}|(?:{fours})00)-02-29$")
-    years = pattern(r"^(?:\d{3}[1-9]|\d{2}[1-9]0|\d[1-9]00|[1-9]000)-$")
+    leap = compile_regex(rf"^(?:\d\d{fours}|(?:{fours})00)-02-29$")
+    years = compile_regex(r"^(?:\d{3}[1-9]|\d{2}[1-9]0|\d[1-9]00|[1-9]000)-$")
     return union(cat(years, days), leap)
 
 
@@ -64,7 +64,7 @@ def _date_time() -> Language:
 @functools.cache
 def _ipv6() -> Language:
     """RFC 5952's groups, at least two of which :: stands for."""
-    group = pattern("^[0-9a-f]{1,4}$")
+    group = compile_regex("^[0-9a-f]{1,4}$")
     first, more = cat(group, literal(":")), cat(literal(":"), group)
     forms = [cat(repeat(first, 7, 7), group)]
     for before in range(7):
@@ -85,7 +85,7 @@ def _uri(wide: str, relative: bool) -> Callable[[], Language]:
         source = f"[a-z][a-z0-9+.-]*:(?://{host}{path}|{each}+{path})"
         if relative:
             source = f"(?:{source}|(?:{free})+{path}|/(?:{each}+{path})?|(?=[?#]))"
-        return pattern(f"^{source}{behind}$")
+        return compile_regex(f"^{source}{behind}$")
     return made
 
 

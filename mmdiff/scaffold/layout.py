@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.scaffold.automaton import byte_automaton
+from mmdiff.scaffold.automaton import byte_dfa_of
 from mmdiff.scaffold.deadline import LanguageError, still_time
 from mmdiff.scaffold.errors import BudgetError, UnsupportedSchemaError
-from mmdiff.scaffold.kept import Kept
+from mmdiff.scaffold.kept import LruCache
 from mmdiff.scaffold.slots import ChoiceSlot, Distinct, Slot, SlotsConstraint, WordSlot
 from mmdiff.scaffold.spelling import dumps, slot_ids
-from mmdiff.scaffold.tree import Choices, Place, Walk, Words
-from mmdiff.scaffold.vocabulary import TokenAutomaton, Vocabulary
+from mmdiff.scaffold.tree import EnumNode, SlotRef, Expansion, RegularNode
+from mmdiff.scaffold.vocabulary import TokenDfa, Vocabulary
 
 ROOMS = (2, 4, 8, 16, 32, 64, 128, 256)  # tokens, of a word that may be long
 KEPT = 4096  # literals, tables of choices, and rooms of words
@@ -31,13 +31,13 @@ Rooms = Mapping[int, int]  # of slots, by their number among the pieces
 
 
 @dataclass(frozen=True, eq=False)
-class Canvas:
+class Template:
     """A row: ids, the mask where a slot stands, and its slots in order."""
 
     ids: tuple[int, ...]
     constraint: SlotsConstraint
     pieces: tuple[str | Slot, ...]
-    places: tuple[str | Place, ...]  # that the pieces were made of
+    places: tuple[str | SlotRef, ...]  # that the pieces were made of
 
     def begun(self) -> Tensor:
         """The ids (1, G), with those that nothing else could become."""
@@ -59,41 +59,41 @@ def slot_text(slot: Slot, ids: Sequence[int], vocabulary: Vocabulary) -> str:
     return vocabulary.text(inside)
 
 
-class Layouts:
+class TemplateBuilder:
     """Lays walks out with one vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, mask_id: int, end_id: int) -> None:
         self.vocabulary, self.mask_id, self.end_id = vocabulary, mask_id, end_id
-        self._literals: Kept[str, list[int]] = Kept(KEPT)
-        self._choices: Kept[int, tuple[Choices, Any]] = Kept(KEPT)
-        self._rooms: Kept[Any, tuple[int, ...]] = Kept(KEPT)
-        self.refusals: Kept[bytes, tuple[str, str]] = Kept(REFUSED)  # schemas that are too large: why, and where
+        self._literals: LruCache[str, list[int]] = LruCache(KEPT)
+        self._choices: LruCache[int, tuple[EnumNode, Any]] = LruCache(KEPT)
+        self._rooms: LruCache[Any, tuple[int, ...]] = LruCache(KEPT)
+        self.refusals: LruCache[bytes, tuple[str, str]] = LruCache(REFUSED)  # schemas that are too large: why, and where
 
     def literal(self, text: str) -> list[int]:
         """The tokens of a literal."""
         ids = self._literals.get(text)
         return ids if ids is not None else self._literals.put(text, self.vocabulary.encode(text))
 
-    def rooms(self, node: Choices | Words) -> tuple[int, ...]:
+    def rooms(self, node: EnumNode | RegularNode) -> tuple[int, ...]:
         """How long a slot may be, shortest first."""
-        if isinstance(node, Choices):
+        if isinstance(node, EnumNode):
             return (int(self.choices(node).shape[1]),)
         key = node.language, node.spelling, node.least, node.most
         rooms = self._rooms.get(key)
         return rooms if rooms is not None else self._rooms.put(key, self._word_rooms(node))
 
-    def _word_rooms(self, node: Words) -> tuple[int, ...]:
+    def _word_rooms(self, node: RegularNode) -> tuple[int, ...]:
         automaton = self.words(node, None)
         least = max(automaton.least, node.least, 1)
         if node.least:
             return (least,)
-        longest = _longest(byte_automaton(node.language, node.spelling).next_SB)
+        longest = _longest(byte_dfa_of(node.language, node.spelling).next_SB)
         most = node.most if longest is None else longest
         if longest is not None and longest <= SHORT:
             return (max(longest, least),)
         return tuple(sorted({max(least, min(room, most or room)) for room in ROOMS}))
 
-    def choices(self, node: Choices) -> Any:
+    def choices(self, node: EnumNode) -> Any:
         """The tokens of all choices (K, L)."""
         if (kept := self._choices.get(id(node))) is None:
             end = [self.end_id] if node.ends else []
@@ -109,13 +109,13 @@ class Layouts:
             kept = self._choices.put(id(node), (node, table))  # the node is kept, lest its id is given to another
         return kept[1]
 
-    def words(self, node: Words, room: int | None) -> TokenAutomaton:
+    def words(self, node: RegularNode, room: int | None) -> TokenDfa:
         """The automaton of a word that has so many positions (None: as many as it likes)."""
         cap = node.most // room if node.most is not None and room else None
         key = node.language, node.spelling, bool(node.least), cap
 
-        def make() -> TokenAutomaton:
-            machine = byte_automaton(node.language, node.spelling)
+        def make() -> TokenDfa:
+            machine = byte_dfa_of(node.language, node.spelling)
             automaton = self.vocabulary.automaton(machine.next_SB, machine.accepts_S)
             if cap is None and not node.least:
                 return automaton
@@ -124,12 +124,12 @@ class Layouts:
 
         return self.vocabulary.kept(key, make)
 
-    def holds(self, node: Words, text: str) -> bool:
+    def holds(self, node: RegularNode, text: str) -> bool:
         """Whether a slot of some length that the node may have takes these characters of its language."""
         spelled = dumps(text)[1:-1] if node.spelling == "json" else text
         ids = self.vocabulary.encode(spelled)
         for room in self.rooms(node):
-            slot = self._slot(Place(node, ""), 0, room)
+            slot = self._slot(SlotRef(node, ""), 0, room)
             assert isinstance(slot, WordSlot)
             for tokens in (ids, self._respelled(spelled.encode(), slot.automaton)):
                 blank = slot.room - len(tokens)
@@ -137,7 +137,7 @@ class Layouts:
                     return True
         return not spelled and self.words(node, None).accepts(())
 
-    def _respelled(self, spelled: bytes, automaton: TokenAutomaton) -> list[int]:
+    def _respelled(self, spelled: bytes, automaton: TokenDfa) -> list[int]:
         """As few tokens as spell it, of those that the automaton knows; none where they cannot."""
         known = {word: token for token in automaton.ids.tolist() if (word := self.vocabulary.spell(token))}
         longest = max(map(len, known), default=0)
@@ -148,7 +148,7 @@ class Layouts:
             ways.append(min(found, key=len, default=None))
         return ways[-1] or []
 
-    def count(self, walk: Walk) -> int:
+    def count(self, walk: Expansion) -> int:
         """Tokens of the walk with its slots as short as they may be, and the end."""
         total = 1
         for piece in walk.pieces:
@@ -156,14 +156,14 @@ class Layouts:
             total += len(self.literal(piece)) if isinstance(piece, str) else self.rooms(piece.node)[0]
         return total
 
-    def affordable(self, walk: Walk, budget: int) -> bool:
+    def affordable(self, walk: Expansion, budget: int) -> bool:
         """Whether the walk fits the budget, and everything in it can be worked out."""
         try:
             return self.count(walk) <= budget
         except (LanguageError, UnsupportedSchemaError):  # too large an automaton, or no tokens for it
             return False
 
-    def lay_out(self, pieces: Sequence[str | Place], rooms: Rooms, end: bool = True) -> Canvas:
+    def lay_out(self, pieces: Sequence[str | SlotRef], rooms: Rooms, end: bool = True) -> Template:
         """The canvas of some pieces; slots whose room is not given are as short as they may be."""
         ids: list[int] = []
         made: list[str | Slot] = []
@@ -176,14 +176,14 @@ class Layouts:
                 ids += [self.mask_id] * slot.room
                 made.append(slot)
         slots = [piece for piece in made if not isinstance(piece, str)]
-        last = pieces[-1].node if pieces and isinstance(pieces[-1], Place) else None
-        end &= not (isinstance(last, Choices) and last.ends)
+        last = pieces[-1].node if pieces and isinstance(pieces[-1], SlotRef) else None
+        end &= not (isinstance(last, EnumNode) and last.ends)
         constraint = SlotsConstraint(slots, self.mask_id, _groups(pieces, made))
-        return Canvas((*ids, *([self.end_id] if end else ())), constraint, tuple(made), tuple(pieces))
+        return Template((*ids, *([self.end_id] if end else ())), constraint, tuple(made), tuple(pieces))
 
-    def _slot(self, place: Place, first: int, room: int | None) -> Slot:
+    def _slot(self, place: SlotRef, first: int, room: int | None) -> Slot:
         node, path = place.node, place.path
-        if isinstance(node, Choices):
+        if isinstance(node, EnumNode):
             table = self.choices(node)
             return ChoiceSlot(path, first, table.shape[1], node.values, node.texts, table)
         room = room or self.rooms(node)[0]
@@ -193,7 +193,7 @@ class Layouts:
             automaton = self.words(node, room)
         return WordSlot(path, first, room, automaton, node.least)
 
-    def fit(self, walk: Walk, budget: int) -> None:
+    def fit(self, walk: Expansion, budget: int) -> None:
         """Refuse what is too long even at its shortest.
 
         Raises:
@@ -204,10 +204,10 @@ class Layouts:
                               f"max_tokens to at least {needed}, or ask for a shorter one", needed)
 
 
-def _groups(pieces: Sequence[str | Place], made: Sequence[str | Slot]) -> list[Distinct]:
+def _groups(pieces: Sequence[str | SlotRef], made: Sequence[str | Slot]) -> list[Distinct]:
     found: dict[str, list[ChoiceSlot]] = {}
     for piece, slot in zip(pieces, made, strict=True):
-        if isinstance(piece, Place) and piece.group and isinstance(slot, ChoiceSlot):
+        if isinstance(piece, SlotRef) and piece.group and isinstance(slot, ChoiceSlot):
             found.setdefault(piece.group, []).append(slot)
     return [Distinct(slots) for slots in found.values() if len(slots) > 1]
 

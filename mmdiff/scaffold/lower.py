@@ -18,17 +18,17 @@ from typing import Any
 import jsonschema_rs
 
 from mmdiff.scaffold import language as lang
-from mmdiff.scaffold.deadline import Deadline, LanguageError, LanguageSizeError
+from mmdiff.scaffold.deadline import CompileLimits, LanguageError, LanguageSizeError
 from mmdiff.scaffold.derivatives import matches, shortest
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from mmdiff.scaffold.formats import FORMATS
-from mmdiff.scaffold.kept import Kept
+from mmdiff.scaffold.kept import LruCache
 from mmdiff.scaffold.language import Language
 from mmdiff.scaffold.numbers import decimal_multiples, decimals, integers
-from mmdiff.scaffold.pattern import pattern
+from mmdiff.scaffold.pattern import compile_regex
 from mmdiff.scaffold.schema import ABOUT, Plain, Schemas, all_of, kind_of, may_match, same
 from mmdiff.scaffold.spelling import dumps, identity, pointer
-from mmdiff.scaffold.tree import NOWHERE, Array, Choices, Either, Member, Object, Ref, Run, Text, Tree, Words
+from mmdiff.scaffold.tree import NOWHERE, ArrayNode, EnumNode, UnionNode, Member, ObjectNode, Ref, ConcatNode, LiteralNode, Tree, RegularNode
 
 FEW = 100  # numbers in a range that are told one by one
 PLACES, UNIT = 9, 2000  # decimal places of `multipleOf`, and its digits as a number, up to which it is a language
@@ -39,15 +39,15 @@ ANNOTATIONS = {"title", "description", "default", "examples", "example", "$comme
                "writeOnly", "$schema", "definitions", "$defs", "id", "$id"}
 CONNECTIVES = {"$ref", "allOf", "anyOf", "oneOf", "if", "not", "dependencies", "dependentSchemas"}
 ANYTHING = "anything"  # the reference of a value about which nothing is said
-NAME = pattern(r"^[^\n\r\t]+$")  # what entries are called, if it can be: a line
-QUOTE = Text('"')
-_SHORTEST: Kept[Language, tuple[str | None]] = Kept(1024)
+NAME = compile_regex(r"^[^\n\r\t]+$")  # what entries are called, if it can be: a line
+QUOTE = LiteralNode('"')
+_SHORTEST: LruCache[Language, tuple[str | None]] = LruCache(1024)
 _Bound = tuple[Fraction | None, bool]  # and whether it is left out itself
 _integers, _decimals = lru_cache(256)(integers), lru_cache(256)(decimals)
 _decimal_multiples = lru_cache(256)(decimal_multiples)
 
 
-def lower(root: Any, deadline: Deadline) -> Tree:
+def compile_tree(root: Any, deadline: CompileLimits) -> Tree:
     """The tree of a schema.
 
     Raises:
@@ -66,7 +66,7 @@ def lower(root: Any, deadline: Deadline) -> Tree:
 
 
 class _Lowering:
-    def __init__(self, schemas: Schemas, deadline: Deadline) -> None:
+    def __init__(self, schemas: Schemas, deadline: CompileLimits) -> None:
         self.schemas, self.deadline = schemas, deadline
         self.refs: dict[str, Any] = {}
         self.waiting: list[tuple[str, Any, str]] = []
@@ -93,7 +93,7 @@ class _Lowering:
 
     def _later(self, key: str, schema: Any, where: str) -> Ref:
         if key not in self.refs:
-            self.refs[key] = Either(())
+            self.refs[key] = UnionNode(())
             self.waiting.append((key, schema, where))
         return Ref(key)
 
@@ -109,11 +109,11 @@ class _Lowering:
             self.depth -= 1
         if not options and not self.fault:
             self.fault = where
-        scalars = [option for option in options if isinstance(option, Choices) or _quoted(option) is not None]
+        scalars = [option for option in options if isinstance(option, EnumNode) or _quoted(option) is not None]
         if len(scalars) > 1:  # values of several types that are all known: one slot for them
             values = {identity(value): value for option in scalars for value in (_quoted(option) or option).values}
-            options = [Choices(tuple(values.values())), *(option for option in options if option not in scalars)]
-        return options[0] if len(options) == 1 else Either(tuple(options))
+            options = [EnumNode(tuple(values.values())), *(option for option in options if option not in scalars)]
+        return options[0] if len(options) == 1 else UnionNode(tuple(options))
 
     def _options(self, schema: Any, where: str) -> list[Any]:
         """A node for each alternative; those that are alternatives and nothing else keep their references."""
@@ -122,7 +122,7 @@ class _Lowering:
                     schema[several], list):
                 inside = pointer(where, several)
                 nodes = [self.node(option, pointer(inside, number)) for number, option in enumerate(schema[several])]
-                return [option for option in nodes if not (isinstance(option, Either) and not option.options)]
+                return [option for option in nodes if not (isinstance(option, UnionNode) and not option.options)]
         return [made for plain in self.schemas.alternatives(schema, where)
                 if (made := self._plain(plain, where)) is not None]
 
@@ -141,7 +141,7 @@ class _Lowering:
                 return self._number(plain, kind)
             if kind == "string":
                 words = self._string(plain, where)
-                return words and Run((QUOTE, words, QUOTE))
+                return words and ConcatNode((QUOTE, words, QUOTE))
             return self._array(plain, where) if kind == "array" else self._object(plain, where)
         except LanguageError as error:
             kind = SchemaTooLargeError if isinstance(error, LanguageSizeError) else UnsupportedSchemaError
@@ -182,11 +182,11 @@ class _Lowering:
         values = (float(number * step) for number in range(first, first + FEW + 1))
         return _known([int(each) if each.is_integer() else each for each in values if _fits(each, plain)])
 
-    def _string(self, plain: Plain, where: str) -> Words | None:
+    def _string(self, plain: Plain, where: str) -> RegularNode | None:
         least, most = int(plain.get("minLength", 0)), plain.get("maxLength")
         if most is not None and least > most:
             return None
-        parts = [pattern(each) for each in plain.get("pattern", ()) if isinstance(each, str)]
+        parts = [compile_regex(each) for each in plain.get("pattern", ()) if isinstance(each, str)]
         parts += [FORMATS[each]() for each in plain.get("format", ()) if each in FORMATS]
         every = lang.TEXT
         if most is not None and most <= COUNTED:
@@ -199,16 +199,16 @@ class _Lowering:
         return self._words(words, "json", least if least > COUNTED else 0,
                            int(most) if most is not None and most > COUNTED else None)
 
-    def _words(self, words: Language, spelling: Any, least: int = 0, most: int | None = None) -> Words | None:
+    def _words(self, words: Language, spelling: Any, least: int = 0, most: int | None = None) -> RegularNode | None:
         bounded = words
         if least or most is not None:
             bounded = lang.intersect(words, lang.repeat(lang.TEXT, least, most))
         if (known := _SHORTEST.get(bounded)) is None:
             known = _SHORTEST.put(bounded, ("a" * least if words is lang.ANY else shortest(bounded, self.deadline),))
         found = known[0]
-        return None if found is None else Words(words, spelling, found, least, most)
+        return None if found is None else RegularNode(words, spelling, found, least, most)
 
-    def _array(self, plain: Plain, where: str) -> Array | None:
+    def _array(self, plain: Plain, where: str) -> ArrayNode | None:
         schemas = list(plain.get("prefixItems", ()))
         rest = plain.get("items", True)
         least, most = int(plain.get("minItems", 0)), plain.get("maxItems")
@@ -223,9 +223,9 @@ class _Lowering:
         first = tuple(self.node(each, pointer(pointer(where, "prefixItems"), n)) for n, each in enumerate(schemas))
         node = None if rest is False else self.node(rest, inside)
         most = int(most) if most is not None else max(ITEMS, least)
-        return None if least > most else Array(first, node, least, most, bool(plain.get("uniqueItems")))
+        return None if least > most else ArrayNode(first, node, least, most, bool(plain.get("uniqueItems")))
 
-    def _object(self, plain: Plain, where: str) -> Object | None:
+    def _object(self, plain: Plain, where: str) -> ObjectNode | None:
         declared, required = dict(plain.get("properties", {})), list(plain.get("required", ()))
         patterns, rest = plain.get("patternProperties", {}), plain.get("additionalProperties", True)
         for name in required:
@@ -244,17 +244,17 @@ class _Lowering:
                 schema = False
             if schema is False and name not in required:
                 continue
-            node = Either(()) if schema is False else self.node(schema, inside)
+            node = UnionNode(()) if schema is False else self.node(schema, inside)
             members.append(Member(name, node, name in required))
         least, most = int(plain.get("minProperties", 0)), plain.get("maxProperties")
         spoken = "additionalProperties" in plain or bool(patterns)
         entries = self._entries(plain, declared, where) if spoken or not members or least > len(members) else ()
         most = int(most) if most is not None else max(ITEMS + len(members), least) if entries else len(members)
-        if all(isinstance(key, Choices) for key, _ in entries):  # no name stands twice
+        if all(isinstance(key, EnumNode) for key, _ in entries):  # no name stands twice
             most = min(most, len(members) + sum(len(key.values) for key, _ in entries))
         if most < sum(member.required for member in members):
             return None
-        return Object(tuple(members), entries, least, most, spoken or not members)
+        return ObjectNode(tuple(members), entries, least, most, spoken or not members)
 
     def _entries(self, plain: Plain, declared: Plain, where: str) -> tuple[tuple[Any, Any], ...]:
         """Slots for the names and values of entries that no member declares, of each kind."""
@@ -262,11 +262,11 @@ class _Lowering:
         said = [part for each in names for part in each if part["type"] == "string"]
         patterns, rest = plain.get("patternProperties", {}), plain.get("additionalProperties", True)
         taken = lang.complement(lang.words(declared)) if declared else lang.ANY
-        wide = {source: lang.complement(pattern(source, wide=True)) for source in patterns}
+        wide = {source: lang.complement(compile_regex(source, wide=True)) for source in patterns}
         found = []
         for source, schema in patterns.items():
             others = [each for other, each in wide.items() if other != source]
-            words = lang.intersect(pattern(source), taken)
+            words = lang.intersect(compile_regex(source), taken)
             key = self._name(lang.intersect(words, *others), said, where)
             if key is None:  # all that it matches others match as well
                 key, schema = self._name(words, said, where), reduce(all_of, patterns.values())
@@ -283,8 +283,8 @@ class _Lowering:
             quoted = _quoted(first) if first is not None else None
             if quoted is not None:
                 left = tuple(each for each in quoted.values if matches(words, each))
-                return Choices(left, "json") if left else None
-            if isinstance(first, Run) and isinstance(inner := first.parts[1], Words):
+                return EnumNode(left, "json") if left else None
+            if isinstance(first, ConcatNode) and isinstance(inner := first.parts[1], RegularNode):
                 return self._words(lang.intersect(words, inner.language), "json", inner.least, inner.most)
             return None
         return self._words(lang.intersect(words, NAME), "json") or self._words(lang.intersect(words, lang.ANY), "json")
@@ -295,14 +295,14 @@ def _known(values: list[Any]) -> Any | None:
     if not values:
         return None
     if all(isinstance(value, str) for value in values):
-        return Run((QUOTE, Choices(tuple(dict.fromkeys(values)), "json"), QUOTE))
-    return Choices(tuple(values))
+        return ConcatNode((QUOTE, EnumNode(tuple(dict.fromkeys(values)), "json"), QUOTE))
+    return EnumNode(tuple(values))
 
 
-def _quoted(node: Any) -> Choices | None:
+def _quoted(node: Any) -> EnumNode | None:
     """The strings of a slot whose quotes are outside."""
-    inner = node.parts[1] if isinstance(node, Run) and len(node.parts) == 3 else None
-    return inner if isinstance(inner, Choices) else None
+    inner = node.parts[1] if isinstance(node, ConcatNode) and len(node.parts) == 3 else None
+    return inner if isinstance(inner, EnumNode) else None
 
 
 def _of_kind(value: Any, kind: str) -> bool:
@@ -323,7 +323,7 @@ def _fits(value: Any, plain: Any) -> bool:
         if not jsonschema_rs.is_valid({"format": each}, value, validate_formats=True):
             return False
     for each in told.pop("pattern", ()) if isinstance(told.get("pattern"), list) else ():
-        if isinstance(value, str) and not matches(pattern(each), value):
+        if isinstance(value, str) and not matches(compile_regex(each), value):
             return False
     if "enum" in plain and not any(same(value, each) for each in plain["enum"]):
         return False

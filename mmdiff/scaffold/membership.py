@@ -14,10 +14,10 @@ from typing import Any
 from mmdiff.scaffold.deadline import LanguageError
 from mmdiff.scaffold.derivatives import matches
 from mmdiff.scaffold.errors import ScaffoldError
-from mmdiff.scaffold.layout import Layouts
-from mmdiff.scaffold.scaffold import Scaffold
+from mmdiff.scaffold.layout import TemplateBuilder
+from mmdiff.scaffold.scaffold import CompiledSchema
 from mmdiff.scaffold.spelling import dumps, identity, pointer
-from mmdiff.scaffold.tree import NOWHERE, Array, Choices, Either, Object, Ref, Run, Tree, Words
+from mmdiff.scaffold.tree import NOWHERE, ArrayNode, EnumNode, UnionNode, ObjectNode, Ref, ConcatNode, Tree, RegularNode
 
 DEEP = 120  # values inside each other
 
@@ -30,7 +30,7 @@ class Unsaid(Exception):
         self.path, self.why = path, why
 
 
-def arranged(scaffold: Scaffold, value: Any) -> Any:
+def arranged(scaffold: CompiledSchema, value: Any) -> Any:
     """The value with its members in the order in which the scaffold says them.
 
     Raises:
@@ -46,7 +46,7 @@ def arranged(scaffold: Scaffold, value: Any) -> Any:
 
 
 class _Parser:
-    def __init__(self, tree: Tree, layouts: Layouts) -> None:
+    def __init__(self, tree: Tree, layouts: TemplateBuilder) -> None:
         self.tree, self.layouts = tree, layouts
 
     def parse(self, node: Any, value: Any, path: str, depth: int) -> Any:
@@ -56,28 +56,28 @@ class _Parser:
         match node:
             case Ref():
                 return self.parse(self.tree.refs[node.key], value, path, depth + 1)
-            case Choices():
+            case EnumNode():
                 return self._choice(node, value, path)
-            case Words():
+            case RegularNode():
                 return self._number(node, value, path)
-            case Run():
+            case ConcatNode():
                 return self._quoted(node.parts[1], value, path)
-            case Either():
+            case UnionNode():
                 return self._either(node, value, path, depth)
-            case Array():
+            case ArrayNode():
                 return self._array(node, value, path, depth)
-            case Object():
+            case ObjectNode():
                 return self._object(node, value, path, depth)
             case _:
                 raise Unsaid(path, f"{type(node).__name__} is not the node of a value")
 
-    def _choice(self, node: Choices, value: Any, path: str) -> Any:
+    def _choice(self, node: EnumNode, value: Any, path: str) -> Any:
         known = {identity(each): each for each in node.values}
         if identity(value) not in known:
             raise Unsaid(path, f"{dumps(value)[:80]} is none of {len(known)} values")
         return known[identity(value)]
 
-    def _number(self, node: Words, value: Any, path: str) -> Any:
+    def _number(self, node: RegularNode, value: Any, path: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Unsaid(path, f"{dumps(value)[:80]} is not a number")
         for text in dict.fromkeys((dumps(value), f"{Decimal(dumps(value)):f}", dumps(value).removesuffix(".0"))):
@@ -85,10 +85,10 @@ class _Parser:
                 return value
         raise Unsaid(path, f"the number {dumps(value)[:80]} is not among those that are said")
 
-    def _quoted(self, inner: Words | Choices, value: Any, path: str) -> Any:
+    def _quoted(self, inner: RegularNode | EnumNode, value: Any, path: str) -> Any:
         if not isinstance(value, str):
             raise Unsaid(path, f"{dumps(value)[:80]} is not a string")
-        if isinstance(inner, Choices):
+        if isinstance(inner, EnumNode):
             return self._choice(inner, value, path)
         if not inner.least <= len(value) <= (inner.most if inner.most is not None else len(value)):
             raise Unsaid(path, f"a string of {len(value)} characters")
@@ -96,7 +96,7 @@ class _Parser:
             raise Unsaid(path, f"the string {value[:80]!r} is not among those that are said")
         return value
 
-    def _said(self, node: Words, text: str, path: str) -> bool:
+    def _said(self, node: RegularNode, text: str, path: str) -> bool:
         try:
             if not matches(node.language, text):
                 return False
@@ -109,7 +109,7 @@ class _Parser:
             raise Unsaid(path, f"its slot cannot be made: {error}") from None
         raise Unsaid(path, f"no slot has room for {len(text)} characters")
 
-    def _either(self, node: Either, value: Any, path: str, depth: int) -> Any:
+    def _either(self, node: UnionNode, value: Any, path: str, depth: int) -> Any:
         faults = []
         for option in node.options:
             if self.tree.cost(option) == NOWHERE:
@@ -120,7 +120,7 @@ class _Parser:
                 faults.append(fault)
         raise max(faults, key=lambda fault: fault.path.count("/"), default=Unsaid(path, "nothing can be said here"))
 
-    def _array(self, node: Array, value: Any, path: str, depth: int) -> Any:
+    def _array(self, node: ArrayNode, value: Any, path: str, depth: int) -> Any:
         if not isinstance(value, list):
             raise Unsaid(path, f"{dumps(value)[:80]} is not an array")
         if not node.least <= len(value) <= node.most:
@@ -133,7 +133,7 @@ class _Parser:
             made.append(self.parse(inner, item, pointer(path, number), depth + 1))
         return made
 
-    def _object(self, node: Object, value: Any, path: str, depth: int) -> Any:
+    def _object(self, node: ObjectNode, value: Any, path: str, depth: int) -> Any:
         if not isinstance(value, Mapping):
             raise Unsaid(path, f"{dumps(value)[:80]} is not an object")
         if not node.least <= len(value) <= node.most:
@@ -149,11 +149,11 @@ class _Parser:
                 made[name] = self._entry(node, name, item, pointer(path, name), depth)
         return made
 
-    def _entry(self, node: Object, name: str, item: Any, path: str, depth: int) -> Any:
+    def _entry(self, node: ObjectNode, name: str, item: Any, path: str, depth: int) -> Any:
         faults = [Unsaid(path, "an undeclared member is not said")]
         for key, inner in node.entries if node.open else ():
             try:
-                assert isinstance(key, Words | Choices)
+                assert isinstance(key, RegularNode | EnumNode)
                 self._quoted(key, name, path)
                 return self.parse(inner, item, path, depth + 1)
             except Unsaid as fault:

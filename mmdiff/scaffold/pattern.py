@@ -16,7 +16,7 @@ from re import _constants as ops  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any, NamedTuple, TypeAlias
 
-from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
+from mmdiff.scaffold.deadline import CompileLimits, LanguageError, bounded
 from mmdiff.scaffold.language import (
     ANY,
     EMPTY,
@@ -80,7 +80,7 @@ class _Rest(NamedTuple):
     later: Language
 
 
-def pattern(source: str, wide: bool = False, deadline: Deadline | None = None) -> Language:
+def compile_regex(source: str, wide: bool = False, deadline: CompileLimits | None = None) -> Language:
     """The texts (of letters that `ANY` has) in which the expression is surely found.
 
     With `wide`, the texts in which some engine might find it: take the complement of this, not of the other.
@@ -166,7 +166,7 @@ class _Reader:
     least; otherwise only those that all engines would match.
     """
 
-    def __init__(self, deadline: Deadline) -> None:
+    def __init__(self, deadline: CompileLimits) -> None:
         self.deadline = deadline
 
     def sequence(self, nodes: Sequence[_Node], rest: _Rest, wide: bool) -> _Rest:

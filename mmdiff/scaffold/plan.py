@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from mmdiff.scaffold.errors import SchemaTooLargeError
-from mmdiff.scaffold.layout import Canvas
-from mmdiff.scaffold.scaffold import Scaffold
+from mmdiff.scaffold.layout import Template
+from mmdiff.scaffold.scaffold import CompiledSchema
 from mmdiff.scaffold.slots import ChoiceSlot, WordSlot
 from mmdiff.scaffold.spelling import pointer
-from mmdiff.scaffold.tree import Made, Name, Pending, Place, Walk, Words
+from mmdiff.scaffold.tree import Made, Name, OpenDecision, SlotRef, Expansion, RegularNode
 
 Array = np.ndarray[Any, Any]
-Probe = Callable[[Sequence["Row"]], list[Array]]  # of each row the log-probabilities (N, V) at its places
+Probe = Callable[[Sequence["ProbeRow"]], list[Array]]  # of each row the log-probabilities (N, V) at its places
 ASKED = 64  # decisions in one pass,
 CHAIN = 8  # and of those that follow each other, as the items of an array do
 OPTIONS = 32  # of a decision, that are told apart
@@ -37,7 +37,7 @@ UNLIKELY = float(np.log(0.01))  # numbers of items less likely than that are not
 Chances = dict[Name, dict[int, float]]
 
 
-class Row(NamedTuple):
+class ProbeRow(NamedTuple):
     """Canvas ids, and the places whose logits are wanted."""
 
     ids: Sequence[int]
@@ -55,26 +55,26 @@ class Decision:
 
     pointer: str
     kind: Literal["present", "items", "alternative"]
-    chances: tuple[tuple[Any, float], ...]
+    probabilities: tuple[tuple[Any, float], ...]
 
     @property
     def chosen(self) -> Any:
         """The option that was taken."""
-        return self.chances[0][0]
+        return self.probabilities[0][0]
 
     @property
     def confidence(self) -> float:
         """The chance of the option that was taken."""
-        return self.chances[0][1]
+        return self.probabilities[0][1]
 
 
 @dataclass(frozen=True)
 class Decided:
-    canvas: Canvas
+    canvas: Template
     decisions: tuple[Decision, ...] = ()  # on the way to it, where the model was asked
 
 
-def plan(scaffold: Scaffold, probe: Probe, temperature: float, draws: torch.Generator) -> Decided:
+def search_structure(scaffold: CompiledSchema, probe: Probe, temperature: float, draws: torch.Generator) -> Decided:
     """Decide everything but the slots' own tokens."""
     decisions: dict[Name, int] = {}
     chances: Chances = {}
@@ -92,7 +92,7 @@ def plan(scaffold: Scaffold, probe: Probe, temperature: float, draws: torch.Gene
     return Decided(canvas, tuple(_told(walk, chances)))
 
 
-def _told(walk: Walk, chances: Chances) -> Iterator[Decision]:
+def _told(walk: Expansion, chances: Chances) -> Iterator[Decision]:
     """The decisions of a walk with their chances."""
     counted: dict[str, list[Made]] = {}
     for made in walk.made:
@@ -141,12 +141,12 @@ def _first(chosen: int, chances: Mapping[int, float], labels: Mapping[int, str])
 
 
 class _Question(NamedTuple):
-    pending: Pending
-    walk: Walk
+    pending: OpenDecision
+    walk: Expansion
     heads: dict[int, list[int]]  # the first tokens behind the last slot, of each option
 
 
-def _questions(scaffold: Scaffold, decisions: Mapping[Name, int]) -> dict[Name, _Question]:
+def _questions(scaffold: CompiledSchema, decisions: Mapping[Name, int]) -> dict[Name, _Question]:
     """The decisions that are open, and those of their kind that they lead to."""
     found: dict[Name, _Question] = {}
     waiting = [(pending, dict(decisions)) for pending in scaffold.tree.walk(decisions).pending]
@@ -166,7 +166,7 @@ def _questions(scaffold: Scaffold, decisions: Mapping[Name, int]) -> dict[Name, 
     return found
 
 
-def _affordable(scaffold: Scaffold, decisions: Mapping[Name, int]) -> Walk | None:
+def _affordable(scaffold: CompiledSchema, decisions: Mapping[Name, int]) -> Expansion | None:
     """The walk with these decisions; None where it is too long, too deep, or cannot be worked out."""
     try:
         walk = scaffold.tree.walk(decisions)
@@ -175,7 +175,7 @@ def _affordable(scaffold: Scaffold, decisions: Mapping[Name, int]) -> Walk | Non
     return walk if scaffold.layouts.affordable(walk, scaffold.budget) else None
 
 
-def _head(scaffold: Scaffold, walk: Walk, at: int) -> list[int]:
+def _head(scaffold: CompiledSchema, walk: Expansion, at: int) -> list[int]:
     """What stands behind the last slot before a decision, up to the next slot or the end."""
     start = _last_slot(walk, at)
     text = walk.pieces[start] if start < len(walk.pieces) else ""
@@ -185,12 +185,12 @@ def _head(scaffold: Scaffold, walk: Walk, at: int) -> list[int]:
     return scaffold.layouts.literal(text) + ([scaffold.layouts.end_id] if last else [])
 
 
-def _last_slot(walk: Walk, at: int) -> int:
+def _last_slot(walk: Expansion, at: int) -> int:
     """Pieces up to the last slot before a decision."""
     return at - 1 if at and isinstance(walk.pieces[at - 1], str) else at
 
 
-def _ask(scaffold: Scaffold, questions: Mapping[Name, _Question], probe: Probe) -> Chances:
+def _ask(scaffold: CompiledSchema, questions: Mapping[Name, _Question], probe: Probe) -> Chances:
     rows, wanted = [], []
     for name, question in questions.items():
         longest = max((len(head) for head in question.heads.values()), default=0)
@@ -199,7 +199,7 @@ def _ask(scaffold: Scaffold, questions: Mapping[Name, _Question], probe: Probe) 
         before = scaffold.layouts.lay_out(
             question.walk.pieces[: _last_slot(question.walk, question.pending.at)], {}, end=False)
         start = len(before.ids)
-        rows.append(Row((*before.ids, *[scaffold.layouts.mask_id] * (longest + BEHIND)), range(start, start + longest)))
+        rows.append(ProbeRow((*before.ids, *[scaffold.layouts.mask_id] * (longest + BEHIND)), range(start, start + longest)))
         wanted.append(name)
     told = probe(rows) if rows else []
     chances = {name: dict.fromkeys(question.heads, 0.0) for name, question in questions.items()}
@@ -231,7 +231,7 @@ def _shares(heads: list[list[int]], logs_NV: Array, at: int = 0) -> list[float]:
 
 
 def _settle(
-    scaffold: Scaffold, decisions: dict[Name, int], chances: Chances, temperature: float, draws: torch.Generator
+    scaffold: CompiledSchema, decisions: dict[Name, int], chances: Chances, temperature: float, draws: torch.Generator
 ) -> bool:
     """Decide all that was asked about and is met; False when nothing was."""
     settled = set[Name]()  # each once: alternatives may have decisions of one name with different options
@@ -245,7 +245,7 @@ def _settle(
     return bool(settled)
 
 
-def _pick(pending: Pending, chances: Chances, temperature: float, draws: torch.Generator) -> int:
+def _pick(pending: OpenDecision, chances: Chances, temperature: float, draws: torch.Generator) -> int:
     """At temperature 0 the beginning of the likeliest way through what follows, not the likeliest next step."""
     options = {option: chances[pending.name].get(option, 0.0) for option in pending.options}
     if not any(options.values()):
@@ -265,10 +265,10 @@ def _ahead(name: Name, option: int, chances: Chances) -> float:
 
 
 def _counts(
-    scaffold: Scaffold, decisions: Mapping[Name, int], chances: Chances, probe: Probe
+    scaffold: CompiledSchema, decisions: Mapping[Name, int], chances: Chances, probe: Probe
 ) -> dict[Name, int]:
     """Decisions about the numbers of items, by their own chances and those of the choices that then stand there."""
-    trials: list[tuple[str, dict[Name, int], float, Canvas, Row]] = []
+    trials: list[tuple[str, dict[Name, int], float, Template, ProbeRow]] = []
     for path in {path for path, kind, _ in chances if kind == "more"}:
         numbers = sorted(number for at, kind, number in chances if (at, kind) == (path, "more"))
         if (path, "more", numbers[0]) not in decisions:
@@ -284,7 +284,7 @@ def _counts(
                 continue
             canvas = scaffold.layouts.lay_out(walk.pieces, {})
             places = [place for slot in _choices(canvas) for place in range(slot.first, slot.first + slot.room)]
-            trials.append((path, known, chance, canvas, Row(canvas.ids, places)))
+            trials.append((path, known, chance, canvas, ProbeRow(canvas.ids, places)))
     several = Counter(path for path, *_ in trials)
     trials = [trial for trial in trials if several[trial[0]] > 1 and trial[-1].places]
     best: dict[str, tuple[float, dict[Name, int]]] = {}
@@ -296,24 +296,24 @@ def _counts(
     return {name: option for _, known in best.values() for name, option in known.items()}
 
 
-def _choices(canvas: Canvas) -> list[ChoiceSlot]:
+def _choices(canvas: Template) -> list[ChoiceSlot]:
     """The bounded choices of a value, among them those that speak of the whole, such as a count."""
     return [piece for piece in canvas.pieces if isinstance(piece, ChoiceSlot)]
 
 
-def _likeliest(slot: ChoiceSlot, row: Row, logs_NV: Array) -> float:
+def _likeliest(slot: ChoiceSlot, row: ProbeRow, logs_NV: Array) -> float:
     """The logarithm of the chance of a slot's likeliest choice."""
     first = list(row.places).index(slot.first)
     rows_LV = logs_NV[first : first + slot.room].copy()
     slot.decide(np.zeros(slot.room, dtype=np.int64), np.ones(slot.room, dtype=bool), np.arange(slot.room), rows_LV, 0.0,
                 torch.Generator())
-    return float(np.log(max(*slot.chances, 1e-9)))
+    return float(np.log(max(*slot.probabilities, 1e-9)))
 
 
-def _rooms(scaffold: Scaffold, walk: Walk, probe: Probe) -> dict[int, int]:
+def _rooms(scaffold: CompiledSchema, walk: Expansion, probe: Probe) -> dict[int, int]:
     """How long each word is, by its number among the pieces."""
     options = {number: scaffold.layouts.rooms(piece.node) for number, piece in enumerate(walk.pieces)
-               if isinstance(piece, Place) and isinstance(piece.node, Words)}
+               if isinstance(piece, SlotRef) and isinstance(piece.node, RegularNode)}
     several = {number: rooms for number, rooms in options.items() if len(rooms) > 1}
     spare = scaffold.budget - scaffold.layouts.count(walk)
     shortest = {number: rooms[0] for number, rooms in several.items()}
@@ -348,10 +348,10 @@ class _Tried(NamedTuple):
 
 
 def _tried(
-    scaffold: Scaffold, walk: Walk, tries: Sequence[dict[int, int]], numbers: Sequence[int], probe: Probe
+    scaffold: CompiledSchema, walk: Expansion, tries: Sequence[dict[int, int]], numbers: Sequence[int], probe: Probe
 ) -> Iterator[tuple[int, _Tried]]:
     canvases = [scaffold.layouts.lay_out(walk.pieces, rooms) for rooms in tries]
-    rows = [Row(canvas.ids, [place for number in numbers for place in _places(canvas, number)]) for canvas in canvases]
+    rows = [ProbeRow(canvas.ids, [place for number in numbers for place in _places(canvas, number)]) for canvas in canvases]
     told = probe(rows)
     for number in numbers:
         for rooms, canvas, row, logs_NV in zip(tries, canvases, rows, told, strict=True):
@@ -359,13 +359,13 @@ def _tried(
             yield number, _Tried(score, rooms[number], full)
 
 
-def _places(canvas: Canvas, number: int) -> range:
+def _places(canvas: Template, number: int) -> range:
     slot = canvas.pieces[number]
     assert isinstance(slot, WordSlot)
     return range(slot.first, slot.first + slot.room)
 
 
-def _confidence(canvas: Canvas, row: Row, logs_NV: Array, number: int) -> tuple[float, bool]:
+def _confidence(canvas: Template, row: ProbeRow, logs_NV: Array, number: int) -> tuple[float, bool]:
     """The mean log-probability of the likeliest allowed word in a slot, and whether that has no PAD."""
     slot = canvas.pieces[number]
     assert isinstance(slot, WordSlot)

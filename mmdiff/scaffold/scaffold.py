@@ -20,7 +20,7 @@ import jsonschema_rs
 import numpy as np
 from pydantic import ValidationError
 
-from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
+from mmdiff.scaffold.deadline import CompileLimits, LanguageError, bounded
 from mmdiff.scaffold.derivatives import sample
 from mmdiff.scaffold.errors import (
     ScaffoldError,
@@ -28,11 +28,11 @@ from mmdiff.scaffold.errors import (
     UnsatisfiableSchemaError,
     UnsupportedSchemaError,
 )
-from mmdiff.scaffold.layout import Canvas, Layouts
-from mmdiff.scaffold.lower import lower
+from mmdiff.scaffold.layout import Template, TemplateBuilder
+from mmdiff.scaffold.lower import compile_tree
 from mmdiff.scaffold.slots import ChoiceSlot, assignment
 from mmdiff.scaffold.spelling import dumps, identity, pointer
-from mmdiff.scaffold.tree import Choices, Name, Place, Tree, Walk, Words
+from mmdiff.scaffold.tree import EnumNode, Name, SlotRef, Tree, Expansion, RegularNode
 
 SECONDS = 2.0  # that compiling may take
 TRIES = 60  # values that are tried for a witness
@@ -66,16 +66,16 @@ class Filled:
 
 
 @dataclass(eq=False)
-class Scaffold:
+class CompiledSchema:
     """What may be said, as a tree, and who judges it; canvases of it are laid out in one vocabulary."""
 
     tree: Tree
-    layouts: Layouts
+    layouts: TemplateBuilder
     budget: int  # tokens
     read: Callable[[str], Any]  # the value of a finished text; a ValueError where it is none
     fits: Callable[[Any], bool]
     finish: Callable[[Any], Any] = as_it_is  # a value to the user's own type
-    witness: Walk = field(default_factory=Walk)
+    witness: Expansion = field(default_factory=Expansion)
     words: tuple[str, ...] = ()  # that the witness has in its slots
     where: Callable[[Any], list[str]] = lambda value: [""]  # JSON pointers of what does not fit in a value
     notes: tuple[str, ...] = ()  # what of the schema is not all worked in
@@ -84,7 +84,7 @@ class Scaffold:
     def bounded(self) -> bool:
         """Whether there is nothing to decide but one of a few values in each slot."""
         walk = self.tree.walk({})
-        return not walk.pending and all(isinstance(piece, str) or isinstance(piece.node, Choices)
+        return not walk.pending and all(isinstance(piece, str) or isinstance(piece.node, EnumNode)
                                         for piece in walk.pieces)
 
     def judge(self, text: str) -> bool:
@@ -94,7 +94,7 @@ class Scaffold:
         except ValueError:
             return False
 
-    def fill(self, canvas: Canvas, ids: Sequence[int]) -> Filled:
+    def fill(self, canvas: Template, ids: Sequence[int]) -> Filled:
         """The value of a finished canvas, repaired where it does not fit."""
         if self.layouts.mask_id in ids:  # it was not denoised to its end
             return self._stand_in()
@@ -103,7 +103,7 @@ class Scaffold:
             return self._repaired(canvas, texts)
         return Filled("".join(texts), self.finish(self.read("".join(texts))))
 
-    def find_witness(self, deadline: Deadline) -> None:
+    def find_witness(self, deadline: CompileLimits) -> None:
         """Find a value of the tree that fits, the shortest one first.
 
         Raises:
@@ -123,7 +123,7 @@ class Scaffold:
             deadline.check()
         raise UnsatisfiableSchemaError(f"none of {TRIES} values that were tried fits; make it less strict")
 
-    def _stroll(self, rng: random.Random) -> Walk | None:
+    def _stroll(self, rng: random.Random) -> Expansion | None:
         """A walk with some decisions made at random."""
         decisions: dict[Name, int] = {}
         for _ in range(rng.randint(1, 12)):
@@ -135,7 +135,7 @@ class Scaffold:
         walk = self.tree.walk(decisions)
         return walk if len(walk.pieces) < 2000 else None
 
-    def _repaired(self, canvas: Canvas, texts: list[str]) -> Filled:
+    def _repaired(self, canvas: Template, texts: list[str]) -> Filled:
         """The same with as few slots changed as may be, in the smallest part that is at fault; else the witness."""
         now, faults, rng = list(texts), self._faults(texts), random.Random(0)
         for _ in range(PARTS):
@@ -150,7 +150,7 @@ class Scaffold:
         return self._stand_in()
 
     def _better(
-        self, canvas: Canvas, texts: list[str], faults: list[str], rng: random.Random
+        self, canvas: Template, texts: list[str], faults: list[str], rng: random.Random
     ) -> Iterator[tuple[list[str], list[str]]]:
         """Texts with fewer faults, those first that change little of little."""
         for scope in _scopes(faults):
@@ -173,8 +173,8 @@ class Scaffold:
 
 
 def compile_schema(
-    schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any] = as_it_is, seconds: float = SECONDS
-) -> Scaffold:
+    schema: Any, layouts: TemplateBuilder, budget: int, finish: Callable[[Any], Any] = as_it_is, seconds: float = SECONDS
+) -> CompiledSchema:
     """The scaffold of a JSON Schema.
 
     It may be called in any thread; its time is that of the thread. What took too long is remembered by the layouts and
@@ -193,11 +193,11 @@ def compile_schema(
     try:
         key = _key(schema, budget, seconds)
     except (RecursionError, ValueError, TypeError):
-        return _compiled(schema, layouts, budget, finish, Deadline(seconds))  # refused there, with the reason
+        return _compiled(schema, layouts, budget, finish, CompileLimits(seconds))  # refused there, with the reason
     if (refusal := layouts.refusals.get(key)) is not None:
         raise SchemaTooLargeError(*refusal)
     try:
-        return _compiled(schema, layouts, budget, finish, Deadline(seconds))
+        return _compiled(schema, layouts, budget, finish, CompileLimits(seconds))
     except SchemaTooLargeError as error:
         layouts.refusals.put(key, (error.reason, error.pointer))
         raise
@@ -208,16 +208,16 @@ def _key(schema: Any, budget: int, seconds: float) -> bytes:
 
 
 def _compiled(
-    schema: Any, layouts: Layouts, budget: int, finish: Callable[[Any], Any], deadline: Deadline
-) -> Scaffold:
+    schema: Any, layouts: TemplateBuilder, budget: int, finish: Callable[[Any], Any], deadline: CompileLimits
+) -> CompiledSchema:
     try:
         if len(dumps(schema)) > LARGEST:
             raise SchemaTooLargeError(f"it has more than {LARGEST:,} characters")
         with bounded(deadline):
-            tree = lower(schema, deadline)
+            tree = compile_tree(schema, deadline)
             validator = jsonschema_rs.validator_for(schema, validate_formats=True, retriever=_nothing)
             check = _Check(validator.is_valid, finish)
-            made = Scaffold(tree, layouts, budget, read_json, check, finish, where=partial(_where, validator),
+            made = CompiledSchema(tree, layouts, budget, read_json, check, finish, where=partial(_where, validator),
                             notes=tree.notes)
             try:
                 made.find_witness(deadline)
@@ -301,14 +301,14 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _spell(walk: Walk, words: Sequence[str]) -> str:
+def _spell(walk: Expansion, words: Sequence[str]) -> str:
     left = iter(words)
     return "".join(piece if isinstance(piece, str) else next(left) for piece in walk.pieces)
 
 
-def _words(walk: Walk, rng: random.Random, times: int, deadline: Deadline) -> Iterator[list[str]]:
+def _words(walk: Expansion, rng: random.Random, times: int, deadline: CompileLimits) -> Iterator[list[str]]:
     """What the slots of a walk might say: the shortest, then drawn."""
-    places = [piece for piece in walk.pieces if isinstance(piece, Place)]
+    places = [piece for piece in walk.pieces if isinstance(piece, SlotRef)]
     groups: dict[str, list[int]] = {}
     for number, place in enumerate(places):
         if place.group:
@@ -339,8 +339,8 @@ def _apart(
                            if columns[identity(value)] == column)
 
 
-def _word(node: Choices | Words, rng: random.Random, drawn: bool, deadline: Deadline) -> str:
-    if isinstance(node, Choices):
+def _word(node: EnumNode | RegularNode, rng: random.Random, drawn: bool, deadline: CompileLimits) -> str:
+    if isinstance(node, EnumNode):
         return rng.choice(node.texts) if drawn else node.texts[0]
     word = node.shortest
     if drawn and not node.least and node.most is None:
@@ -366,7 +366,7 @@ def _within(path: str, scope: str) -> bool:
 
 
 def _others(
-    canvas: Canvas, texts: Sequence[str], inside: Sequence[int], rng: random.Random
+    canvas: Template, texts: Sequence[str], inside: Sequence[int], rng: random.Random
 ) -> Iterator[list[str]]:
     """The texts with one slot of a part changed, or two, the likeliest choices first; then with all of it drawn."""
     ways = list(itertools.islice(_changes(canvas, texts, inside, rng), REPAIRS // 3))
@@ -387,13 +387,13 @@ def _others(
 
 
 def _changes(
-    canvas: Canvas, texts: Sequence[str], inside: Sequence[int], rng: random.Random
+    canvas: Template, texts: Sequence[str], inside: Sequence[int], rng: random.Random
 ) -> Iterator[tuple[int, str]]:
     """Pieces, and what might stand there instead: choices by their likelihood, words with something behind them."""
     for number in inside:
         piece = canvas.pieces[number]
         if isinstance(piece, ChoiceSlot):
-            chances = piece.chances or (1.0,) * len(piece.values)
+            chances = piece.probabilities or (1.0,) * len(piece.values)
             order = sorted(range(len(piece.values)), key=lambda choice: -chances[choice])
             yield from ((number, piece.texts[choice]) for choice in order[:8] if piece.texts[choice] != texts[number])
         else:
@@ -401,10 +401,10 @@ def _changes(
             yield from ((number, _drawn(canvas, number, rng)) for _ in range(4))
 
 
-def _drawn(canvas: Canvas, number: int, rng: random.Random) -> str:
+def _drawn(canvas: Template, number: int, rng: random.Random) -> str:
     place = canvas.places[number]
-    assert isinstance(place, Place)
+    assert isinstance(place, SlotRef)
     try:
-        return _word(place.node, rng, True, Deadline(SECONDS))
+        return _word(place.node, rng, True, CompileLimits(SECONDS))
     except LanguageError:
-        return _word(place.node, rng, False, Deadline(SECONDS))
+        return _word(place.node, rng, False, CompileLimits(SECONDS))

@@ -13,10 +13,10 @@ from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote, urljoin
 
-from mmdiff.scaffold.deadline import Deadline, LanguageError, LanguageSizeError
+from mmdiff.scaffold.deadline import CompileLimits, LanguageError, LanguageSizeError
 from mmdiff.scaffold.derivatives import matches
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsupportedSchemaError
-from mmdiff.scaffold.pattern import pattern
+from mmdiff.scaffold.pattern import compile_regex
 from mmdiff.scaffold.spelling import identity, pointer
 
 Schema = Any  # a mapping, True or False
@@ -42,7 +42,7 @@ GREATEST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperti
 class Schemas:
     """A schema document, and where its references lead."""
 
-    def __init__(self, root: Schema, deadline: Deadline) -> None:
+    def __init__(self, root: Schema, deadline: CompileLimits) -> None:
         self.root, self.deadline = root, deadline
         draft = str(root.get("$schema", "")) if isinstance(root, Mapping) else ""
         self.old = any(name in draft for name in ("draft-03", "draft-04", "draft-06", "draft-07"))
@@ -383,7 +383,7 @@ def _about(plain: Plain, name: str) -> Schema:
 def may_match(source: str, name: str) -> bool:
     """Whether some engine may find a pattern in a name; by its language, for engines may search without end."""
     try:
-        return matches(pattern(source, wide=True), name)
+        return matches(compile_regex(source, wide=True), name)
     except LanguageSizeError:
         raise
     except LanguageError:  # refused where it is lowered

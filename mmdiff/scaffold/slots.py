@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.scaffold.spelling import identity
-from mmdiff.scaffold.vocabulary import ANY, SOLID, TokenAutomaton
+from mmdiff.scaffold.vocabulary import ANY, SOLID, TokenDfa
 
 Array = np.ndarray[Any, Any]
 WORST = 1e4  # stands for infinite and missing logits, which leave no order among what is allowed
@@ -56,7 +56,7 @@ class WordSlot:
     path: str
     first: int
     room: int
-    automaton: TokenAutomaton
+    automaton: TokenDfa
     solid: int = 0
 
     def decide(
@@ -164,7 +164,7 @@ class ChoiceSlot:
     values: tuple[Any, ...]
     texts: tuple[str, ...]
     ids_KL: Array
-    chances: tuple[float, ...] = ()  # of the values, when one was chosen with nothing committed
+    probabilities: tuple[float, ...] = ()  # of the values, when one was chosen with nothing committed
 
     def decide(
         self, ids_L: Array, open_L: Array, asked: Array, rows_NV: Array, temperature: float, draws: torch.Generator
@@ -195,7 +195,7 @@ class ChoiceSlot:
         gain_K = np.full(len(self.values), NEVER)
         gain_K[choices] = sums
         if open_L.all() and len(asked) == self.room:
-            self.chances = tuple(np.exp(_log_softmax(gain_K)).tolist())
+            self.probabilities = tuple(np.exp(_log_softmax(gain_K)).tolist())
         return gain_K
 
     def forced(self, ids_L: Array, open_L: Array) -> dict[int, int]:
@@ -295,7 +295,7 @@ class SlotsConstraint:
             logits_NV.copy_(here_NV)
         return torch.from_numpy(ids_N).to(logits_NV.device)
 
-    def widen(self, here_G: Tensor) -> Tensor:
+    def expand(self, here_G: Tensor) -> Tensor:
         """As `sampler.Constraint.widen`: all of a choice."""
         here_G = here_G.clone()
         for slot in self.slots:
@@ -375,7 +375,7 @@ def assignment(gain_NM: Array) -> Array | None:
     return found_N if finite[np.arange(rows), found_N].all() else None
 
 
-def best_path(automaton: TokenAutomaton, score_LC: Array) -> Array:
+def best_path(automaton: TokenDfa, score_LC: Array) -> Array:
     """The classes (L) of the best accepted way through the positions (Viterbi)."""
     length, states = len(score_LC), automaton.next_CS.shape[1]
     value = np.append(np.where(automaton.accepts_S, 0.0, NEVER), NEVER)  # the last entry is dead
@@ -391,7 +391,7 @@ def best_path(automaton: TokenAutomaton, score_LC: Array) -> Array:
     return path_L
 
 
-def drawn_path(automaton: TokenAutomaton, score_LC: Array, draws_L: Array) -> Array:
+def drawn_path(automaton: TokenDfa, score_LC: Array, draws_L: Array) -> Array:
     """The classes (L) of an accepted way, drawn by its mass; `score_LC` are logarithms of the classes' masses."""
     length = len(score_LC)
     values = [np.append(np.where(automaton.accepts_S, 0.0, NEVER), NEVER)]
@@ -412,7 +412,7 @@ def drawn_path(automaton: TokenAutomaton, score_LC: Array, draws_L: Array) -> Ar
 
 
 def _class_scores(
-    automaton: TokenAutomaton, rows_NV: Array, allowed_NC: Array, temperature: float
+    automaton: TokenDfa, rows_NV: Array, allowed_NC: Array, temperature: float
 ) -> tuple[Array, list[dict[int, int]]]:
     """Of each class (N, C) its best logit, or at a temperature the logarithm of its mass; and the best of big ones."""
     best_NC = np.full(allowed_NC.shape, NEVER)

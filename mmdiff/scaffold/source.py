@@ -14,15 +14,15 @@ from pydantic_core import core_schema
 from mmdiff.config import shown
 from mmdiff.errors import MMDiffError
 from mmdiff.scaffold import language as lang
-from mmdiff.scaffold.deadline import Deadline, LanguageError, bounded
+from mmdiff.scaffold.deadline import CompileLimits, LanguageError, bounded
 from mmdiff.scaffold.derivatives import shortest
 from mmdiff.scaffold.errors import SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from mmdiff.scaffold.language import Language
-from mmdiff.scaffold.layout import Layouts
-from mmdiff.scaffold.pattern import pattern
-from mmdiff.scaffold.scaffold import SECONDS, Scaffold, as_it_is, compile_schema
+from mmdiff.scaffold.layout import TemplateBuilder
+from mmdiff.scaffold.pattern import compile_regex
+from mmdiff.scaffold.scaffold import SECONDS, CompiledSchema, as_it_is, compile_schema
 from mmdiff.scaffold.spelling import dumps
-from mmdiff.scaffold.tree import Choices, Run, Text, Tree, Words
+from mmdiff.scaffold.tree import EnumNode, ConcatNode, LiteralNode, Tree, RegularNode
 
 HOLE = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 BLANK = "___"
@@ -102,7 +102,7 @@ class TypeSchema(GenerateJsonSchema):
         return super().datetime_schema(schema)
 
 
-def compile_source(source: Any, layouts: Layouts, budget: int) -> Scaffold:
+def compile_source(source: Any, layouts: TemplateBuilder, budget: int) -> CompiledSchema:
     """The scaffold of a schema or a type; the values are of that type.
 
     Raises:
@@ -112,7 +112,7 @@ def compile_source(source: Any, layouts: Layouts, budget: int) -> Scaffold:
     return compile_schema(schema, layouts, budget, finish)
 
 
-def compile_choices(choices: Sequence[str], layouts: Layouts, budget: int) -> Scaffold:
+def compile_choices(choices: Sequence[str], layouts: TemplateBuilder, budget: int) -> CompiledSchema:
     """The scaffold of an answer that is one of some texts."""
     if isinstance(choices, str) or not choices or not all(isinstance(each, str) and each for each in choices):
         raise MMDiffError(f"choices={shown(choices)} must be a list of texts, none of them empty")
@@ -120,15 +120,15 @@ def compile_choices(choices: Sequence[str], layouts: Layouts, budget: int) -> Sc
         raise MMDiffError(f"choices={shown(list(choices))} has the same text twice")
     for text in choices:
         _check_characters(text)
-    return _texts(Choices(tuple(choices), spelling="plain", ends=True), layouts, budget, lambda text: text)
+    return _texts(EnumNode(tuple(choices), spelling="plain", ends=True), layouts, budget, lambda text: text)
 
 
-def compile_pattern(source: str, layouts: Layouts, budget: int) -> Scaffold:
+def compile_pattern(source: str, layouts: TemplateBuilder, budget: int) -> CompiledSchema:
     """The scaffold of a text that a regular expression matches as a whole."""
     return _texts(_words(_whole(source)), layouts, budget, lambda text: text)
 
 
-def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
+def compile_template(text: str, layouts: TemplateBuilder, budget: int) -> CompiledSchema:
     """The scaffold of a text with holes; its value is the whole text.
 
     `[[ ]]` is a phrase, `[[red|green]]` one of some texts, `[[/[0-9]+/]]` a pattern. A space before a hole is part of
@@ -142,17 +142,17 @@ def compile_template(text: str, layouts: Layouts, budget: int) -> Scaffold:
     for number, part in enumerate(parts):
         if number % 2 == 0:
             spaced = number + 1 < len(parts) and part.endswith(" ")
-            nodes.append(Text(part[:-1] if spaced else part))
+            nodes.append(LiteralNode(part[:-1] if spaced else part))
             continue
         said, before = part.strip(), " " if spaced else ""
         if said.startswith("/") and said.endswith("/") and len(said) > 1:
             nodes.append(_words(lang.literal(before) + _whole(said[1:-1])))
         elif "|" in said:
             texts = dict.fromkeys(each.strip() for each in said.split("|"))
-            nodes.append(Choices(tuple(texts), spelling="plain", before=before))
+            nodes.append(EnumNode(tuple(texts), spelling="plain", before=before))
         else:
             nodes.append(_words(lang.literal(before) + PHRASE))
-    return _texts(Run(tuple(nodes)), layouts, budget, lambda text: text)
+    return _texts(ConcatNode(tuple(nodes)), layouts, budget, lambda text: text)
 
 
 def _check_characters(text: str) -> None:
@@ -175,30 +175,30 @@ def blanks(text: str) -> str:
 def _whole(source: str) -> Language:
     """The texts that a pattern matches from their beginning to their end."""
     try:
-        return pattern(f"^(?:{source})$")
+        return compile_regex(f"^(?:{source})$")
     except LanguageError as error:
         raise UnsupportedSchemaError(f"the pattern {source[:80]!r} is not supported: {error}") from None
 
 
-def _words(words: Language) -> Words:
+def _words(words: Language) -> RegularNode:
     with _in_time() as deadline:
         found = shortest(words, deadline)
     if found is None:
         raise UnsatisfiableSchemaError("no text matches the pattern")
-    return Words(words, "plain", found)
+    return RegularNode(words, "plain", found)
 
 
-def _texts(root: Any, layouts: Layouts, budget: int, read: Callable[[str], Any]) -> Scaffold:
-    scaffold = Scaffold(Tree(root, {}), layouts, budget, read, lambda value: True)
+def _texts(root: Any, layouts: TemplateBuilder, budget: int, read: Callable[[str], Any]) -> CompiledSchema:
+    scaffold = CompiledSchema(Tree(root, {}), layouts, budget, read, lambda value: True)
     with _in_time() as deadline:
         scaffold.find_witness(deadline)
     return scaffold
 
 
 @contextlib.contextmanager
-def _in_time() -> Iterator[Deadline]:
+def _in_time() -> Iterator[CompileLimits]:
     try:
-        with bounded(Deadline(SECONDS)) as deadline:
+        with bounded(CompileLimits(SECONDS)) as deadline:
             yield deadline
     except LanguageError as error:
         raise SchemaTooLargeError(str(error)) from None

@@ -24,14 +24,14 @@ NOWHERE = float("inf")  # cost of what has no finite spelling
 
 
 @dataclass(frozen=True, eq=False)
-class Text:
+class LiteralNode:
     """A literal."""
 
     text: str
 
 
 @dataclass(frozen=True, eq=False)
-class Choices:
+class EnumNode:
     """A slot for one of a few values.
 
     They are spelled as JSON values, as they stand inside the quotes of a JSON string ("json"), or as plain texts, with
@@ -53,7 +53,7 @@ class Choices:
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class RegularNode:
     """A slot for a word of a language, in plain spelling or as it stands inside the quotes of a JSON string.
 
     `least` and `most` bound the word's characters, besides what the language says.
@@ -67,21 +67,21 @@ class Words:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class ConcatNode:
     """One after another."""
 
     parts: tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Either:
+class UnionNode:
     """One of several structures."""
 
     options: tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Array:
+class ArrayNode:
     """Items: those of `first` by their number, then any number of `rest`, in all from `least` to `most`.
 
     Where they are to be `distinct`, no two choices among them may be the same value.
@@ -101,7 +101,7 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Object:
+class ObjectNode:
     """Members in order, optional ones left out or not, then entries with names of their own.
 
     `entries` are kinds of them, each a key and a value. They are written where `least` asks for them, and where `open`
@@ -122,18 +122,18 @@ class Ref:
     key: str
 
 
-class Place(NamedTuple):
+class SlotRef(NamedTuple):
     """A slot where a walk came by; `path` is the JSON pointer of its value, or of the object whose key it is.
 
     Choices of one `group` must be different values.
     """
 
-    node: Choices | Words
+    node: EnumNode | RegularNode
     path: str
     group: str = ""
 
 
-class Pending(NamedTuple):
+class OpenDecision(NamedTuple):
     """A decision that was not made: after how many pieces, and the options that there are (the taken one first)."""
 
     name: Name
@@ -150,11 +150,11 @@ class Made(NamedTuple):
 
 
 @dataclass
-class Walk:
+class Expansion:
     """Literals and slots in turn, the decisions that were not made, and those that were, with what they chose."""
 
-    pieces: list[str | Place] = field(default_factory=list)
-    pending: list[Pending] = field(default_factory=list)
+    pieces: list[str | SlotRef] = field(default_factory=list)
+    pending: list[OpenDecision] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
 
 
@@ -177,9 +177,9 @@ class Tree:
         """Characters of the node's shortest spelling; infinite where it has none."""
         return self._cost(node, self._known)
 
-    def walk(self, decisions: Mapping[Name, int]) -> Walk:
+    def walk(self, decisions: Mapping[Name, int]) -> Expansion:
         """Write the tree out."""
-        walk = Walk()
+        walk = Expansion()
         self._walk(self.root, "", 0, 0, decisions, walk)
         return walk
 
@@ -193,22 +193,22 @@ class Tree:
     def _count(self, node: Any, known: dict[int, float]) -> float:
         still_time()
         match node:
-            case Text():
+            case LiteralNode():
                 return len(node.text)
-            case Choices():
+            case EnumNode():
                 return min(map(len, node.texts), default=NOWHERE)
-            case Words():
+            case RegularNode():
                 return max(len(node.shortest), node.least)
-            case Run():
+            case ConcatNode():
                 return sum(self._cost(part, known) for part in node.parts)
-            case Either():
+            case UnionNode():
                 return min((self._cost(option, known) for option in node.options), default=NOWHERE)
-            case Array():
+            case ArrayNode():
                 first = [self._cost(item, known) for item in node.first[: node.least]]
                 more = node.least - len(first)
                 rest = 0.0 if more <= 0 else NOWHERE if node.rest is None else more * self._cost(node.rest, known)
                 return 2 + sum(first) + rest + max(node.least - 1, 0)
-            case Object():
+            case ObjectNode():
                 told = [len(dumps(member.name)) + 2 + self._cost(member.node, known)
                         for member in node.members if member.required]
                 spare = sorted(len(dumps(member.name)) + 2 + self._cost(member.node, known)
@@ -223,7 +223,7 @@ class Tree:
                 return NOWHERE
 
     def _walk(
-        self, node: Any, path: str, nested: int, depth: int, decisions: Mapping[Name, int], walk: Walk
+        self, node: Any, path: str, nested: int, depth: int, decisions: Mapping[Name, int], walk: Expansion
     ) -> None:
         still_time()
         if depth > DEEP:
@@ -231,27 +231,27 @@ class Tree:
         match node:
             case Ref():
                 self._walk(self.refs[node.key], path, nested, depth + 1, decisions, walk)
-            case Text():
+            case LiteralNode():
                 _write(walk, node.text)
-            case Choices() | Words():
-                if isinstance(node, Choices) and len(node.values) == 1:
+            case EnumNode() | RegularNode():
+                if isinstance(node, EnumNode) and len(node.values) == 1:
                     _write(walk, node.texts[0])
                 else:
-                    walk.pieces.append(Place(node, path))
-            case Run():
+                    walk.pieces.append(SlotRef(node, path))
+            case ConcatNode():
                 for part in node.parts:
                     self._walk(part, path, nested, depth + 1, decisions, walk)
-            case Either():
+            case UnionNode():
                 order = self._order(node)
                 chosen = _decide(walk, decisions, (path, "either", nested), order,
                                  lambda option: self._label(node.options[option]))
                 self._walk(node.options[chosen], path, nested + 1, depth + 1, decisions, walk)
-            case Array():
+            case ArrayNode():
                 self._walk_array(node, path, depth, decisions, walk)
-            case Object():
+            case ObjectNode():
                 self._walk_object(node, path, depth, decisions, walk)
 
-    def _order(self, node: Either) -> list[int]:
+    def _order(self, node: UnionNode) -> list[int]:
         """The options that have a spelling, the shortest first."""
         if id(node) not in self._orders:
             finite = [number for number, option in enumerate(node.options) if self.cost(option) < NOWHERE]
@@ -263,9 +263,9 @@ class Tree:
         match node:
             case Ref() if depth < SHOWN:
                 return self._values(self.refs[node.key], depth + 1)
-            case Run() if len(node.parts) == 3:
+            case ConcatNode() if len(node.parts) == 3:
                 return self._values(node.parts[1], SHOWN)
-            case Choices():
+            case EnumNode():
                 return node.values
             case _:
                 return ()
@@ -275,22 +275,22 @@ class Tree:
         match node:
             case Ref() if depth < SHOWN:
                 return self._label(self.refs[node.key], depth + 1)
-            case Either() if depth < SHOWN:
+            case UnionNode() if depth < SHOWN:
                 return " or ".join(dict.fromkeys(self._label(option, depth + 1) for option in node.options[:SHOWN]))
-            case Choices():
+            case EnumNode():
                 return ", ".join(node.texts[:SHOWN])
-            case Words():
+            case RegularNode():
                 return "number"
-            case Run():
-                return "string" if isinstance(node.parts[1], Words) else self._label(node.parts[1])
-            case Array():
+            case ConcatNode():
+                return "string" if isinstance(node.parts[1], RegularNode) else self._label(node.parts[1])
+            case ArrayNode():
                 return "array"
-            case Object():
+            case ObjectNode():
                 return f"object of {', '.join(member.name for member in node.members[:SHOWN])}".removesuffix(" of ")
             case _:
                 return "value"
 
-    def _walk_array(self, node: Array, path: str, depth: int, decisions: Mapping[Name, int], walk: Walk) -> None:
+    def _walk_array(self, node: ArrayNode, path: str, depth: int, decisions: Mapping[Name, int], walk: Expansion) -> None:
         _write(walk, "[")
         number, most = 0, node.most
         if node.distinct and (values := self._values(node.rest)):
@@ -308,7 +308,7 @@ class Tree:
             number += 1
         _write(walk, "]")
 
-    def _walk_object(self, node: Object, path: str, depth: int, decisions: Mapping[Name, int], walk: Walk) -> None:
+    def _walk_object(self, node: ObjectNode, path: str, depth: int, decisions: Mapping[Name, int], walk: Expansion) -> None:
         _write(walk, "{")
         at = present = 0
         members = [member for member in node.members if self.cost(member.node) < NOWHERE or member.required]
@@ -331,7 +331,7 @@ class Tree:
         _write(walk, "}")
 
     def _walk_entries(
-        self, node: Object, path: str, present: int, depth: int, decisions: Mapping[Name, int], walk: Walk
+        self, node: ObjectNode, path: str, present: int, depth: int, decisions: Mapping[Name, int], walk: Expansion
     ) -> None:
         costs = {kind: sum(map(self.cost, entry)) for kind, entry in enumerate(node.entries)}
         kinds = sorted((kind for kind, cost in costs.items() if cost < NOWHERE), key=lambda kind: costs[kind])
@@ -357,15 +357,15 @@ def _name(members: list[Member], option: int) -> str:
     return members[option].name if option < len(members) else ""
 
 
-def _group(walk: Walk, start: int, path: str, group: str) -> None:
+def _group(walk: Expansion, start: int, path: str, group: str) -> None:
     """Put the choices of one path, among the pieces from `start` on, into a group."""
     for number in range(start, len(walk.pieces)):
         piece = walk.pieces[number]
-        if isinstance(piece, Place) and piece.path == path and isinstance(piece.node, Choices):
+        if isinstance(piece, SlotRef) and piece.path == path and isinstance(piece.node, EnumNode):
             walk.pieces[number] = piece._replace(group=group)
 
 
-def _write(walk: Walk, text: str) -> None:
+def _write(walk: Expansion, text: str) -> None:
     """Literals next to each other are one."""
     if walk.pieces and isinstance(last := walk.pieces[-1], str):
         walk.pieces[-1] = last + text
@@ -374,12 +374,12 @@ def _write(walk: Walk, text: str) -> None:
 
 
 def _decide(
-    walk: Walk, decisions: Mapping[Name, int], name: Name, options: list[int], label: Callable[[int], str] = str
+    walk: Expansion, decisions: Mapping[Name, int], name: Name, options: list[int], label: Callable[[int], str] = str
 ) -> int:
     if name in decisions and decisions[name] in options:
         if len(options) > 1:
             walk.made.append(Made(name, decisions[name], {option: label(option) for option in options}))
         return decisions[name]
     if len(options) > 1:
-        walk.pending.append(Pending(name, len(walk.pieces), tuple(options)))
+        walk.pending.append(OpenDecision(name, len(walk.pieces), tuple(options)))
     return options[0]

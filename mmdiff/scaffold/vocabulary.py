@@ -20,7 +20,7 @@ import numpy as np
 from mmdiff.config import TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.scaffold.errors import UnsupportedSchemaError
-from mmdiff.scaffold.kept import Kept
+from mmdiff.scaffold.kept import LruCache
 
 BIG = 2048  # tokens of a class whose best is sought in whole rows instead of among its members
 KEPT = 64  # automata per vocabulary
@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class TokenAutomaton:
+class TokenDfa:
     """States and what tokens do to them; tokens that do the same to every state are one class.
 
     `next_CS` is -1 where a class has no way on. The ids of class c are `ids[offsets[c]:offsets[c + 1]]`.
@@ -125,13 +125,13 @@ class TokenAutomaton:
             for kept in (self._before, self._steps, self._numbers, self._masks):
                 kept.clear()
 
-    def only(self, fits_V: Array) -> TokenAutomaton:
+    def only(self, fits_V: Array) -> TokenDfa:
         """The same with these tokens alone, and PAD."""
         kept = fits_V[self.ids] | (self.ids == self.pad)
         classes = np.repeat(np.arange(len(self.next_CS)), np.diff(self.offsets))[kept]
         left, sizes = np.unique(classes, return_counts=True)
         offsets = np.concatenate(([0], np.cumsum(sizes)))
-        return TokenAutomaton(self.next_CS[left], self.accepts_S, self.start, self.ids[kept], offsets, self.vocab_size,
+        return TokenDfa(self.next_CS[left], self.accepts_S, self.start, self.ids[kept], offsets, self.vocab_size,
                               self.pad)
 
     @cached_property
@@ -184,7 +184,7 @@ class Vocabulary:
     pad: int
     swallows_space: bool  # whether a space in front of a text's first token is not written
     encode: Callable[[str], list[int]]
-    _kept: Kept[Hashable, TokenAutomaton] = field(default_factory=lambda: Kept(KEPT))
+    _kept: LruCache[Hashable, TokenDfa] = field(default_factory=lambda: LruCache(KEPT))
 
     @classmethod
     def of(cls, tokenizer: Any, tokens: TokenIds, size: int | None = None) -> Vocabulary:
@@ -231,12 +231,12 @@ class Vocabulary:
         """Work out what every automaton needs; later calls find it done."""
         _ = self._tries, self.characters
 
-    def kept(self, key: Hashable, make: Callable[[], TokenAutomaton]) -> TokenAutomaton:
+    def kept(self, key: Hashable, make: Callable[[], TokenDfa]) -> TokenDfa:
         """What `make` gives, made once."""
         found = self._kept.get(key)
         return found if found is not None else self._kept.put(key, make())
 
-    def automaton(self, next_SB: Array, accepts_S: Array) -> TokenAutomaton:
+    def automaton(self, next_SB: Array, accepts_S: Array) -> TokenDfa:
         """Read an automaton over bytes (S, 256; -1 where there is no way on) by tokens, and PAD behind acceptance."""
         ids, rows_TS = self._walk(self._tries[0], next_SB, np.arange(len(next_SB)))
         start = 0
@@ -325,7 +325,7 @@ class _Trie:
 
 def _classes(
     ids: Array, rows_TS: Array, accepts_S: Array, start: int, vocab_size: int, pad: int
-) -> TokenAutomaton:
+) -> TokenDfa:
     """Tokens with equal rows put together."""
     draws = np.random.default_rng(0).integers(1, 2**62, rows_TS.shape[1], dtype=np.int64)
     with np.errstate(over="ignore"):
@@ -333,7 +333,7 @@ def _classes(
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     order = inverse.argsort(kind="stable")
     offsets = np.concatenate(([0], np.cumsum(np.bincount(inverse))))
-    return TokenAutomaton(rows_TS[first], accepts_S, start, ids[order], offsets, vocab_size, pad)
+    return TokenDfa(rows_TS[first], accepts_S, start, ids[order], offsets, vocab_size, pad)
 
 
 def _bits(states_S: Array) -> int:

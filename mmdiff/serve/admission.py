@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
-from mmdiff.serve.limits import Options
+from mmdiff.serve.limits import ServerOptions
 
 
-class Rows:
+class FairSemaphore:
     """So many rows; whoever wants some waits for those that came before."""
 
     def __init__(self, count: int) -> None:
@@ -48,11 +48,11 @@ class Rows:
                 turn.set_result(None)
 
 
-class Admission:
+class RequestLimiter:
     """The door."""
 
-    def __init__(self, options: Options) -> None:
-        self.options, self.rows = options, Rows(options.max_num_seqs)
+    def __init__(self, options: ServerOptions) -> None:
+        self.options, self.rows = options, FairSemaphore(options.max_num_seqs)
         self.most = options.max_num_seqs + options.max_num_queued_reqs
         self.draining = False
         self.accepted, self.inside, self.running = 0, 0, 0
@@ -61,7 +61,7 @@ class Admission:
         self.by_key: Counter[str] = Counter()
 
     @contextmanager
-    def place(self, key: str, ready: bool) -> Iterator[None]:
+    def slot(self, key: str, ready: bool) -> Iterator[None]:
         """A place for one request, from before its body is read until it ends.
 
         Raises:

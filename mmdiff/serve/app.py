@@ -28,13 +28,13 @@ from starlette.types import ASGIApp
 from mmdiff import __version__
 from mmdiff.config import shown
 from mmdiff.serve import chat, metrics, pictures, protocol, speech
-from mmdiff.serve.admission import Admission
-from mmdiff.serve.decoding import Decoders
+from mmdiff.serve.admission import RequestLimiter
+from mmdiff.serve.decoding import MediaPool
 from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
-from mmdiff.serve.exchange import Exchange, House, Perform
-from mmdiff.serve.guard import Guard
-from mmdiff.serve.limits import Options
-from mmdiff.serve.service import Service
+from mmdiff.serve.exchange import Exchange, AppState, Perform
+from mmdiff.serve.guard import SecurityMiddleware
+from mmdiff.serve.limits import ServerOptions
+from mmdiff.serve.service import EngineClient
 
 PAGE = Path(__file__).parent / "page"
 PAGE_POLICY = ("default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'; "
@@ -53,9 +53,9 @@ ELSEWHERE = {  # paths of other interfaces, behind /v1 where they have it, and o
 ERROR = {"description": "Anything that goes wrong: an error with message, type, param and code"}
 
 
-def create(options: Options) -> tuple[ASGIApp, House]:
+def create(options: ServerOptions) -> tuple[ASGIApp, AppState]:
     """The application and what its requests share; engine and decoders start with its lifespan."""
-    house = House(options, Admission(options), Service(options), Decoders(options.media))
+    house = AppState(options, RequestLimiter(options), EngineClient(options), MediaPool(options.media))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,7 +76,7 @@ def create(options: Options) -> tuple[ASGIApp, House]:
     _add_page(app)
     house.metrics.registry.register(metrics.Collector(house))
     house.metrics.routes = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
-    guarded: ASGIApp = Guard(app, options, lambda code: house.admission.rejected.update([code]),
+    guarded: ASGIApp = SecurityMiddleware(app, options, lambda code: house.admission.rejected.update([code]),
                              house.metrics.answered, page_files())
     if options.allowed_origins:  # clients send headers of their own, such as X-Stainless-Lang of OpenAI's
         guarded = CORSMiddleware(guarded, allow_origins=list(options.allowed_origins), allow_methods=["GET", "POST"],
@@ -84,8 +84,8 @@ def create(options: Options) -> tuple[ASGIApp, House]:
     return guarded, house
 
 
-def _add_verbs(app: FastAPI, house: House) -> None:
-    verbs: dict[str, tuple[Callable[[House, Request], Awaitable[Perform]], type[BaseModel], str]] = {
+def _add_verbs(app: FastAPI, house: AppState) -> None:
+    verbs: dict[str, tuple[Callable[[AppState, Request], Awaitable[Perform]], type[BaseModel], str]] = {
         "/v1/chat/completions": (chat.read, protocol.ChatRequest, "Answer a conversation with pictures and sounds"),
         "/v1/caption": (pictures.read_caption, protocol.CaptionRequest, "Describe a picture"),
         "/v1/query": (pictures.read_query, protocol.QueryRequest, "Answer a question about a picture"),
@@ -105,7 +105,7 @@ def _add_verbs(app: FastAPI, house: House) -> None:
 
 
 def _add_verb(
-    app: FastAPI, house: House, path: str, read: Callable[[House, Request], Awaitable[Perform]],
+    app: FastAPI, house: AppState, path: str, read: Callable[[AppState, Request], Awaitable[Perform]],
     model: type[BaseModel], summary: str, parts: dict[str, Any],
 ) -> None:
     async def verb(request: Request) -> Response:
@@ -122,7 +122,7 @@ def _add_verb(
                       openapi_extra={"requestBody": {"required": True, "content": {kind: {"schema": schema}}}})
 
 
-def _add_health(app: FastAPI, house: House) -> None:
+def _add_health(app: FastAPI, house: AppState) -> None:
     started = int(time.time())
 
     def model(name: str) -> dict[str, Any]:

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mmdiff.serve.batch_input import Line, Request, index, read
-from mmdiff.serve.inside import Reply
-from mmdiff.serve.job import Outcome, answered, outcome, write
+from mmdiff.serve.inside import AsgiResponse
+from mmdiff.serve.job import JobOutcome, answered, outcome, write
 from mmdiff.serve.journal import Row, open_journal
 
-Ask: TypeAlias = Callable[[str, dict[str, Any], str], Awaitable[Reply]]  # of a url, a body and the request's id
-Asked: TypeAlias = tuple[Line, Request]
-Answering: TypeAlias = Callable[[Iterable[Asked]], AsyncGenerator[list[Row], None]]  # rows as they are finished
+Ask: TypeAlias = Callable[[str, dict[str, Any], str], Awaitable[AsgiResponse]]  # of a url, a body and the request's id
+BatchItem: TypeAlias = tuple[Line, Request]
+Answering: TypeAlias = Callable[[Iterable[BatchItem]], AsyncGenerator[list[Row], None]]  # rows as they are finished
 CHAT = "/v1/chat/completions"
 PASSING = (408, 429)  # and from 500 on
 
 
-async def run_batch(source: Path, out: Path, answering: Answering, *, urls: Sequence[str], settings: Any) -> Outcome:
+async def run_batch(source: Path, out: Path, answering: Answering, *, urls: Sequence[str], settings: Any) -> JobOutcome:
     """Do what is not done yet.
 
     Args:
@@ -50,10 +50,10 @@ async def run_batch(source: Path, out: Path, answering: Answering, *, urls: Sequ
 def by(asking: Callable[[], Any], most: int) -> Answering:
     """Rows from an asynchronous context with an `Ask`, so many of them in the making at once."""
 
-    async def answering(asked: Iterable[Asked]) -> AsyncGenerator[list[Row], None]:
+    async def answering(asked: Iterable[BatchItem]) -> AsyncGenerator[list[Row], None]:
         async with asking() as ask:
 
-            async def one(each: Asked) -> Row:
+            async def one(each: BatchItem) -> Row:
                 line, request = each
                 return reply(line, await ask(request.url, seeded(request, line), request_id(line)))
 
@@ -71,7 +71,7 @@ def seeded(request: Request, line: Line) -> dict[str, Any]:
     return {**request.body, "seed": int(line.id[-8:], 16)}
 
 
-def reply(line: Line, said: Reply) -> Row:
+def reply(line: Line, said: AsgiResponse) -> Row:
     """The row of a request that was answered, be it with an error."""
     status, body = said
     response = {"status_code": status, "request_id": request_id(line), "body": body}

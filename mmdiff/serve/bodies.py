@@ -16,7 +16,7 @@ BRACKETS, COMMAS = 20_000, 200_000  # checked first: parsing takes far more time
 M = TypeVar("M", bound=BaseModel)
 
 
-async def read_json(request: Request, model: type[M]) -> M:
+async def read_json_body(request: Request, model: type[M]) -> M:
     """The body as `model`.
 
     Raises:
@@ -26,7 +26,7 @@ async def read_json(request: Request, model: type[M]) -> M:
     if kind != "application/json":
         raise ApiError(415, "unsupported_media_type", "send the body as application/json")
     check_coding(request)
-    return validated(model, parse(await request.body()))
+    return validated(model, parse_json_strict(await request.body()))
 
 
 def check_coding(request: Request) -> None:
@@ -41,7 +41,7 @@ def check_coding(request: Request) -> None:
         raise ApiError(415, "unsupported_media_type", said)
 
 
-def parse(body: bytes) -> Any:
+def parse_json_strict(body: bytes) -> Any:
     """JSON, strictly."""
     if body.startswith(b"\xef\xbb\xbf"):
         raise ApiError(400, "invalid_json", "the body begins with a byte order mark: send JSON without one")
@@ -50,7 +50,7 @@ def parse(body: bytes) -> Any:
     if body.count(b",") > COMMAS:
         raise ApiError(400, "invalid_json", f"the body holds more than {COMMAS:,} commas: it has too many values")
     try:
-        values = json.loads(body.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_integer,
+        values = json.loads(body.decode(), object_pairs_hook=_reject_duplicate_keys, parse_constant=_no_constant, parse_int=_integer,
                             parse_float=_float)
         too_deep = _too_deep(values)
     except RecursionError:
@@ -114,7 +114,7 @@ def _too_deep(value: Any, left: int = DEPTH) -> bool:
     return False
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -20,7 +20,7 @@ from typing import Any
 from mmdiff.errors import MMDiffError
 from mmdiff.serve.batch import Ask, may_pass
 from mmdiff.serve.batch_input import name_of
-from mmdiff.serve.job import Outcome, answered, outcome, write
+from mmdiff.serve.job import JobOutcome, answered, outcome, write
 from mmdiff.serve.journal import Row, open_journal
 from mmdiff.vision.image import ImageError, open_image
 
@@ -33,7 +33,7 @@ URL = "/v1/caption"
 
 
 @dataclass(frozen=True)
-class Picture:
+class FolderImage:
     """A file, its name inside the folder, and the `id` of its row: another file by that name has another."""
 
     path: Path
@@ -43,7 +43,7 @@ class Picture:
 
 async def caption_folder(
     folder: Path, out: Path, asking: Callable[[], Any], *, body: dict[str, Any], settings: Any, most: int
-) -> Outcome:
+) -> JobOutcome:
     """Write a caption for every picture in the folder and those in it.
 
     Args:
@@ -61,7 +61,7 @@ async def caption_folder(
     if skipped := _skipped(files):
         print(skipped, file=sys.stderr, flush=True)
 
-    async def one(picture: Picture, ask: Ask) -> Row:
+    async def one(picture: FolderImage, ask: Ask) -> Row:
         row = {"id": picture.id, "picture": picture.name}
         try:
             url = await asyncio.to_thread(_data_url, picture.path)
@@ -93,10 +93,10 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (path for file in sorted(files) if (path := Path(place, file)).is_file())
 
 
-def _picture(folder: Path, path: Path, settings: Any) -> Picture:
+def _picture(folder: Path, path: Path, settings: Any) -> FolderImage:
     name, state = path.relative_to(folder).as_posix(), path.stat()
     content = json.dumps([name, state.st_size, state.st_mtime_ns, settings], sort_keys=True)
-    return Picture(path, name, name_of(content.encode(), "caption"))
+    return FolderImage(path, name, name_of(content.encode(), "caption"))
 
 
 def _skipped(files: Sequence[Path]) -> str:

@@ -14,24 +14,24 @@ from starlette.requests import Request
 
 from mmdiff.config import shown
 from mmdiff.serve import wire
-from mmdiff.serve.bodies import read_json
+from mmdiff.serve.bodies import read_json_body
 from mmdiff.serve.errors import ApiError, invalid
-from mmdiff.serve.exchange import Asked, House, Perform, Reply
+from mmdiff.serve.exchange import EngineRequest, AppState, Perform, SseWriter
 from mmdiff.serve.media import Medium, taken_apart
 from mmdiff.serve.protocol import ChatRequest
 
 ROUND = 32  # positions: so that limits that differ a little share a batch
 
 
-async def read(house: House, request: Request) -> Perform:
-    asked = await read_json(request, ChatRequest)
+async def read(house: AppState, request: Request) -> Perform:
+    asked = await read_json_body(request, ChatRequest)
     model = house.check_model(asked.model)
     message, media = engine_message(house, asked)
-    chat = Chat(house, Asked(house, request), asked, model, message["seed"])
+    chat = Chat(house, EngineRequest(house, request), asked, model, message["seed"])
     return lambda reply: chat.perform(reply, message, media)
 
 
-def engine_message(house: House, asked: ChatRequest) -> tuple[wire.Message, list[Medium]]:
+def engine_message(house: AppState, asked: ChatRequest) -> tuple[wire.IpcMessage, list[Medium]]:
     """What the engine is asked, with the media that belong to it.
 
     Raises:
@@ -126,7 +126,7 @@ def fit_length(limit: int | None, settings: dict[str, Any], usual: int, room: in
 class Chat:
     """One request for completions, and what has come of it."""
 
-    def __init__(self, house: House, work: Asked, asked: ChatRequest, model: str, seed: int) -> None:
+    def __init__(self, house: AppState, work: EngineRequest, asked: ChatRequest, model: str, seed: int) -> None:
         self.house, self.work, self.asked, self.seed = house, work, asked, seed
         self.head = {"id": f"chatcmpl-{work.id}", "created": int(time.time()), "model": model}
         self.choices: dict[int, dict[str, Any]] = {}
@@ -136,7 +136,7 @@ class Chat:
         self.structures: dict[int, dict[str, Any]] = {}
         self.heard: dict[str, Any] = {}  # a spoken question in words
 
-    async def perform(self, reply: Reply, message: wire.Message, media: list[Medium]) -> None:
+    async def perform(self, reply: SseWriter, message: wire.IpcMessage, media: list[Medium]) -> None:
         if not self.asked.stream:
             await self.work.events(message, media, self._heard)
             choices = [self.choices[row] for row in sorted(self.choices)]
@@ -144,7 +144,7 @@ class Chat:
                                "mmdiff": self.details})
             return
 
-        async def streamed(event: wire.Message) -> None:
+        async def streamed(event: wire.IpcMessage) -> None:
             await self._heard(event)
             await self._tell(reply, event)
 
@@ -154,7 +154,7 @@ class Chat:
             await reply.data({**self._chunk(), "choices": [], "usage": self._usage()})
         await reply.end()
 
-    async def _heard(self, event: wire.Message) -> None:
+    async def _heard(self, event: wire.IpcMessage) -> None:
         if event["event"] == "started":
             self.prompt_tokens = event["prompt_tokens"]
             told = ("heard", "heard_confidence")
@@ -176,7 +176,7 @@ class Chat:
                 self.details[kind] = [{"index": row, **each} if isinstance(each, dict) else each
                                       for row in sorted(self.structures) for each in self.structures[row][kind]]
 
-    async def _tell(self, reply: Reply, event: wire.Message) -> None:
+    async def _tell(self, reply: SseWriter, event: wire.IpcMessage) -> None:
         kind, row = event["event"], event.get("row", 0)
         if kind == "started":
             await reply.begin()

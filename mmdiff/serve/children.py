@@ -17,7 +17,7 @@ from mmdiff.serve import wire
 BUFFER = 1 << 20  # bytes
 
 
-class Child:
+class WorkerProcess:
     """A process, and the frames to and from it."""
 
     def __init__(
@@ -26,7 +26,7 @@ class Child:
         self.process, self.reader, self.writer = process, reader, writer
 
     @classmethod
-    async def start(cls, module: str, *arguments: str) -> Child:
+    async def start(cls, module: str, *arguments: str) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with theirs:
@@ -36,10 +36,10 @@ class Child:
         ours.setblocking(False)
         return cls(process, *await asyncio.open_connection(sock=ours, limit=BUFFER))
 
-    async def send(self, message: wire.Message, arrays: Sequence[wire.Array] = ()) -> None:
+    async def send(self, message: wire.IpcMessage, arrays: Sequence[wire.Array] = ()) -> None:
         await wire.send_async(self.writer, message, arrays)
 
-    async def receive(self) -> tuple[wire.Message, list[wire.Array]]:
+    async def receive(self) -> tuple[wire.IpcMessage, list[wire.Array]]:
         """An EOFError where the child is gone."""
         try:
             return await wire.receive_async(self.reader)

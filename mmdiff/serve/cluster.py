@@ -23,10 +23,10 @@ from starlette.types import ASGIApp
 from mmdiff.errors import MMDiffError, require_extra
 from mmdiff.serve import batch
 from mmdiff.serve.batch_input import Line
-from mmdiff.serve.exchange import House
-from mmdiff.serve.job import Outcome
+from mmdiff.serve.exchange import AppState
+from mmdiff.serve.job import JobOutcome
 from mmdiff.serve.journal import Row
-from mmdiff.serve.limits import Options, Replicas
+from mmdiff.serve.limits import ServerOptions, Replicas
 from mmdiff.serve.local import URLS, asking, identity
 
 log = logging.getLogger("mmdiff.serve")
@@ -34,7 +34,7 @@ NAME = "mmdiff"  # of the application
 HEALTH_SECONDS = 60.0  # for which a replica may be without an engine before it is replaced
 LOOK_SECONDS = 2.0  # between looks at the state of the replicas
 UNBOUNDED = 10_000  # requests that Ray sends a replica at once, which itself knows how many it takes
-_houses: list[House] = []  # of the replica in this process
+_houses: list[AppState] = []  # of the replica in this process
 
 
 class Replica:
@@ -52,7 +52,7 @@ class Replica:
 class Answerer:
     """A copy of the model that answers batches of requests."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ServerOptions) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._asking = asking(options)
@@ -72,7 +72,7 @@ class Answerer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-def serve(options: Options, replicas: Replicas) -> int:
+def serve(options: ServerOptions, replicas: Replicas) -> int:
     """Serve until told to stop; gives the exit code.
 
     Raises:
@@ -112,7 +112,7 @@ def serve(options: Options, replicas: Replicas) -> int:
         ray.shutdown()
 
 
-def run_batch(source: Path, out: Path, options: Options, replicas: Replicas) -> Outcome:
+def run_batch(source: Path, out: Path, options: ServerOptions, replicas: Replicas) -> JobOutcome:
     """Answer a file of requests with the models of a cluster, as `local.run_batch` does with one.
 
     Raises:
@@ -122,8 +122,8 @@ def run_batch(source: Path, out: Path, options: Options, replicas: Replicas) -> 
                                        settings=identity(options)))
 
 
-def _by_ray_data(options: Options, replicas: Replicas) -> batch.Answering:
-    async def answering(asked: Iterable[batch.Asked]) -> AsyncGenerator[list[Row], None]:
+def _by_ray_data(options: ServerOptions, replicas: Replicas) -> batch.Answering:
+    async def answering(asked: Iterable[batch.BatchItem]) -> AsyncGenerator[list[Row], None]:
         ray = _connect()
         from ray import data
 
@@ -151,7 +151,7 @@ def _by_ray_data(options: Options, replicas: Replicas) -> batch.Answering:
     return answering
 
 
-def _builder(options: Options) -> Callable[[], ASGIApp]:
+def _builder(options: ServerOptions) -> Callable[[], ASGIApp]:
     def build() -> ASGIApp:
         from mmdiff.serve.app import create
         from mmdiff.serve.cluster import _houses  # of the replica's process, not what was sent there
@@ -180,7 +180,7 @@ def _connect() -> Any:
     return ray
 
 
-def _resources(ray: Any, options: Options) -> dict[str, Any]:
+def _resources(ray: Any, options: ServerOptions) -> dict[str, Any]:
     """What one copy of the model takes: a GPU where there are any, else a core."""
     if options.device in (None, "cuda") and ray.cluster_resources().get("GPU", 0) >= 1:
         return {"num_gpus": 1, "num_cpus": 1}

@@ -9,21 +9,21 @@ import json
 import numpy as np
 
 from mmdiff.serve import wire
-from mmdiff.serve.children import Child
+from mmdiff.serve.children import WorkerProcess
 from mmdiff.serve.errors import ApiError
 from mmdiff.serve.limits import MediaLimits
 
 SECONDS = 20.0  # on the clock, for one file
 
 
-class Decoders:
+class MediaPool:
     """Processes that open pictures and sounds; one that dies or hangs is replaced."""
 
     def __init__(self, limits: MediaLimits, count: int = 2) -> None:
         self.limits, self.count = json.dumps(dataclasses.asdict(limits)), count
         self.restarts = 0
-        self._free: asyncio.Queue[Child | None] = asyncio.Queue()
-        self._all: list[Child] = []
+        self._free: asyncio.Queue[WorkerProcess | None] = asyncio.Queue()
+        self._all: list[WorkerProcess] = []
 
     async def start(self) -> None:
         for _ in range(self.count):
@@ -59,12 +59,12 @@ class Decoders:
         for child in list(self._all):
             self._discard(child)
 
-    async def _new(self) -> Child:
-        child = await Child.start("mmdiff.serve.decoder", self.limits)
+    async def _new(self) -> WorkerProcess:
+        child = await WorkerProcess.start("mmdiff.serve.decoder", self.limits)
         self._all.append(child)
         return child
 
-    def _discard(self, child: Child) -> None:
+    def _discard(self, child: WorkerProcess) -> None:
         child.kill()
         if child in self._all:
             self._all.remove(child)

@@ -33,13 +33,13 @@ from mmdiff.audio.whisper_decoder import Window
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import ContextError, MMDiffError, NoSpeechError
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, MAX_TOKENS, Pipeline, Token, load
-from mmdiff.sampler import Batch, Denoiser
+from mmdiff.sampler import Batch, Sampler
 from mmdiff.scaffold.errors import ScaffoldError
-from mmdiff.scaffold.scaffold import Scaffold
+from mmdiff.scaffold.scaffold import CompiledSchema
 from mmdiff.serve import wire
 from mmdiff.serve.conversations import with_media, with_outline
 from mmdiff.serve.slices import SlicedWork
-from mmdiff.serve.telling import Telling, draft, last_draft, settled_text, structure_told
+from mmdiff.serve.telling import StreamingText, draft, last_draft, settled_text, structure_told
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.transcription import RecognitionOptions, encoder_frames, recognize, speech_windows
 
@@ -55,7 +55,7 @@ class Job:
     """A request for answers, and those of its rows that are not finished."""
 
     name: str
-    request: wire.Message
+    request: wire.IpcMessage
     arrays: Sequence[wire.Array]
     until: float  # on the monotonic clock
     left: int = 1
@@ -68,12 +68,12 @@ class Job:
 
 
 @dataclass
-class Row:
+class RunningSequence:
     """One answer of a job."""
 
     job: Job
     number: int
-    telling: Telling
+    telling: StreamingText
     hurried: bool = False
     first: float | None = None  # when its first tokens were decided, on the monotonic clock
 
@@ -82,15 +82,15 @@ class Row:
 class Group:
     """Rows that are denoised together, by their names there."""
 
-    batch: Denoiser
-    rows: dict[int, Row] = field(default_factory=dict)
+    batch: Sampler
+    rows: dict[int, RunningSequence] = field(default_factory=dict)
 
 
 @dataclass
 class Compiling:
     """A schema that is being compiled, and who waits for it."""
 
-    work: SlicedWork[Scaffold]
+    work: SlicedWork[CompiledSchema]
     jobs: list[Job] = field(default_factory=list)
 
 
@@ -108,13 +108,13 @@ class Engine:
 
     def __init__(self, pipeline: Pipeline, sock: socket.socket) -> None:
         self.pipeline, self.sock = pipeline, sock
-        self.inbox: queue.SimpleQueue[tuple[wire.Message, Any]] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[tuple[wire.IpcMessage, Any]] = queue.SimpleQueue()
         self.jobs: dict[str, Job] = {}
         self.groups: dict[DecodingConfig, Group] = {}
         self.writings: list[Writing] = []
         self.listener = ThreadPoolExecutor(1)
         self.turned, self.steps = time.monotonic(), 0  # when the loop last came round
-        self.scaffolds: LRUCache[str, Scaffold | Exception] = LRUCache(KNOWN)
+        self.scaffolds: LRUCache[str, CompiledSchema | Exception] = LRUCache(KNOWN)
         self.compiling: dict[str, Compiling] = {}
         self._telling = threading.Lock()
 
@@ -213,7 +213,7 @@ class Engine:
             if names:
                 for row_name in names:
                     del group.rows[row_name]
-                group.batch.leave(also=names)
+                group.batch.pop_finished(abort=names)
             if not group.rows:
                 del self.groups[settings]
 
@@ -243,23 +243,23 @@ class Engine:
         else:
             names = group.batch.join(batch)
         for (job, number), name, length in zip(rows, names, lengths, strict=True):
-            group.rows[name] = Row(job, number, Telling(job.request["stop"]))
+            group.rows[name] = RunningSequence(job, number, StreamingText(job.request["stop"]))
             if number == 0:
                 job.arrays = ()
                 self.tell("started", id=job.name, prompt_tokens=length, heard=job.request.get("heard"),
                           heard_confidence=job.request.get("heard_confidence"))
 
-    def _scaffold(self, request: wire.Message) -> Scaffold:
+    def _scaffold(self, request: wire.IpcMessage) -> CompiledSchema:
         """What an answer must be; raises what its schema is refused with."""
         found = self.scaffolds[self._schema_key(request)]
         if isinstance(found, Exception):
             raise found.with_traceback(None)
         return found
 
-    def _schema_key(self, request: wire.Message) -> str:
+    def _schema_key(self, request: wire.IpcMessage) -> str:
         return json.dumps([request["schema"], self._room(request)])
 
-    def _room(self, request: wire.Message) -> int:
+    def _room(self, request: wire.IpcMessage) -> int:
         return min(request["limit"] or MAX_TOKENS, self.pipeline.model.model_config.backbone.max_position_embeddings)
 
     def _compiled(self, job: Job) -> bool:
@@ -290,7 +290,7 @@ class Engine:
         for name in late:
             group.rows[name].hurried = True
         try:
-            group.batch.step(hurried=late)
+            group.batch.step(expired=late)
         except Exception:
             self.groups.pop(settings, None)
             raise
@@ -313,7 +313,7 @@ class Engine:
             request = row.job.request
             if not (request["stream"] or request["stop"]):
                 continue
-            new = row.telling.more(settled_text(self.pipeline, group.batch, place))
+            new = row.telling.push(settled_text(self.pipeline, group.batch, place))
             if row.telling.stopped:
                 stopped.append(name)
             if request["stream"] and new:
@@ -326,14 +326,14 @@ class Engine:
     def _finish(self, group: Group, stopped: Sequence[int] = ()) -> None:
         """Let go of finished rows, and of those that reached a stop string."""
         steps = dict(zip(group.batch.names, group.batch.steps_B.tolist(), strict=True))
-        finished = group.batch.leave(also=stopped)
+        finished = group.batch.pop_finished(abort=stopped)
         if not finished.names:
             return
         answers, lengths = self.pipeline.answers(finished), finished.canvas.length_B.tolist()
         constraints = dict(zip(finished.names, finished.constraints, strict=True))
         for name, answer, length in zip(finished.names, answers, lengths, strict=True):
             row = group.rows.pop(name)
-            new = "" if name in stopped else row.telling.rest(answer.text)
+            new = "" if name in stopped else row.telling.finish(answer.text)
             if row.job.request["drafts"] and not row.telling.stopped:
                 self.tell("draft", id=row.job.name, row=row.number,
                           draft=last_draft(answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)))

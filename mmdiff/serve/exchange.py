@@ -20,24 +20,24 @@ from starlette.types import Receive, Scope, Send
 
 from mmdiff.config import shown
 from mmdiff.serve import wire
-from mmdiff.serve.admission import Admission
-from mmdiff.serve.decoding import Decoders
+from mmdiff.serve.admission import RequestLimiter
+from mmdiff.serve.decoding import MediaPool
 from mmdiff.serve.errors import ApiError, Disconnected
 from mmdiff.serve.guard import state_of
-from mmdiff.serve.limits import Options
+from mmdiff.serve.limits import ServerOptions
 from mmdiff.serve.media import Medium, decoded
 from mmdiff.serve.metrics import Metrics
-from mmdiff.serve.service import Service
+from mmdiff.serve.service import EngineClient
 
 
 @dataclass
-class House:
+class AppState:
     """What all requests share."""
 
-    options: Options
-    admission: Admission
-    service: Service
-    decoders: Decoders
+    options: ServerOptions
+    admission: RequestLimiter
+    service: EngineClient
+    decoders: MediaPool
     metrics: Metrics = field(default_factory=Metrics)
 
     @property
@@ -55,7 +55,7 @@ class House:
         return name or self.options.names[0]
 
 
-class Reply:
+class SseWriter:
     """An answer on its way out: one JSON or text body, or a stream of server-sent events."""
 
     def __init__(self, send: Send) -> None:
@@ -92,15 +92,15 @@ async def _nothing() -> Any:
     raise AssertionError("a plain body reads nothing")
 
 
-class Asked:
+class EngineRequest:
     """A request's work at the engine: when it is its turn, media are decoded, and events come back."""
 
-    def __init__(self, house: House, request: Request) -> None:
+    def __init__(self, house: AppState, request: Request) -> None:
         self.house, self.id, self.started = house, state_of(request)["id"], time.monotonic()
         self.times = house.metrics.times(request.scope)
 
     async def events(
-        self, message: wire.Message, media: Sequence[Medium], heard: Callable[[wire.Message], Awaitable[None]],
+        self, message: wire.IpcMessage, media: Sequence[Medium], heard: Callable[[wire.IpcMessage], Awaitable[None]],
         idle: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Hand every event of the engine to `heard`, until all is done.
@@ -117,7 +117,7 @@ class Asked:
             del arrays
             begun, first = time.monotonic(), False
             try:
-                event: wire.Message = {"event": ""}
+                event: wire.IpcMessage = {"event": ""}
                 while event["event"] != "done":
                     try:
                         async with asyncio.timeout(options.keepalive if idle else None):
@@ -137,21 +137,21 @@ class Asked:
                 await work.cancel()
 
 
-Perform = Callable[[Reply], Coroutine[Any, Any, None]]
+Perform = Callable[[SseWriter], Coroutine[Any, Any, None]]
 
 
 class Exchange(Response):
     """The whole of one request: `read` the body, then `perform` what it asks for, unless the client goes away."""
 
-    def __init__(self, house: House, read: Callable[[Request], Awaitable[Perform]]) -> None:
+    def __init__(self, house: AppState, read: Callable[[Request], Awaitable[Perform]]) -> None:
         super().__init__()
         self.house, self.read = house, read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, reply = Request(scope, receive), Reply(send)
+        request, reply = Request(scope, receive), SseWriter(send)
         admission = self.house.admission
         try:
-            with admission.place(scope["state"]["key"], self.house.service.ready):
+            with admission.slot(scope["state"]["key"], self.house.service.ready):
                 perform = await self.read(request)
                 await _unless_gone(receive, perform(reply))
         except Disconnected:

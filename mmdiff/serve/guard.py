@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmdiff.config import shown
 from mmdiff.serve.errors import ApiError, Disconnected
-from mmdiff.serve.limits import Options
+from mmdiff.serve.limits import ServerOptions
 
 log = logging.getLogger("mmdiff.serve")
 OPEN_PATHS = ("/health", "/v1/health/live", "/v1/health/ready")
@@ -40,11 +40,11 @@ HEADERS = {
 POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
-class Guard:
+class SecurityMiddleware:
     """The outermost layer of the application."""
 
     def __init__(
-        self, app: ASGIApp, options: Options, rejected: Callable[[str], None],
+        self, app: ASGIApp, options: ServerOptions, rejected: Callable[[str], None],
         answered: Callable[[str, str, int | None], None] = lambda method, path, status: None,
         files: Collection[str] = (),
     ) -> None:
@@ -68,7 +68,7 @@ class Guard:
         given = headers.get("x-request-id", "")
         state = scope.setdefault("state", {})
         state["id"] = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
-        answer = Answer(scope, receive, send, self.options)
+        answer = _GuardedExchange(scope, receive, send, self.options)
         started = time.monotonic()
         try:
             state["key"] = self._key(scope["path"], scope["method"], headers)
@@ -145,10 +145,10 @@ def _given_key(headers: Headers) -> bytes:
         return b""
 
 
-class Answer:
+class _GuardedExchange:
     """One request's messages in both directions."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, options: Options) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, options: ServerOptions) -> None:
         self.scope, self._receive, self._send, self.options = scope, receive, send, options
         self.status: int | None = None
         self.got, self.started = 0, 0.0

@@ -11,23 +11,23 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-Reply = tuple[int, Any]  # status, and the body: JSON's value, or the text where it is none
+AsgiResponse = tuple[int, Any]  # status, and the body: JSON's value, or the text where it is none
 
 
-class Inside:
+class AsgiClient:
     """An application that has been started."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def post_json(self, path: str, body: Any, name: str = "") -> Reply:
+    async def post_json(self, path: str, body: Any, name: str = "") -> AsgiResponse:
         """POST a body under a request id of the caller's."""
         return await self.call("POST", path, json.dumps(body).encode(), "application/json", name)
 
-    async def post(self, path: str, content: bytes, kind: str, name: str = "") -> Reply:
+    async def post(self, path: str, content: bytes, kind: str, name: str = "") -> AsgiResponse:
         return await self.call("POST", path, content, kind, name)
 
-    async def call(self, method: str, path: str, content: bytes = b"", kind: str = "", name: str = "") -> Reply:
+    async def call(self, method: str, path: str, content: bytes = b"", kind: str = "", name: str = "") -> AsgiResponse:
         sent: list[MutableMapping[str, Any]] = []
         left, forever = [content], asyncio.Event()
 
@@ -55,7 +55,7 @@ class Inside:
 
 
 @asynccontextmanager
-async def started(app: ASGIApp) -> AsyncIterator[Inside]:
+async def lifespan(app: ASGIApp) -> AsyncIterator[AsgiClient]:
     """The application between its start and its shutdown."""
     to_app, from_app = asyncio.Queue[Any](), asyncio.Queue[Any]()
     running = asyncio.ensure_future(app({"type": "lifespan", "asgi": {"version": "3.0"}}, to_app.get, from_app.put))
@@ -71,7 +71,7 @@ async def started(app: ASGIApp) -> AsyncIterator[Inside]:
 
     await do("startup")
     try:
-        yield Inside(app)
+        yield AsgiClient(app)
     finally:
         await do("shutdown")
         await running

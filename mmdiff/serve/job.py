@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """How many rows there are, those with errors, and a sentence for each of the first of these."""
 
     rows: int
@@ -30,8 +30,8 @@ class Outcome:
     failures: tuple[str, ...] = ()
 
 
-def outcome(journal: Journal, sentence: Callable[[Row], str]) -> Outcome:
-    return Outcome(len(journal), journal.failed, tuple(map(sentence, islice(journal.failures(), SHOWN))))
+def outcome(journal: Journal, sentence: Callable[[Row], str]) -> JobOutcome:
+    return JobOutcome(len(journal), journal.failed, tuple(map(sentence, islice(journal.failures(), SHOWN))))
 
 
 async def answered(

@@ -25,7 +25,7 @@ class MediaLimits:
 
 
 @dataclass(frozen=True)
-class Options:
+class ServerOptions:
     """How the server listens, what it admits, and what one request may ask for."""
 
     model: str = "tiny"

@@ -55,7 +55,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
             for name, share in places.items()}
 
 
-class Connection:
+class LoadConnection:
     """One connection, as plain as can be, so that the clients take little of the machine they measure."""
 
     def __init__(self, host: str, port: int, key: str | None) -> None:
@@ -115,7 +115,7 @@ async def measure(
     asked, until, left = bodies(size, 64, 0.25), time.monotonic() + seconds, [total]
 
     async def client(number: int) -> None:
-        draw, connection = random.Random(number), Connection(host, port, key)
+        draw, connection = random.Random(number), LoadConnection(host, port, key)
         while time.monotonic() < until and left[0] != 0:
             if left[0] is not None:
                 left[0] -= 1
@@ -132,7 +132,7 @@ async def measure(
         connection.close()
 
     async def health() -> None:
-        connection = Connection(host, port, None)
+        connection = LoadConnection(host, port, None)
         while True:
             started = time.monotonic()
             try:
@@ -167,7 +167,7 @@ async def measure_beside_schemas(url: str, key: str | None, schemas: int, second
     refused: Counter[int] = Counter()
 
     async def plain() -> Tally:
-        tally, connection, until = Tally(), Connection(host, port, key), time.monotonic() + seconds
+        tally, connection, until = Tally(), LoadConnection(host, port, key), time.monotonic() + seconds
         while time.monotonic() < until:
             for path, told in ((CHAT, None), ("/health", tally.health)):
                 started = time.monotonic()
@@ -178,7 +178,7 @@ async def measure_beside_schemas(url: str, key: str | None, schemas: int, second
         return tally
 
     async def schema() -> None:
-        connection = Connection(host, port, key)
+        connection = LoadConnection(host, port, key)
         while True:
             wanted = {"type": "json_schema", "json_schema": {"schema": hard_schema(next(numbers))}}
             status, _ = await connection.ask("POST", CHAT, json.dumps({**ask, "response_format": wanted}).encode())

@@ -14,9 +14,9 @@ from typing import Any
 from mmdiff.errors import MMDiffError
 from mmdiff.serve import batch, captions
 from mmdiff.serve.fingerprint import fingerprint
-from mmdiff.serve.inside import Inside, Reply, form, started
-from mmdiff.serve.job import Outcome
-from mmdiff.serve.limits import Options, require_packages
+from mmdiff.serve.inside import AsgiClient, AsgiResponse, form, lifespan
+from mmdiff.serve.job import JobOutcome
+from mmdiff.serve.limits import ServerOptions, require_packages
 
 URLS = (batch.CHAT, "/v1/audio/transcriptions")
 AHEAD = 4  # requests that are read and decoded while the engine's rows are all taken
@@ -24,7 +24,7 @@ FOREVER = 10.0 * 365 * 86_400  # seconds
 TRIES = 3  # of a request whose engine died
 
 
-def run_batch(source: Path, out: Path, options: Options) -> Outcome:
+def run_batch(source: Path, out: Path, options: ServerOptions) -> JobOutcome:
     """Answer a file of requests into `out`; what is there already is not done again.
 
     Raises:
@@ -36,7 +36,7 @@ def run_batch(source: Path, out: Path, options: Options) -> Outcome:
 
 def caption_folder(
     folder: Path, out: Path, body: dict[str, Any], model: str = "tiny", device: str | None = None, most: int = 16
-) -> Outcome:
+) -> JobOutcome:
     """Describe a folder's pictures into `out`; arguments as of `captions.caption_folder` and `local_options`."""
     options = local_options(model, (), device, most)
     return asyncio.run(captions.caption_folder(folder, out, lambda: asking(options), body=body,
@@ -46,7 +46,7 @@ def caption_folder(
 def local_options(
     model: str, names: tuple[str, ...] = (), device: str | None = None, most: int = 16, domains: tuple[str, ...] = (),
     speech_model: str | None = None,
-) -> Options:
+) -> ServerOptions:
     """The options of a job.
 
     Args:
@@ -59,13 +59,13 @@ def local_options(
         MMDiffError: a package of the extra `serve` is missing.
     """
     require_packages()
-    return Options(
+    return ServerOptions(
         model=model, speech_model=speech_model, served_model_name=names,
         device=device, max_num_seqs=most, max_num_queued_reqs=2 * AHEAD,
         queue_timeout=FOREVER, request_timeout=FOREVER, allowed_media_domains=domains)
 
 
-def identity(options: Options) -> list[Any]:
+def identity(options: ServerOptions) -> list[Any]:
     """What the answers depend on beside the bodies."""
     from mmdiff.audio.whisper_decoder import find_folder  # PyTorch comes with it
     from mmdiff.pipeline import find
@@ -75,12 +75,12 @@ def identity(options: Options) -> list[Any]:
 
 
 @asynccontextmanager
-async def asking(options: Options) -> AsyncIterator[batch.Ask]:
+async def asking(options: ServerOptions) -> AsyncIterator[batch.Ask]:
     """A way to ask the model, from its being loaded to the end."""
     from mmdiff.serve.app import create
 
     app, house = create(options)
-    async with started(app) as inside:
+    async with lifespan(app) as inside:
 
         async def ready() -> None:
             while not house.service.ready:
@@ -89,7 +89,7 @@ async def asking(options: Options) -> AsyncIterator[batch.Ask]:
                                       "done are kept: run the same command when there is more memory")
                 await asyncio.sleep(0.05)
 
-        async def ask(url: str, body: dict[str, Any], name: str) -> Reply:
+        async def ask(url: str, body: dict[str, Any], name: str) -> AsgiResponse:
             for _ in range(TRIES):
                 await ready()
                 reply = await _once(inside, options, url, body, name)
@@ -101,7 +101,7 @@ async def asking(options: Options) -> AsyncIterator[batch.Ask]:
         yield ask
 
 
-async def _once(inside: Inside, options: Options, url: str, body: dict[str, Any], name: str) -> Reply:
+async def _once(inside: AsgiClient, options: ServerOptions, url: str, body: dict[str, Any], name: str) -> AsgiResponse:
     from mmdiff.serve.errors import ApiError, invalid
 
     try:
@@ -114,7 +114,7 @@ async def _once(inside: Inside, options: Options, url: str, body: dict[str, Any]
         return error.status, error.body
 
 
-async def _sound(body: dict[str, Any], options: Options) -> bytes | None:
+async def _sound(body: dict[str, Any], options: ServerOptions) -> bytes | None:
     """The sound that a body's `file_url` holds or names; nothing where there is none."""
     from mmdiff.files import is_data_url
     from mmdiff.serve.fetch import fetch

@@ -7,11 +7,11 @@ from typing import Any
 
 from mmdiff.files import data_url_head, decode_base64, is_data_url
 from mmdiff.serve import wire
-from mmdiff.serve.decoding import Decoders
+from mmdiff.serve.decoding import MediaPool
 from mmdiff.serve.errors import ApiError, invalid
 from mmdiff.serve.fetch import fetch
-from mmdiff.serve.limits import Options
-from mmdiff.serve.protocol import AudioPart, AudioUrlPart, ImagePart, Message, TextPart
+from mmdiff.serve.limits import ServerOptions
+from mmdiff.serve.protocol import AudioPart, AudioUrlPart, ImagePart, ChatMessage, TextPart
 
 
 class Medium:
@@ -21,7 +21,7 @@ class Medium:
         self.kind, self.source, self.param, self.name = kind, source, param, name
 
 
-def taken_apart(messages: Sequence[Message], options: Options) -> tuple[list[dict[str, Any]], list[Medium]]:
+def taken_apart(messages: Sequence[ChatMessage], options: ServerOptions) -> tuple[list[dict[str, Any]], list[Medium]]:
     """The conversation with numbers in the places of its media, and the media, not yet decoded.
 
     Raises:
@@ -53,7 +53,7 @@ def taken_apart(messages: Sequence[Message], options: Options) -> tuple[list[dic
     return made, media
 
 
-def check_counts(media: Sequence[Medium], options: Options) -> None:
+def check_counts(media: Sequence[Medium], options: ServerOptions) -> None:
     for kind, what, most in (("image", "pictures", options.max_images), ("audio", "sounds", options.max_audios)):
         if (count := sum(medium.kind == kind for medium in media)) > most:
             raise invalid("messages", f"{count:,} {what} are more than the {most} allowed")
@@ -70,7 +70,7 @@ def _medium(part: ImagePart | AudioPart | AudioUrlPart, param: str, before: Sequ
     return Medium(kind, _unpacked(part.input_audio.data, param, name), param, name)
 
 
-async def decoded(media: Sequence[Medium], decoders: Decoders, options: Options) -> list[wire.Array]:
+async def decoded(media: Sequence[Medium], decoders: MediaPool, options: ServerOptions) -> list[wire.Array]:
     """The arrays of all media.
 
     Raises:
@@ -93,7 +93,7 @@ async def decoded(media: Sequence[Medium], decoders: Decoders, options: Options)
     return arrays
 
 
-async def _data(medium: Medium, most: int, options: Options) -> bytes:
+async def _data(medium: Medium, most: int, options: ServerOptions) -> bytes:
     assert isinstance(medium.source, str)
     if is_data_url(medium.source):
         return unpacked_url(medium.source, medium.param, medium.name)

@@ -12,7 +12,7 @@ from starlette.types import Scope
 from mmdiff.serve import wire
 
 if TYPE_CHECKING:
-    from mmdiff.serve.exchange import House
+    from mmdiff.serve.exchange import AppState
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
@@ -57,7 +57,7 @@ class Metrics:
         method = method if method in METHODS else "other"
         self.http.labels(method, self.route(path), str(status or 499)).inc()
 
-    def count_tokens(self, event: wire.Message) -> None:
+    def count_tokens(self, event: wire.IpcMessage) -> None:
         """What an engine's event says of tokens, whatever was asked for."""
         self.tokens["prompt"] += event.get("prompt_tokens", 0)
         if event["event"] == "row":
@@ -70,7 +70,7 @@ class Metrics:
 class Collector:
     """What a house knows anyway; accepted = completed + failed + cancelled + in flight, at any moment."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: AppState) -> None:
         self.house = house
 
     def collect(self) -> Iterator[Metric]:
@@ -104,5 +104,5 @@ class Collector:
             yield CounterMetricFamily(f"mmdiff_store_{name}", "Of the store", value=service.counts[f"store_{name}"])
 
 
-def text(house: House) -> bytes:
+def text(house: AppState) -> bytes:
     return generate_latest(house.metrics.registry)

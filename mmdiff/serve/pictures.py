@@ -7,26 +7,26 @@ from typing import Any
 from starlette.requests import Request
 
 from mmdiff.serve import wire
-from mmdiff.serve.bodies import read_json
+from mmdiff.serve.bodies import read_json_body
 from mmdiff.serve.chat import check_room
 from mmdiff.serve.errors import invalid
-from mmdiff.serve.exchange import Asked, House, Perform, Reply
+from mmdiff.serve.exchange import EngineRequest, AppState, Perform, SseWriter
 from mmdiff.serve.media import Medium
 from mmdiff.serve.protocol import CaptionRequest, QueryRequest
 
 LENGTHS = {"normal": "short"}  # moondream's names for ours
 
 
-async def read_caption(house: House, request: Request) -> Perform:
-    asked = await read_json(request, CaptionRequest)
+async def read_caption(house: AppState, request: Request) -> Perform:
+    asked = await read_json_body(request, CaptionRequest)
     house.check_model(asked.model)
     prompt, room = house.about["captions"][LENGTHS.get(asked.length, asked.length)]
     settings = {"gen_length": room, **asked.settings()}
     return _performed(house, request, "caption", asked, prompt, asked.image_url, settings)
 
 
-async def read_query(house: House, request: Request) -> Perform:
-    asked = await read_json(request, QueryRequest)
+async def read_query(house: AppState, request: Request) -> Perform:
+    asked = await read_json_body(request, QueryRequest)
     house.check_model(asked.model)
     if not asked.question.strip():
         raise invalid("question", "the question is empty; say what you want to know", "invalid_request")
@@ -34,7 +34,7 @@ async def read_query(house: House, request: Request) -> Perform:
 
 
 def _performed(
-    house: House, request: Request, name: str, asked: CaptionRequest | QueryRequest, text: str, image_url: str | None,
+    house: AppState, request: Request, name: str, asked: CaptionRequest | QueryRequest, text: str, image_url: str | None,
     settings: dict[str, Any],
 ) -> Perform:
     room = house.about["max_model_len"]
@@ -44,16 +44,16 @@ def _performed(
     content: list[dict[str, Any]] = [{"type": "image", "array": 0}] if media else []
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
     check_room(messages, room)
-    message: wire.Message = {
+    message: wire.IpcMessage = {
         "op": "answer", "messages": messages, "n": 1, "seed": asked.seed or 0, "limit": None, "decoding": settings,
         "stop": [], "stream": asked.stream, "drafts": False}
-    return lambda reply: _perform(Asked(house, request), reply, name, message, media)
+    return lambda reply: _perform(EngineRequest(house, request), reply, name, message, media)
 
 
-async def _perform(asked: Asked, reply: Reply, name: str, message: wire.Message, media: list[Medium]) -> None:
+async def _perform(asked: EngineRequest, reply: SseWriter, name: str, message: wire.IpcMessage, media: list[Medium]) -> None:
     told: list[str] = []
 
-    async def heard(event: wire.Message) -> None:
+    async def heard(event: wire.IpcMessage) -> None:
         if event["event"] == "started" and message["stream"]:
             await reply.begin()
         new = event.get("text", "") if event["event"] == "text" else event.get("rest", "")

@@ -135,7 +135,7 @@ Part = Annotated[TextPart | ImagePart | AudioPart | AudioUrlPart, Field(discrimi
 UNASKED = ("assistant", "system", "developer")  # whose messages may be empty
 
 
-class Message(Cached):
+class ChatMessage(Cached):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[Annotated[StrictStr, Tag("text")] | Annotated[list[Part], Tag("parts")],
                        Discriminator(lambda content: "text" if isinstance(content, str) else "parts")]
@@ -207,7 +207,7 @@ DECODING = tuple(Decoding.model_fields)
 class ChatRequest(Decoding):
     """/v1/chat/completions"""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: StrictStr | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None

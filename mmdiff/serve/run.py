@@ -14,12 +14,12 @@ from types import FrameType
 
 from mmdiff.errors import MMDiffError
 from mmdiff.serve.errors import ApiError
-from mmdiff.serve.limits import Options, Replicas, require_packages
+from mmdiff.serve.limits import ServerOptions, Replicas, require_packages
 
 log = logging.getLogger("mmdiff.serve")
 
 
-def serve(options: Options, replicas: Replicas | None = None) -> int:
+def serve(options: ServerOptions, replicas: Replicas | None = None) -> int:
     """Serve until told to stop, on this machine or, with replicas, on a cluster; gives the exit code.
 
     Raises:
@@ -37,7 +37,7 @@ def serve(options: Options, replicas: Replicas | None = None) -> int:
     return asyncio.run(_serve(options))
 
 
-async def _serve(options: Options) -> int:
+async def _serve(options: ServerOptions) -> int:
     import uvicorn
 
     from mmdiff.serve.app import create

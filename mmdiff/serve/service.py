@@ -16,24 +16,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmdiff.serve import wire
-from mmdiff.serve.children import Child
+from mmdiff.serve.children import WorkerProcess
 from mmdiff.serve.errors import ApiError, engine_dead, shutting_down
-from mmdiff.serve.limits import Options
+from mmdiff.serve.limits import ServerOptions
 
 log = logging.getLogger("mmdiff.serve")
 DEATHS, WITHIN = 5, 60.0  # of the engine, in so many seconds: the server gives up
 STUCK = 10  # times the time of silence: one step that takes longer never ends
 
 
-class Work:
+class PendingRequest:
     """A request in the engine's hands: its events, in order, of whose drafts only the newest is kept."""
 
-    def __init__(self, service: Service, name: str) -> None:
+    def __init__(self, service: EngineClient, name: str) -> None:
         self.service, self.name, self.over = service, name, False
-        self._events: deque[wire.Message] = deque()
+        self._events: deque[wire.IpcMessage] = deque()
         self._arrived = asyncio.Event()
 
-    async def event(self) -> wire.Message:
+    async def event(self) -> wire.IpcMessage:
         """The next one.
 
         Raises:
@@ -47,7 +47,7 @@ class Work:
             raise ApiError(event["status"], event["code"], event["message"], event.get("param"))
         return event
 
-    def put(self, event: wire.Message) -> None:
+    def put(self, event: wire.IpcMessage) -> None:
         if self._events and event["event"] == "draft" == self._events[-1]["event"]:
             self._events.pop()
         self.over |= event["event"] in ("done", "failed")
@@ -60,18 +60,18 @@ class Work:
             await self.service.send({"op": "cancel", "id": self.name})
 
 
-class Service:
+class EngineClient:
     """An engine's process, looked after."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.about: dict[str, Any] | None = None  # what the model takes, once it is loaded
-        self.works: dict[str, Work] = {}
+        self.works: dict[str, PendingRequest] = {}
         self.restarts = 0
         self.counts: dict[str, int] = {"steps": 0, "store_bytes": 0, "store_hits": 0, "store_misses": 0}
         self.unloadable: str | None = None  # why the first engine did not start
         self.given_up = asyncio.Event()
-        self._child: Child | None = None
+        self._child: WorkerProcess | None = None
         self._heard = self._busy = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -92,7 +92,7 @@ class Service:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def begin(self, name: str, message: wire.Message, arrays: Sequence[wire.Array] = ()) -> Work:
+    async def begin(self, name: str, message: wire.IpcMessage, arrays: Sequence[wire.Array] = ()) -> PendingRequest:
         """Send a request; events follow.
 
         Raises:
@@ -100,11 +100,11 @@ class Service:
         """
         if not self.ready:
             raise ApiError(503, "model_loading", "the model is being loaded; ask again in a moment")
-        work = self.works[name] = Work(self, name)
+        work = self.works[name] = PendingRequest(self, name)
         await self.send({**message, "id": name}, arrays)
         return work
 
-    async def send(self, message: wire.Message, arrays: Sequence[wire.Array] = ()) -> None:
+    async def send(self, message: wire.IpcMessage, arrays: Sequence[wire.Array] = ()) -> None:
         if self._child is not None:
             try:
                 await self._child.send(message, arrays)
@@ -127,7 +127,7 @@ class Service:
         """One engine, from start to end."""
         options = self.options
         threads = options.threads or max(1, (os.cpu_count() or 2) - 1)
-        self._child = child = await Child.start("mmdiff.serve.engine", json.dumps({
+        self._child = child = await WorkerProcess.start("mmdiff.serve.engine", json.dumps({
             "model": options.model, "device": options.device, "dtype": options.dtype, "quantize": options.quantize,
             "speech_model": options.speech_model, "threads": threads, "max_model_len": options.max_model_len}))
         self._heard = time.monotonic()
@@ -143,7 +143,7 @@ class Service:
             watch.cancel()
             self._end(engine_dead())
 
-    def _deliver(self, event: wire.Message) -> None:
+    def _deliver(self, event: wire.IpcMessage) -> None:
         kind = event["event"]
         if kind == "beat":
             self.counts = {name: event[name] for name in self.counts}
@@ -157,7 +157,7 @@ class Service:
             if work.over:
                 del self.works[event["id"]]
 
-    async def _watch(self, child: Child) -> None:
+    async def _watch(self, child: WorkerProcess) -> None:
         """End an engine that is stuck; while it loads, it may be silent."""
         while True:
             await asyncio.sleep(min(1.0, self.options.engine_timeout / 4))

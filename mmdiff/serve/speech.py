@@ -16,7 +16,7 @@ from mmdiff.config import shown
 from mmdiff.serve import wire
 from mmdiff.serve.bodies import check_coding, validated
 from mmdiff.serve.errors import ApiError, invalid
-from mmdiff.serve.exchange import Asked, House, Perform, Reply
+from mmdiff.serve.exchange import EngineRequest, AppState, Perform, SseWriter
 from mmdiff.serve.media import Medium
 from mmdiff.serve.protocol import TranscriptionRequest
 from mmdiff.transcript import FORMATS, Segment, Transcript, Word, summary, verbose
@@ -26,7 +26,7 @@ KINDS = {"json": "application/json", "verbose_json": "application/json"}
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
-async def read(house: House, request: Request) -> Perform:
+async def read(house: AppState, request: Request) -> Perform:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(415, "unsupported_media_type", "send the sound as multipart/form-data, in a field `file`")
     check_coding(request)
@@ -43,7 +43,7 @@ async def read(house: House, request: Request) -> Perform:
         known = ", ".join(house.about["languages"][:12])
         raise invalid("language", f"language={asked.language[:80]!r} is not known to {house.about['speech_model']}: "
                                   f"use one of {known}")
-    writing = Writing(Asked(house, request), asked)
+    writing = Writing(EngineRequest(house, request), asked)
     return lambda reply: writing.perform(reply, Medium("audio", data, "file", "audio 0"))
 
 
@@ -81,15 +81,15 @@ def _fields(form: FormData) -> dict[str, Any]:
 class Writing:
     """One transcript, as far as it is written."""
 
-    def __init__(self, work: Asked, asked: TranscriptionRequest) -> None:
+    def __init__(self, work: EngineRequest, asked: TranscriptionRequest) -> None:
         self.work, self.asked = work, asked
         self.segments: list[Segment] = []
         self.duration, self.language = 0.0, ""
 
-    async def perform(self, reply: Reply, sound: Medium) -> None:
+    async def perform(self, reply: SseWriter, sound: Medium) -> None:
         options = {"language": self.asked.language, "prompt": self.asked.prompt,
                    "temperature": self.asked.temperature or 0.0}
-        message: wire.Message = {"op": "transcribe", "options": options}
+        message: wire.IpcMessage = {"op": "transcribe", "options": options}
         if not self.asked.stream:
             await self.work.events(message, [sound], self._heard)
             form = self.asked.response_format
@@ -97,7 +97,7 @@ class Writing:
             await reply.whole(self._body(form), kind)
             return
 
-        async def streamed(event: wire.Message) -> None:
+        async def streamed(event: wire.IpcMessage) -> None:
             await self._heard(event)
             await reply.begin()
             if event["event"] == "segment":
@@ -109,7 +109,7 @@ class Writing:
         await reply.data({"type": "transcript.text.done", "text": made.text, "mmdiff": summary(made)})
         await reply.end()
 
-    async def _heard(self, event: wire.Message) -> None:
+    async def _heard(self, event: wire.IpcMessage) -> None:
         if event["event"] == "found":
             self.duration = event["duration"]
         elif event["event"] == "segment":

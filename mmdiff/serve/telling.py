@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmdiff.canvas import ABSENT
+from mmdiff.canvas import PAD_POSITION
 from mmdiff.config import DecodingConfig
-from mmdiff.extraction import Extraction, Filling
+from mmdiff.extraction import Extraction, StructuredSequence
 from mmdiff.pipeline import Answer, Pipeline, Token
-from mmdiff.rules import Revising
-from mmdiff.sampler import Denoiser
+from mmdiff.rules import RemaskingRule
+from mmdiff.sampler import Sampler
 
 OPEN = "▒"
 
@@ -32,20 +32,20 @@ def held_back(text: str, stops: Sequence[str]) -> int:
                  if any(stop.startswith(text[-size:]) for stop in stops)), 0)
 
 
-class Telling:
+class StreamingText:
     """The text of one row, as far as it was told."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops, self.told, self.stopped = stops, "", False
 
-    def more(self, settled: str) -> str:
+    def push(self, settled: str) -> str:
         """What can be told now that so much of the answer is settled."""
         text, self.stopped = cut(settled.rstrip("\ufffd"), self.stops)
         if not self.stopped:
             text = text[: len(text) - held_back(text, self.stops)]
         return self._new(text.rstrip())
 
-    def rest(self, answer: str) -> str:
+    def finish(self, answer: str) -> str:
         """What is left to be told of a finished answer."""
         text, self.stopped = cut(answer, self.stops)
         return self._new(text.rstrip())
@@ -57,27 +57,27 @@ class Telling:
         return new
 
 
-def settled_text(pipeline: Pipeline, batch: Denoiser, row: int) -> str:
+def settled_text(pipeline: Pipeline, batch: Sampler, row: int) -> str:
     """The text of a row's decided tokens that no later step changes."""
     if batch.constraints[row] is not None:
         return ""  # it may be repaired in the end
     tokens, open_G = pipeline.model.model_config.tokens, batch.canvas.open_BG[row]
     end = int(open_G.int().argmax()) if bool(open_G.any()) else len(open_G)
-    if isinstance(batch.rule, Revising) and end < len(open_G):
+    if isinstance(batch.rule, RemaskingRule) and end < len(open_G):
         end -= end % batch.decoding.block_length
     ids = batch.canvas.ids_BG[row, :end].tolist()
-    stop = next((place for place, token in enumerate(ids) if token in (tokens.eos, tokens.eot, ABSENT)), len(ids))
+    stop = next((place for place, token in enumerate(ids) if token in (tokens.eos, tokens.eot, PAD_POSITION)), len(ids))
     return str(pipeline.processor.tokenizer.decode(ids[:stop], skip_special_tokens=True)).lstrip()
 
 
-def draft(pipeline: Pipeline, batch: Denoiser, row: int, offset: int) -> dict[str, object]:
+def draft(pipeline: Pipeline, batch: Sampler, row: int, offset: int) -> dict[str, object]:
     """The answer as it stands after a step: each position up to its end, None where it is open.
 
     Args:
         offset: how much of the text was told, in characters.
     """
     filling = batch.constraints[row]
-    positions = pipeline.draft(batch.canvas, row, filling if isinstance(filling, Filling) else None).tokens
+    positions = pipeline.draft(batch.canvas, row, filling if isinstance(filling, StructuredSequence) else None).tokens
     return _drafted(positions, int(batch.steps_B[row]), batch.decoding, offset)
 
 
@@ -90,7 +90,7 @@ def structure_told(made: Extraction) -> dict[str, object]:
     """What of a structured answer is not in its text: repairs, decisions about its structure, notes on its schema."""
     return {
         "repairs": [{"pointer": each.pointer, "what": each.what} for each in made.repairs],
-        "decisions": [{"pointer": each.pointer, "kind": each.kind, "chances": [list(pair) for pair in each.chances]}
+        "decisions": [{"pointer": each.pointer, "kind": each.kind, "chances": [list(pair) for pair in each.probabilities]}
                       for each in made.decisions],
         "notes": list(made.notes),
     }

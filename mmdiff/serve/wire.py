@@ -18,19 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-Message = dict[str, Any]
+IpcMessage = dict[str, Any]
 LENGTH = struct.Struct("<I")
 TYPES = ("uint8", "float32")
 
 
-def pack(message: Message, arrays: Sequence[Array] = ()) -> list[bytes | memoryview]:
+def pack(message: IpcMessage, arrays: Sequence[Array] = ()) -> list[bytes | memoryview]:
     """The parts of a frame, in order."""
     described = [[str(array.dtype), list(array.shape)] for array in arrays]
     header = json.dumps({**message, "arrays": described}).encode()
     return [LENGTH.pack(len(header)) + header, *(np.ascontiguousarray(array).data.cast("B") for array in arrays)]
 
 
-def _described(header: bytes) -> tuple[Message, list[tuple[str, list[int], int]]]:
+def _described(header: bytes) -> tuple[IpcMessage, list[tuple[str, list[int], int]]]:
     message = json.loads(header)
     found = []
     for kind, shape in message.pop("arrays"):
@@ -40,12 +40,12 @@ def _described(header: bytes) -> tuple[Message, list[tuple[str, list[int], int]]
     return message, found
 
 
-def send(sock: socket.socket, message: Message, arrays: Sequence[Array] = ()) -> None:
+def send(sock: socket.socket, message: IpcMessage, arrays: Sequence[Array] = ()) -> None:
     for part in pack(message, arrays):
         sock.sendall(part)
 
 
-def receive(sock: socket.socket) -> tuple[Message, list[Array]]:
+def receive(sock: socket.socket) -> tuple[IpcMessage, list[Array]]:
     """The next frame; an EOFError where the other side is gone."""
     header = _exactly(sock, LENGTH.unpack(_exactly(sock, LENGTH.size))[0])
     message, described = _described(bytes(header))
@@ -65,14 +65,14 @@ def _exactly(sock: socket.socket, size: int) -> bytearray:
     return buffer
 
 
-async def send_async(writer: asyncio.StreamWriter, message: Message, arrays: Sequence[Array] = ()) -> None:
+async def send_async(writer: asyncio.StreamWriter, message: IpcMessage, arrays: Sequence[Array] = ()) -> None:
     """Waits while the other side is behind."""
     for part in pack(message, arrays):
         writer.write(part)
     await writer.drain()
 
 
-async def receive_async(reader: asyncio.StreamReader) -> tuple[Message, list[Array]]:
+async def receive_async(reader: asyncio.StreamReader) -> tuple[IpcMessage, list[Array]]:
     """The next frame; an EOFError where the other side is gone."""
     (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
     message, described = _described(await reader.readexactly(length))

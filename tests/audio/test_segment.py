@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdiff.audio.decode import SAMPLE_RATE, load_audio
-from mmdiff.audio.segment import quiet_segments, speech_segments
+from mmdiff.audio.segment import quiet_segments, detect_speech
 
 PAUSE = np.zeros(2 * SAMPLE_RATE, np.float32)
 
@@ -32,13 +32,13 @@ def noises() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", noises())
 def test_there_is_no_speech_in_noise(name: str) -> None:
-    assert speech_segments(noises()[name].astype(np.float32)) == []
+    assert detect_speech(noises()[name].astype(np.float32)) == []
 
 
 def test_segments_follow_the_pauses(spoken: np.ndarray) -> None:
     sound = np.concatenate((PAUSE, spoken, PAUSE, spoken, PAUSE))
     done: list[float] = []
-    first, second = speech_segments(sound, progress=done.append)
+    first, second = detect_speech(sound, progress=done.append)
     for span, start in ((first, len(PAUSE)), (second, 2 * len(PAUSE) + len(spoken))):
         assert abs(span.start - start) < 0.35 * SAMPLE_RATE and abs(span.end - start - len(spoken)) < 0.5 * SAMPLE_RATE
     assert done[-1] == 1.0 and first.seconds == (first.start / 16_000, first.end / 16_000)
@@ -46,7 +46,7 @@ def test_segments_follow_the_pauses(spoken: np.ndarray) -> None:
 
 def test_long_speech_is_cut(spoken: np.ndarray) -> None:
     sound = np.tile(spoken, 6)
-    spans = speech_segments(sound, max_seconds=5)
+    spans = detect_speech(sound, max_seconds=5)
     assert len(spans) >= 3 and all(0 < span.end - span.start <= 5 * SAMPLE_RATE for span in spans)
     assert all(one.end <= other.start for one, other in zip(spans, spans[1:], strict=False))
     assert sum(span.end - span.start for span in spans) > 0.8 * len(sound)
@@ -54,7 +54,7 @@ def test_long_speech_is_cut(spoken: np.ndarray) -> None:
 
 def test_the_gate_leaves_the_number_of_threads_alone(spoken: np.ndarray) -> None:
     threads = torch.get_num_threads()
-    speech_segments(spoken)
+    detect_speech(spoken)
     assert torch.get_num_threads() == threads
 
 

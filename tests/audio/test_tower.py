@@ -140,7 +140,7 @@ def test_a_published_checkpoint_gives_its_encoder(tmp_path: Path) -> None:
     )).half().eval()
     published.save_pretrained(tmp_path)
     tower = load_whisper(tmp_path, drafts=True, frames_per_token=8).eval()
-    assert tower.config.drafts and tower.config.frames_per_token == 8 and tower.config.num_mels == 128
+    assert tower.config.ctc_drafts and tower.config.frames_per_token == 8 and tower.config.num_mels == 128
     mels = torch.randn(1, 128, 3000)
     with torch.no_grad():
         (features,), _ = tower(mels, torch.tensor([3000]))

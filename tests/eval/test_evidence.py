@@ -14,15 +14,15 @@ import torch
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import MMDiffError
 from mmdiff.eval import run
-from mmdiff.eval.evidence import Evidence, Row, against, auc, read, summary
+from mmdiff.eval.evidence import Evidence, EvidenceRow, against, auc, read, summary
 
 FACTS = {"model": "tiny", "weights": "00ff", "seed": 0}
 
 
-def row(number: int, count: int = 1, **changes: Any) -> Row:
+def row(number: int, count: int = 1, **changes: Any) -> EvidenceRow:
     made = {"task": "t", "id": str(number), "group": str(number), "kind": "k", "expected": "yes",
             "answer": "yes" if count else "no", "count": count, "of": 1}
-    return Row(**{**made, **changes})
+    return EvidenceRow(**{**made, **changes})
 
 
 class Asking:
@@ -31,7 +31,7 @@ class Asking:
     def __init__(self, stop: int | None = None, answer: str = "yes") -> None:
         self.stop, self.answer, self.asked = stop, answer, list[str]()
 
-    def rows(self, pipeline: Any, limit: int | None, batch_size: int, done: Container[str]) -> Iterator[list[Row]]:
+    def rows(self, pipeline: Any, limit: int | None, batch_size: int, done: Container[str]) -> Iterator[list[EvidenceRow]]:
         left = [number for number in range(10) if str(number) not in done]
         for start in range(0, len(left), batch_size):
             batch = left[start : start + batch_size]

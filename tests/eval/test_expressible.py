@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mmdiff.config import PRESETS
 from mmdiff.eval.expressible import declared, expressible
 from mmdiff.eval.structured import app
-from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.layout import TemplateBuilder
 from mmdiff.scaffold.vocabulary import Vocabulary
 
 SCHEMAS: dict[str, Any] = {
@@ -41,13 +41,13 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def layouts(root: Path) -> Layouts:
+def layouts(root: Path) -> TemplateBuilder:
     tokens, file = PRESETS["tiny"].tokens, root / "mmdiff" / "models" / "tiny" / "tokenizer.json"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(file)))
-    return Layouts(Vocabulary.of(tokenizer, tokens), tokens.mask, tokens.eot)
+    return TemplateBuilder(Vocabulary.of(tokenizer, tokens), tokens.mask, tokens.eot)
 
 
-def test_instances_are_said_in_the_schemas_order_or_not_at_all(files: tuple[Path, Path], layouts: Layouts) -> None:
+def test_instances_are_said_in_the_schemas_order_or_not_at_all(files: tuple[Path, Path], layouts: TemplateBuilder) -> None:
     rows = list(expressible(*files, layouts, compare=False))
     said = {(row.schema, row.valid): [] for row in rows}
     for row in rows:
@@ -57,7 +57,7 @@ def test_instances_are_said_in_the_schemas_order_or_not_at_all(files: tuple[Path
     assert "undeclared" in rows[1].why and "look-behind" in rows[4].why
 
 
-def test_llguidance_is_asked_in_both_orders(files: tuple[Path, Path], layouts: Layouts) -> None:
+def test_llguidance_is_asked_in_both_orders(files: tuple[Path, Path], layouts: TemplateBuilder) -> None:
     pytest.importorskip("llguidance")
     rows = [row for row in expressible(*files, layouts, compare=True) if row.schema == "closed"]
     assert [row.theirs for row in rows] == [True, True, False, False]

@@ -143,11 +143,11 @@ def test_easy_vqa_is_asked_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """9,673 questions about 1,000 pictures, none of them of the train split."""
     opened = []
 
-    def note(picture: easy_vqa.Picture) -> Image.Image:
+    def note(picture: easy_vqa.EasyVqaImage) -> Image.Image:
         opened.append(picture.path)
         return Image.new("RGB", (64, 64))
 
-    monkeypatch.setattr(easy_vqa.Picture, "open", note)
+    monkeypatch.setattr(easy_vqa.EasyVqaImage, "open", note)
     asked = list(TASKS["easy-vqa"](None))
     assert len(asked) == 9673 and len(opened) == len(set(opened)) == 1000
     assert all(path.parts[-3:-1] == ("test", "images") for path in opened)

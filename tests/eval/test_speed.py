@@ -6,7 +6,7 @@ import pytest
 import torch
 from programs import needs
 
-from mmdiff.cached import cached
+from mmdiff.cached import make_runner
 from mmdiff.canvas import Canvas
 from mmdiff.config import PRESETS, DecodingConfig
 from mmdiff.errors import MMDiffError
@@ -24,7 +24,7 @@ from mmdiff.eval.speed import (
     random_prompt,
 )
 from mmdiff.model import MMDiffModel
-from mmdiff.prompted import Prompted
+from mmdiff.prompted import ModelRunner
 from mmdiff.sampler import denoise
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_the_obvious_versions_give_the_same_ids(model: MMDiffModel, name: str) -
         wanted = llada_loop(model.backbone, prompt, *lengths)
     else:
         wanted = joining_caches(model.backbone, prompt, *lengths, dual=name == "dual")
-    *_, last = denoise(cached(Prompted(model, prompt), decoding), Canvas.blank(2, 24, mask), decoding,
+    *_, last = denoise(make_runner(ModelRunner(model, prompt), decoding), Canvas.blank(2, 24, mask), decoding,
                        model.model_config.tokens)
     assert torch.equal(wanted[:, 20:], last.ids_BG) and torch.equal(wanted[:, :20], prompt)
 
@@ -110,7 +110,7 @@ def test_compiled_layers_give_the_same_logits(model: MMDiffModel) -> None:
 
     def ids() -> list[int]:
         with torch.inference_mode():
-            predict = cached(Prompted(model, prompt), decoding)
+            predict = make_runner(ModelRunner(model, prompt), decoding)
         *_, last = denoise(predict, Canvas.blank(1, 8, tokens.mask), decoding, tokens)
         return last.ids_BG[0].tolist()
 

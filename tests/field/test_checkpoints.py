@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
-from mmdiff.checkpoint import Weights, config_of, load_folder, load_weights
+from mmdiff.checkpoint import CheckpointTensors, config_of, load_folder, load_weights
 from mmdiff.errors import CheckpointError, MMDiffError
 from mmdiff.folder import INDEX, SINGLE
 from mmdiff.model import MMDiffConfig, MMDiffModel
@@ -162,7 +162,7 @@ def folder(reference: Path, tmp_path: Path) -> Path:
 
 def model_of(folder: Path) -> MMDiffModel:
     model = MMDiffModel(MMDiffConfig.of(config_of(folder)))
-    load_weights(model, Weights(folder))
+    load_weights(model, CheckpointTensors(folder))
     return model
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from serving import Served
 
 from mmdiff.serve.app import create
-from mmdiff.serve.limits import Options
+from mmdiff.serve.limits import ServerOptions
 from mmdiff.serve.load import hard_schema
 
 CHAT, JSON = "/v1/chat/completions", "application/json"
@@ -314,7 +314,7 @@ def test_wrong_paths_are_told_the_right_one(server: Served, path: str) -> None:
 
 def preflight(origin: str, names: str, *allowed: str) -> httpx.Response:
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(create(Options(allowed_origins=allowed))[0])
+        transport = httpx.ASGITransport(create(ServerOptions(allowed_origins=allowed))[0])
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
             return await client.options(CHAT, headers={
                 "Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": names})

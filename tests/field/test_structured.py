@@ -43,9 +43,9 @@ from mmdiff.scaffold.errors import (
     UnsatisfiableSchemaError,
     UnsupportedSchemaError,
 )
-from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.layout import TemplateBuilder
 from mmdiff.scaffold.membership import Unsaid, arranged
-from mmdiff.scaffold.plan import Row, plan
+from mmdiff.scaffold.plan import ProbeRow, search_structure
 from mmdiff.scaffold.scaffold import compile_schema
 from mmdiff.scaffold.source import compile_choices, compile_source, compile_template
 from mmdiff.scaffold.vocabulary import Vocabulary
@@ -313,17 +313,17 @@ CASES: list[tuple[str, Any, list[Any], list[Any]]] = [
 
 
 @pytest.fixture(scope="module")
-def layouts(root: Path) -> Layouts:
+def layouts(root: Path) -> TemplateBuilder:
     file = root / "mmdiff" / "models" / "tiny" / "tokenizer.json"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(file)))
-    return Layouts(Vocabulary.of(tokenizer, TOKENS), TOKENS.mask, TOKENS.eot)
+    return TemplateBuilder(Vocabulary.of(tokenizer, TOKENS), TOKENS.mask, TOKENS.eot)
 
 
 @pytest.mark.parametrize(
     ("report", "schema", "said", "unsaid"), CASES, ids=[case[0] for case in CASES]
 )
 def test_valid_values_are_within_reach(
-    layouts: Layouts, report: str, schema: Any, said: list[Any], unsaid: list[Any]
+    layouts: TemplateBuilder, report: str, schema: Any, said: list[Any], unsaid: list[Any]
 ) -> None:
     scaffold, judge = compile_schema(schema, layouts, 600), Judge(schema)
     for value in said:
@@ -337,7 +337,7 @@ def test_valid_values_are_within_reach(
     assert judge(made.text) and not made.stand_in, HUB + report
 
 
-def made(layouts: Layouts, kind: Any) -> Any:
+def made(layouts: TemplateBuilder, kind: Any) -> Any:
     return generate(compile_source(kind, layouts, 400), Fake(layouts, TOKENS, "random"), BASE, 0)[0]
 
 
@@ -356,7 +356,7 @@ class Strictly(BaseModel):
     levels: dict[Level, bool]
 
 
-def test_strict_types_are_filled_from_json(layouts: Layouts) -> None:
+def test_strict_types_are_filled_from_json(layouts: TemplateBuilder) -> None:
     # https://github.com/Pipelex/pipelex/pull/1089, https://github.com/langchain-ai/langchain/issues/29604
     # https://github.com/pydantic/pydantic-ai/issues/1509, https://github.com/pydantic/pydantic/issues/11967
     value = made(layouts, Strictly).value
@@ -370,7 +370,7 @@ def test_strict_types_are_filled_from_json(layouts: Layouts) -> None:
     )
 
 
-def test_digits_of_decimals_are_kept_to(layouts: Layouts) -> None:
+def test_digits_of_decimals_are_kept_to(layouts: TemplateBuilder) -> None:
     # https://github.com/networknt/json-schema-validator/issues/893
     price = made(layouts, Annotated[Decimal, Field(max_digits=5, decimal_places=2)])
     assert not price.stand_in and abs(price.value) < 1000 and price.value == round(price.value, 2)
@@ -388,13 +388,13 @@ class Dated(BaseModel):
         return self
 
 
-def test_a_check_that_nothing_passes_is_named(layouts: Layouts) -> None:
+def test_a_check_that_nothing_passes_is_named(layouts: TemplateBuilder) -> None:
     # https://github.com/pydantic/pydantic/issues/7468
     with pytest.raises(UnsatisfiableSchemaError, match="the day is too early"):
         compile_source(Dated, layouts, 100)
 
 
-def test_what_takes_too_long_is_refused_and_remembered(layouts: Layouts) -> None:
+def test_what_takes_too_long_is_refused_and_remembered(layouts: TemplateBuilder) -> None:
     # https://github.com/vllm-project/vllm/issues/43920, https://github.com/dottxt-ai/outlines-core/issues/193
     source, seconds = {"type": "string", "pattern": "^(a|b)*a(a|b){40}$"}, []
     for _ in range(2):
@@ -405,7 +405,7 @@ def test_what_takes_too_long_is_refused_and_remembered(layouts: Layouts) -> None
     assert seconds[0] < 1.5 and seconds[1] < 0.05
 
 
-def test_a_name_does_not_send_a_pattern_searching_without_end(layouts: Layouts) -> None:
+def test_a_name_does_not_send_a_pattern_searching_without_end(layouts: TemplateBuilder) -> None:
     # https://github.com/vllm-project/vllm/issues/17313
     schema = {
         "type": "object",
@@ -420,7 +420,7 @@ def test_a_name_does_not_send_a_pattern_searching_without_end(layouts: Layouts) 
     assert time.thread_time() - started < 3
 
 
-def test_members_come_in_the_schemas_order(layouts: Layouts) -> None:
+def test_members_come_in_the_schemas_order(layouts: TemplateBuilder) -> None:
     # https://github.com/vllm-project/vllm/issues/3283
     schema = obj("z a m", z={"const": 1}, a={"const": 2}, m={"const": 3})
     assert list(
@@ -430,19 +430,19 @@ def test_members_come_in_the_schemas_order(layouts: Layouts) -> None:
     ) == ["z", "a", "m"]
 
 
-def test_what_is_no_type_is_refused_in_a_sentence(layouts: Layouts) -> None:
+def test_what_is_no_type_is_refused_in_a_sentence(layouts: TemplateBuilder) -> None:
     # https://github.com/pydantic/pydantic-ai/issues/1509
     with pytest.raises(ScaffoldError, match="neither a JSON Schema nor a type"):
         compile_source(Callable[[int], int], layouts, 100)
 
 
-def test_literals_of_numbers_are_names_too(layouts: Layouts) -> None:
+def test_literals_of_numbers_are_names_too(layouts: TemplateBuilder) -> None:
     # https://github.com/pydantic/pydantic/pull/13763
     found = made(layouts, dict[Literal["a", "b"], int])
     assert set(found.value) <= {"a", "b"}
 
 
-def test_no_length_of_a_word_is_tried_again(layouts: Layouts) -> None:
+def test_no_length_of_a_word_is_tried_again(layouts: TemplateBuilder) -> None:
     # https://github.com/vllm-project/vllm/issues/43920
     text = {"type": "string"}
     scaffold = compile_schema(obj("a b c", a=text, b=text, c=text), layouts, 900)
@@ -450,13 +450,13 @@ def test_no_length_of_a_word_is_tried_again(layouts: Layouts) -> None:
     for _ in range(20):
         passes = 0
 
-        def probe(rows: Sequence[Row]) -> list[np.ndarray[Any, Any]]:
+        def probe(rows: Sequence[ProbeRow]) -> list[np.ndarray[Any, Any]]:
             nonlocal passes
             passes += 1
             assert passes <= 5  # the usual lengths, 64, 128 and 256
             return [rng.normal(size=(len(row.places), layouts.vocabulary.size)) for row in rows]
 
-        plan(scaffold, probe, 0.0, torch.Generator())
+        search_structure(scaffold, probe, 0.0, torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ def test_no_length_of_a_word_is_tried_again(layouts: Layouts) -> None:
     ],
 )
 def test_older_drafts_are_asked_to_be_named(
-    layouts: Layouts, schema: Any, said: Any, unsaid: Any
+    layouts: TemplateBuilder, schema: Any, said: Any, unsaid: Any
 ) -> None:
     # https://github.com/PayU/api-schema-builder/issues/86, https://github.com/ajv-validator/ajv/issues/835
     # https://github.com/python-openapi/openapi-schema-validator/issues/45
@@ -488,13 +488,13 @@ def test_older_drafts_are_asked_to_be_named(
 
 
 @pytest.mark.parametrize("version", [UUID1, UUID3, UUID4, UUID5, UUID7], ids="13457")
-def test_versions_of_uuids_are_kept_to(layouts: Layouts, version: Any) -> None:
+def test_versions_of_uuids_are_kept_to(layouts: TemplateBuilder, version: Any) -> None:
     # https://github.com/pydantic/pydantic/issues/11967
     found = made(layouts, version)
     assert not found.stand_in and found.value.version == int(TypeAdapter(version).json_schema()["format"][-1])
 
 
-def test_half_a_character_is_refused_in_a_sentence(layouts: Layouts) -> None:
+def test_half_a_character_is_refused_in_a_sentence(layouts: TemplateBuilder) -> None:
     # https://github.com/Aider-AI/aider/issues/3693
     for compiled in (
         lambda: compile_choices(["a", "\ud83d"], layouts, 100),

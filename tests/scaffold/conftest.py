@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from mmdiff.config import PRESETS, TokenIds
-from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.layout import TemplateBuilder
 from mmdiff.scaffold.vocabulary import Vocabulary
 
 SPECIAL = ["<mask>", "<eos>", "<eot>", "<bos>", "<image>"]
@@ -62,20 +62,20 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
-def layouts_of(tokenizer: Tokenizer, tokens: TokenIds) -> Layouts:
+def layouts_of(tokenizer: Tokenizer, tokens: TokenIds) -> TemplateBuilder:
     vocabulary = Vocabulary.of(PreTrainedTokenizerFast(tokenizer_object=tokenizer), tokens)
-    return Layouts(vocabulary, tokens.mask, tokens.eot)
+    return TemplateBuilder(vocabulary, tokens.mask, tokens.eot)
 
 
 @pytest.fixture(scope="session", params=sorted(KINDS))
-def foreign(request: pytest.FixtureRequest) -> tuple[Layouts, Tokenizer]:
+def foreign(request: pytest.FixtureRequest) -> tuple[TemplateBuilder, Tokenizer]:
     """Layouts of each kind of tokenizer."""
     made = KINDS[request.param]()
     return layouts_of(made, TOKENS), made
 
 
 @pytest.fixture(scope="session")
-def layouts(root: Path) -> Layouts:
+def layouts(root: Path) -> TemplateBuilder:
     """Layouts of the shipped tokenizer."""
     file = root / "mmdiff" / "models" / "tiny" / "tokenizer.json"
     return layouts_of(Tokenizer.from_file(str(file)), PRESETS["tiny"].tokens)

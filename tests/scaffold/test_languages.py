@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdiff.scaffold import language as lang
-from mmdiff.scaffold.automaton import byte_automaton
-from mmdiff.scaffold.deadline import Deadline, LanguageError
-from mmdiff.scaffold.derivatives import CharAutomaton, automaton, matches, sample, shortest, walk
+from mmdiff.scaffold.automaton import byte_dfa_of
+from mmdiff.scaffold.deadline import CompileLimits, LanguageError
+from mmdiff.scaffold.derivatives import CharDfa, automaton, matches, sample, shortest, walk
 from mmdiff.scaffold.language import ANY, EMPTY, EVERYTHING, NOTHING, Language, literal
 
 LONGEST = 4
@@ -55,7 +55,7 @@ def grown(trees: st.SearchStrategy[Both]) -> st.SearchStrategy[Both]:
 trees = st.recursive(leaves, grown, max_leaves=10)
 
 
-def accepted(machine: CharAutomaton, text: str) -> bool:
+def accepted(machine: CharDfa, text: str) -> bool:
     state: int | None = None if machine.empty else 0
     for letter in text:
         if state is not None:
@@ -79,7 +79,7 @@ def test_the_algebra_is_that_of_sets_of_texts(both: Both) -> None:
         assert least is None or len(found) <= least
         drawn = sample(language, random.Random(0), 6)
         assert matches(language, drawn)
-        assert byte_automaton(language, "plain").reads(drawn.encode())
+        assert byte_dfa_of(language, "plain").reads(drawn.encode())
 
 
 def test_every_state_can_reach_acceptance() -> None:
@@ -133,7 +133,7 @@ TEXTS: dict[str, Callable[[], Language]] = {
 @pytest.mark.parametrize("name", TEXTS)
 def test_bytes_are_read_as_json_and_utf8_read_them(name: str) -> None:
     language = TEXTS[name]()
-    as_json, plain = byte_automaton(language, "json"), byte_automaton(language, "plain")
+    as_json, plain = byte_dfa_of(language, "json"), byte_dfa_of(language, "plain")
     rng = random.Random(name)
     machine = automaton(language)
     for _ in range(150):
@@ -167,26 +167,26 @@ def _reads_json(language: Language, data: bytes) -> bool:
                                   b"\xed\xbf\xbf", b"\xf0\x8f\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80",
                                   b"\xff"])
 def test_overlong_forms_and_surrogates_are_nowhere(data: bytes) -> None:
-    assert not byte_automaton(EVERYTHING, "plain").reads(data)
+    assert not byte_dfa_of(EVERYTHING, "plain").reads(data)
 
 
 def test_tables_of_bytes() -> None:
-    next_SB, accepts_S = byte_automaton(ANY, "json")
+    next_SB, accepts_S = byte_dfa_of(ANY, "json")
     assert next_SB.shape == (len(accepts_S), 256) and next_SB.dtype == "int32" and accepts_S.dtype == bool
-    assert not next_SB.flags.writeable and byte_automaton(ANY, "json").next_SB is next_SB
+    assert not next_SB.flags.writeable and byte_dfa_of(ANY, "json").next_SB is next_SB
     assert len(accepts_S) == 10  # the escape; and E0, ED, F0 and F4 with continuations, of which one to three follow
     with pytest.raises(LanguageError, match="empty"):
-        byte_automaton(literal("a") & literal("b"), "plain")
+        byte_dfa_of(literal("a") & literal("b"), "plain")
     with pytest.raises(LanguageError, match="empty"):
-        byte_automaton(literal("\x01"), "json")
-    assert byte_automaton(literal("\b\f"), "json").reads(rb"\b\f")
+        byte_dfa_of(literal("\x01"), "json")
+    assert byte_dfa_of(literal("\b\f"), "json").reads(rb"\b\f")
 
 
 def test_what_cannot_be_told_apart_is_one_state() -> None:
     some = lang.repeat(lang.chars([(97, 98)]))
     unlike = (some + literal("a") + some) | lang.words(["", "b"])
-    assert len(byte_automaton(lang.union(unlike, ~unlike), "plain").next_SB) \
-        == len(byte_automaton(EVERYTHING, "plain").next_SB)
+    assert len(byte_dfa_of(lang.union(unlike, ~unlike), "plain").next_SB) \
+        == len(byte_dfa_of(EVERYTHING, "plain").next_SB)
 
 
 LARGE: dict[str, Callable[[], Language]] = {
@@ -202,7 +202,7 @@ LARGE: dict[str, Callable[[], Language]] = {
 def test_too_large_ends_in_an_error_and_soon(name: str) -> None:
     start = time.monotonic()
     with pytest.raises(LanguageError, match="too large|too deeply"):
-        automaton(LARGE[name](), Deadline(0.5))
+        automaton(LARGE[name](), CompileLimits(0.5))
     assert time.monotonic() - start < 5
 
 
@@ -219,4 +219,4 @@ def test_a_long_list_of_words_is_a_tree() -> None:
     listed = [str(number * 7919) for number in range(500)]
     language = lang.words(listed)
     assert all(matches(language, each) for each in listed[::50]) and not matches(language, "7918")
-    assert len(automaton(language, Deadline(10)).edges) < sum(map(len, listed)) / 3
+    assert len(automaton(language, CompileLimits(10)).edges) < sum(map(len, listed)) / 3

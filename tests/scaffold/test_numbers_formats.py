@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import pytest
 
-from mmdiff.scaffold.automaton import byte_automaton
+from mmdiff.scaffold.automaton import byte_dfa_of
 from mmdiff.scaffold.deadline import LanguageError
 from mmdiff.scaffold.derivatives import automaton, matches, shortest, walk
 from mmdiff.scaffold.formats import FORMATS
@@ -86,7 +86,7 @@ def test_decimals_without_bounds() -> None:
         assert matches(language, text)
     for text in ("-0", "-0.0", "-0.000000", ".5", "1.", "01.5", "1e5", "0.1234567", "12345678901234.56", "NaN"):
         assert not matches(language, text)
-    assert len(byte_automaton(language, "plain").next_SB) < 50
+    assert len(byte_dfa_of(language, "plain").next_SB) < 50
     largest = Decimal("1.7976931348623157e308")
     assert decimals(-largest, largest) is language
     for bound in ("NaN", "Infinity", "1e400"):
@@ -139,7 +139,7 @@ def test_two_validators_accept_what_is_drawn(name: str) -> None:
 
 
 def test_formats_are_small() -> None:
-    sizes = {name: len(byte_automaton(make(), "json").next_SB) for name, make in FORMATS.items()}
+    sizes = {name: len(byte_dfa_of(make(), "json").next_SB) for name, make in FORMATS.items()}
     assert max(sizes.values()) < 500 and sizes["date"] < 40 and sizes["uri"] < 30, sizes
 
 

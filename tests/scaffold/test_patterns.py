@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from mmdiff.scaffold.automaton import byte_automaton
-from mmdiff.scaffold.deadline import Deadline, LanguageError
+from mmdiff.scaffold.automaton import byte_dfa_of
+from mmdiff.scaffold.deadline import CompileLimits, LanguageError
 from mmdiff.scaffold.derivatives import automaton, matches, shortest, walk
 from mmdiff.scaffold.language import ANY, literal
-from mmdiff.scaffold.pattern import pattern
+from mmdiff.scaffold.pattern import compile_regex
 
 SOURCES = r"""
 a|b  ^a$  ^a  b$  ^(a|b)*$  ^a*b+$  (?=a)b  (?=a).  ^(?!a)  ^(?!.*b)  a(?!b)  a{2}b?  ^a{1,2}$  [^a]  ^[^a]*$  (^a|b$)
@@ -27,10 +27,10 @@ SOURCES.remove("a{,")
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_patterns_are_found_as_python_finds_them(source: str) -> None:
-    language, wide = pattern(source), pattern(source, wide=True)
+    language, wide = compile_regex(source), compile_regex(source, wide=True)
     searched = re.compile(source.replace("(?<f", "(?P<f").replace("~[]", r"~\[]"))
     # With a control character, which no text has, so that no language is empty.
-    sure, maybe = (byte_automaton(each | literal("\0"), "plain") for each in (language, wide))
+    sure, maybe = (byte_dfa_of(each | literal("\0"), "plain") for each in (language, wide))
     for letters in ("ab", "a1 ", "@.-"):
         for word in itertools.chain.from_iterable(itertools.product(letters, repeat=size) for size in range(5)):
             text = "".join(word)
@@ -46,7 +46,7 @@ def test_patterns_are_found_as_python_finds_them(source: str) -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_drawn_texts_are_found_by_python(source: str) -> None:
-    machine, rng = automaton(pattern(source)), random.Random(source)
+    machine, rng = automaton(compile_regex(source)), random.Random(source)
     for _ in range(0 if machine.empty else 100):
         assert re.search(source.replace("(?<f", "(?P<f").replace("~[]", r"~\[]"), walk(machine, rng, 8))
 
@@ -65,15 +65,15 @@ def test_drawn_texts_are_found_by_python(source: str) -> None:
     (r"[\b]", [], ["a", "b"]),  # a control character, which no text has
 ])
 def test_what_engines_read_differently_is_narrowed(source: str, inside: list[str], outside: list[str]) -> None:
-    language = pattern(source)
+    language = compile_regex(source)
     assert all(matches(language, each) for each in inside)
     assert not any(matches(language, each) for each in outside)
 
 
 def test_search_is_not_anchored_and_shortest_is_plain() -> None:
-    assert shortest(pattern("ab+")) == "ab" and matches(pattern("ab+"), "\nxabx漢") and pattern("") is ANY
-    assert shortest(pattern(r"^[^a]{2}\d$")) == "bb0"
-    assert len(byte_automaton(pattern("^.*a.*b.*$"), "json").next_SB) < 40
+    assert shortest(compile_regex("ab+")) == "ab" and matches(compile_regex("ab+"), "\nxabx漢") and compile_regex("") is ANY
+    assert shortest(compile_regex(r"^[^a]{2}\d$")) == "bb0"
+    assert len(byte_dfa_of(compile_regex("^.*a.*b.*$"), "json").next_SB) < 40
 
 
 @pytest.mark.parametrize(("source", "because"), [
@@ -90,7 +90,7 @@ def test_search_is_not_anchored_and_shortest_is_plain() -> None:
 ])
 def test_refused(source: str, because: str) -> None:
     with pytest.raises(LanguageError, match=because):
-        pattern(source)
+        compile_regex(source)
 
 
 HOSTILE = [
@@ -105,7 +105,7 @@ HOSTILE = [
 def test_hostile_patterns_end_soon(source: str) -> None:
     start = time.monotonic()
     try:
-        byte_automaton(pattern(source, deadline=Deadline(0.5)), "json", Deadline(0.5))
+        byte_dfa_of(compile_regex(source, deadline=CompileLimits(0.5)), "json", CompileLimits(0.5))
     except LanguageError as error:
         assert "too large" in str(error) or "too deeply" in str(error)
     assert time.monotonic() - start < 10  # leaves room for busy machines

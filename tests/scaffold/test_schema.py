@@ -24,7 +24,7 @@ from mmdiff.scaffold.errors import (
     UnsatisfiableSchemaError,
     UnsupportedSchemaError,
 )
-from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.layout import TemplateBuilder
 from mmdiff.scaffold.membership import arranged
 from mmdiff.scaffold.scaffold import compile_schema
 from mmdiff.scaffold.source import compile_choices, compile_pattern, compile_source, compile_template
@@ -33,7 +33,7 @@ from mmdiff.scaffold.spelling import dumps, outline
 TOKENS = PRESETS["tiny"].tokens
 
 
-def values(layouts: Layouts, schema: Any, count: int = 12) -> list[Any]:
+def values(layouts: TemplateBuilder, schema: Any, count: int = 12) -> list[Any]:
     """Values that random weights give a schema."""
     scaffold, judge = compile_schema(schema, layouts, 512), Judge(schema)
     made = [generate(scaffold, Fake(layouts, TOKENS, "random"), dataclasses.replace(BASE, temperature=1.0), seed)[0]
@@ -42,14 +42,14 @@ def values(layouts: Layouts, schema: Any, count: int = 12) -> list[Any]:
     return [each.value for each in made]
 
 
-def test_objects_keep_the_order_of_the_schema_and_decide_optional_members(layouts: Layouts) -> None:
+def test_objects_keep_the_order_of_the_schema_and_decide_optional_members(layouts: TemplateBuilder) -> None:
     schema = {"type": "object", "required": ["z", "b"], "properties": {
         "z": {"const": 1}, "m": {"const": 2}, "b": {"const": 3}, "a": {"const": 4}}}
     seen = {tuple(value) for value in values(layouts, schema, 30)}
     assert seen == {("z", "b"), ("z", "m", "b"), ("z", "b", "a"), ("z", "m", "b", "a")}
 
 
-def test_all_of_a_small_domain_is_reached(layouts: Layouts) -> None:
+def test_all_of_a_small_domain_is_reached(layouts: TemplateBuilder) -> None:
     schema = {"type": "array", "minItems": 1, "maxItems": 2, "items": {"enum": ["a", None]}}
     seen = {json.dumps(value) for value in values(layouts, schema, 60)}
     assert seen == {'["a"]', "[null]", '["a", "a"]', '["a", null]', '[null, "a"]', "[null, null]"}
@@ -67,7 +67,7 @@ def test_all_of_a_small_domain_is_reached(layouts: Layouts) -> None:
     ({"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 1}, {0, 0.5, 1}),
     ({"type": "number", "multipleOf": 0.01, "exclusiveMinimum": 19.98, "maximum": 20}, {19.99, 20}),
 ])
-def test_few_values_are_all_reached_and_no_others(layouts: Layouts, schema: Any, needed: set[Any]) -> None:
+def test_few_values_are_all_reached_and_no_others(layouts: TemplateBuilder, schema: Any, needed: set[Any]) -> None:
     assert set(values(layouts, schema, 40)) == needed
 
 
@@ -96,7 +96,7 @@ REFUSED: list[tuple[Any, type[ScaffoldError], str]] = [
 
 @pytest.mark.parametrize(("schema", "kind", "where"), REFUSED, ids=[str(case[0])[:50] for case in REFUSED])
 def test_what_cannot_be_honoured_is_refused_with_its_place(
-    layouts: Layouts, schema: Any, kind: type[ScaffoldError], where: str
+    layouts: TemplateBuilder, schema: Any, kind: type[ScaffoldError], where: str
 ) -> None:
     with pytest.raises(kind) as caught:
         compile_schema(schema, layouts, 256)
@@ -104,7 +104,7 @@ def test_what_cannot_be_honoured_is_refused_with_its_place(
     assert "\n" not in str(caught.value)
 
 
-def test_a_budget_that_is_too_small_is_refused_with_what_is_needed(layouts: Layouts) -> None:
+def test_a_budget_that_is_too_small_is_refused_with_what_is_needed(layouts: TemplateBuilder) -> None:
     with pytest.raises(BudgetError, match="raise max_tokens") as caught:
         compile_schema(SCHEMAS["receipt"], layouts, 20)
     assert compile_schema(SCHEMAS["receipt"], layouts, caught.value.needed)
@@ -112,7 +112,7 @@ def test_a_budget_that_is_too_small_is_refused_with_what_is_needed(layouts: Layo
         compile_schema(SCHEMAS["receipt"], layouts, caught.value.needed - 1)
 
 
-def test_the_budget_is_never_exceeded(layouts: Layouts) -> None:
+def test_the_budget_is_never_exceeded(layouts: TemplateBuilder) -> None:
     for budget in (100, 110, 130):
         scaffold = compile_schema(SCHEMAS["receipt"], layouts, budget)
         for seed in range(5):
@@ -138,7 +138,7 @@ def _nested(depth: int) -> Any:
     {"type": "array", "minItems": 10**9, "items": {"type": "null"}}, {"type": "integer", "multipleOf": 10**300},
 ], ids=["many members", "long enum", "deep", "very deep", "many references", "product", "nested groups", "long array",
         "large step"])
-def test_large_schemas_are_compiled_or_refused_in_time(layouts: Layouts, schema: Any) -> None:
+def test_large_schemas_are_compiled_or_refused_in_time(layouts: TemplateBuilder, schema: Any) -> None:
     started = time.thread_time()
     try:
         compile_schema(schema, layouts, 2000)
@@ -148,14 +148,14 @@ def test_large_schemas_are_compiled_or_refused_in_time(layouts: Layouts, schema:
 
 
 @pytest.mark.parametrize("first", range(0, 300, 100))
-def test_mutated_schemas_are_refused_or_honoured(layouts: Layouts, first: int) -> None:
+def test_mutated_schemas_are_refused_or_honoured(layouts: TemplateBuilder, first: int) -> None:
     """The longer run of 10,000 is `python -m mmdiff.eval.structured mutated`."""
     outcomes = [covered.outcome for covered in mutations(layouts, TOKENS, first, 100)]
     assert set(outcomes) <= {"valid", *(kind.__name__ for kind in (
         BudgetError, SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError))}
 
 
-def test_values_that_are_mostly_structure_take_at_most_half_the_passes_of_free_decoding(layouts: Layouts) -> None:
+def test_values_that_are_mostly_structure_take_at_most_half_the_passes_of_free_decoding(layouts: TemplateBuilder) -> None:
     told = {name: (made, free) for name, made, free in half_the_passes(layouts, TOKENS)}
     assert told["choices"][0] == 1
     mostly_structure = ("one of", "overlapping", "unique", "all of", "not", "if", "dependent")
@@ -171,7 +171,7 @@ JSON = st.recursive(SCALARS,
 
 @given(JSON)
 @settings(max_examples=60, deadline=None)
-def test_any_constant_comes_out_as_it_is(layouts: Layouts, value: Any) -> None:
+def test_any_constant_comes_out_as_it_is(layouts: TemplateBuilder, value: Any) -> None:
     scaffold = compile_schema({"const": value}, layouts, 2000)
     assert generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, 0)[0].value == value
 
@@ -196,7 +196,7 @@ class Point:
     y: int
 
 
-def test_types_give_their_own_values(layouts: Layouts) -> None:
+def test_types_give_their_own_values(layouts: TemplateBuilder) -> None:
     for source, kind in ((Receipt, Receipt), (Point, Point), (list[int], list), (Literal["a", "b"], str)):
         scaffold = compile_source(source, layouts, 300)
         for seed in range(3):
@@ -209,14 +209,14 @@ def _odd(value: int) -> int:
     return value
 
 
-def test_a_types_own_checks_hold(layouts: Layouts) -> None:
+def test_a_types_own_checks_hold(layouts: TemplateBuilder) -> None:
     scaffold = compile_source(list[Annotated[int, Field(ge=0, le=9), AfterValidator(_odd)]], layouts, 100)
     for seed in range(6):
         made, _ = generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, seed)
         assert all(value % 2 for value in made.value)
 
 
-def test_choices_patterns_and_templates_give_texts(layouts: Layouts) -> None:
+def test_choices_patterns_and_templates_give_texts(layouts: TemplateBuilder) -> None:
     fake = Fake(layouts, TOKENS, "random")
     choices = compile_choices(["red", "dark blue"], layouts, 64)
     assert {generate(choices, fake, BASE, seed)[0].text for seed in range(8)} == {"red", "dark blue"}
@@ -230,18 +230,18 @@ def test_choices_patterns_and_templates_give_texts(layouts: Layouts) -> None:
 
 
 @pytest.mark.parametrize("choices", [[], ["a", "a"], ["a", ""], "abc", [1]])
-def test_bad_choices_are_refused(layouts: Layouts, choices: Any) -> None:
+def test_bad_choices_are_refused(layouts: TemplateBuilder, choices: Any) -> None:
     with pytest.raises(MMDiffError, match="choices="):
         compile_choices(choices, layouts, 64)
 
 
-def test_a_text_without_holes_is_refused(layouts: Layouts) -> None:
+def test_a_text_without_holes_is_refused(layouts: TemplateBuilder) -> None:
     with pytest.raises(MMDiffError, match="no hole"):
         compile_template("nothing to fill", layouts, 64)
 
 
 @pytest.mark.parametrize("count", [7, 9, 10, 11])
-def test_rankings_are_found_and_not_repaired(layouts: Layouts, count: int) -> None:
+def test_rankings_are_found_and_not_repaired(layouts: TemplateBuilder, count: int) -> None:
     names = [f"choice {number}" for number in range(count)]
     scaffold = compile_schema({"type": "array", "items": {"enum": names}, "minItems": count, "uniqueItems": True},
                               layouts, 512)
@@ -251,13 +251,13 @@ def test_rankings_are_found_and_not_repaired(layouts: Layouts, count: int) -> No
         assert sorted(made.value) == sorted(names) and not made.changes and passes == 1
 
 
-def test_a_set_has_at_most_all_values(layouts: Layouts) -> None:
+def test_a_set_has_at_most_all_values(layouts: TemplateBuilder) -> None:
     listed = {"c": {"enum": ["a", "b"]}}
     schema = {"type": "array", "items": {"$ref": "#/$defs/c"}, "uniqueItems": True, "$defs": listed}
     assert {tuple(sorted(value)) for value in values(layouts, schema, 30)} == {(), ("a",), ("b",), ("a", "b")}
 
 
-def test_names_of_entries_never_meet(layouts: Layouts) -> None:
+def test_names_of_entries_never_meet(layouts: TemplateBuilder) -> None:
     schema = {"type": "object", "propertyNames": {"enum": list("abcde")}, "minProperties": 5,
               "additionalProperties": {"type": "boolean"}}
     assert all(sorted(value) == list("abcde") for value in values(layouts, schema, 4))
@@ -273,14 +273,14 @@ def _kinds(count: int, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("count", [5, 6, 20])
-def test_conditions_lose_no_kind(layouts: Layouts, count: int) -> None:
+def test_conditions_lose_no_kind(layouts: TemplateBuilder, count: int) -> None:
     scaffold = compile_schema(_kinds(count), layouts, 1000)
     for kind in range(count):
         arranged(scaffold, {"kind": kind, f"m{kind}": True})
     assert not scaffold.notes and not generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, 1)[0].changes
 
 
-def test_one_of_several_members_is_decided_and_not_repaired(layouts: Layouts) -> None:
+def test_one_of_several_members_is_decided_and_not_repaired(layouts: TemplateBuilder) -> None:
     members = {name: {"type": "string", "maxLength": 5} for name in "abc"}
     schema = {"type": "object", "properties": members, "additionalProperties": False,
               "oneOf": [{"required": [name]} for name in members]}
@@ -292,7 +292,7 @@ def test_one_of_several_members_is_decided_and_not_repaired(layouts: Layouts) ->
     assert not any(each.stand_in or each.changes for each in found)
 
 
-def test_else_is_for_all_that_does_not_meet_the_condition(layouts: Layouts) -> None:
+def test_else_is_for_all_that_does_not_meet_the_condition(layouts: TemplateBuilder) -> None:
     schema = {"type": "object", "required": ["a", "b"], "additionalProperties": False,
               "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 100}, "b": {"type": "boolean"}},
               "if": {"properties": {"a": {"minimum": 50}}, "required": ["a"]},
@@ -302,7 +302,7 @@ def test_else_is_for_all_that_does_not_meet_the_condition(layouts: Layouts) -> N
         assert arranged(scaffold, value) == value
 
 
-def test_conditions_that_are_too_many_are_checked_and_that_is_said(layouts: Layouts) -> None:
+def test_conditions_that_are_too_many_are_checked_and_that_is_said(layouts: TemplateBuilder) -> None:
     flags = [f"b{n}" for n in range(8)]
     schema = {"type": "object", "required": flags,
               "properties": {name: {"type": "boolean"} for name in [*flags, *(name + "x" for name in flags)]},
@@ -313,7 +313,7 @@ def test_conditions_that_are_too_many_are_checked_and_that_is_said(layouts: Layo
     assert judge(generate(scaffold, Fake(layouts, TOKENS, "random"), BASE, 3)[0].text)
 
 
-def test_the_same_reference_means_another_thing_under_another_id(layouts: Layouts) -> None:
+def test_the_same_reference_means_another_thing_under_another_id(layouts: TemplateBuilder) -> None:
     same = {"$ref": "#/$defs/x", "minimum": 0}
     inner = {"$id": "https://example.com/inner", **same, "$defs": {"x": {"const": 5}}}
     schema = {"$id": "https://example.com/outer", "type": "object", "required": ["a", "b"],
@@ -321,7 +321,7 @@ def test_the_same_reference_means_another_thing_under_another_id(layouts: Layout
     assert values(layouts, schema, 2) == [{"a": 3, "b": 5}] * 2
 
 
-def test_id_is_no_keyword_of_newer_drafts(layouts: Layouts) -> None:
+def test_id_is_no_keyword_of_newer_drafts(layouts: TemplateBuilder) -> None:
     """References beside it are read from the root."""
     schema = {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#/definitions/a"}},
               "definitions": {"a": {"id": "schema/a", "anyOf": [{"$ref": "#/definitions/a/definitions/b"}],
@@ -329,7 +329,7 @@ def test_id_is_no_keyword_of_newer_drafts(layouts: Layouts) -> None:
     assert values(layouts, schema, 1) == [{"a": 1}]
 
 
-def test_all_that_is_said_is_found_to_be_said(layouts: Layouts) -> None:
+def test_all_that_is_said_is_found_to_be_said(layouts: TemplateBuilder) -> None:
     """`arranged` is a mirror of what is generated."""
     warm = dataclasses.replace(BASE, temperature=1.0)
     for name in ("receipt", "maps", "anything", "recursive", "unique", "numbers", "if", "contains"):
@@ -338,21 +338,21 @@ def test_all_that_is_said_is_found_to_be_said(layouts: Layouts) -> None:
         assert arranged(scaffold, value) == value
 
 
-def test_words_may_be_long(layouts: Layouts) -> None:
+def test_words_may_be_long(layouts: TemplateBuilder) -> None:
     text = "a word and another, " * 30
     for schema in ({"type": "string"}, {"type": "string", "minLength": 3, "maxLength": 2000}):
         assert arranged(compile_schema(schema, layouts, 1000), text) == text
 
 
-def test_threads_may_compile_beside_each_other(layouts: Layouts) -> None:
-    fresh = Layouts(layouts.vocabulary, layouts.mask_id, layouts.end_id)
+def test_threads_may_compile_beside_each_other(layouts: TemplateBuilder) -> None:
+    fresh = TemplateBuilder(layouts.vocabulary, layouts.mask_id, layouts.end_id)
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda name: compile_schema(SCHEMAS[name], fresh, 512), [*SCHEMAS, *SCHEMAS]))
     assert [dumps(each.read(each._stand_in().text)) for each in made[: len(SCHEMAS)]] == [
         dumps(compile_schema(schema, layouts, 512)._stand_in().value) for schema in SCHEMAS.values()]
 
 
-def test_refusals_cross_to_other_processes(layouts: Layouts) -> None:
+def test_refusals_cross_to_other_processes(layouts: TemplateBuilder) -> None:
     for schema, budget in (({"type": "nope"}, 10), ({"type": "string", "minLength": 90}, 10)):
         with pytest.raises(ScaffoldError) as caught:
             compile_schema(schema, layouts, budget)
@@ -361,7 +361,7 @@ def test_refusals_cross_to_other_processes(layouts: Layouts) -> None:
         assert copied.pointer == caught.value.pointer
 
 
-def test_a_small_part_is_repaired(layouts: Layouts) -> None:
+def test_a_small_part_is_repaired(layouts: TemplateBuilder) -> None:
     scaffold = compile_schema({"type": "object", "required": ["a", "b"], "properties": {
         "a": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 500}, "minItems": 4, "maxItems": 4,
               "uniqueItems": True}, "b": {"type": "string", "maxLength": 9}}}, layouts, 200)

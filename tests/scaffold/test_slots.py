@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mmdiff.scaffold import vocabulary
-from mmdiff.scaffold.automaton import byte_automaton
-from mmdiff.scaffold.deadline import Deadline
-from mmdiff.scaffold.pattern import pattern
+from mmdiff.scaffold.automaton import byte_dfa_of
+from mmdiff.scaffold.deadline import CompileLimits
+from mmdiff.scaffold.pattern import compile_regex
 from mmdiff.scaffold.slots import ChoiceSlot, Distinct, SlotsConstraint, WordSlot, assignment
 from mmdiff.scaffold.vocabulary import Vocabulary
 
@@ -25,7 +25,7 @@ ROOM = 4
 
 
 def word_slot(source: str, room: int = ROOM, solid: int = 0) -> WordSlot:
-    machine = byte_automaton(pattern(source), "plain", Deadline())
+    machine = byte_dfa_of(compile_regex(source), "plain", CompileLimits())
     return WordSlot("", 0, room, VOCABULARY.automaton(machine.next_SB, machine.accepts_S), solid)
 
 
@@ -122,13 +122,13 @@ def test_a_choice_is_drawn_by_the_likelihood_of_its_tokens_and_tells_all_chances
     free = np.ones(2, dtype=bool)
     got = slot.decide(np.full(2, MASK), free, np.arange(2), logits.copy(), 0.0, torch.Generator())
     assert got.tolist() == table[sums.argmax()].tolist()
-    assert slot.chances == pytest.approx(np.exp(sums - sums.max()) / np.exp(sums - sums.max()).sum(), abs=1e-5)
+    assert slot.probabilities == pytest.approx(np.exp(sums - sums.max()) / np.exp(sums - sums.max()).sum(), abs=1e-5)
 
 
 def test_a_choice_is_committed_as_a_whole() -> None:
     slot = ChoiceSlot("", 1, 2, ("x", "y"), ("x", "y"), np.array([[0, 1], [2, 3]]))
     here_G = torch.tensor([True, False, True, False])
-    assert SlotsConstraint([slot], MASK).widen(here_G).tolist() == [True, True, True, False]
+    assert SlotsConstraint([slot], MASK).expand(here_G).tolist() == [True, True, True, False]
 
 
 def test_forced_positions_are_those_where_one_token_is_left() -> None:
@@ -221,10 +221,10 @@ def test_a_choice_that_is_begun_is_one_of_those_that_are_left() -> None:
         row[0, best] += 20.0
         got = slot.decide(ids, open_L, np.array([0, 2]), row[[0, 2]], 0.0, torch.Generator())
         assert got.tolist() == wanted
-    assert slot.chances == ()  # those are of whole choices
+    assert slot.probabilities == ()  # those are of whole choices
     open_now = np.ones(3, dtype=bool)
     slot.decide(np.full(3, MASK), open_now, np.array([0, 1]), logits[:2].copy(), 0.0, torch.Generator())
-    assert slot.chances == ()
+    assert slot.probabilities == ()
     with pytest.raises(AssertionError, match="cannot be completed"):
         slot.decide(np.array([3, 1, MASK]), np.array([False, False, True]), np.array([2]), logits[2:], 0.0,
                     torch.Generator())
@@ -251,7 +251,7 @@ def test_a_choice_is_made_among_missing_logits_too() -> None:
         logits = np.full((3, len(WORDS)), worst, dtype=np.float32)
         logits[0, 3] = 0.0
         got = slot.decide(np.full(3, MASK), np.ones(3, dtype=bool), np.arange(3), logits, 0.0, torch.Generator())
-        assert got.tolist() == TABLE[2].tolist() and slot.chances == pytest.approx((0.0, 0.0, 1.0))
+        assert got.tolist() == TABLE[2].tolist() and slot.probabilities == pytest.approx((0.0, 0.0, 1.0))
 
 
 def test_a_choice_forces_what_all_that_are_left_have_and_nothing_before_it_is_begun() -> None:
@@ -280,7 +280,7 @@ def test_each_slot_of_a_row_decides_its_own_positions() -> None:
         wanted[place - 1] for place in some]
     here = torch.zeros(11, dtype=torch.bool)
     here[[3, 5]] = True
-    assert row.widen(here).nonzero()[:, 0].tolist() == [1, 2, 3, 5]
+    assert row.expand(here).nonzero()[:, 0].tolist() == [1, 2, 3, 5]
     ids[[1, 4, 5]] = torch.tensor([3, 1, 1])
     assert row.forced(ids) == {2: 2, 3: PAD, 6: 0, 7: PAD}
 

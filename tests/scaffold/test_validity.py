@@ -18,19 +18,19 @@ import pytest
 from mmdiff.config import PRESETS
 from mmdiff.eval import hostile
 from mmdiff.eval.hostile import SCHEMAS, WEIGHTS, Fake, Judge, coverage, generate, read_schemas, settings, validity
-from mmdiff.scaffold.layout import Layouts
+from mmdiff.scaffold.layout import TemplateBuilder
 from mmdiff.scaffold.scaffold import compile_schema
 
 TOKENS = PRESETS["tiny"].tokens
 
 
-def test_hostile_weights_give_valid_values(layouts: Layouts) -> None:
+def test_hostile_weights_give_valid_values(layouts: TemplateBuilder) -> None:
     counts = validity(layouts, TOKENS, 250)
     assert counts["valid"] == 250, {name: count for name, count in counts.items() if name.startswith("not valid")}
 
 
 @pytest.mark.parametrize("weights", sorted(WEIGHTS))
-def test_every_kind_of_weights_fills_every_schema(layouts: Layouts, weights: str) -> None:
+def test_every_kind_of_weights_fills_every_schema(layouts: TemplateBuilder, weights: str) -> None:
     rng = random.Random(weights)
     for name in rng.sample(sorted(SCHEMAS), 6):
         scaffold = compile_schema(SCHEMAS[name], layouts, 512)
@@ -38,13 +38,13 @@ def test_every_kind_of_weights_fills_every_schema(layouts: Layouts, weights: str
         assert Judge(SCHEMAS[name])(made.text), (name, made.text)
 
 
-def test_the_official_suite_has_no_wrong_value(layouts: Layouts, suite: list[tuple[str, Any]]) -> None:
+def test_the_official_suite_has_no_wrong_value(layouts: TemplateBuilder, suite: list[tuple[str, Any]]) -> None:
     outcomes = Counter(covered.outcome for covered in coverage(iter(suite), layouts, TOKENS, draws=1))
     assert outcomes["invalid"] == 0
     assert outcomes["valid"] > 0.8 * sum(outcomes.values()), outcomes
 
 
-def test_real_schemas_are_covered(layouts: Layouts, root: Path) -> None:
+def test_real_schemas_are_covered(layouts: TemplateBuilder, root: Path) -> None:
     file = root.parent / "shared" / "data" / "jsonschemabench-sample.jsonl.xz"
     if not file.exists():
         pytest.skip("the sample of JSONSchemaBench is not beside the repository")
@@ -90,7 +90,7 @@ def test_a_judge_whose_patterns_never_end_gives_up(monkeypatch: pytest.MonkeyPat
     assert not Judge({"pattern": "^(a|a)*$"})(json.dumps("a" * 60 + "!"))
 
 
-def test_alternatives_with_members_of_their_own_are_decided(layouts: Layouts) -> None:
+def test_alternatives_with_members_of_their_own_are_decided(layouts: TemplateBuilder) -> None:
     """The decision about the next member has one name in both, and other options."""
     flag, closed = {"type": "boolean"}, {"type": "object", "additionalProperties": False}
     schema = {"anyOf": [{**closed, "properties": dict.fromkeys("abcdef", flag)},

@@ -9,18 +9,18 @@ from tokenizers import Tokenizer
 
 from mmdiff.config import TokenIds
 from mmdiff.eval.hostile import BASE, SCHEMAS, Fake, Judge, generate
-from mmdiff.scaffold.automaton import byte_automaton
-from mmdiff.scaffold.deadline import Deadline
+from mmdiff.scaffold.automaton import byte_dfa_of
+from mmdiff.scaffold.deadline import CompileLimits
 from mmdiff.scaffold.language import ANY
-from mmdiff.scaffold.layout import Layouts
-from mmdiff.scaffold.pattern import pattern
+from mmdiff.scaffold.layout import TemplateBuilder
+from mmdiff.scaffold.pattern import compile_regex
 from mmdiff.scaffold.scaffold import compile_schema
 
 TOKENS = TokenIds(mask=0, eos=1, eot=2, bos=3, pad=1, image=4, never=(3, 4))  # of the tokenizers in conftest.py
 SAID = ["a red circle", "12", "-3.5", "quick brown fox", "true", "name", "\u00e9\u00e8 \u20ac"]
 
 
-def test_the_tokens_of_a_text_spell_it(foreign: tuple[Layouts, Tokenizer]) -> None:
+def test_the_tokens_of_a_text_spell_it(foreign: tuple[TemplateBuilder, Tokenizer]) -> None:
     layouts, tokenizer = foreign
     vocabulary = layouts.vocabulary
     for text in SAID:
@@ -32,15 +32,15 @@ def test_the_tokens_of_a_text_spell_it(foreign: tuple[Layouts, Tokenizer]) -> No
                 assert spelled == tokenizer.decode(ids, skip_special_tokens=False).removeprefix(" ")
 
 
-def test_special_tokens_spell_nothing(foreign: tuple[Layouts, Tokenizer]) -> None:
+def test_special_tokens_spell_nothing(foreign: tuple[TemplateBuilder, Tokenizer]) -> None:
     spelled = foreign[0].vocabulary.spelled
     assert all(spelled[token] is None for token in (TOKENS.mask, TOKENS.eos, TOKENS.eot, TOKENS.bos, TOKENS.image))
 
 
-def test_classes_of_tokens_do_what_their_bytes_do(foreign: tuple[Layouts, Tokenizer]) -> None:
+def test_classes_of_tokens_do_what_their_bytes_do(foreign: tuple[TemplateBuilder, Tokenizer]) -> None:
     vocabulary = foreign[0].vocabulary
-    for language, spelling in ((ANY, "json"), (pattern("^-?[0-9]+$"), "plain"), (pattern("^[a-z ]*$"), "json")):
-        machine = byte_automaton(language, spelling, Deadline())  # type: ignore[arg-type]
+    for language, spelling in ((ANY, "json"), (compile_regex("^-?[0-9]+$"), "plain"), (compile_regex("^[a-z ]*$"), "json")):
+        machine = byte_dfa_of(language, spelling, CompileLimits())  # type: ignore[arg-type]
         automaton = vocabulary.automaton(machine.next_SB, machine.accepts_S)
         for token, word in enumerate(vocabulary.spelled):
             chosen = automaton.class_V[token]
@@ -53,7 +53,7 @@ def test_classes_of_tokens_do_what_their_bytes_do(foreign: tuple[Layouts, Tokeni
                 assert got == expected, (token, word, state)
 
 
-def test_values_are_valid_with_every_tokenizer(foreign: tuple[Layouts, Tokenizer]) -> None:
+def test_values_are_valid_with_every_tokenizer(foreign: tuple[TemplateBuilder, Tokenizer]) -> None:
     rng = random.Random(0)
     for name in ("receipt", "choices", "numbers", "lengths", "recursive", "one of", "text", "anything", "maps"):
         scaffold, judge = compile_schema(SCHEMAS[name], foreign[0], 512), Judge(SCHEMAS[name])
@@ -64,7 +64,7 @@ def test_values_are_valid_with_every_tokenizer(foreign: tuple[Layouts, Tokenizer
             assert json.loads(made.text) == made.value
 
 
-def test_no_token_is_decoded_by_itself(foreign: tuple[Layouts, Tokenizer]) -> None:
+def test_no_token_is_decoded_by_itself(foreign: tuple[TemplateBuilder, Tokenizer]) -> None:
     """A character of several bytes comes out whole, whatever tokens its bytes are in."""
     vocabulary = foreign[0].vocabulary
     ids = [token for token in vocabulary.encode("\u20ac") if vocabulary.spelled[token] is not None]

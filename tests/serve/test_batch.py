@@ -20,7 +20,7 @@ import pytest
 from mmdiff.errors import MMDiffError
 from mmdiff.serve.batch import by, run_batch
 from mmdiff.serve.fingerprint import fingerprint
-from mmdiff.serve.job import Outcome
+from mmdiff.serve.job import JobOutcome
 
 URL = "/v1/chat/completions"
 JOB = """
@@ -75,7 +75,7 @@ def run(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m"
     return done.rows, done.failed
 
 
-def finish(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m") -> Outcome:
+def finish(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m") -> JobOutcome:
     return asyncio.run(run_batch(source, out, by(asked or Asked(), 3), urls=[URL], settings=settings))
 
 
@@ -182,7 +182,7 @@ def test_a_second_job_on_the_same_output_is_refused(tmp_path: Path) -> None:
             yield ask
 
     outcome = asyncio.run(run_batch(source, out, by(meddling, 1), urls=[URL], settings="m"))
-    assert outcome == Outcome(1, 0)
+    assert outcome == JobOutcome(1, 0)
 
 
 def test_a_full_disk_ends_the_job_and_it_goes_on_later(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def talk(brief: Pipeline) -> Iterator[Any]:
     ours, theirs = socket.socketpair()
     engine = Engine(brief, theirs)
 
-    def ask(*jobs: dict[str, Any]) -> list[wire.Message]:
+    def ask(*jobs: dict[str, Any]) -> list[wire.IpcMessage]:
         for number, job in enumerate(jobs):
             usual = {
                 "op": "answer",

@@ -11,10 +11,10 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mmdiff.serve.errors import ApiError
-from mmdiff.serve.guard import Guard
-from mmdiff.serve.limits import Options
+from mmdiff.serve.guard import SecurityMiddleware
+from mmdiff.serve.limits import ServerOptions
 
-KEYS = Options(api_keys=("one", "another"))
+KEYS = ServerOptions(api_keys=("one", "another"))
 ONE = {"Authorization": "Bearer one"}
 
 
@@ -42,7 +42,7 @@ class Asked:
 
     def __init__(
         self,
-        options: Options,
+        options: ServerOptions,
         headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         *,
         path: str = "/v1/models",
@@ -85,7 +85,7 @@ class Asked:
             "path": path,
             "headers": raw,
         }
-        guard = Guard(
+        guard = SecurityMiddleware(
             app, options, self.rejected.append, lambda *what: self.answered.append(what), files
         )
         asyncio.run(guard(self.scope, receive, send))
@@ -108,8 +108,8 @@ def basic(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-@pytest.mark.parametrize("options", [Options(), KEYS], ids=["without keys", "with keys"])
-def test_foreign_pages_may_not_ask_whoever_holds_a_key(options: Options) -> None:
+@pytest.mark.parametrize("options", [ServerOptions(), KEYS], ids=["without keys", "with keys"])
+def test_foreign_pages_may_not_ask_whoever_holds_a_key(options: ServerOptions) -> None:
     for origin in (
         "http://evil.example",
         "null",
@@ -127,10 +127,10 @@ def test_foreign_pages_may_not_ask_whoever_holds_a_key(options: Options) -> None
 
 
 def test_pages_that_are_allowed_may_ask() -> None:
-    named = Options(api_keys=("one",), allowed_origins=("https://page.example",))
+    named = ServerOptions(api_keys=("one",), allowed_origins=("https://page.example",))
     assert Asked(named, {**ONE, "Origin": "https://page.example"}).status == 200
     assert Asked(named, {**ONE, "Origin": "https://other.example"}).status == 403
-    assert Asked(Options(allowed_origins=("*",)), {"Origin": "https://other.example"}).status == 200
+    assert Asked(ServerOptions(allowed_origins=("*",)), {"Origin": "https://other.example"}).status == 200
 
 
 def test_the_page_s_own_files_and_what_a_browser_says_is_the_same_origin_are_let_in() -> None:
@@ -152,7 +152,7 @@ def test_the_page_s_own_files_and_what_a_browser_says_is_the_same_origin_are_let
 
 
 def test_the_host_of_an_allowed_origin_is_answered_to() -> None:
-    options = Options(allowed_origins=("https://page.example",))
+    options = ServerOptions(allowed_origins=("https://page.example",))
     assert Asked(options, {"Host": "page.example"}).status == 200
     assert Asked(options, {"Host": "other.example"}).status == 403
 
@@ -177,7 +177,7 @@ def test_a_head_is_routed_as_a_get_and_a_proxy_s_prefix_is_the_root() -> None:
         ("GET", "", b"GET None"),
     ):
         assert (
-            Asked(Options(), {"X-Forwarded-Prefix": prefix}, method=method, app=telling).body
+            Asked(ServerOptions(), {"X-Forwarded-Prefix": prefix}, method=method, app=telling).body
             == told
         )
 
@@ -185,7 +185,7 @@ def test_a_head_is_routed_as_a_get_and_a_proxy_s_prefix_is_the_root() -> None:
 def test_either_key_opens_and_each_has_its_own_name() -> None:
     names = [Asked(KEYS, {"Authorization": f"Bearer {key}"}).body for key in KEYS.api_keys]
     assert len(set(names)) == 2 and all(len(name) == 12 for name in names)
-    assert Asked(Options()).body == b""
+    assert Asked(ServerOptions()).body == b""
 
 
 @pytest.mark.parametrize(
@@ -219,25 +219,25 @@ def test_paths_of_health_and_nothing_behind_them_are_open() -> None:
 
 def test_without_a_key_only_this_machine_s_own_names_are_answered_to() -> None:
     for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:80", "[::1]:8000"):
-        assert Asked(Options(), {"Host": host}).status == 200
+        assert Asked(ServerOptions(), {"Host": host}).status == 200
     for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", ""):
-        refused = Asked(Options(), {"Host": host})
+        refused = Asked(ServerOptions(), {"Host": host})
         assert refused.refusal == (403, "host_not_allowed") and refused.rejected == [
             "host_not_allowed"
         ]
-    for options in (Options(host="0.0.0.0"), Options(uds="/run/mmdiff"), KEYS):
+    for options in (ServerOptions(host="0.0.0.0"), ServerOptions(uds="/run/mmdiff"), KEYS):
         assert Asked(options, {**ONE, "Host": "any.example"}).status == 200
 
 
 def test_a_request_id_is_kept_where_it_can_be_logged() -> None:
-    assert Asked(Options(), {"X-Request-Id": "a.b_c-9"}).headers["x-request-id"] == "a.b_c-9"
+    assert Asked(ServerOptions(), {"X-Request-Id": "a.b_c-9"}).headers["x-request-id"] == "a.b_c-9"
     for name in ("two words", "", "x" * 65, "a\tb"):
-        made = Asked(Options(), {"X-Request-Id": name}).headers["x-request-id"]
+        made = Asked(ServerOptions(), {"X-Request-Id": name}).headers["x-request-id"]
         assert made != name and len(made) == 24
 
 
 def test_a_body_may_have_just_so_many_bytes() -> None:
-    options = Options(max_body=10)
+    options = ServerOptions(max_body=10)
     for parts in ([b"x" * 10], [b"x" * 5, b"x" * 5]):
         assert Asked(options, body=parts).status == 200
         assert Asked(options, {"Content-Length": "10"}, body=parts).status == 200
@@ -249,24 +249,24 @@ def test_a_body_may_have_just_so_many_bytes() -> None:
 
 
 def test_bytes_that_came_buy_time_for_the_rest() -> None:
-    options = Options(body_grace=0.05, body_rate=100)
+    options = ServerOptions(body_grace=0.05, body_rate=100)
     assert Asked(options, body=[b"x" * 100, b"x"], pause=0.15).status == 200
     assert Asked(options, body=[b"x", b"x"], pause=0.15).refusal == (400, "body_too_slow")
 
 
 def test_what_the_application_says_of_itself_stays_and_the_rest_is_added() -> None:
-    headers = Asked(Options()).headers
+    headers = Asked(ServerOptions()).headers
     assert headers["cache-control"] == "max-age=9" and headers["x-frame-options"] == "DENY"
     assert headers["content-security-policy"].startswith("default-src 'none'")
 
 
 def test_a_connection_whose_body_was_not_read_is_closed() -> None:
-    assert "connection" not in Asked(Options()).headers
-    assert Asked(Options(), app=answering).headers["connection"] == "close"
-    assert "connection" not in Asked(Options(), app=answering, method="GET").headers
+    assert "connection" not in Asked(ServerOptions()).headers
+    assert Asked(ServerOptions(), app=answering).headers["connection"] == "close"
+    assert "connection" not in Asked(ServerOptions(), app=answering, method="GET").headers
     for name, value in (("Content-Length", "5"), ("Transfer-Encoding", "chunked")):
         assert (
-            Asked(Options(), {name: value}, app=answering, method="GET").headers["connection"]
+            Asked(ServerOptions(), {name: value}, app=answering, method="GET").headers["connection"]
             == "close"
         )
 
@@ -290,17 +290,17 @@ async def failing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def test_faults_end_in_one_answer_that_tells_nothing() -> None:
-    assert Asked(Options(), app=failing).refusal == (500, "internal_error")
-    assert b"secret" not in Asked(Options(), app=failing).body
-    odd = Asked(Options(), app=failing, path="/odd")
+    assert Asked(ServerOptions(), app=failing).refusal == (500, "internal_error")
+    assert b"secret" not in Asked(ServerOptions(), app=failing).body
+    odd = Asked(ServerOptions(), app=failing, path="/odd")
     assert odd.refusal == (422, "odd") and odd.rejected == []
-    late = Asked(Options(), app=failing, path="/late")
+    late = Asked(ServerOptions(), app=failing, path="/late")
     assert late.status == 200 and late.body == b""  # it has begun, and cannot be taken back
 
 
 def test_a_client_that_leaves_is_logged_as_such(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mmdiff.serve")
-    gone, there = Asked(Options(), leaves=True), Asked(Options())
+    gone, there = Asked(ServerOptions(), leaves=True), Asked(ServerOptions())
     assert gone.sent == [] and gone.answered == [("POST", "/v1/models", None)]
     assert there.status == 200 and there.answered == [("POST", "/v1/models", 200)]
     assert [record.args[3] for record in caplog.records if record.args] == [499, 200]  # type: ignore[index]

@@ -11,8 +11,8 @@ from openapi_spec_validator import validate
 from serving import Served, asking, data_url
 
 from mmdiff.serve.app import create
-from mmdiff.serve.inside import Inside
-from mmdiff.serve.limits import Options
+from mmdiff.serve.inside import AsgiClient
+from mmdiff.serve.limits import ServerOptions
 
 CHAT = "/v1/chat/completions"
 
@@ -119,7 +119,7 @@ def test_labels_are_bounded(server: Served) -> None:
 
 def called(path: str, **options: Any) -> Any:
     """What an application without a running engine answers."""
-    return asyncio.run(Inside(create(Options(**options))[0]).call("GET", path))[1]
+    return asyncio.run(AsgiClient(create(ServerOptions(**options))[0]).call("GET", path))[1]
 
 
 def test_the_openapi_document_is_valid_and_whole() -> None:

@@ -11,33 +11,33 @@ import pytest
 from PIL import Image
 
 from mmdiff.serve import fetch, wire
-from mmdiff.serve.admission import Admission, Rows
-from mmdiff.serve.bodies import parse, validated
+from mmdiff.serve.admission import RequestLimiter, FairSemaphore
+from mmdiff.serve.bodies import parse_json_strict, validated
 from mmdiff.serve.chat import fit_length
-from mmdiff.serve.decoding import Decoders
+from mmdiff.serve.decoding import MediaPool
 from mmdiff.serve.errors import ApiError, Disconnected
-from mmdiff.serve.exchange import Reply
-from mmdiff.serve.guard import Guard
-from mmdiff.serve.limits import MediaLimits, Options
+from mmdiff.serve.exchange import SseWriter
+from mmdiff.serve.guard import SecurityMiddleware
+from mmdiff.serve.limits import MediaLimits, ServerOptions
 from mmdiff.serve.media import unpacked_url
 from mmdiff.serve.protocol import ChatRequest
-from mmdiff.serve.service import Service, Work
-from mmdiff.serve.telling import Telling, cut, held_back
+from mmdiff.serve.service import EngineClient, PendingRequest
+from mmdiff.serve.telling import StreamingText, cut, held_back
 
 
 def test_what_is_told_joined_is_the_answer() -> None:
     for answer, stops in (("a red circle and a star", ["and", "star"]), ("a b  c", ["z"]), ("né é", []),
                           ("stop", ["stop"])):
-        told = Telling(stops)
-        pieces = [told.more(answer[:end]) for end in range(len(answer) + 1)]
+        told = StreamingText(stops)
+        pieces = [told.push(answer[:end]) for end in range(len(answer) + 1)]
         whole = cut(answer, stops)[0].rstrip()
-        assert "".join(pieces) + ("" if told.stopped else told.rest(answer)) == whole
+        assert "".join(pieces) + ("" if told.stopped else told.finish(answer)) == whole
     assert held_back("a sto", ["stop", "other"]) == 3 and held_back("a", ["b"]) == 0
 
 
 def test_rows_are_given_in_turn() -> None:
     async def play() -> list[str]:
-        rows, order = Rows(4), []
+        rows, order = FairSemaphore(4), []
 
         async def one(name: str, count: int, seconds: float) -> None:
             await rows.take(count)
@@ -57,21 +57,21 @@ def test_rows_are_given_in_turn() -> None:
 
 
 def test_every_request_that_comes_in_is_counted_once() -> None:
-    door = Admission(Options(max_num_seqs=2, max_num_queued_reqs=1, max_num_reqs_per_key=2))
+    door = RequestLimiter(ServerOptions(max_num_seqs=2, max_num_queued_reqs=1, max_num_reqs_per_key=2))
     for error in (None, ApiError(400, "x", "y"), Disconnected(), asyncio.CancelledError(), ValueError()):
         try:
-            with door.place("key", True):
+            with door.slot("key", True):
                 if error is not None:
                     raise error
         except BaseException as caught:
             assert caught is error
     assert (door.accepted, door.inside) == (5, 0)
     assert dict(door.ended) == {"completed": 2, "failed": 1, "cancelled": 2}
-    with door.place("a", True), door.place("a", True):
-        with pytest.raises(ApiError, match="at work") as refused, door.place("a", True):
+    with door.slot("a", True), door.slot("a", True):
+        with pytest.raises(ApiError, match="at work") as refused, door.slot("a", True):
             pass
         assert refused.value.status == 429
-        with door.place("b", True), pytest.raises(ApiError) as full, door.place("b", True):
+        with door.slot("b", True), pytest.raises(ApiError) as full, door.slot("b", True):
             pass
         assert (full.value.status, full.value.code) == (503, "queue_full")
     assert door.rejected == {"rate_limited": 1, "queue_full": 1} and not door.by_key
@@ -176,10 +176,10 @@ def test_data_urls() -> None:
 
 
 def test_json_is_read_strictly() -> None:
-    assert parse(b'{"a": [1.5, true, null]}') == {"a": [1.5, True, None]}
+    assert parse_json_strict(b'{"a": [1.5, true, null]}') == {"a": [1.5, True, None]}
     for body in (b"[" * 70 + b"]" * 70, b'{"a": {"b": 1, "b": 2}}', b"-Infinity", b"[" * 10**6):
         with pytest.raises(ApiError):
-            parse(body)
+            parse_json_strict(body)
 
 
 def test_names_of_others_mean_ours() -> None:
@@ -211,10 +211,10 @@ def test_a_reader_that_stops_is_not_waited_for_and_misses_drafts_only() -> None:
 
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
         async with asyncio.timeout(5):
-            await Guard(app, Options(reader_timeout=0.05), print, print)(scope, send, send)  # type: ignore[arg-type]
+            await SecurityMiddleware(app, ServerOptions(reader_timeout=0.05), print, print)(scope, send, send)  # type: ignore[arg-type]
 
     asyncio.run(play())
-    work = Work(Service(Options()), "a")
+    work = PendingRequest(EngineClient(ServerOptions()), "a")
     for event in ("started", "draft", "draft", "text", "draft", "draft", "row", "done"):
         work.put({"event": event})
     assert [event["event"] for event in work._events] == ["started", "draft", "text", "draft", "row", "done"]
@@ -223,7 +223,7 @@ def test_a_reader_that_stops_is_not_waited_for_and_misses_drafts_only() -> None:
 
 def test_decoders_that_die_are_replaced() -> None:
     async def play() -> None:
-        decoders = Decoders(MediaLimits(), 1)
+        decoders = MediaPool(MediaLimits(), 1)
         await decoders.start()
         held = BytesIO()
         Image.new("RGB", (5, 3), "red").save(held, "PNG")
@@ -255,7 +255,7 @@ def test_a_stream_that_has_nothing_to_tell_yet_is_opened_by_its_first_comment() 
         sent.append(message)
 
     async def play() -> None:
-        reply = Reply(send)
+        reply = SseWriter(send)
         await reply.comment()
         await reply.begin()
         await reply.end()
@@ -268,5 +268,5 @@ def test_a_stream_that_has_nothing_to_tell_yet_is_opened_by_its_first_comment() 
 def test_what_is_told_ends_before_the_first_stop_and_holds_no_half_character() -> None:
     assert cut("one two three", ["three", "two"]) == ("one ", True)
     assert cut("stop it", ["stop"]) == ("", True) and cut("go on", ["stop"]) == ("go on", False)
-    told = Telling([])
-    assert [told.more(text) for text in ("a n\ufffd", "a n\u00e9", "a n\u00e9 \ufffd\ufffd")] == ["a n", "\u00e9", ""]
+    told = StreamingText([])
+    assert [told.push(text) for text in ("a n\ufffd", "a n\u00e9", "a n\u00e9 \ufffd\ufffd")] == ["a n", "\u00e9", ""]

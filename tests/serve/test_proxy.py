@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from serving import Served, asking, data_url, free_port
 
 from mmdiff.serve.app import create
-from mmdiff.serve.limits import Options
+from mmdiff.serve.limits import ServerOptions
 
 NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else None)
 CHROMIUM = shutil.which("chromium")
@@ -112,7 +112,7 @@ def test_a_proxys_prefix_is_the_root_path(server: Served) -> None:
 
 def asked(method: str, path: str, **sent: Any) -> httpx.Response:
     """What an application with a key and an allowed origin answers, without an engine behind it."""
-    made = create(Options(api_keys=(KEY,), allowed_origins=("https://app.example",)))[0]
+    made = create(ServerOptions(api_keys=(KEY,), allowed_origins=("https://app.example",)))[0]
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(made)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from serving import Served, asking
 
-from mmdiff.scaffold.deadline import Deadline
+from mmdiff.scaffold.deadline import CompileLimits
 from mmdiff.serve.load import hard_schema, measure_beside_schemas
 from mmdiff.serve.slices import SlicedWork
 
 
 def counting(upto: int, seen: list[int]) -> int:
-    deadline = Deadline(10)
+    deadline = CompileLimits(10)
     for number in range(upto):
         seen.append(number)
         time.sleep(0.001)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmdiff.audio.features import log_mel
+from mmdiff.audio.features import log_mel_spectrogram
 from mmdiff.training.augment import augment, blotted, stretched
 
 
 def tone(hertz: float) -> torch.Tensor:
-    return log_mel(np.sin(np.arange(16_000) * 2 * np.pi * hertz / 16_000).astype(np.float32) * 0.3, 80)
+    return log_mel_spectrogram(np.sin(np.arange(16_000) * 2 * np.pi * hertz / 16_000).astype(np.float32) * 0.3, 80)
 
 
 @pytest.mark.parametrize("factor", [0.85, 1.0, 1.1, 1.25])

@@ -17,7 +17,7 @@ from mmdiff.errors import MMDiffError
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.processor import MMDiffProcessor
-from mmdiff.prompted import Prompted
+from mmdiff.prompted import ModelRunner
 from mmdiff.tokens import segment_ids
 from mmdiff.training import data, easy_vqa, questions
 from mmdiff.training.corrupt import IGNORE
@@ -28,8 +28,8 @@ from mmdiff.training.data import (
     CAPTION_IMPORTANCE,
     PADDING_IMPORTANCE,
     TRIES,
-    Conversations,
-    Phrases,
+    ConversationDataset,
+    RegionTextDataset,
     Row,
     Sounds,
     Turn,
@@ -41,7 +41,7 @@ from mmdiff.training.data import (
     scene_row,
 )
 from mmdiff.training.loop import Batch
-from mmdiff.training.questions import ATTRIBUTES, FACTS, UNKNOWN, Phrase, Reference, describe, facts_of, references
+from mmdiff.training.questions import ATTRIBUTES, FACTS, UNKNOWN, Phrase, GroundingPhrase, describe, facts_of, references
 from mmdiff.training.recipes import MODEL_INPUTS, corpus
 from mmdiff.training.scenes import (
     COLOURS,
@@ -54,7 +54,7 @@ from mmdiff.training.scenes import (
     draw,
     example,
 )
-from mmdiff.training.structured import Part
+from mmdiff.training.structured import AnswerPart
 from mmdiff.training.tokenizer import train_tokenizer, wrap_tokenizer
 from mmdiff.vision.image import open_image
 from mmdiff.vision.views import make_views
@@ -149,7 +149,7 @@ def test_only_answers_are_learned(batch: Batch, tokenizer: Tokenizer, row: int, 
     assert ids == [*words, TOKENS.eot, *[TOKENS.eos] * padding]
     assert batch["labels"][row, answer].tolist() == ids
     assert len(ids) % 8 == 0 and (len(ids) in (*CANVAS_LENGTHS, turn.canvas) or padding < 8)
-    weights = [turn.importance] * (len(words) + 1) + [PADDING_IMPORTANCE] * padding
+    weights = [turn.loss_weight] * (len(words) + 1) + [PADDING_IMPORTANCE] * padding
     assert batch["importance"][row, answer].tolist() == pytest.approx(weights)
     assert answer.tolist() == list(range(int(answer[0]), int(answer[0]) + len(ids)))
 
@@ -196,7 +196,7 @@ def test_packed_logits_are_those_of_the_sampler(
     for row, branch in BRANCHES:
         image, turns = ROWS[row]
         _, answer = positions(batch, row, branch)
-        prompted = Prompted(model, **prompt(processor, [(image, turns[branch - 1].question)]))
+        prompted = ModelRunner(model, **prompt(processor, [(image, turns[branch - 1].question)]))
         canvas = ids[row : row + 1, answer]
         alone = prompted(canvas, torch.tensor([0]), torch.ones_like(canvas, dtype=torch.bool))
         torch.testing.assert_close(packed[row, answer], alone, rtol=1e-4, atol=1e-4)
@@ -208,8 +208,8 @@ def equal(one: Batch, other: Batch) -> bool:
 
 def test_conversations_depend_on_their_number_alone(tokenizer_file: Path) -> None:
     """Whatever was asked for before, and in whichever process: a resumed run sees the batches of an unbroken one."""
-    def make(seed: int) -> Conversations:
-        return Conversations(CONFIG, tokenizer_file, [scene_row, easy_vqa_row], seed)
+    def make(seed: int) -> ConversationDataset:
+        return ConversationDataset(CONFIG, tokenizer_file, [scene_row, easy_vqa_row], seed)
 
     one, other = make(3), make(3)
     batches = [one[number] for number in range(3)]
@@ -220,8 +220,8 @@ def test_conversations_depend_on_their_number_alone(tokenizer_file: Path) -> Non
 
 
 def test_phrases_depend_on_their_number_alone(tokenizer_file: Path) -> None:
-    def make(seed: int) -> Phrases:
-        return Phrases(CONFIG, tokenizer_file, num_pictures=2, phrases_each=1, seed=seed)
+    def make(seed: int) -> RegionTextDataset:
+        return RegionTextDataset(CONFIG, tokenizer_file, num_pictures=2, phrases_each=1, seed=seed)
 
     one = make(3)
     first, second = one[0], one[1]
@@ -240,7 +240,7 @@ def test_phrases_tell_the_truth(
         return made
 
     monkeypatch.setattr(data, "example", note)
-    batch = Phrases(CONFIG, tokenizer_file, num_pictures=4, phrases_each=3, seed=0)[0]
+    batch = RegionTextDataset(CONFIG, tokenizer_file, num_pictures=4, phrases_each=3, seed=0)[0]
     things = [(picture, thing) for picture, scene in enumerate(scenes) for thing in scene.things]
     lengths = batch["phrase_mask"].sum(1).tolist()
     texts = [tokenizer.decode(ids[:n]) for ids, n in zip(batch["phrase_ids"].tolist(), lengths, strict=True)]
@@ -329,20 +329,20 @@ def test_scenes_to_train_on_have_training_seeds(
     monkeypatch.setattr(data, "example", note)
     rng = np.random.default_rng(0)
     rows = [scene_row(rng, num_questions=1) for _ in range(300)]
-    Phrases(CONFIG, tokenizer_file, num_pictures=30, phrases_each=1, seed=0)[5]
+    RegionTextDataset(CONFIG, tokenizer_file, num_pictures=30, phrases_each=1, seed=0)[5]
     assert len(seeds) == len(set(seeds)) == 330
     assert all(seed in TRAIN_SEEDS and seed not in TEST_SEEDS and seed not in VALID_SEEDS for seed in seeds)
     assert max(seeds) > 0.9 * TRAIN_SEEDS.stop
     kinds = [[type(turn) for turn in turns] for _, turns in rows]
-    assert all(row[:2] == [Scene, Turn] and row[-1] is Reference for row in kinds)
+    assert all(row[:2] == [Scene, Turn] and row[-1] is GroundingPhrase for row in kinds)
 
 
 def test_scene_rows_are_asked_described_and_named() -> None:
     image, row = scene_row(np.random.default_rng(1))
     turns = [turn for turn in row if isinstance(turn, Turn)]
-    named = [turn for turn in row if isinstance(turn, Reference)]
+    named = [turn for turn in row if isinstance(turn, GroundingPhrase)]
     assert image.mode == "RGB" and len(turns) == 10 and 5 <= len(named) <= 16 and len(row) == 11 + len(named)
-    assert [turn.importance for turn in turns] == [1.0] * 9 + [CAPTION_IMPORTANCE]
+    assert [turn.loss_weight for turn in turns] == [1.0] * 9 + [CAPTION_IMPORTANCE]
     assert len({turn.question for turn in turns[:6]}) == 6
     assert all(turn.answer in ("yes", "no", *"0123456") for turn in turns[6:9])
     assert any(turns[-1].question in prompts for prompts in questions.CAPTION_PROMPTS.values())
@@ -434,11 +434,11 @@ def test_easy_vqa_rows_come_from_the_train_split(monkeypatch: pytest.MonkeyPatch
     opened: list[Path] = []
     by_path = {picture.path: dict(picture.questions) for picture in easy_vqa.load("train")}
 
-    def note(picture: easy_vqa.Picture) -> Image.Image:
+    def note(picture: easy_vqa.EasyVqaImage) -> Image.Image:
         opened.append(picture.path)
         return Image.open(picture.path).convert("RGB")
 
-    monkeypatch.setattr(easy_vqa.Picture, "open", note)
+    monkeypatch.setattr(easy_vqa.EasyVqaImage, "open", note)
     rng = np.random.default_rng(0)
     for _ in range(60):
         image, turns = easy_vqa_row(rng, num_questions=3)
@@ -459,7 +459,7 @@ def test_easy_vqa_pictures_are_moved_but_keep_their_shape(monkeypatch: pytest.Mo
     """A shift by a few pixels and a mirror leave the background's colour at the rim, not black, and the answer true."""
     original = Image.new("RGB", (64, 64), (230, 235, 240))
     original.paste((255, 0, 0), (10, 20, 30, 50))
-    monkeypatch.setattr(easy_vqa.Picture, "open", lambda picture: original)
+    monkeypatch.setattr(easy_vqa.EasyVqaImage, "open", lambda picture: original)
     seen = set()
     for seed in range(40):
         image, _ = easy_vqa_row(np.random.default_rng(seed))
@@ -512,11 +512,11 @@ MARKS = ("<|image|>", "<|eot_id|>", "<|mdm_mask|>", "<|endoftext|>", "<|start_he
 def test_control_tokens_in_texts_are_harmless(tokenizer: Tokenizer, processor: MMDiffProcessor, mark: str) -> None:
     """In questions, answers, references and structured parts, as in the prompts of a pipeline."""
     image = Image.new("RGB", (64, 64), "red")
-    parts = [Part(f'{{"a {mark}": '), Part(f'"{mark}"', slot=True, alike=(f'"{mark} or more"',)), Part("}")]
-    turns = [Turn(f"say {mark}{mark}", f"{mark} it {mark}"), Turn("structured", "", parts=parts, laid_out=3),
-             Reference(f"the {mark}", (IGNORE,) * len(FACTS), f" or {mark}")]
-    plain = [Turn("say", "it"), Turn("structured", "", parts=[Part('{"a": '), Part('""', slot=True), Part("}")],
-                                     laid_out=3), Reference("the", (IGNORE,) * len(FACTS), " or")]
+    parts = [AnswerPart(f'{{"a {mark}": '), AnswerPart(f'"{mark}"', slot=True, alike=(f'"{mark} or more"',)), AnswerPart("}")]
+    turns = [Turn(f"say {mark}{mark}", f"{mark} it {mark}"), Turn("structured", "", parts=parts, num_scaffolded=3),
+             GroundingPhrase(f"the {mark}", (IGNORE,) * len(FACTS), f" or {mark}")]
+    plain = [Turn("say", "it"), Turn("structured", "", parts=[AnswerPart('{"a": '), AnswerPart('""', slot=True), AnswerPart("}")],
+                                     num_scaffolded=3), GroundingPhrase("the", (IGNORE,) * len(FACTS), " or")]
     live = tokenizer.token_to_id(mark)
     counts = [int((pack([(image, each)], tokenizer, CONFIG, np.random.default_rng(0))["input_ids"] == live).sum())
               for each in (turns, plain)]
@@ -547,24 +547,24 @@ def test_a_damaged_image_is_left_out(tokenizer_file: Path, tmp_path: Path, kind:
         path = bad if rng.random() < 0.5 else whole
         return opened_by(path), [Turn("what?", path.stem)]
 
-    data = Conversations(CONFIG, tokenizer_file, [source] * 8, seed=0)
+    data = ConversationDataset(CONFIG, tokenizer_file, [source] * 8, seed=0)
     first, again = data[0], data[0]
     assert first["input_ids"].shape[0] == 8 and first["skipped"] == again["skipped"]
     assert 1 < len(first["skipped"]) < 30 and all(len(reason) <= 300 for reason in first["skipped"])
     if kind == "missing" or opened_by is open_image:
         assert bad.name in first["skipped"][0]
     assert torch.equal(first["pixel_values"], again["pixel_values"])
-    assert "skipped" not in Conversations(CONFIG, tokenizer_file, [lambda rng: (None, [Turn("a", "b")])], seed=0)[0]
+    assert "skipped" not in ConversationDataset(CONFIG, tokenizer_file, [lambda rng: (None, [Turn("a", "b")])], seed=0)[0]
 
 
 def test_a_source_without_one_good_row_is_told(tokenizer_file: Path, tmp_path: Path) -> None:
     bad = damaged(tmp_path, b"hello")
-    data = Conversations(CONFIG, tokenizer_file, [lambda rng: (open_image(bad), [Turn("a", "b")])], seed=0)
+    data = ConversationDataset(CONFIG, tokenizer_file, [lambda rng: (open_image(bad), [Turn("a", "b")])], seed=0)
     with pytest.raises(MMDiffError, match=f"{TRIES} rows .* cannot be read; the last: .*damaged.png"):
         data[0]
 
 
 def test_a_mistake_in_a_source_is_no_damage(tokenizer_file: Path) -> None:
-    data = Conversations(CONFIG, tokenizer_file, [lambda rng: {}["a"]], seed=0)
+    data = ConversationDataset(CONFIG, tokenizer_file, [lambda rng: {}["a"]], seed=0)
     with pytest.raises(KeyError):
         data[0]

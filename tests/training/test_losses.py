@@ -11,7 +11,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from mmdiff.model import MMDiffModel
 from mmdiff.schedule import masking_rate
-from mmdiff.training.corrupt import IGNORE, corrupt, draw_times
+from mmdiff.training.corrupt import IGNORE, mask_tokens, draw_times
 from mmdiff.training.losses import (
     WEIGHTINGS,
     fact_loss,
@@ -30,7 +30,7 @@ def test_loss_and_gradients_equal_the_published_llada_v(reference: Path, llada_v
     model = copy.deepcopy(llada_v)
     labels = given["labels"]
     t = given["t"][:, None].expand(labels.shape)
-    noisy = corrupt(given["input_ids"], labels, t, given["u"], mask_id=500)
+    noisy = mask_tokens(given["input_ids"], labels, t, given["u"], mask_id=500)
     weights = response_weights(noisy, labels, torch.zeros_like(labels))
     logits = model(noisy.ids_BT, select=noisy.masked_BT).logits
     loss = masked_cross_entropy(logits, labels[noisy.masked_BT], weights[noisy.masked_BT])
@@ -46,7 +46,7 @@ def test_prompts_are_never_hidden_and_rates_are_kept() -> None:
     labels = torch.randint(0, 9, (50, 400), generator=generator)
     labels[:, :100] = IGNORE
     t, u = torch.full((50, 400), 0.3), torch.rand(50, 400, generator=generator)
-    noisy = corrupt(labels.clamp(min=0), labels, t, u, mask_id=99)
+    noisy = mask_tokens(labels.clamp(min=0), labels, t, u, mask_id=99)
     assert not noisy.masked_BT[:, :100].any()
     assert (noisy.ids_BT[noisy.masked_BT] == 99).all()
     assert torch.equal(noisy.ids_BT[~noisy.masked_BT], labels.clamp(min=0)[~noisy.masked_BT])
@@ -69,7 +69,7 @@ def test_weightings_by_the_slow_sum(name: str) -> None:
     labels[branches == 0] = IGNORE
     labels[:, 6] = IGNORE
     t = torch.rand(3, 3, generator=generator).gather(1, branches)
-    noisy = corrupt(labels.clamp(min=0), labels, t, torch.rand(3, 12, generator=generator), mask_id=9)
+    noisy = mask_tokens(labels.clamp(min=0), labels, t, torch.rand(3, 12, generator=generator), mask_id=9)
     losses = torch.rand(3, 12, generator=generator)
     got = (WEIGHTINGS[name](noisy, labels, branches) * losses).sum()
     want, hidden = 0.0, int(noisy.masked_BT.sum())

@@ -21,13 +21,13 @@ from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Answer, load
 from mmdiff.training import recipes
 from mmdiff.training.checkpoints import checkpoints, load_checkpoint
-from mmdiff.training.data import Conversations, Phrases, Sounds, Spoken, easy_vqa_row, scene_row
+from mmdiff.training.data import ConversationDataset, RegionTextDataset, Sounds, SpeechDataset, easy_vqa_row, scene_row
 from mmdiff.training.questions import FACTS
 from mmdiff.training.recipes import (
     GROUNDING,
     RECIPES,
-    Grounder,
-    Speller,
+    GroundingHeads,
+    CtcHead,
     Stage,
     TowerTrainer,
     align,
@@ -68,12 +68,12 @@ def small(make: Callable[..., Stage], model: ModelConfig) -> Stage:
     """A stage of the recipe with two pictures a batch, everything else as it is."""
     stage = make(model)
     data: dict[str, Any] = {
-        "tower": partial(Phrases, model, num_pictures=2, phrases_each=1, seed=1),
-        "align": partial(Conversations, model, sources=[scene_row, easy_vqa_row], seed=2),
-        "tune": partial(Conversations, model, sources=[scene_row, easy_vqa_row], seed=3),
-        "spell": partial(Spoken, SPEECH, num_clips=2, seed=4),
-        "hear": partial(Conversations, model, sources=[scene_row, Sounds(SPEECH, 2)], seed=5),
-        "structure": partial(Conversations, model, sources=[partial(scene_row, num_structured=2)], seed=6),
+        "tower": partial(RegionTextDataset, model, num_pictures=2, phrases_each=1, seed=1),
+        "align": partial(ConversationDataset, model, sources=[scene_row, easy_vqa_row], seed=2),
+        "tune": partial(ConversationDataset, model, sources=[scene_row, easy_vqa_row], seed=3),
+        "spell": partial(SpeechDataset, SPEECH, num_clips=2, seed=4),
+        "hear": partial(ConversationDataset, model, sources=[scene_row, Sounds(SPEECH, 2)], seed=5),
+        "structure": partial(ConversationDataset, model, sources=[partial(scene_row, num_structured=2)], seed=6),
     }
     return replace(stage, data=data[stage.name])
 
@@ -113,13 +113,13 @@ def test_another_whisper_may_be_heard_with(
     WhisperModel(WhisperConfig(**sizes)).save_pretrained(tmp_path / "whisper")
     pipeline = load(run("tiny", tmp_path / "run", scale=SCALE, whisper=tmp_path / "whisper"), device="cpu")
     audio = pipeline.model.model_config.audio
-    assert audio is not None and (audio.hidden_size, audio.num_hidden_layers, audio.drafts) == (64, 2, True)
+    assert audio is not None and (audio.hidden_size, audio.num_hidden_layers, audio.ctc_drafts) == (64, 2, True)
     assert pipeline.transcribe(np.zeros(16_000, np.float32), sample_rate=16_000).text == ""
 
 
 def test_the_finished_model_is_the_last_checkpoint(finished: Path) -> None:
     model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
-    load_checkpoint(finished / "structure" / LAST, Grounder(model))
+    load_checkpoint(finished / "structure" / LAST, GroundingHeads(model))
     stored = load_file(finished / "model" / "model.safetensors")
     for name, tensor in canonical_state(model).items():
         assert torch.equal(tensor.bfloat16(), stored[name]), name
@@ -274,7 +274,7 @@ def test_heads_tell_from_the_hidden_states_of_inner_layers() -> None:
     """And change nothing about the model's own output; their loss reaches the tower."""
     torch.manual_seed(0)
     model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"])).eval()
-    grounder = Grounder(model)
+    grounder = GroundingHeads(model)
     ids = torch.tensor([[7, 8, 9, 10], [11, 12, 13, 14]])
     named = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 1]])
     logits, told = grounder(named, input_ids=ids)
@@ -294,8 +294,8 @@ def test_the_grounded_loss_is_the_answers_and_the_heads(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
     train_tokenizer(corpus(20), 640).save(str(tmp_path / "tokenizer.json"))
-    batch = Conversations(PRESETS["tiny"], tmp_path / "tokenizer.json", [scene_row, easy_vqa_row], seed=0)[0]
-    grounder = Grounder(model)
+    batch = ConversationDataset(PRESETS["tiny"], tmp_path / "tokenizer.json", [scene_row, easy_vqa_row], seed=0)[0]
+    grounder = GroundingHeads(model)
     value, metrics = grounded_loss("mean", PRESETS["tiny"])(grounder, batch, torch.Generator().manual_seed(1))
     answers, _ = denoising_loss("mean", 0)(model, batch, torch.Generator().manual_seed(1))
     assert value.item() == pytest.approx(answers.item() + GROUNDING * metrics["grounding"], rel=1e-5)
@@ -310,8 +310,8 @@ def test_sounds_add_the_loss_of_their_drafts(tmp_path: Path) -> None:
     config = PRESETS["tiny"]
     model = MMDiffModel(MMDiffConfig.of(config))
     train_tokenizer(corpus(20), 768).save(str(tmp_path / "tokenizer.json"))
-    batch = Conversations(config, tmp_path / "tokenizer.json", [scene_row, Sounds(SPEECH, 3)], seed=0)[0]
-    grounder = Grounder(model)
+    batch = ConversationDataset(config, tmp_path / "tokenizer.json", [scene_row, Sounds(SPEECH, 3)], seed=0)[0]
+    grounder = GroundingHeads(model)
     value, metrics = grounded_loss("mean", config)(grounder, batch, torch.Generator().manual_seed(1))
     value.backward()
     assert model.audio_connector is not None and metrics["draft"] > 0
@@ -326,7 +326,7 @@ def test_a_speller_learns_to_spell(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"]))
     train_tokenizer(corpus(20), 768).save(str(tmp_path / "tokenizer.json"))
-    batch, speller = Spoken(SPEECH, tmp_path / "tokenizer.json", 6, seed=0)[0], Speller(model)
+    batch, speller = SpeechDataset(SPEECH, tmp_path / "tokenizer.json", 6, seed=0)[0], CtcHead(model)
     assert model.audio_connector is not None
     optimizer = torch.optim.AdamW([*model.audio_connector.parameters(), model.backbone.lm_head.weight], lr=3e-3)
     losses = []

@@ -8,7 +8,7 @@ import torch
 from programs import needs
 
 from mmdiff.audio.decode import Samples
-from mmdiff.audio.features import log_mel
+from mmdiff.audio.features import log_mel_spectrogram
 from mmdiff.errors import MMDiffError
 from mmdiff.training import speech
 from mmdiff.training.scenes import TEST_SEEDS, TRAIN_SEEDS, VALID_SEEDS
@@ -91,5 +91,5 @@ def test_shards_hold_the_spectrograms(tmp_path: Path, monkeypatch: pytest.Monkey
         mel, text = made[number]
         wanted = clip(number)
         assert text == wanted.text
-        torch.testing.assert_close(mel, log_mel(wanted.samples, 80), atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(mel, log_mel_spectrogram(wanted.samples, 80), atol=2e-3, rtol=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shard-0000", "shard-0001"]

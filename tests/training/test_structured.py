@@ -47,7 +47,7 @@ def test_scaffolds_show_literals_and_decisions_show_no_values(tokenizer: Tokeniz
     for seed in range(60):
         rng = np.random.default_rng(seed)
         prompt, parts, laid_out = structured(random_scene(seed), rng)
-        turn = Turn(prompt, "", parts=parts, laid_out=laid_out)
+        turn = Turn(prompt, "", parts=parts, num_scaffolded=laid_out)
         canvas, is_open, weights, _ = _laid_out(turn, tokenizer, TOKENS, rng)
         assert len(canvas) == len(is_open) == len(weights)
         way = "scaffold" if laid_out == len(parts) else "decision" if laid_out else "free"
@@ -72,7 +72,7 @@ def test_the_length_of_a_canvas_does_not_tell_a_decision(tokenizer: Tokenizer) -
         rng = np.random.default_rng(seed)
         prompt, parts, laid_out = structured(random_scene(seed), rng)
         if 0 < laid_out < len(parts):
-            canvas, is_open, _, _ = _laid_out(Turn(prompt, "", parts=parts, laid_out=laid_out), tokenizer, TOKENS, rng)
+            canvas, is_open, _, _ = _laid_out(Turn(prompt, "", parts=parts, num_scaffolded=laid_out), tokenizer, TOKENS, rng)
             rooms["},{" in parts[laid_out].text].add(len(canvas) - is_open.index(True))
     assert rooms[True] == rooms[False] == set(DECISION_ROOMS)
 

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from mmdiff.config import VisionConfig
 from mmdiff.vision.connector import pixel_shuffle
-from mmdiff.vision.grids import SINGLE_VIEW, choose_grid, picture_rows_and_columns
+from mmdiff.vision.grids import SINGLE_VIEW, choose_grid, image_rows_and_columns
 from mmdiff.vision.merge import merge_views
 from mmdiff.vision.views import count_tokens, make_views
 
@@ -99,7 +99,7 @@ def test_tokens_are_counted_before_they_exist(
 @given(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), st.integers(1, 30))
 def test_some_of_every_picture_is_kept(size: tuple[int, int], side: int) -> None:
     for grid in ((1, 1), (2, 1), (1, 2), (3, 2), (6, 6)):
-        rows, columns = picture_rows_and_columns(size, grid, side)
+        rows, columns = image_rows_and_columns(size, grid, side)
         assert 0 <= rows.start < rows.stop <= grid[1] * side
         assert 0 <= columns.start < columns.stop <= grid[0] * side
 
