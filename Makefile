@@ -32,8 +32,8 @@ check:
 
 # The tests that use programs and recordings of the system where it has them, with those hidden.
 check-bare:
-	@$(BIN)/pytest -q --bare -m 'not long' tests/audio/test_people.py tests/audio/test_segment.py tests/eval/test_speech.py \
-		tests/serve/test_page.py tests/serve/test_pages.py tests/test_portability.py tests/training/test_speech.py
+	@$(BIN)/pytest -q --bare -m 'not long' tests/audio/test_people.py tests/audio/test_vad.py tests/eval/test_speech.py \
+		tests/serve/http/test_page.py tests/serve/test_pages.py tests/test_portability.py tests/training/tiny/test_speech.py
 	@$(BIN)/pytest -q --bare tests/test_tiny.py -k 'hears or spoken'
 
 # An environment of its own: some 6 GB, since the index serves the CUDA build of old releases of PyTorch.

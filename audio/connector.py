@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmdiff.attention import attention
+from mmdiff.modeling.attention import attention
 from mmdiff.config import AudioConfig
 
 

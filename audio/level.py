@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mmdiff.audio.decode import SAMPLE_RATE, Samples
+from mmdiff.audio.audio_io import SAMPLE_RATE, Samples
 
 LOUD = -20.0  # what the louder parts of speech are brought to
 QUIETEST = -85.0  # of the louder parts: what is below it is noise of the converter, and is raised no further

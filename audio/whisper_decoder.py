@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from mmdiff.audio.confidence import words_confidence
-from mmdiff.audio.decode import SAMPLE_RATE, Samples
-from mmdiff.audio.features import WINDOW_SECONDS
+from mmdiff.audio.audio_io import SAMPLE_RATE, Samples
+from mmdiff.audio.log_mel import WINDOW_SECONDS
 from mmdiff.audio.level import level
-from mmdiff.audio.segment import Span
+from mmdiff.audio.vad import Span
 from mmdiff.errors import CheckpointError, MMDiffError, require_extra
 from mmdiff.transcript import Segment, Word
 

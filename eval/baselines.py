@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmdiff.attention import attention, rotary_tables, rotate
-from mmdiff.backbone import MLP, Backbone, Block
-from mmdiff.schedule import even_shares
+from mmdiff.modeling.attention import attention, rotary_tables, rotate
+from mmdiff.modeling.backbone import MLP, Backbone, Block
+from mmdiff.decoding.schedule import even_shares
 
 Pair = tuple[Tensor, Tensor]
 

@@ -16,14 +16,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mmdiff.audio.decode import SAMPLE_RATE, Samples
-from mmdiff.audio.segment import Span
+from mmdiff.audio.audio_io import SAMPLE_RATE, Samples
+from mmdiff.audio.vad import Span
 from mmdiff.eval.evidence import EvidenceRow, summary
 from mmdiff.eval.speech import RATIOS, SENTENCES, word_errors
 from mmdiff.pipeline import Pipeline, load
-from mmdiff.training.scenes import VALID_SEEDS
-from mmdiff.training.sentences import KINDS
-from mmdiff.training.voices import FORMANT, Voice, noisy, say
+from mmdiff.training.tiny.scenes import VALID_SEEDS
+from mmdiff.training.tiny.sentences import KINDS
+from mmdiff.training.tiny.voices import FORMANT, Voice, noisy, say
 
 VOICES = (Voice("flite", "rms"), Voice("flite", "awb"), Voice("flite", "kal16"), *FORMANT["valid"][:2])
 

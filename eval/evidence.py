@@ -28,7 +28,7 @@ import torch
 import mmdiff
 from mmdiff.errors import MMDiffError
 from mmdiff.pipeline import Pipeline
-from mmdiff.store import digest
+from mmdiff.decoding.prefix_cache import digest
 
 RESAMPLES, SEED = 1000, 0
 COVERED = 95  # percent of the resamples that lie in an interval

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdiff.eval.hostile import read_schemas
-from mmdiff.scaffold.errors import ScaffoldError
-from mmdiff.scaffold.layout import TemplateBuilder
-from mmdiff.scaffold.membership import Unsaid, arranged
-from mmdiff.scaffold.scaffold import compile_schema
-from mmdiff.scaffold.spelling import dumps
+from mmdiff.eval.structured_adversarial import read_schemas
+from mmdiff.structured.schema.errors import ScaffoldError
+from mmdiff.structured.constraint.template import TemplateBuilder
+from mmdiff.structured.constraint.membership import Unsaid, arranged
+from mmdiff.structured.constraint.compiled import compile_schema
+from mmdiff.structured.schema.serialize import dumps
 
 BUDGET = 4096  # tokens of a value
 

@@ -1,6 +1,6 @@
 """How well a model writes down speech, and answers spoken questions about pictures.
 
-Generated speech is of voices that training never heard (`training/voices.py`). Recordings of people come from Debian
+Generated speech is of voices that training never heard (`training/tiny/voices.py`). Recordings of people come from Debian
 packages: `asterisk-core-sounds-en` with `-g722` or `-wav` (Allison Smith, CC-BY-SA 3.0) and `pocketsphinx-testdata`
 (LibriVox, public domain; cards, BSD). What is not installed is left out with a message.
 
@@ -25,15 +25,15 @@ from warnings import warn
 
 import numpy as np
 
-from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
+from mmdiff.audio.audio_io import SAMPLE_RATE, AudioSource, Samples, load_audio
 from mmdiff.errors import MMDiffError, NoSpeechError, require_extra
 from mmdiff.eval.evidence import EvidenceRow
 from mmdiff.pipeline import Answer, Pipeline
-from mmdiff.training import easy_vqa
-from mmdiff.training.scenes import TEST_SEEDS
-from mmdiff.training.sentences import KINDS, spoken
-from mmdiff.training.speech import clip, reader
-from mmdiff.training.voices import noisy
+from mmdiff.training.tiny import easy_vqa
+from mmdiff.training.tiny.scenes import TEST_SEEDS
+from mmdiff.training.tiny.sentences import KINDS, spoken
+from mmdiff.training.tiny.speech import clip, reader
+from mmdiff.training.tiny.voices import noisy
 
 CLIPS_PER_KIND = 150
 SENTENCES = ("question", "command", "everyday")  # one row of the report

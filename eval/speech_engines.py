@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.audio.decode import SAMPLE_RATE, Samples, load_audio
-from mmdiff.audio.segment import Span
+from mmdiff.audio.audio_io import SAMPLE_RATE, Samples, load_audio
+from mmdiff.audio.vad import Span
 from mmdiff.audio.whisper_decoder import default_folder, load_recognizer
 from mmdiff.eval.speech import recorded, word_errors
-from mmdiff.training.scenes import VALID_SEEDS
-from mmdiff.training.speech import clip
-from mmdiff.training.voices import Voice, say
-from mmdiff.training.whisper import read_ctranslate2
+from mmdiff.training.tiny.scenes import VALID_SEEDS
+from mmdiff.training.tiny.speech import clip
+from mmdiff.training.tiny.voices import Voice, say
+from mmdiff.training.tiny.whisper import read_ctranslate2
 
 Transcriber = Callable[[Samples], str]
 KINDS = ("people: prompts", "people: LibriVox")

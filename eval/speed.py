@@ -25,18 +25,18 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from mmdiff.cached import make_runner
-from mmdiff.canvas import Canvas
+from mmdiff.decoding.cached_runner import make_runner
+from mmdiff.decoding.canvas import Canvas
 from mmdiff.config import PRESETS, BackboneConfig, DecodingConfig, ModelConfig, TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.baselines import joining_caches, llada_loop
 from mmdiff.eval.evidence import processor_name
-from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.onednn import use_onednn
-from mmdiff.prompted import ModelRunner
-from mmdiff.rules import rule_name
-from mmdiff.sampler import Sampler, denoise
-from mmdiff.vision.grids import count_tokens
+from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
+from mmdiff.modeling.onednn_linear import use_onednn
+from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.commit_rules import rule_name
+from mmdiff.decoding.sampler import Sampler, denoise
+from mmdiff.vision.anyres import count_tokens
 
 SMALL = ModelConfig(
     backbone=BackboneConfig(vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=12,

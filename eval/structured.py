@@ -22,16 +22,16 @@ import torch
 import typer
 from rich.progress import track
 
-from mmdiff.eval import hostile
+from mmdiff.eval import structured_adversarial
 from mmdiff.eval.evidence import processor_name
 from mmdiff.eval.expressible import Instance, expressible
 from mmdiff.pipeline import SHIPPED, Pipeline, load
-from mmdiff.scaffold.layout import TemplateBuilder
-from mmdiff.scaffold.scaffold import compile_schema
-from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline
-from mmdiff.scaffold.vocabulary import Vocabulary
-from mmdiff.training.scenes import MAX_THINGS, TEST_SEEDS, example, scene_json
-from mmdiff.training.structured import scene_schema
+from mmdiff.structured.constraint.template import TemplateBuilder
+from mmdiff.structured.constraint.compiled import compile_schema
+from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
+from mmdiff.structured.constraint.token_dfa import Vocabulary
+from mmdiff.training.tiny.scenes import MAX_THINGS, TEST_SEEDS, example, scene_json
+from mmdiff.training.tiny.structured import scene_schema
 
 FREE_ROOM = 192  # positions of a free answer about a scene
 WAYS = ("scaffold", "fixed", "free")
@@ -110,7 +110,7 @@ def validity(generations: int = 100_000, seed: int = 0) -> None:
     layouts, tokens = _shipped()
     counts = Counter[str]()
     for first in track(range(0, generations, 500), description=f"{generations} values"):
-        counts += hostile.validity(layouts, tokens, min(500, generations - first), seed + first)
+        counts += structured_adversarial.validity(layouts, tokens, min(500, generations - first), seed + first)
     _tell(dict(sorted(counts.items())))
     raise typer.Exit(int(counts["not valid"] > 0))
 
@@ -119,8 +119,8 @@ def validity(generations: int = 100_000, seed: int = 0) -> None:
 def coverage(file: Path, draws: int = 4, show: bool = False) -> None:
     """Real schemas, lines of {"id", "schema"}: compiled and valid, or refused."""
     layouts, tokens = _shipped()
-    schemas = list(hostile.read_schemas(file))
-    rows = list(track(hostile.coverage(iter(schemas), layouts, tokens, draws), total=len(schemas)))
+    schemas = list(structured_adversarial.read_schemas(file))
+    rows = list(track(structured_adversarial.coverage(iter(schemas), layouts, tokens, draws), total=len(schemas)))
     _tell_outcomes(rows, show)
 
 
@@ -153,22 +153,22 @@ def _shares(rows: Sequence[Instance], kind: str, compare: bool) -> dict[str, Any
 def mutated(count: int = 10_000, show: bool = False) -> None:
     """Schemas with something broken in them: refused, or honoured with valid values."""
     layouts, tokens = _shipped()
-    _tell_outcomes(list(hostile.mutations(layouts, tokens, 0, count)), show)
+    _tell_outcomes(list(structured_adversarial.mutations(layouts, tokens, 0, count)), show)
 
 
 @app.command()
 def passes() -> None:
     """Passes of each schema's value, one position at a time, against free decoding of the same text."""
     layouts, tokens = _shipped()
-    _tell({name: {"scaffold": made, "free": free} for name, made, free in hostile.half_the_passes(layouts, tokens)})
+    _tell({name: {"scaffold": made, "free": free} for name, made, free in structured_adversarial.half_the_passes(layouts, tokens)})
 
 
 @app.command()
 def speed(vocabulary: int = 130_000) -> None:
     """What constraints add to a step, and how long compiling takes with everything warm."""
     layouts, tokens = _shipped()
-    _tell(hostile.added_time(tokens, vocabulary))
-    for name, schema in hostile.SCHEMAS.items():
+    _tell(structured_adversarial.added_time(tokens, vocabulary))
+    for name, schema in structured_adversarial.SCHEMAS.items():
         compile_schema(schema, layouts, 512)
         seconds = []
         for _ in range(5):
@@ -180,15 +180,15 @@ def speed(vocabulary: int = 130_000) -> None:
 
 def _shipped() -> tuple[TemplateBuilder, Any]:
     """Layouts of the shipped tokenizer, without the model."""
-    from mmdiff.checkpoint import config_of
-    from mmdiff.processor import MMDiffProcessor
+    from mmdiff.modeling.checkpoint import config_of
+    from mmdiff.modeling.processor import MMDiffProcessor
 
     tokens = config_of(SHIPPED / "tiny").tokens
     tokenizer = MMDiffProcessor.from_pretrained(SHIPPED / "tiny").tokenizer
     return TemplateBuilder(Vocabulary.of(tokenizer, tokens), tokens.mask, tokens.eot), tokens
 
 
-def _tell_outcomes(rows: Sequence[hostile.Covered], show: bool) -> None:
+def _tell_outcomes(rows: Sequence[structured_adversarial.Covered], show: bool) -> None:
     counts, seconds = Counter(row.outcome for row in rows), sorted(row.seconds for row in rows)
     for row in rows:
         if row.outcome == "invalid" or (show and row.outcome != "valid"):

@@ -13,9 +13,9 @@ from functools import partial
 from PIL import Image
 
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
-from mmdiff.training import easy_vqa
-from mmdiff.training.questions import captions, questions, score_caption
-from mmdiff.training.scenes import TEST_SEEDS, Scene, example
+from mmdiff.training.tiny import easy_vqa
+from mmdiff.training.tiny.questions import captions, questions, score_caption
+from mmdiff.training.tiny.scenes import TEST_SEEDS, Scene, example
 
 Score = tuple[int, int]  # right, total
 NUM_SCENES = 1000  # test pictures of each scenes task

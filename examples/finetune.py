@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 import mmdiff
-from mmdiff.checkpoint import save_folder
+from mmdiff.modeling.checkpoint import save_folder
 from mmdiff.config import ModelConfig
 from mmdiff.pipeline import find
-from mmdiff.training.data import ConversationDataset, Row, Turn, scene_row
+from mmdiff.training.datasets import ConversationDataset, Row, Turn, scene_row
 from mmdiff.training.loop import TrainConfig, train
 from mmdiff.training.recipes import Stage, denoising_loss
-from mmdiff.vision.image import open_image
+from mmdiff.vision.image_io import open_image
 
 PICTURES = Path(__file__).parent
 ROWS = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmdiff.training.scenes import TEST_SEEDS, Background, Scene, Thing, draw
+from mmdiff.training.tiny.scenes import TEST_SEEDS, Background, Scene, Thing, draw
 
 PALE = Background("plain", (240, 241, 247), (240, 241, 247))
 STRIPES = Background("stripes", (236, 240, 250), (250, 238, 228), period=14, angle=0.6)

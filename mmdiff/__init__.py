@@ -6,7 +6,8 @@ cheap: PyTorch and its relatives come with the first use of `load`.
 
 from typing import TYPE_CHECKING, Any
 
-from mmdiff import auto_classes, torchvision_fix
+from mmdiff import torchvision_fix
+from mmdiff.modeling import auto_classes
 
 if TYPE_CHECKING:
     from mmdiff.pipeline import load

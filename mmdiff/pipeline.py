@@ -19,32 +19,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdiff.audio.ctc_words import timed_path, timed_words
-from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio
-from mmdiff.audio.draft import text_probability
-from mmdiff.audio.segment import Span
+from mmdiff.audio.ctc import timed_path, timed_words
+from mmdiff.audio.audio_io import SAMPLE_RATE, AudioSource, Samples, load_audio
+from mmdiff.audio.ctc_probability import text_probability
+from mmdiff.audio.vad import Span
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window, load_recognizer
-from mmdiff.cached import make_runner
-from mmdiff.canvas import Canvas
-from mmdiff.checkpoint import WEIGHT_TYPES, config_of, load_folder
+from mmdiff.decoding.cached_runner import make_runner
+from mmdiff.decoding.canvas import Canvas
+from mmdiff.modeling.checkpoint import WEIGHT_TYPES, config_of, load_folder
 from mmdiff.config import PRESETS, AudioConfig, DecodingConfig, is_number, shown, whole
 from mmdiff.errors import CheckpointError, ContextError, MMDiffError, NoSpeechError
-from mmdiff.extraction import Extraction, StructuredSequence, settings_for, start_scaffold
-from mmdiff.guidance import Guided
-from mmdiff.model import MMDiffModel
-from mmdiff.processor import Messages, MMDiffProcessor, as_array, check_messages
-from mmdiff.prompted import ModelRunner
-from mmdiff.quantize import QUANTIZED, Bits
-from mmdiff.sampler import Batch, Sampler, FinishedSequences, denoise, seed_of
-from mmdiff.scaffold.layout import TemplateBuilder
-from mmdiff.scaffold.scaffold import CompiledSchema
-from mmdiff.scaffold.source import blanks, compile_choices, compile_source, compile_template, schema_of
-from mmdiff.scaffold.spelling import EXTRACT_PROMPT, outline
-from mmdiff.scaffold.vocabulary import Vocabulary
-from mmdiff.store import PrefixCache
+from mmdiff.structured.extraction import Extraction, StructuredSequence, settings_for, start_scaffold
+from mmdiff.decoding.guidance import Guided
+from mmdiff.modeling.multimodal import MMDiffModel
+from mmdiff.modeling.processor import Messages, MMDiffProcessor, as_array, check_messages
+from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.modeling.quantize import QUANTIZED, Bits
+from mmdiff.decoding.sampler import Batch, Sampler, FinishedSequences, denoise, seed_of
+from mmdiff.structured.constraint.template import TemplateBuilder
+from mmdiff.structured.constraint.compiled import CompiledSchema
+from mmdiff.structured.schema.inputs import blanks, compile_choices, compile_source, compile_template, schema_of
+from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
+from mmdiff.structured.constraint.token_dfa import Vocabulary
+from mmdiff.decoding.prefix_cache import PrefixCache
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.transcription import Reader, RecognitionOptions, transcribe_audio
-from mmdiff.vision.image import open_image
+from mmdiff.vision.image_io import open_image
 
 SHIPPED = Path(__file__).parent / "models"
 FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # of a checkpoint on the hub

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mmdiff.audio.confidence import agree, agreed_confidence
-from mmdiff.audio.decode import SAMPLE_RATE, AudioSource, Samples, load_audio, load_channels
-from mmdiff.audio.features import WINDOW_SECONDS
-from mmdiff.audio.segment import Span, quiet_segments, detect_speech
+from mmdiff.audio.audio_io import SAMPLE_RATE, AudioSource, Samples, load_audio, load_channels
+from mmdiff.audio.log_mel import WINDOW_SECONDS
+from mmdiff.audio.vad import Span, quiet_segments, detect_speech
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window
 from mmdiff.config import is_number, shown, whole
 from mmdiff.errors import MMDiffError

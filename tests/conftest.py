@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import programs
+from tests.helpers import programs
 import pytest
 
 import mmdiff  # noqa: F401  (first: it lets torchvision import beside a CPU-only torch)
@@ -17,7 +17,7 @@ import mmdiff  # noqa: F401  (first: it lets torchvision import beside a CPU-onl
 if TYPE_CHECKING:
     from serving import Served
 
-    from mmdiff.model import MMDiffModel
+    from mmdiff.modeling.multimodal import MMDiffModel
     from mmdiff.pipeline import Pipeline
 
 # Before anything imports PyTorch: two test workers share two cores, and no test may fetch a model.
@@ -61,8 +61,8 @@ def reference(root: Path) -> Path:
 @pytest.fixture(scope="session")
 def llada_v(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> "MMDiffModel":
     """The tiny LLaDA-V, loaded as any published folder; its small vocabulary makes config.json name the special ids."""
-    from mmdiff.checkpoint import CheckpointTensors, config_of, load_weights
-    from mmdiff.model import MMDiffConfig, MMDiffModel
+    from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
+    from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 
     folder = tmp_path_factory.mktemp("llada-v")
     for path in (reference / "llada-v").iterdir():
@@ -83,11 +83,11 @@ def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sizes of `tiny`, random weights and a tokenizer learned from a few sentences."""
     import torch
 
-    from mmdiff.checkpoint import save_folder
+    from mmdiff.modeling.checkpoint import save_folder
     from mmdiff.config import PRESETS
-    from mmdiff.model import MMDiffConfig, MMDiffModel
-    from mmdiff.processor import MMDiffProcessor
-    from mmdiff.training.tokenizer import train_tokenizer, wrap_tokenizer
+    from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
+    from mmdiff.modeling.processor import MMDiffProcessor
+    from mmdiff.training.tiny.tokenizer import train_tokenizer, wrap_tokenizer
 
     folder = tmp_path_factory.mktemp("random-tiny")
     torch.manual_seed(0)

@@ -121,7 +121,7 @@ def test_every_file_of_the_core_has_its_job() -> None:
 
 
 def test_readme_names_all_that_the_default_model_knows() -> None:
-    from mmdiff.training.scenes import COLOURS, SHAPES, SIZES
+    from mmdiff.training.tiny.scenes import COLOURS, SHAPES, SIZES
 
     text = read("README.md")
     assert [word for word in (*SHAPES, *COLOURS, *SIZES) if not re.search(rf"\b{word}\b", text)] == []
@@ -129,7 +129,7 @@ def test_readme_names_all_that_the_default_model_knows() -> None:
 
 def test_the_numbers_of_embeddings_are_right() -> None:
     from mmdiff.config import PRESETS
-    from mmdiff.vision.grids import count_tokens
+    from mmdiff.vision.anyres import count_tokens
 
     page = " ".join(read("docs/architecture.md").split())
     tiny, large = PRESETS["tiny"].vision, PRESETS["llada-v-8b"].vision
@@ -162,7 +162,7 @@ def commands(page: str) -> list[str]:
 
 def parse(words: list[str]) -> dict[str, Any]:
     """The values that the command line reads from `mmdiff ...`; unknown commands and options raise."""
-    from mmdiff.cli import app
+    from mmdiff.cli.main import app
 
     group: Any = typer.main.get_command(app)
     name, *rest = words[1:]
@@ -224,13 +224,13 @@ def test_commands_that_do_not_work_are_found(command: str) -> None:
 
 @every_page
 def test_options_exist(page: str) -> None:
-    from mmdiff.cli import app
+    from mmdiff.cli.main import app
 
     group: Any = typer.main.get_command(app)
     parameters = [parameter for command in group.commands.values() for parameter in command.params]
     known = {opt for parameter in parameters for opt in (*parameter.opts, *parameter.secondary_opts)}
     named = {code.split()[0] for code in inline_code(page) if code.startswith("--")}
-    load = re.findall(r'"(--\w+)"', read("mmdiff/serve/load.py"))
+    load = re.findall(r'"(--\w+)"', read("eval/server_load.py"))
     assert named <= known | {"--help", *load}
 
 
@@ -283,7 +283,7 @@ def test_the_pictures_are_made_by_the_script() -> None:
 
 
 def test_the_shapes_can_be_asked_about_without_doubt() -> None:
-    from mmdiff.training.questions import captions
+    from mmdiff.training.tiny.questions import captions
 
     scenes = runpy.run_path(str(ROOT / "examples" / "make_pictures.py"))["SCENES"]
     assert [thing.shape for thing in scenes["shapes.png"].things].count("circle") == 1

@@ -10,18 +10,18 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import programs
+from tests.helpers import programs
 import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from mmdiff import pipeline
-from mmdiff.checkpoint import save_folder
+from mmdiff.modeling.checkpoint import save_folder
 from mmdiff.config import PRESETS
 from mmdiff.errors import MMDiffError, OldPackageError, require_extra
 from mmdiff.pipeline import choose_device, load
-from mmdiff.quantize import quantize
+from mmdiff.modeling.quantize import quantize
 from mmdiff.training.checkpoints import save_checkpoint
 from mmdiff.vision.tower import BUILDERS
 
@@ -92,7 +92,7 @@ def test_mps_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, ran
 
 
 def test_versions_are_printed() -> None:
-    done = subprocess.run([sys.executable, "-m", "mmdiff.cli", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "mmdiff.cli.main", "--version"], capture_output=True, text=True, timeout=60)
     first, second = done.stdout.splitlines()
     assert re.fullmatch(r"mmdiff \d+\.\d+\.\d+\S*", first) and done.returncode == 0 and done.stderr == ""
     assert re.fullmatch(r"Python 3\.\d+\.\d+, torch 2\.\S+, transformers 5\.\S+", second)

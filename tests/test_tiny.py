@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 
 import pytest
-from programs import needs
+from tests.helpers.programs import needs
 from safetensors import safe_open
 
 import mmdiff
 from mmdiff.eval.run import TASKS
 from mmdiff.eval.structured import score_scenes
 from mmdiff.pipeline import SHIPPED, Pipeline
-from mmdiff.training import easy_vqa
-from mmdiff.training.scenes import VALID_SEEDS, example
-from mmdiff.training.structured import scene_schema
+from mmdiff.training.tiny import easy_vqa
+from mmdiff.training.tiny.scenes import VALID_SEEDS, example
+from mmdiff.training.tiny.structured import scene_schema
 
 MOST_BYTES = 24_000_000
 

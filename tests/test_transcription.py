@@ -8,8 +8,8 @@ import pytest
 
 from mmdiff import transcription
 from mmdiff.audio.confidence import agreed_confidence, words_confidence
-from mmdiff.audio.decode import load_channels
-from mmdiff.audio.segment import Span
+from mmdiff.audio.audio_io import load_channels
+from mmdiff.audio.vad import Span
 from mmdiff.errors import MMDiffError
 from mmdiff.transcript import Segment, Word
 from mmdiff.transcription import RecognitionOptions, merge_spans, recognize, speech_windows, transcribe_audio

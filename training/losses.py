@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.training.corrupt import IGNORE, MaskedBatch
+from mmdiff.training.forward_process import IGNORE, MaskedBatch
 
 
 def pretraining_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:

@@ -21,21 +21,21 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mmdiff.audio.connector import count_tokens
-from mmdiff.checkpoint import load_whisper, save_folder
+from mmdiff.modeling.checkpoint import load_whisper, save_folder
 from mmdiff.config import PRESETS, ModelConfig
-from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.processor import MMDiffProcessor
-from mmdiff.training import easy_vqa
-from mmdiff.training.corrupt import MaskedBatch, mask_tokens, draw_times
-from mmdiff.training.data import ConversationDataset, RegionTextDataset, Sounds, SpeechDataset, easy_vqa_row, scene_row
+from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
+from mmdiff.modeling.processor import MMDiffProcessor
+from mmdiff.training.tiny import easy_vqa
+from mmdiff.training.forward_process import MaskedBatch, mask_tokens, draw_times
+from mmdiff.training.datasets import ConversationDataset, RegionTextDataset, Sounds, SpeechDataset, easy_vqa_row, scene_row
 from mmdiff.training.loop import Batch, Loss, TrainConfig, train
 from mmdiff.training.losses import WEIGHTINGS, Weighting, ctc_loss, fact_loss, masked_cross_entropy, region_text_loss
-from mmdiff.training.questions import CAPTION_PROMPTS, FACTS, captions, questions
-from mmdiff.training.scenes import random_scene, scene_json
-from mmdiff.training.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question, sentence
-from mmdiff.training.speech import prepare
-from mmdiff.training.tokenizer import train_tokenizer, wrap_tokenizer
-from mmdiff.training.whisper import whisper_tower
+from mmdiff.training.tiny.questions import CAPTION_PROMPTS, FACTS, captions, questions
+from mmdiff.training.tiny.scenes import random_scene, scene_json
+from mmdiff.training.tiny.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question, sentence
+from mmdiff.training.tiny.speech import prepare
+from mmdiff.training.tiny.tokenizer import train_tokenizer, wrap_tokenizer
+from mmdiff.training.tiny.whisper import whisper_tower
 from mmdiff.vision.connector import build_connector
 
 MODEL_INPUTS = ("attention_mask", "pixel_values", "image_sizes", "image_grids", "input_features", "feature_lengths",

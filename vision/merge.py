@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmdiff.config import VisionConfig
-from mmdiff.vision.grids import SINGLE_VIEW, image_rows_and_columns, shrunk
+from mmdiff.vision.anyres import SINGLE_VIEW, image_rows_and_columns, shrunk
 
 
 def merge_views(

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from mmdiff.checkpoint import load_folder, save_folder
+from mmdiff.modeling.checkpoint import load_folder, save_folder
 from mmdiff.config import PRESETS, AudioConfig
 from mmdiff.errors import MMDiffError
-from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.processor import MMDiffProcessor
+from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
+from mmdiff.modeling.processor import MMDiffProcessor
 from mmdiff.tokens import segment_ids
-from mmdiff.training.tokenizer import wrap_tokenizer
+from mmdiff.training.tiny.tokenizer import wrap_tokenizer
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SOUNDS = {"stack": AudioConfig(**SIZES),

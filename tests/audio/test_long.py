@@ -11,7 +11,7 @@ CODE = """
 import json, re, sys
 import numpy as np
 import mmdiff
-from mmdiff.audio.decode import load_audio
+from mmdiff.audio.audio_io import load_audio
 
 pipeline = mmdiff.load("tiny", device="cpu")
 talk = np.pad(load_audio(sys.argv[1]), (0, 16_000))

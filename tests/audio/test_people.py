@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from programs import needs
+from tests.helpers.programs import needs
 
 from mmdiff.eval.speech import ASTERISK, POCKETSPHINX, _pocketsphinx, word_errors
 
@@ -12,7 +12,7 @@ CARDS, LIBRIVOX, MUSIC = POCKETSPHINX / "cards", POCKETSPHINX / "librivox", ASTE
 
 
 def mmdiff(*arguments: object) -> str:
-    command = [sys.executable, "-m", "mmdiff.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "mmdiff.cli.main", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
 

@@ -12,9 +12,9 @@ from transformers import WhisperConfig, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmdiff.audio.connector import CONNECTORS, DualAdapter, StackConnector, count_tokens
-from mmdiff.audio.features import pad_mels
+from mmdiff.audio.log_mel import pad_mels
 from mmdiff.audio.tower import WhisperTower, encoder_state, sinusoids, whisper_config
-from mmdiff.checkpoint import load_whisper
+from mmdiff.modeling.checkpoint import load_whisper
 from mmdiff.config import AudioConfig
 from mmdiff.errors import CheckpointError
 

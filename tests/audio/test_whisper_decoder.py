@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mmdiff.audio import whisper_decoder
-from mmdiff.audio.decode import SAMPLE_RATE, load_audio
-from mmdiff.audio.segment import Span
+from mmdiff.audio.audio_io import SAMPLE_RATE, load_audio
+from mmdiff.audio.vad import Span
 from mmdiff.audio.whisper_decoder import (
     SpeechRecognizer,
     checkpoint_layout,

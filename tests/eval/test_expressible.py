@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from mmdiff.config import PRESETS
 from mmdiff.eval.expressible import declared, expressible
 from mmdiff.eval.structured import app
-from mmdiff.scaffold.layout import TemplateBuilder
-from mmdiff.scaffold.vocabulary import Vocabulary
+from mmdiff.structured.constraint.template import TemplateBuilder
+from mmdiff.structured.constraint.token_dfa import Vocabulary
 
 SCHEMAS: dict[str, Any] = {
     "closed": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["a"]},

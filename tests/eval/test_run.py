@@ -18,8 +18,8 @@ from mmdiff.eval import tasks
 from mmdiff.eval.run import ask_all, evaluate
 from mmdiff.eval.tasks import NUM_SCENES, QUESTIONS_PER_SCENE, TASKS, Question, exact
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, Answer
-from mmdiff.training import easy_vqa
-from mmdiff.training.scenes import TEST_SEEDS, TRAIN_SEEDS, Scene, example
+from mmdiff.training.tiny import easy_vqa
+from mmdiff.training.tiny.scenes import TEST_SEEDS, TRAIN_SEEDS, Scene, example
 
 
 def fake_model() -> SimpleNamespace:

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from programs import needs
+from tests.helpers.programs import needs
 
 from mmdiff.errors import MMDiffError, NoSpeechError
 from mmdiff.eval import speech
 from mmdiff.eval.speech import Recording, normalise, recorded, word_errors
 from mmdiff.pipeline import Answer
-from mmdiff.training.sentences import KINDS
+from mmdiff.training.tiny.sentences import KINDS
 from mmdiff.transcript import Segment, Transcript
 
 

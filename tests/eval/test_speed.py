@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from programs import needs
+from tests.helpers.programs import needs
 
-from mmdiff.cached import make_runner
-from mmdiff.canvas import Canvas
+from mmdiff.decoding.cached_runner import make_runner
+from mmdiff.decoding.canvas import Canvas
 from mmdiff.config import PRESETS, DecodingConfig
 from mmdiff.errors import MMDiffError
 from mmdiff.eval import speed
@@ -23,9 +23,9 @@ from mmdiff.eval.speed import (
     random_model,
     random_prompt,
 )
-from mmdiff.model import MMDiffModel
-from mmdiff.prompted import ModelRunner
-from mmdiff.sampler import denoise
+from mmdiff.modeling.multimodal import MMDiffModel
+from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.sampler import denoise
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 import torch
 
-from mmdiff.audio.decode import AudioError, Limits, load_audio
+from mmdiff.audio.audio_io import AudioError, Limits, load_audio
 from mmdiff.errors import MMDiffError
 from mmdiff.pipeline import Pipeline, load
 from mmdiff.transcript import FORMATS, Segment, Transcript

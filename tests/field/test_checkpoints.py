@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
-from mmdiff.checkpoint import CheckpointTensors, config_of, load_folder, load_weights
+from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_folder, load_weights
 from mmdiff.errors import CheckpointError, MMDiffError
-from mmdiff.folder import INDEX, SINGLE
-from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.modeling.checkpoint_folder import INDEX, SINGLE
+from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import load
 
 HEAD, NORM = "model.transformer.ff_out.weight", "model.transformer.ln_f.weight"

@@ -16,8 +16,8 @@ from tokenizers import AddedToken
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import MMDiffError
 from mmdiff.pipeline import Pipeline, load
-from mmdiff.processor import MMDiffProcessor
-from mmdiff.sampler import seed_of
+from mmdiff.modeling.processor import MMDiffProcessor
+from mmdiff.decoding.sampler import seed_of
 
 RED, BLUE = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (40, 60), "blue")
 QUICK: dict[str, Any] = {"gen_length": 8, "block_length": 8, "steps": 1}

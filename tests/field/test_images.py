@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from mmdiff.serve.captions import SUFFIXES
-from mmdiff.vision.image import ImageError, open_image
+from mmdiff.serve.batch.captions import SUFFIXES
+from mmdiff.vision.image_io import ImageError, open_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

@@ -10,13 +10,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import programs
+from tests.helpers import programs
 import pytest
 import torch
 from packaging.requirements import Requirement
 
-from mmdiff import sampler
-from mmdiff.checkpoint import save_folder
+from mmdiff.decoding import sampler
+from mmdiff.modeling.checkpoint import save_folder
 from mmdiff.errors import MMDiffError, OldPackageError, require_extra, require_posix
 from mmdiff.pipeline import choose_device, load
 
@@ -208,7 +208,7 @@ def test_there_is_a_version_option() -> None:
     """https://github.com/amietn/vcsi/issues/11"""
     from typer.testing import CliRunner
 
-    from mmdiff.cli import app
+    from mmdiff.cli.main import app
 
     result = CliRunner().invoke(app, ["--version"])
     assert result.exit_code == 0 and result.stdout.startswith("mmdiff ")

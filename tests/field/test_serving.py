@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image, ImageDraw
-from serving import Served
+from tests.helpers.serving import Served
 
-from mmdiff.serve.app import create
-from mmdiff.serve.limits import ServerOptions
-from mmdiff.serve.load import hard_schema
+from mmdiff.serve.http.app import create
+from mmdiff.serve.options import ServerOptions
+from mmdiff.eval.server_load import hard_schema
 
 CHAT, JSON = "/v1/chat/completions", "application/json"
 QUESTION = "what color is a red circle?"

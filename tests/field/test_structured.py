@@ -36,19 +36,19 @@ from transformers import PreTrainedTokenizerFast
 
 from mmdiff.config import PRESETS
 from mmdiff.errors import MMDiffError
-from mmdiff.eval.hostile import BASE, Fake, Judge, generate, settings
-from mmdiff.scaffold.errors import (
+from mmdiff.eval.structured_adversarial import BASE, Fake, Judge, generate, settings
+from mmdiff.structured.schema.errors import (
     ScaffoldError,
     SchemaTooLargeError,
     UnsatisfiableSchemaError,
     UnsupportedSchemaError,
 )
-from mmdiff.scaffold.layout import TemplateBuilder
-from mmdiff.scaffold.membership import Unsaid, arranged
-from mmdiff.scaffold.plan import ProbeRow, search_structure
-from mmdiff.scaffold.scaffold import compile_schema
-from mmdiff.scaffold.source import compile_choices, compile_source, compile_template
-from mmdiff.scaffold.vocabulary import Vocabulary
+from mmdiff.structured.constraint.template import TemplateBuilder
+from mmdiff.structured.constraint.membership import Unsaid, arranged
+from mmdiff.structured.constraint.structure_search import ProbeRow, search_structure
+from mmdiff.structured.constraint.compiled import compile_schema
+from mmdiff.structured.schema.inputs import compile_choices, compile_source, compile_template
+from mmdiff.structured.constraint.token_dfa import Vocabulary
 
 TOKENS = PRESETS["tiny"].tokens
 HUB = "https://github.com/"

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from mmdiff.errors import MMDiffError
 from mmdiff.training.checkpoints import checkpoints
-from mmdiff.training.data import Turn, read_row
+from mmdiff.training.datasets import Turn, read_row
 from mmdiff.training.loop import Batch, TrainConfig, parameter_groups, train
 from mmdiff.training.losses import WEIGHTINGS
-from mmdiff.vision.image import open_image
+from mmdiff.vision.image_io import open_image
 
 CONFIG = TrainConfig(steps=6, learning_rate=1e-2, rates={}, warmup_steps=1, save_every=2, log_every=1, workers=0)
 

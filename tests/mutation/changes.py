@@ -27,21 +27,21 @@ def of(file: str, near: str, wide: str, changes: Sequence[tuple[str, ...]]) -> l
     return [Change(file, old, new, near, wide, *why) for old, new, *why in changes]
 
 
-CACHES = "tests/test_cache.py tests/test_cache_parts.py"
+CACHES = "tests/decoding/test_kv_cache.py tests/decoding/test_cached_runner.py"
 LOADING = (
-    "tests/test_checkpoint.py tests/test_folder.py tests/test_families.py tests/test_published.py "
-    "tests/test_llada_v.py"
+    "tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py tests/modeling/layouts/test_families.py tests/modeling/layouts/test_published.py "
+    "tests/modeling/test_llada_v.py"
 )
 SERVED = (
-    "tests/serve/test_faults.py tests/serve/test_bad_input.py "
+    "tests/serve/test_faults.py tests/serve/http/test_bad_input.py "
     "-k 'key or browser or full_house or everywhere or hardly'"
 )
 
 CHANGES: list[Change] = [
     *of(
-        "mmdiff/rules.py",
-        "tests/test_rules.py",
-        "tests/test_sampler.py",
+        "mmdiff/decoding/commit_rules.py",
+        "tests/decoding/test_commit_rules.py",
+        "tests/decoding/test_sampler.py",
         [
             ("self.logits_NV.gather(1, self.ids_N[:, None])[:, 0]", "self.logits_NV.amax(-1)"),
             ("best_N2[:, 0] - best_N2[:, 1]", "best_N2[:, 0]"),
@@ -91,8 +91,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/schedule.py",
-        "tests/test_rules.py",
+        "mmdiff/decoding/schedule.py",
+        "tests/decoding/test_commit_rules.py",
         "",
         [
             ("shift: float = 1 / 3", "shift: float = 1 / 2"),
@@ -103,9 +103,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/sampler.py",
-        "tests/test_sampler.py",
-        "tests/test_rules.py tests/test_batching.py -k 'rules or grow or ragged or guesses or none-'",
+        "mmdiff/decoding/sampler.py",
+        "tests/decoding/test_sampler.py",
+        "tests/decoding/test_commit_rules.py tests/decoding/test_batching.py -k 'rules or grow or ragged or guesses or none-'",
         [
             ("self.growing_B[rows_A] & ~hurried_A", "self.growing_B[rows_A]"),
             ("eligible_AG |= part.open_BG & hurried_A", "eligible_AG |= part.open_BG & ~hurried_A"),
@@ -155,9 +155,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/cache.py",
+        "mmdiff/decoding/kv_cache.py",
         f"{CACHES} -k 'published or leave or exact or parts'",
-        "tests/test_cache.py tests/test_store.py -k 'store or quota'",
+        "tests/decoding/test_kv_cache.py tests/decoding/test_prefix_cache.py -k 'store or quota'",
         [
             ("progress.block_AG.cumsum(1) > 0", "progress.block_AG"),
             ("return progress.block_AG\n", "return progress.open_AG & progress.block_AG\n"),
@@ -184,9 +184,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/cached.py",
-        f"{CACHES} tests/test_store.py -k 'published or leave or exact or parts or store or shifted'",
-        "tests/test_cache.py tests/test_store.py tests/test_batching.py -k 'store or quota'",
+        "mmdiff/decoding/cached_runner.py",
+        f"{CACHES} tests/decoding/test_prefix_cache.py -k 'published or leave or exact or parts or store or shifted'",
+        "tests/decoding/test_kv_cache.py tests/decoding/test_prefix_cache.py tests/decoding/test_batching.py -k 'store or quota'",
         [
             ("torch.where(stale_A, 1, progress", "torch.where(stale_A, 0, progress"),
             ("progress.age_A + 1)", "progress.age_A)"),
@@ -229,9 +229,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/scaffold/slots.py",
-        "tests/scaffold/test_slots.py tests/scaffold/test_distinct.py",
-        "tests/test_extraction.py tests/scaffold/test_validity.py",
+        "mmdiff/structured/constraint/slots.py",
+        "tests/structured/test_slots.py tests/structured/test_distinct.py",
+        "tests/structured/test_extraction.py tests/structured/test_validity.py",
         [
             (
                 "value = np.append(np.where(automaton.accepts_S, 0.0, NEVER), NEVER)",
@@ -308,9 +308,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/scaffold/vocabulary.py",
-        "tests/scaffold/test_slots.py",
-        "tests/scaffold/test_vocabulary.py",
+        "mmdiff/structured/constraint/token_dfa.py",
+        "tests/structured/test_slots.py",
+        "tests/structured/test_token_dfa.py",
         [
             (
                 "SOLID:\n            return classes != self.pad_class",
@@ -328,8 +328,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/serve/admission.py",
-        "tests/serve/test_parts.py tests/serve/test_admission.py -k 'rows or counted or admission'",
+        "mmdiff/serve/http/limiter.py",
+        "tests/serve/test_parts.py tests/serve/http/test_limiter.py -k 'rows or counted or admission'",
         "",
         [
             ("if not self._waiting and self.free >= count:", "if self.free >= count:"),
@@ -360,8 +360,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/serve/guard.py",
-        "tests/serve/test_parts.py tests/serve/test_guard.py -k 'reader or guard'",
+        "mmdiff/serve/http/middleware.py",
+        "tests/serve/test_parts.py tests/serve/http/test_middleware.py -k 'reader or guard'",
         SERVED,
         [
             (
@@ -414,9 +414,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/checkpoint.py",
-        "tests/test_checkpoint_details.py tests/test_checkpoint.py tests/test_folder.py "
-        "tests/test_chat_format.py",
+        "mmdiff/modeling/checkpoint.py",
+        "tests/modeling/test_checkpoint_details.py tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py "
+        "tests/modeling/test_chat_format.py",
         LOADING,
         [
             ("sources.keys() - expected.keys()", "expected.keys() - sources.keys()"),
@@ -437,9 +437,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/folder.py",
-        "tests/test_checkpoint_details.py tests/test_checkpoint.py tests/test_folder.py "
-        "tests/test_chat_format.py",
+        "mmdiff/modeling/checkpoint_folder.py",
+        "tests/modeling/test_checkpoint_details.py tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py "
+        "tests/modeling/test_chat_format.py",
         LOADING,
         [
             ("Path(file).name != file or ", ""),
@@ -455,8 +455,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/published.py",
-        "tests/test_checkpoint_details.py tests/test_published.py",
+        "mmdiff/modeling/layouts/published_config.py",
+        "tests/modeling/test_checkpoint_details.py tests/modeling/layouts/test_published.py",
         LOADING,
         [
             ('("n_kv_heads", "num_key_value_heads",', '("n_kv_heads",'),
@@ -490,8 +490,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/families.py",
-        "tests/test_checkpoint_details.py tests/test_families.py",
+        "mmdiff/modeling/layouts/families.py",
+        "tests/modeling/test_checkpoint_details.py tests/modeling/layouts/test_families.py",
         LOADING,
         [
             ('        "rope": (True,),\n', '        "rope": (False,),\n'),
@@ -523,9 +523,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/serve/decoder.py",
-        "tests/serve/test_decoder.py",
-        "tests/serve/test_bad_input.py -k pictures",
+        "mmdiff/serve/media/worker.py",
+        "tests/serve/media/test_worker.py",
+        "tests/serve/http/test_bad_input.py -k pictures",
         [
             (" or max(width, height) > limits.aspect * min(width, height)", ""),
             ("width * height > limits.pixels:", "width * height >= limits.pixels:"),
@@ -534,8 +534,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/serve/engine.py",
-        "tests/serve/test_engine.py",
+        "mmdiff/serve/engine/process.py",
+        "tests/serve/engine/test_process.py",
         "tests/serve/test_faults.py -k too_long",
         [
             ('finish="length" if full or row.hurried else', 'finish="length" if full else'),
@@ -543,8 +543,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "audio/ctc_words.py",
-        "tests/audio/test_draft.py tests/audio/test_ctc_words.py",
+        "audio/ctc.py",
+        "tests/audio/test_ctc_probability.py tests/audio/test_ctc.py",
         "",
         [
             ("max(before.probability, probability)", "min(before.probability, probability)"),
@@ -554,8 +554,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "vision/grids.py",
-        "tests/vision/test_views.py",
+        "vision/anyres.py",
+        "tests/vision/test_preprocess.py",
         "",
         [
             ("SHRINK_ABOVE = 1.1", "SHRINK_ABOVE = 1.3"),
@@ -571,8 +571,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/scaffold/numbers.py",
-        "tests/scaffold/test_numbers_formats.py",
+        "mmdiff/structured/regular/numbers.py",
+        "tests/structured/test_numbers_formats.py",
         "",
         [
             ("max(-high, 1), -low)", "max(-high, 0), -low)"),
@@ -592,9 +592,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/serve/journal.py",
-        "tests/serve/test_journal.py",
-        "tests/serve/test_batch.py -k 'not killed'",
+        "mmdiff/serve/batch/journal.py",
+        "tests/serve/batch/test_journal.py",
+        "tests/serve/batch/test_in_process.py -k 'not killed'",
         [
             (" and not passing(row)", ""),
             (' and row["id"] not in kept', ""),
@@ -610,9 +610,9 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/serve/telling.py",
+        "mmdiff/serve/engine/detokenizer.py",
         "tests/serve/test_parts.py -k told",
-        "tests/serve/test_chat.py -k stream",
+        "tests/serve/http/test_chat.py -k stream",
         [
             ('settled.rstrip("\\ufffd")', "settled"),
             ("(text[: min(places)], True)", "(text[: max(places)], True)"),
@@ -626,8 +626,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/store.py",
-        "tests/test_store.py tests/test_weights.py",
+        "mmdiff/decoding/prefix_cache.py",
+        "tests/decoding/test_prefix_cache.py tests/modeling/test_weights_version.py",
         "",
         [
             ("self.misses += found is None", "self.misses += found is not None"),
@@ -641,8 +641,8 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/processor.py",
-        "tests/test_processor.py",
+        "mmdiff/modeling/processor.py",
+        "tests/modeling/test_processor.py",
         "",
         [
             ("[self.tokens.pad] * pad + row.ids for", "row.ids + [self.tokens.pad] * pad for"),

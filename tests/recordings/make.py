@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from mmdiff.audio.decode import SAMPLE_RATE
-from mmdiff.training import easy_vqa
-from mmdiff.training.sentences import spoken
-from mmdiff.training.voices import Voice, say
+from mmdiff.audio.audio_io import SAMPLE_RATE
+from mmdiff.training.tiny import easy_vqa
+from mmdiff.training.tiny.sentences import spoken
+from mmdiff.training.tiny.voices import Voice, say
 
 FOLDER = Path(__file__).parent
 SLT = Voice("flite", "slt")

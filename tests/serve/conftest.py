@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Served, data_url
+from tests.helpers.serving import Served, data_url
 
 
 @pytest.fixture

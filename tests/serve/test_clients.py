@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 from pydantic import BaseModel
-from serving import Served, asking
+from tests.helpers.serving import Served, asking
 
 QUESTION = {"role": "user", "content": "what color is a red circle?"}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import SLOW, Served, asking, children
+from tests.helpers.serving import SLOW, Served, asking, children
 
 Start = Callable[..., Served]
 KEY = "a-key-for-tests"

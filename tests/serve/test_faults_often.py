@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from serving import Served, asking, children, free_port
+from tests.helpers.serving import Served, asking, children, free_port
 
 pytestmark = pytest.mark.long
 Start = Callable[..., Served]

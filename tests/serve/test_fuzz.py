@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Served, asking, data_url
+from tests.helpers.serving import Served, asking, data_url
 from test_bad_input import CAPTION, CHAT, LEAKS, QUERY, SPEECH
 
 SECONDS = float(os.environ.get("MMDIFF_FUZZ_SECONDS", "20"))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import needs
-from serving import Served, asking
+from tests.helpers.programs import needs
+from tests.helpers.serving import Served, asking
 
 PAGES = ("README.md", "docs/serving.md")
 OURS = "127.0.0.1:8000"

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdiff.serve import fetch, wire
-from mmdiff.serve.admission import RequestLimiter, FairSemaphore
-from mmdiff.serve.bodies import parse_json_strict, validated
-from mmdiff.serve.chat import fit_length
-from mmdiff.serve.decoding import MediaPool
+from mmdiff.serve.media import fetch
+from mmdiff.serve.engine import ipc
+from mmdiff.serve.http.limiter import RequestLimiter, FairSemaphore
+from mmdiff.serve.http.parsing import parse_json_strict, validated
+from mmdiff.serve.http.route_chat import fit_length
+from mmdiff.serve.media.pool import MediaPool
 from mmdiff.serve.errors import ApiError, Disconnected
-from mmdiff.serve.exchange import SseWriter
-from mmdiff.serve.guard import SecurityMiddleware
-from mmdiff.serve.limits import MediaLimits, ServerOptions
-from mmdiff.serve.media import unpacked_url
-from mmdiff.serve.protocol import ChatRequest
-from mmdiff.serve.service import EngineClient, PendingRequest
-from mmdiff.serve.telling import StreamingText, cut, held_back
+from mmdiff.serve.http.responses import SseWriter
+from mmdiff.serve.http.middleware import SecurityMiddleware
+from mmdiff.serve.options import MediaLimits, ServerOptions
+from mmdiff.serve.media.parse import unpacked_url
+from mmdiff.serve.http.schemas import ChatRequest
+from mmdiff.serve.engine.client import EngineClient, PendingRequest
+from mmdiff.serve.engine.detokenizer import StreamingText, cut, held_back
 
 
 def test_what_is_told_joined_is_the_answer() -> None:
@@ -80,14 +81,14 @@ def test_every_request_that_comes_in_is_counted_once() -> None:
 def test_frames_come_out_as_they_went_in() -> None:
     ours, theirs = socket.socketpair()
     arrays = [np.arange(24, dtype=np.uint8).reshape(2, 4, 3), np.linspace(0, 1, 7, dtype=np.float32)]
-    sender = threading.Thread(target=wire.send, args=(ours, {"op": "answer", "text": "é"}, arrays))
+    sender = threading.Thread(target=ipc.send, args=(ours, {"op": "answer", "text": "é"}, arrays))
     sender.start()
-    message, found = wire.receive(theirs)
+    message, found = ipc.receive(theirs)
     assert message == {"op": "answer", "text": "é"} and all(map(np.array_equal, arrays, found))
     sender.join()
     ours.close()
     with pytest.raises(EOFError):
-        wire.receive(theirs)
+        ipc.receive(theirs)
     theirs.close()
 
 

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from serving import Served, asking
+from tests.helpers.serving import Served, asking
 from typer.testing import CliRunner
 
-from mmdiff.cli import app
+from mmdiff.cli.main import app
 from mmdiff.errors import ContextError, MMDiffError
 from mmdiff.pipeline import Pipeline
-from mmdiff.serve import run
-from mmdiff.serve.engine import about, shorten
+from mmdiff.serve.http import server
+from mmdiff.serve.engine.process import about, shorten
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def parse(*arguments: str, key: str | None = None) -> Any:
         seen: list[Any] = []
-        monkeypatch.setattr(run, "serve", lambda options, replicas: seen.append(options) or 0)
+        monkeypatch.setattr(server, "serve", lambda options, replicas: seen.append(options) or 0)
         monkeypatch.delenv("MMDIFF_API_KEY", raising=False)
         if key is not None:
             monkeypatch.setenv("MMDIFF_API_KEY", key)
@@ -73,7 +73,7 @@ def test_a_model_uses_no_more_positions_than_it_may(endless: Pipeline) -> None:
 
 
 def started(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "mmdiff.cli", "serve", "tiny", "--port", "0", *arguments],
+    return subprocess.run([sys.executable, "-m", "mmdiff.cli.main", "serve", "tiny", "--port", "0", *arguments],
                           capture_output=True, text=True, timeout=300)
 
 

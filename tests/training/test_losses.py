@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers.modeling_outputs import ModelOutput
 
-from mmdiff.model import MMDiffModel
-from mmdiff.schedule import masking_rate
-from mmdiff.training.corrupt import IGNORE, mask_tokens, draw_times
+from mmdiff.modeling.multimodal import MMDiffModel
+from mmdiff.decoding.schedule import masking_rate
+from mmdiff.training.forward_process import IGNORE, mask_tokens, draw_times
 from mmdiff.training.losses import (
     WEIGHTINGS,
     fact_loss,

@@ -14,15 +14,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperModel
 
-from mmdiff.checkpoint import canonical_state
+from mmdiff.modeling.checkpoint import canonical_state
 from mmdiff.config import PRESETS, ModelConfig
 from mmdiff.errors import CheckpointError
-from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Answer, load
 from mmdiff.training import recipes
 from mmdiff.training.checkpoints import checkpoints, load_checkpoint
-from mmdiff.training.data import ConversationDataset, RegionTextDataset, Sounds, SpeechDataset, easy_vqa_row, scene_row
-from mmdiff.training.questions import FACTS
+from mmdiff.training.datasets import ConversationDataset, RegionTextDataset, Sounds, SpeechDataset, easy_vqa_row, scene_row
+from mmdiff.training.tiny.questions import FACTS
 from mmdiff.training.recipes import (
     GROUNDING,
     RECIPES,
@@ -43,8 +43,8 @@ from mmdiff.training.recipes import (
     tune,
     waves,
 )
-from mmdiff.training.tokenizer import train_tokenizer
-from mmdiff.training.whisper import whisper_tower
+from mmdiff.training.tiny.tokenizer import train_tokenizer
+from mmdiff.training.tiny.whisper import whisper_tower
 
 SCALE = 1e-4  # of thousands of steps: one a stage
 LAST = "step-00000001"

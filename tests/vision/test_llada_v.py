@@ -13,10 +13,10 @@ from torch.testing import assert_close
 
 from mmdiff.config import VisionConfig
 from mmdiff.vision.connector import build_connector
-from mmdiff.vision.image import open_image
+from mmdiff.vision.image_io import open_image
 from mmdiff.vision.merge import merge_views
 from mmdiff.vision.tower import build_tower, load_tower
-from mmdiff.vision.views import count_tokens, make_views
+from mmdiff.vision.preprocess import count_tokens, make_views
 
 PICTURES = (0, 1, 3, 4, 6)
 

@@ -1,0 +1,1 @@
+"""Sampling of masked diffusion: sequences, commit rules, KV caches, the model runner."""

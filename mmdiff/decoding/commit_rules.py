@@ -1,0 +1,312 @@
+"""Which positions a step commits, and which it takes back: functions and small classes chosen by name.
+
+An order scores the positions, and a rule says how many of the best are committed. All of them commit at least one
+position of each row, and ties go to the lowest index. Rules that take commits back (`Revising`) commit more than they
+take back at every step, so they end.
+
+Shapes: A active rows, G canvas positions, N positions whose logits are known, in reading order, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdiff.decoding.canvas import Canvas
+from mmdiff.config import DecodingConfig
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What the model says about the eligible positions at a step."""
+
+    canvas: Canvas  # of the active rows, before the step
+    eligible_AG: Tensor
+    logits_NV: Tensor  # at the eligible positions; float32, un-noised, banned ids at minus infinity
+    ids_N: Tensor  # what would be committed
+    quota_A: Tensor  # how many positions the schedule commits
+    block_length: int
+    draws: Sequence[tuple[torch.Generator, int]]  # each row's own, and how many of its positions are eligible
+    names: Sequence[int]  # of the rows; a row keeps its name
+    decided_AG: Tensor  # decided positions of the block, where a rule reads them
+    decided_MV: Tensor  # the logits there, as `Revising.reads` says
+
+    def scatter(self, values_N: Tensor, elsewhere: float = -torch.inf) -> Tensor:
+        """Values at the eligible positions, (A, G)."""
+        return torch.full(self.eligible_AG.shape, elsewhere, device=values_N.device).masked_scatter(
+            self.eligible_AG, values_N.float())
+
+    @cached_property
+    def block_AG(self) -> Tensor:
+        """Columns of each row's current block."""
+        numbers_G = torch.arange(self.eligible_AG.shape[1], device=self.eligible_AG.device) // self.block_length
+        return numbers_G == self.eligible_AG.int().argmax(1, keepdim=True) // self.block_length
+
+    @cached_property
+    def uniform_N(self) -> Tensor:
+        """Uniform draws of each row's own seed."""
+        return torch.cat([torch.rand(n, generator=generator) for generator, n in self.draws]).to(self.ids_N.device)
+
+    @cached_property
+    def log_probs_NV(self) -> Tensor:
+        return self.logits_NV.log_softmax(-1)
+
+    @cached_property
+    def confidence_AG(self) -> Tensor:
+        """Probability of each id that would be committed."""
+        chosen_N = self.logits_NV.gather(1, self.ids_N[:, None])[:, 0]
+        return self.scatter((chosen_N - self.logits_NV.logsumexp(-1)).exp())
+
+    @cached_property
+    def entropy_AG(self) -> Tensor:
+        """In nats; infinite where nothing is eligible."""
+        return self.scatter(-(self.log_probs_NV.exp() * self.log_probs_NV.clamp(min=-1e9)).sum(-1), torch.inf)
+
+    @cached_property
+    def margin_AG(self) -> Tensor:
+        """By how much the likeliest id's probability exceeds the next one's."""
+        best_N2 = self.log_probs_NV.topk(2, dim=-1).values.exp()
+        return self.scatter(best_N2[:, 0] - best_N2[:, 1])
+
+
+Order = Callable[[Proposal], Tensor]  # scores (A, G), the best first
+
+ORDERS: dict[str, Order] = {
+    "low_confidence": lambda votes: votes.confidence_AG,  # LLaDA's name: those of low confidence stay masked
+    "margin": lambda votes: votes.margin_AG,  # Dream's topk_margin (arXiv 2508.15487)
+    "entropy": lambda votes: -votes.entropy_AG,  # Dream's entropy
+    "random": lambda votes: votes.scatter(votes.uniform_N),
+    "left_to_right": lambda votes: -votes.scatter(torch.arange(len(votes.ids_N), device=votes.ids_N.device), torch.inf),
+}
+
+
+class Rule(Protocol):
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        """The positions (A, G) that are committed, eligible all."""
+        ...
+
+
+@runtime_checkable
+class RemaskingRule(Rule, Protocol):
+    """A rule that takes commits back, fewer than it makes. It lives for one generation and may remember."""
+
+    # Which logits it wants at the block's decided positions: as they stand, as if each were hidden, or none.
+    needs: Literal["decided", "hidden"] | None
+
+    def remask(self, votes: Proposal, after: Canvas) -> Tensor:
+        """The positions (A, G) that are open again, now that those of the step are committed in `after`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Quota:
+    """LLaDA (arXiv 2502.09992): as many of the best as the schedule says."""
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        return _first(score_AG, votes.eligible_AG, votes.quota_A)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Fast-dLLM (arXiv 2505.22618): every position at least this confident, and always the best one."""
+
+    threshold: float = 0.9
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        return _best(votes, score_AG) | ((votes.confidence_AG >= self.threshold) & votes.eligible_AG)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Fast-dLLM's Theorem 1: the n most confident while each has a confidence of at least 1 - factor / (n + 1)."""
+
+    factor: float = 1.0
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        ranks_AG = _ranks(votes.confidence_AG, votes.eligible_AG)
+        safe_AG = votes.confidence_AG >= 1 - self.factor / (ranks_AG + 2)
+        return _run_of_best(ranks_AG, safe_AG, votes.eligible_AG)
+
+
+@dataclass(frozen=True)
+class EntropyBounded:
+    """EB-Sampler (arXiv 2505.24857): the most certain ones, while the entropies of those before sum to gamma nats."""
+
+    gamma: float = 0.1
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        ranks_AG = _ranks(-votes.entropy_AG, votes.eligible_AG)
+        entropy_AG = votes.entropy_AG.masked_fill(~votes.eligible_AG, 0.0)
+        sorted_AG = torch.zeros_like(entropy_AG).scatter_(1, ranks_AG, entropy_AG)
+        before_AG = (sorted_AG.cumsum(1) - sorted_AG).gather(1, ranks_AG)
+        return _run_of_best(ranks_AG, before_AG <= self.gamma, votes.eligible_AG)
+
+
+@dataclass(frozen=True)
+class Dilated:
+    """DUS (arXiv 2506.19037): far apart first, whatever the confidence; each round halves the distance in a block."""
+
+    base: int = 2
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        places_G = torch.arange(votes.eligible_AG.shape[1], device=votes.eligible_AG.device) % votes.block_length
+        round_G, stride = torch.zeros_like(places_G), votes.block_length
+        while stride > 1:
+            stride = max(1, stride // self.base)
+            round_G += places_G % stride != 0
+        round_AG = round_G.expand_as(votes.eligible_AG).masked_fill(~votes.eligible_AG, votes.block_length)
+        return votes.eligible_AG & (round_AG == round_AG.amin(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class LocalDeterminism:
+    """LocalLeap (arXiv 2510.07081): confident anchors, and fairly confident positions near one."""
+
+    anchor: float = 0.9
+    near: float = 0.75
+    radius: int = 4
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        anchors_AG = (votes.confidence_AG >= self.anchor) & votes.eligible_AG
+        width = 2 * self.radius + 1
+        around_AG = torch.nn.functional.max_pool1d(anchors_AG[:, None].float(), width, 1, self.radius)[:, 0] > 0
+        nearby_AG = around_AG & (votes.confidence_AG >= self.near) & votes.eligible_AG
+        return _best(votes, score_AG) | anchors_AG | nearby_AG
+
+
+@dataclass(frozen=True)
+class FirstHitting:
+    """Zheng et al. (arXiv 2409.02908): one position at a time, any with the same chance."""
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        lots_AG = votes.scatter(votes.uniform_N)
+        return _first(lots_AG, votes.eligible_AG, torch.ones_like(votes.quota_A))
+
+
+@dataclass(frozen=True)
+class RunningConfidence:
+    """RCR of MDPO (arXiv 2508.13148): everything is committed, and the least confident is opened again.
+
+    As much stays as the schedule says. A token has the confidence of its last commit; finished blocks stay as they are.
+    """
+
+    needs: Literal["decided", "hidden"] | None = None
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        return votes.eligible_AG
+
+    def remask(self, votes: Proposal, after: Canvas) -> Tensor:
+        made_AG = (after.step_BG >= 0) & votes.block_AG
+        count_A = votes.eligible_AG.sum(1) - votes.quota_A
+        return _first(-after.confidence_BG, made_AG, count_A.clamp(min=0))
+
+
+class Saber:
+    """Saber (arXiv 2510.18165): the two best and all above the mean confidence so far; then some older ones go back.
+
+    For every eight commits one is taken back, at least one at a step of two or more: in the block, those whose
+    likeliest id, with everything else in view, lost most probability since the step before.
+    """
+
+    needs: Literal["decided", "hidden"] | None = "decided"
+
+    def __init__(self, least: int = 2) -> None:
+        self.least = least
+        self.top: dict[int, Tensor] = {}  # the likeliest id's probability (G) at the step before, of each row
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        made_AG = votes.canvas.step_BG >= 0
+        sums_A = (votes.canvas.confidence_BG * made_AG).sum(1)
+        mean_A = torch.where(made_AG.any(1), sums_A / made_AG.sum(1).clamp(min=1), 1.0)
+        best_AG = _first(score_AG, votes.eligible_AG, torch.full_like(votes.quota_A, self.least))
+        return best_AG | ((votes.confidence_AG > mean_A[:, None]) & votes.eligible_AG)
+
+    def remask(self, votes: Proposal, after: Canvas) -> Tensor:
+        top_AG = votes.scatter(votes.log_probs_NV.amax(-1).exp(), 0.0).masked_scatter(
+            votes.decided_AG, votes.decided_MV.softmax(-1).amax(-1))
+        width, nothing = top_AG.shape[1], top_AG.new_zeros(0)
+        before = [self.top.get(name, nothing) for name in votes.names]
+        drop_AG = torch.stack([F.pad(top_G, (0, width - len(top_G))) for top_G in before]) - top_AG
+        self.top = dict(zip(votes.names, top_AG, strict=True))
+        commits_A = votes.eligible_AG.sum(1) - (after.open_BG & votes.eligible_AG).sum(1)
+        count_A = torch.maximum(torch.full_like(commits_A, self.least // 2), (commits_A + 7) // 8)
+        return _first(drop_AG, votes.decided_AG, torch.minimum(count_A, commits_A - 1).clamp(min=0))
+
+
+@dataclass(frozen=True)
+class WideInNarrowOut:
+    """WINO (arXiv 2507.18578): commit at little confidence, take back what the others do not bear out.
+
+    A verify lane tells how likely each decided token of the block is with that token hidden and all others in view;
+    those below `keep` go back, the least likely first, and fewer than are committed at the same step.
+    """
+
+    take: float = 0.6
+    keep: float = 0.9
+    share: float = 0.7  # of the eligible positions that are committed at most,
+    least: int = 5  # but this many are always allowed,
+    most: int = 20  # and no more than that
+    needs: Literal["decided", "hidden"] | None = "hidden"
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        most_A = (self.share * votes.eligible_AG.sum(1)).long().clamp(self.least, self.most)
+        sure_AG = votes.eligible_AG & (votes.confidence_AG > self.take)
+        return _best(votes, score_AG) | _first(votes.confidence_AG, sure_AG, most_A)
+
+    def remask(self, votes: Proposal, after: Canvas) -> Tensor:
+        ids_M1 = votes.canvas.ids_BG[votes.decided_AG][:, None]
+        likely_M = votes.decided_MV.log_softmax(-1).gather(1, ids_M1)[:, 0].exp()
+        likely_AG = torch.ones_like(votes.confidence_AG).masked_scatter(votes.decided_AG, likely_M)
+        commits_A = votes.eligible_AG.sum(1) - (after.open_BG & votes.eligible_AG).sum(1)
+        return _first(-likely_AG, votes.decided_AG & (likely_AG < self.keep), (commits_A - 1).clamp(min=0))
+
+
+RULES: dict[str, Callable[[DecodingConfig], Rule]] = {
+    "quota": lambda decoding: Quota(),
+    "threshold": lambda decoding: Threshold(0.9 if decoding.threshold is None else decoding.threshold),
+    "factor": lambda decoding: Factor(decoding.factor),
+    "entropy_bounded": lambda decoding: EntropyBounded(decoding.gamma),
+    "dilated": lambda decoding: Dilated(),
+    "local": lambda decoding: LocalDeterminism(),
+    "first_hitting": lambda decoding: FirstHitting(),
+    "running_confidence": lambda decoding: RunningConfidence(),
+    "saber": lambda decoding: Saber(),
+    "wino": lambda decoding: WideInNarrowOut(),
+}
+
+
+def rule_name(decoding: DecodingConfig) -> str:
+    return decoding.rule or ("quota" if decoding.threshold is None else "threshold")
+
+
+def make_rule(decoding: DecodingConfig) -> Rule:
+    """The rule that the settings name, with the settings for it."""
+    return RULES[rule_name(decoding)](decoding)
+
+
+def _ranks(score_AG: Tensor, eligible_AG: Tensor) -> Tensor:
+    """The place of each position from 0, the best eligible one first; ties in reading order."""
+    order_AG = score_AG.masked_fill(~eligible_AG, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    places_G = torch.arange(order_AG.shape[1], device=order_AG.device)
+    return torch.empty_like(order_AG).scatter_(1, order_AG, places_G.expand_as(order_AG))
+
+
+def _first(score_AG: Tensor, eligible_AG: Tensor, count_A: Tensor) -> Tensor:
+    return (_ranks(score_AG, eligible_AG) < count_A[:, None]) & eligible_AG
+
+
+def _best(votes: Proposal, score_AG: Tensor) -> Tensor:
+    return _first(score_AG, votes.eligible_AG, torch.ones_like(votes.quota_A))
+
+
+def _run_of_best(ranks_AG: Tensor, allowed_AG: Tensor, eligible_AG: Tensor) -> Tensor:
+    """The best positions up to the first that is not allowed, and always the best one."""
+    allowed_AG = (allowed_AG & eligible_AG) | ((ranks_AG == 0) & eligible_AG)
+    sorted_AG = torch.zeros_like(allowed_AG).scatter_(1, ranks_AG, allowed_AG)
+    return sorted_AG.cumprod(1).bool().gather(1, ranks_AG)

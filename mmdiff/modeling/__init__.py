@@ -1,0 +1,1 @@
+"""The model: towers, connectors and backbone, and its checkpoints."""

@@ -1,0 +1,153 @@
+"""LLaDA's bidirectional transformer (arXiv 2502.09992) with Llama's names: embeddings in, hidden states out.
+
+Left out: sampling, pictures and sound (they arrive as embeddings), what is kept between steps (see cache.py).
+
+Shapes: B batch, T positions, Q positions whose states are wanted, S positions looked at, D width, H heads, K head
+width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdiff.modeling.attention import attention, rotary_tables, rotate
+from mmdiff.decoding.kv_cache import LayerCache
+from mmdiff.config import BackboneConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32, cast back before the learned scale."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x = x_BTD.float()
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return x.to(x_BTD.dtype) * self.weight
+
+
+def _taken(x: Tensor, wanted_BQ: Tensor | None) -> Tensor:
+    """Each row's wanted positions of (B, ..., T, X)."""
+    if wanted_BQ is None:
+        return x
+    places = wanted_BQ.view(len(wanted_BQ), *[1] * (x.ndim - 3), -1, 1)
+    return x.gather(-2, places.expand(*x.shape[:-2], -1, x.shape[-1]))
+
+
+class Attention(nn.Module):
+    """Multi-head (or grouped-query) attention with rotary positions."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: LayerCache | None = None,
+        wanted_BQ: Tensor | None = None,
+    ) -> Tensor:
+        """What the positions `wanted_BQ` see, (B, Q, D)."""
+        q_BHQK, k_BHTK, v_BHTK = (
+            proj(each_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj, each_BTD in ((self.q_proj, _taken(x_BTD, wanted_BQ)), (self.k_proj, x_BTD), (self.v_proj, x_BTD))
+        )
+        cos_B1TK, sin_B1TK = rotary
+        q_BHQK = rotate(q_BHQK, (_taken(cos_B1TK, wanted_BQ), _taken(sin_B1TK, wanted_BQ)))
+        k_BHSK, v_BHSK = rotate(k_BHTK, rotary), v_BHTK
+        if keep is not None:
+            k_BHSK, v_BHSK = keep(k_BHSK, v_BHSK)
+        out_BHQK = attention(q_BHQK, k_BHSK, v_BHSK, None if mask_B1TS is None else _taken(mask_B1TS, wanted_BQ))
+        out_BQD: Tensor = self.o_proj(out_BHQK.transpose(1, 2).flatten(2))
+        return out_BQD
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        out_BTD: Tensor = self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return out_BTD
+
+
+class Block(nn.Module):
+    """One pre-norm layer."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: LayerCache | None = None,
+        wanted_BQ: Tensor | None = None,
+    ) -> Tensor:
+        seen_BQD = self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, keep, wanted_BQ)
+        x_BQD = _taken(x_BTD, wanted_BQ) + seen_BQD
+        out_BQD: Tensor = x_BQD + self.mlp(self.post_attention_layernorm(x_BQD))
+        return out_BQD
+
+
+class Backbone(nn.Module):
+    """The transformer with its token embedding and its untied head."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def init_weights(self) -> None:
+        """Start from scratch: matrices that keep the scale of their input, embeddings of a similar scale."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                # The last matrix of each branch is smaller, since all layers add to the same sum.
+                scale = len(self.layers) ** -0.5 if name.endswith(("o_proj", "down_proj")) else 1.0
+                nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.5)
+
+    def forward(
+        self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor | None = None, keeps: Sequence[LayerCache] = (),
+        wanted_BQ: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, Q, D) after the last norm; `lm_head` turns the rows that matter into logits.
+
+        Args:
+            x_BTD: token, picture and sound embeddings.
+            positions_BT: rotary positions, counted per row.
+            mask_B1TS: True where a position may look; None lets every position see every other (no causal mask).
+            keeps: one per layer, where keys and values are kept; positions then see all that are kept there.
+            wanted_BQ: each row's positions whose hidden states are wanted, all by default; the last layer computes no
+                others.
+        """
+        config = self.config
+        rotary = rotary_tables(positions_BT, config.head_dim, config.rope_theta, config.rope_ntk_factor)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            keep = keeps[number] if keeps else None
+            x_BTD = layer(x_BTD, rotary, mask_B1TS, keep, wanted_BQ if number == last else None)
+        out_BQD: Tensor = self.norm(x_BTD)
+        return out_BQD

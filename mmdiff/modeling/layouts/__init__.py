@@ -1,0 +1,1 @@
+"""Published families: how each is recognised, its tensors' names and its settings."""

@@ -1,0 +1,203 @@
+"""`MMDiffModel`: towers, connectors and backbone as one `transformers.PreTrainedModel`.
+
+`embed` turns ids, pixels and spectrograms into embeddings; `forward` gives logits where they are asked for. Denoising
+is in `sampler.py`, published layouts in `checkpoint.py`.
+
+Shapes: B batch, T positions, D width, V vocabulary, S selected positions, N views or windows, P patches, W views of one
+picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from mmdiff import config as settings
+from mmdiff.modeling.attention import build_attention_mask
+from mmdiff.audio.connector import CONNECTORS
+from mmdiff.audio.tower import WhisperTower
+from mmdiff.modeling.auto_config import MMDiffConfig as MMDiffConfig
+from mmdiff.modeling.backbone import Backbone
+from mmdiff.config import ModelConfig
+from mmdiff.errors import MMDiffError
+from mmdiff.files import share_weights
+from mmdiff.modeling.checkpoint_folder import replacing_weights
+from mmdiff.modeling.fuse import merge_media_embeddings
+from mmdiff.decoding.prefix_cache import Encoder
+from mmdiff.tokens import segment_ids as derive_segments
+from mmdiff.vision.connector import build_connector, pixel_shuffle
+from mmdiff.vision.merge import merge_views
+from mmdiff.vision.tower import build_tower
+
+WINDOWS_AT_ONCE = 8  # windows of sound that the tower sees together
+
+
+@dataclass
+class MMDiffOutput(ModelOutput):
+    """What `MMDiffModel.forward` gives."""
+
+    logits: Tensor  # (B, T, V), or (S, V) where positions were selected
+
+
+class MMDiffModel(PreTrainedModel):
+    """A multimodal masked-diffusion language model."""
+
+    config_class = MMDiffConfig
+    config: MMDiffConfig
+    main_input_name = "input_ids"
+    input_modalities = ["text", "image", "audio"]
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+    _no_split_modules = ["Block", "SiglipEncoderLayer", "WhisperEncoderLayer"]
+
+    def __init__(self, config: MMDiffConfig) -> None:
+        super().__init__(config)
+        self.model_config = model = config.model
+        self.backbone = Backbone(model.backbone)
+        self.vision_tower = build_tower(model.vision) if model.vision else None
+        self.connector = _connector(model) if model.vision else None
+        self.audio_tower: nn.Module | None = WhisperTower(model.audio) if model.audio else None
+        width = model.backbone.hidden_size
+        self.audio_connector = CONNECTORS[model.audio.connector](model.audio, width) if model.audio else None
+        has_newline = model.vision is not None and model.vision.newline
+        self.image_newline = nn.Parameter(torch.zeros(width)) if has_newline else None
+        self.post_init()
+
+    def set_config(self, config: ModelConfig) -> None:
+        """Take settings that build the same modules, such as other special ids."""
+        self.model_config = config
+        self.config.settings = settings.to_dict(config)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Towers and connectors are initialised where they are built.
+        if isinstance(module, Backbone):
+            module.init_weights()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in `transformers`; weights that an earlier save left there in another number of files are removed.
+
+        Raises:
+            MMDiffError: layers are in 8 or 4 bits, which nothing could load again.
+        """
+        if any(type(module).__module__.startswith("bitsandbytes") for module in self.modules()):
+            raise MMDiffError(
+                f"a model with layers in 8 or 4 bits is not saved in {str(save_directory)!r}: load it without "
+                "quantize and save that; every load can quantize it again"
+            )
+        with replacing_weights(Path(save_directory)):
+            super().save_pretrained(save_directory, *args, **kwargs)
+        if (Path(save_directory) / "config.json").exists():  # safetensors leaves weights to their owner
+            share_weights(Path(save_directory), like="config.json")
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing is tied: the head is its own matrix."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.embed_tokens
+
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor) -> list[Tensor]:
+        """The embeddings (tokens, D) of each picture.
+
+        Args:
+            pixel_values: the views of all pictures in reading order, (N, 3, H, W).
+            image_sizes: width and height of each picture in pixels, (pictures, 2).
+            image_grids: columns and rows of tiles behind the base view, (pictures, 2); 0 and 0 for a single view.
+        """
+        assert self.vision_tower is not None and self.connector is not None and self.model_config.vision is not None
+        vision, newline = self.model_config.vision, self.image_newline
+        patches_NPD = self.vision_tower(pixel_values.to(self.dtype))
+        features_NPD = self.connector(pixel_shuffle(patches_NPD, vision.pixel_shuffle))
+        sizes, grids = image_sizes.tolist(), image_grids.tolist()
+        pictures = features_NPD.split([1 + columns * rows for columns, rows in grids])
+        laid_out = zip(pictures, sizes, grids, strict=True)
+        return [merge_views(views_WPD, size, grid, vision, newline) for views_WPD, size, grid in laid_out]
+
+    def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
+        """The embeddings (tokens, D) of each window.
+
+        Args:
+            input_features: log-mel spectrograms of all windows in reading order, zero behind their ends, (N, M, F).
+            feature_lengths: frames of each window, (N).
+        """
+        assert self.audio_tower is not None and self.audio_connector is not None
+        embeds: dict[int, Tensor] = {}
+        # Windows about as long as each other together: little of what the tower sees is then padding.
+        for numbers_G in feature_lengths.argsort().split(WINDOWS_AT_ONCE):
+            lengths_G = feature_lengths[numbers_G]
+            mels_GMF = input_features[numbers_G, :, : int(lengths_G.max())]
+            made = self.audio_connector(*self.audio_tower(mels_GMF.to(self.dtype), lengths_G))
+            embeds.update(zip(numbers_G.tolist(), made, strict=True))
+        return [embeds[number] for number in range(len(feature_lengths))]
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_grids: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_lengths: Tensor | None = None,
+        encoder: Encoder | None = None,
+    ) -> Tensor:
+        """Embeddings (B, T, D) of the ids, with those of each picture and sound at its placeholders.
+
+        Args:
+            encoder: what encodes pictures and sounds in the model's stead.
+        """
+        tokens, encoder = self.model_config.tokens, encoder or self
+        embeds_BTD: Tensor = self.backbone.embed_tokens(input_ids)
+        if pixel_values is not None and image_sizes is not None and image_grids is not None:
+            pictures = encoder.encode_images(pixel_values, image_sizes, image_grids)
+            embeds_BTD = merge_media_embeddings(embeds_BTD, torch.eq(input_ids, tokens.image or 0), torch.cat(pictures))
+        if input_features is not None and feature_lengths is not None:
+            sounds = encoder.encode_audio(input_features, feature_lengths)
+            embeds_BTD = merge_media_embeddings(embeds_BTD, torch.eq(input_ids, tokens.audio or 0), torch.cat(sounds))
+        return embeds_BTD
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_grids: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_lengths: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        branch_ids: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> MMDiffOutput:
+        """Logits (B, T, V), or (S, V) at the True positions of `select` (B, T), the only ones then computed.
+
+        `attention_mask` (B, T) is 1 at real positions; `segment_ids` and `branch_ids` are as in `attention.visibility`;
+        what is left out is derived from the ids.
+        """
+        tokens, pattern = self.model_config.tokens, self.model_config.backbone.attention_pattern
+        valid_BT = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids
+        segments_BT = derive_segments(input_ids, tokens) if segment_ids is None else segment_ids
+        mask_B1TT = build_attention_mask(valid_BT, segments_BT, pattern, branch_ids)
+        media = (pixel_values, image_sizes, image_grids, input_features, feature_lengths)
+        embeds_BTD = self.embed(input_ids, *media)
+        hidden_BTD = self.backbone(embeds_BTD, positions_BT, mask_B1TT)
+        if self.model_config.backbone.shifted:  # each position's logits are made at the one before it
+            hidden_BTD = torch.cat((hidden_BTD[:, :1], hidden_BTD[:, :-1]), dim=1)
+        return MMDiffOutput(logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select]))
+
+
+def _connector(config: ModelConfig) -> nn.Sequential:
+    assert config.vision is not None
+    vision = config.vision
+    width = vision.hidden_size * vision.pixel_shuffle**2
+    return build_connector(width, config.backbone.hidden_size, vision.connector_norm)
+
+
+AutoModel.register(MMDiffConfig, MMDiffModel)
+AutoModelForImageTextToText.register(MMDiffConfig, MMDiffModel)

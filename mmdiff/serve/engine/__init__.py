@@ -1,0 +1,1 @@
+"""The engine process: continuous batching of denoising steps, and its client."""

@@ -1,0 +1,1 @@
+"""Media of requests: parsed, fetched, and decoded in a sandbox."""

@@ -1,0 +1,238 @@
+"""From a walk through a tree to a canvas: literals and slots as tokens, and how long each slot is.
+
+A slot of bounded choices is as long as its longest choice, a word with a longest spelling as long as that where it is
+short; any other word is given one of several lengths, and what it leaves over becomes PAD at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdiff.structured.regular.byte_dfa import byte_dfa_of
+from mmdiff.structured.regular.compile_limits import LanguageError, still_time
+from mmdiff.structured.schema.errors import BudgetError, UnsupportedSchemaError
+from mmdiff.structured.regular.lru_cache import LruCache
+from mmdiff.structured.constraint.slots import ChoiceSlot, Distinct, Slot, SlotsConstraint, WordSlot
+from mmdiff.structured.schema.serialize import dumps, slot_ids
+from mmdiff.structured.schema.structure import EnumNode, SlotRef, Expansion, RegularNode
+from mmdiff.structured.constraint.token_dfa import TokenDfa, Vocabulary
+
+ROOMS = (2, 4, 8, 16, 32, 64, 128, 256)  # tokens, of a word that may be long
+KEPT = 4096  # literals, tables of choices, and rooms of words
+REFUSED = 256  # schemas that were too large
+SHORT = 12  # bytes up to which a longest spelling decides a word's room
+Rooms = Mapping[int, int]  # of slots, by their number among the pieces
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A row: ids, the mask where a slot stands, and its slots in order."""
+
+    ids: tuple[int, ...]
+    constraint: SlotsConstraint
+    pieces: tuple[str | Slot, ...]
+    places: tuple[str | SlotRef, ...]  # that the pieces were made of
+
+    def begun(self) -> Tensor:
+        """The ids (1, G), with those that nothing else could become."""
+        ids_G = torch.tensor(self.ids)
+        for place, token in self.constraint.forced(ids_G).items():
+            ids_G[place] = token
+        return ids_G[None]
+
+    def texts(self, ids: Sequence[int], vocabulary: Vocabulary) -> list[str]:
+        """What each piece says, once all positions are decided."""
+        return [piece if isinstance(piece, str) else slot_text(piece, ids, vocabulary) for piece in self.pieces]
+
+
+def slot_text(slot: Slot, ids: Sequence[int], vocabulary: Vocabulary) -> str:
+    inside = [token for token in ids[slot.first : slot.first + slot.room] if token != vocabulary.pad]
+    if isinstance(slot, ChoiceSlot):
+        row = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
+        return slot.texts[int(row)]
+    return vocabulary.text(inside)
+
+
+class TemplateBuilder:
+    """Lays walks out with one vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, mask_id: int, end_id: int) -> None:
+        self.vocabulary, self.mask_id, self.end_id = vocabulary, mask_id, end_id
+        self._literals: LruCache[str, list[int]] = LruCache(KEPT)
+        self._choices: LruCache[int, tuple[EnumNode, Any]] = LruCache(KEPT)
+        self._rooms: LruCache[Any, tuple[int, ...]] = LruCache(KEPT)
+        self.refusals: LruCache[bytes, tuple[str, str]] = LruCache(REFUSED)  # schemas that are too large: why, and where
+
+    def literal(self, text: str) -> list[int]:
+        """The tokens of a literal."""
+        ids = self._literals.get(text)
+        return ids if ids is not None else self._literals.put(text, self.vocabulary.encode(text))
+
+    def rooms(self, node: EnumNode | RegularNode) -> tuple[int, ...]:
+        """How long a slot may be, shortest first."""
+        if isinstance(node, EnumNode):
+            return (int(self.choices(node).shape[1]),)
+        key = node.language, node.spelling, node.least, node.most
+        rooms = self._rooms.get(key)
+        return rooms if rooms is not None else self._rooms.put(key, self._word_rooms(node))
+
+    def _word_rooms(self, node: RegularNode) -> tuple[int, ...]:
+        automaton = self.words(node, None)
+        least = max(automaton.least, node.least, 1)
+        if node.least:
+            return (least,)
+        longest = _longest(byte_dfa_of(node.language, node.spelling).next_SB)
+        most = node.most if longest is None else longest
+        if longest is not None and longest <= SHORT:
+            return (max(longest, least),)
+        return tuple(sorted({max(least, min(room, most or room)) for room in ROOMS}))
+
+    def choices(self, node: EnumNode) -> Any:
+        """The tokens of all choices (K, L)."""
+        if (kept := self._choices.get(id(node))) is None:
+            end = [self.end_id] if node.ends else []
+            rows = []
+            for text in node.texts:
+                still_time()
+                plain = node.spelling == "plain"
+                ids = self.vocabulary.encode(text) if plain else slot_ids(self.vocabulary.encode, text)
+                rows.append([*ids, *end])
+            table = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad, dtype=np.int64)
+            for row, ids in zip(table, rows, strict=True):
+                row[: len(ids)] = ids
+            kept = self._choices.put(id(node), (node, table))  # the node is kept, lest its id is given to another
+        return kept[1]
+
+    def words(self, node: RegularNode, room: int | None) -> TokenDfa:
+        """The automaton of a word that has so many positions (None: as many as it likes)."""
+        cap = node.most // room if node.most is not None and room else None
+        key = node.language, node.spelling, bool(node.least), cap
+
+        def make() -> TokenDfa:
+            machine = byte_dfa_of(node.language, node.spelling)
+            automaton = self.vocabulary.automaton(machine.next_SB, machine.accepts_S)
+            if cap is None and not node.least:
+                return automaton
+            at_least, at_most = self.vocabulary.characters
+            return automaton.only((at_most <= (cap or at_most)) & (at_least >= int(node.least > 0)))
+
+        return self.vocabulary.kept(key, make)
+
+    def holds(self, node: RegularNode, text: str) -> bool:
+        """Whether a slot of some length that the node may have takes these characters of its language."""
+        spelled = dumps(text)[1:-1] if node.spelling == "json" else text
+        ids = self.vocabulary.encode(spelled)
+        for room in self.rooms(node):
+            slot = self._slot(SlotRef(node, ""), 0, room)
+            assert isinstance(slot, WordSlot)
+            for tokens in (ids, self._respelled(spelled.encode(), slot.automaton)):
+                blank = slot.room - len(tokens)
+                if tokens and blank >= 0 and slot.reads([*tokens, *[self.vocabulary.pad] * blank]):
+                    return True
+        return not spelled and self.words(node, None).accepts(())
+
+    def _respelled(self, spelled: bytes, automaton: TokenDfa) -> list[int]:
+        """As few tokens as spell it, of those that the automaton knows; none where they cannot."""
+        known = {word: token for token in automaton.ids.tolist() if (word := self.vocabulary.spell(token))}
+        longest = max(map(len, known), default=0)
+        ways: list[list[int] | None] = [[]]
+        for end in range(1, len(spelled) + 1):
+            before = ((start, known.get(spelled[start:end])) for start in range(max(0, end - longest), end))
+            found = [[*way, token] for start, token in before if token is not None and (way := ways[start]) is not None]
+            ways.append(min(found, key=len, default=None))
+        return ways[-1] or []
+
+    def count(self, walk: Expansion) -> int:
+        """Tokens of the walk with its slots as short as they may be, and the end."""
+        total = 1
+        for piece in walk.pieces:
+            still_time()
+            total += len(self.literal(piece)) if isinstance(piece, str) else self.rooms(piece.node)[0]
+        return total
+
+    def affordable(self, walk: Expansion, budget: int) -> bool:
+        """Whether the walk fits the budget, and everything in it can be worked out."""
+        try:
+            return self.count(walk) <= budget
+        except (LanguageError, UnsupportedSchemaError):  # too large an automaton, or no tokens for it
+            return False
+
+    def lay_out(self, pieces: Sequence[str | SlotRef], rooms: Rooms, end: bool = True) -> Template:
+        """The canvas of some pieces; slots whose room is not given are as short as they may be."""
+        ids: list[int] = []
+        made: list[str | Slot] = []
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, str):
+                ids += self.literal(piece)
+                made.append(piece)
+            else:
+                slot = self._slot(piece, len(ids), rooms.get(number))
+                ids += [self.mask_id] * slot.room
+                made.append(slot)
+        slots = [piece for piece in made if not isinstance(piece, str)]
+        last = pieces[-1].node if pieces and isinstance(pieces[-1], SlotRef) else None
+        end &= not (isinstance(last, EnumNode) and last.ends)
+        constraint = SlotsConstraint(slots, self.mask_id, _groups(pieces, made))
+        return Template((*ids, *([self.end_id] if end else ())), constraint, tuple(made), tuple(pieces))
+
+    def _slot(self, place: SlotRef, first: int, room: int | None) -> Slot:
+        node, path = place.node, place.path
+        if isinstance(node, EnumNode):
+            table = self.choices(node)
+            return ChoiceSlot(path, first, table.shape[1], node.values, node.texts, table)
+        room = room or self.rooms(node)[0]
+        automaton = self.words(node, room)
+        while automaton.least > room:  # shorter tokens need more room
+            room = automaton.least
+            automaton = self.words(node, room)
+        return WordSlot(path, first, room, automaton, node.least)
+
+    def fit(self, walk: Expansion, budget: int) -> None:
+        """Refuse what is too long even at its shortest.
+
+        Raises:
+            BudgetError: it names how many tokens are needed.
+        """
+        if (needed := self.count(walk)) > budget:
+            raise BudgetError(f"the shortest value takes {needed} tokens, and there is room for {budget}; raise "
+                              f"max_tokens to at least {needed}, or ask for a shorter one", needed)
+
+
+def _groups(pieces: Sequence[str | SlotRef], made: Sequence[str | Slot]) -> list[Distinct]:
+    found: dict[str, list[ChoiceSlot]] = {}
+    for piece, slot in zip(pieces, made, strict=True):
+        if isinstance(piece, SlotRef) and piece.group and isinstance(slot, ChoiceSlot):
+            found.setdefault(piece.group, []).append(slot)
+    return [Distinct(slots) for slots in found.values() if len(slots) > 1]
+
+
+def _longest(next_SB: Any) -> int | None:
+    """Bytes of an automaton's longest word; None where there is no longest."""
+    states = len(next_SB)
+    ways = [np.unique(row[row >= 0]).tolist() for row in next_SB]
+    known: dict[int, int] = {}
+    path, on_path, at = [0], {0}, [0]
+    while path:  # depth-first, without recursion
+        state = path[-1]
+        if at[-1] < len(ways[state]):
+            target = ways[state][at[-1]]
+            at[-1] += 1
+            if target in on_path:
+                return None
+            if target not in known:
+                path.append(target)
+                on_path.add(target)
+                at.append(0)
+            continue
+        known[state] = max((1 + known[target] for target in ways[state]), default=0)
+        on_path.discard(state)
+        path.pop()
+        at.pop()
+        assert len(path) <= states
+    return known[0]

@@ -1,0 +1,188 @@
+"""Scaffolds and the model together: rows whose structure is decided and whose slots are being denoised.
+
+Shapes: B rows, G canvas positions, N places asked about, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdiff.decoding.cached_runner import make_runner
+from mmdiff.decoding.canvas import PAD_POSITION, Canvas
+from mmdiff.config import DecodingConfig, TokenIds
+from mmdiff.decoding.guidance import Guided
+from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.sampler import Batch, Sampler, seed_of
+from mmdiff.structured.constraint.template import Template as Laid
+from mmdiff.structured.constraint.structure_search import Decided, Decision, ProbeRow, search_structure
+from mmdiff.structured.constraint.compiled import CompiledSchema
+from mmdiff.structured.constraint.slots import ChoiceSlot, SlotsConstraint, WordSlot
+from mmdiff.structured.schema.serialize import pointer
+
+SHOWN = 40  # characters of a value in a sentence
+AT_ONCE = 32  # rows of a pass that asks about the structure
+
+
+@dataclass(frozen=True)
+class FieldResult:
+    """A value that was decided: how sure (0 to 1), and of a choice the chance of each (value, chance), best first."""
+
+    confidence: float
+    probabilities: tuple[tuple[Any, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was changed for a value to fit: where (a JSON pointer), and a sentence about it."""
+
+    pointer: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A value that fits its schema.
+
+    `fields` has, by JSON pointer, the values that were decided; several slots of one pointer, as the holes of a text,
+    are numbered behind it. `decisions` has what was decided about the structure, and its chances. `repairs` says what
+    is not the model's: a slot that had to be changed, or all of the value, where nothing like the model's would fit;
+    the confidence of these is 0. `notes` says what of the schema could not be worked in. `passes` counts the forward
+    passes, those that decide the structure among them.
+    """
+
+    value: Any
+    text: str
+    fields: dict[str, FieldResult]
+    steps: int
+    passes: int
+    repairs: tuple[Repair, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """The least of any field or decision."""
+        fields, decisions = self.fields.values(), self.decisions
+        return min([1.0, *(each.confidence for each in fields), *(each.confidence for each in decisions)])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of, in sentences: the repairs and the notes."""
+        return (*(f"at {each.pointer or 'the root'} of the value: {each.what}" for each in self.repairs), *self.notes)
+
+
+@dataclass(eq=False)
+class StructuredSequence(SlotsConstraint):
+    """The constraint of one row, with what is needed to read the row in the end."""
+
+    scaffold: CompiledSchema = field(kw_only=True)
+    canvas: Laid = field(kw_only=True)
+    decisions: tuple[Decision, ...] = field(kw_only=True, default=())
+
+    def extraction(self, row: Canvas, passes: int) -> Extraction:
+        """What a finished row (a canvas of one) says."""
+        ids, sure = row.ids_BG[0].tolist(), row.confidence_BG[0].tolist()
+        made = self.scaffold.fill(self.canvas, ids)
+        changed = {change.number: change for change in made.changes}
+        fields: dict[str, FieldResult] = {}
+        repairs: list[Repair] = []
+        for number, slot in enumerate(self.canvas.pieces):
+            if isinstance(slot, str):
+                continue
+            assert isinstance(slot, ChoiceSlot | WordSlot)
+            names = itertools.chain([slot.path], (pointer(slot.path, number) for number in itertools.count(1)))
+            name = next(name for name in names if name not in fields)
+            fields[name] = self._field(slot, ids, sure)
+            if number in changed:
+                repairs.append(Repair(name, f"{_quoted(changed[number].before)} was changed to "
+                                            f"{_quoted(changed[number].now)}, for the value to fit its schema"))
+                fields[name] = FieldResult(0.0, fields[name].probabilities)
+        if made.stand_in:
+            repairs.append(Repair("", "nothing like what the model said fits the schema; the shortest value known to "
+                                      "fit stands here instead"))
+            fields = {"": FieldResult(0.0), **{name: FieldResult(0.0, each.probabilities) for name, each in fields.items()}}
+        return Extraction(made.value, made.text, fields, int(row.step_BG.max()) + 1, passes, tuple(repairs),
+                          self.decisions, self.scaffold.notes)
+
+    def positions(self, ids: Sequence[int]) -> list[int]:
+        """The positions of a finished row that hold its text: all but padding, and the end."""
+        nothing = (self.scaffold.layouts.vocabulary.pad, self.scaffold.layouts.end_id, PAD_POSITION)
+        return [place for place, token in enumerate(ids) if token not in nothing]
+
+    def _field(self, slot: ChoiceSlot | WordSlot, ids: Sequence[int], sure: Sequence[float]) -> FieldResult:
+        """What the positions of a slot say of its confidence."""
+        inside = range(slot.first, slot.first + slot.room)
+        if isinstance(slot, ChoiceSlot) and slot.probabilities:
+            pairs = zip(slot.values, slot.probabilities, strict=True)
+            chosen = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
+            return FieldResult(float(slot.probabilities[int(chosen)]), tuple(sorted(pairs, key=lambda pair: -pair[1])))
+        solid = (sure[place] for place in inside if ids[place] != self.scaffold.layouts.vocabulary.pad)
+        return FieldResult(float(min(solid, default=min(sure[place] for place in inside))))
+
+
+def _quoted(text: str) -> str:
+    return f"{text[:SHOWN]!r}{'...' if len(text) > SHOWN else ''}"
+
+
+def start_scaffold(
+    prompted: ModelRunner, scaffold: CompiledSchema, decoding: DecodingConfig, tokens: TokenIds, seed: int
+) -> Sampler:
+    """Decide the structure of one conversation's answer, and lay out what is to be denoised.
+
+    The answer's end is fixed, and its slots lie in one block: `decoding` should have a `block_length` as long as
+    the scaffold's budget.
+    """
+    draws = torch.Generator().manual_seed(seed_of(seed))
+    decided: Decided = search_structure(scaffold, lambda rows: _probe(prompted, rows, decoding), decoding.temperature, draws)
+    canvas = decided.canvas
+    filling = StructuredSequence(canvas.constraint.slots, tokens.mask, canvas.constraint.groups, scaffold=scaffold, canvas=canvas,
+                      decisions=decided.decisions)
+    ids_BG = canvas.begun().to(prompted.embeds_BPD.device)
+    batch: Batch = make_runner(prompted, decoding)
+    if decoding.cfg_scale > 0:
+        batch = Guided(batch, make_runner(prompted.unconditional(), decoding), decoding.cfg_scale)
+    return Sampler(batch, Canvas.of(ids_BG, tokens.mask), decoding, tokens, [seed], constraints=[filling])
+
+
+def settings_for(scaffolds: Sequence[CompiledSchema], decoding: DecodingConfig) -> DecodingConfig:
+    """The settings with one block for all of a canvas; bounded choices and nothing else are decided at one step."""
+    budget = max(scaffold.budget for scaffold in scaffolds)
+    decoding = dataclasses.replace(decoding, gen_length=budget, block_length=budget, start_length=None, stop=True)
+    if all(scaffold.bounded for scaffold in scaffolds):
+        return dataclasses.replace(decoding, rule="threshold", threshold=0.0, lookahead=0)
+    return decoding
+
+
+@torch.inference_mode()
+def _probe(prompted: ModelRunner, rows: Sequence[ProbeRow], decoding: DecodingConfig) -> list[np.ndarray[Any, Any]]:
+    """Log-probabilities at places of canvases behind one prompt."""
+    told: list[np.ndarray[Any, Any]] = []
+    for first in range(0, len(rows), AT_ONCE):
+        some = rows[first : first + AT_ONCE]
+        batch = copy.copy(prompted)
+        batch.take(torch.zeros(len(some), dtype=torch.long, device=prompted.embeds_BPD.device))
+        ids_BG, select_BG = _padded(some, prompted.embeds_BPD.device)
+        rows_B = torch.arange(len(some), device=ids_BG.device)
+        logits_NV = make_runner(batch, dataclasses.replace(decoding, lookahead=0))(ids_BG, rows_B, select_BG)
+        logs = logits_NV.float().log_softmax(-1).cpu()
+        told += [part.numpy() for part in logs.split([len(row.places) for row in some])]
+        prompted.passes_B += 1
+    return told
+
+
+def _padded(rows: Sequence[ProbeRow], device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(len(row.ids) for row in rows)
+    ids_BG = torch.tensor([[*row.ids, *[PAD_POSITION] * (width - len(row.ids))] for row in rows], device=device)
+    select_BG = torch.zeros_like(ids_BG, dtype=torch.bool)
+    for select_G, row in zip(select_BG, rows, strict=True):
+        select_G[list(row.places)] = True
+    return ids_BG, select_BG

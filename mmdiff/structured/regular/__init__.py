@@ -1,0 +1,1 @@
+"""Regular languages: expressions, derivatives, byte-level DFAs."""

@@ -1,0 +1,1 @@
+"""JSON Schema as a tree of literals, slots and structural decisions."""

@@ -1,0 +1,273 @@
+"""What each cache computes anew, by hand, and what is kept while rows join and grow."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdiff.decoding.kv_cache import (
+    BlockPolicy,
+    CachePolicy,
+    DelayedPolicy,
+    DualPolicy,
+    KVCache,
+    PrefixPolicy,
+    CacheState,
+)
+from mmdiff.decoding.cached_runner import CachedRunner, make_runner
+from mmdiff.decoding.canvas import PAD_POSITION
+from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
+from mmdiff.config import BackboneConfig, DecodingConfig
+from mmdiff.errors import MMDiffError
+from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
+from mmdiff.pipeline import Pipeline
+from mmdiff.decoding.model_runner import ModelRunner
+
+
+def progress(**changes: Tensor) -> CacheState:
+    """One row in the middle of three blocks of two; one of them was decided at the step before."""
+    usual = {
+        "open_AG": torch.tensor([[0, 0, 0, 1, 1, 1]]).bool(),
+        "open_before_AG": torch.tensor([[0, 0, 1, 1, 1, 1]]).bool(),
+        "block_AG": torch.tensor([[0, 0, 1, 1, 0, 0]]).bool(),
+        "entered_A": torch.tensor([False]),
+        "age_A": torch.tensor([3]),
+        "grown_A": torch.tensor([False]),
+    }
+    return CacheState(**{**usual, **changes})
+
+
+@pytest.mark.parametrize(
+    ("cache", "columns"),
+    [
+        (PrefixPolicy(), [1, 1, 1, 1, 1, 1]),
+        (BlockPolicy(), [0, 0, 1, 1, 1, 1]),
+        (DualPolicy(), [0, 0, 1, 1, 0, 0]),
+        (DelayedPolicy(), [0, 0, 1, 1, 1, 1]),
+    ],
+)
+def test_columns_that_are_computed_anew(cache: CachePolicy, columns: list[int]) -> None:
+    assert cache.positions_to_recompute(progress()).int().tolist() == [columns]
+    reopened = torch.tensor(
+        [[0, 1, 0, 1, 1, 1]]
+    ).bool()  # a token that was taken back is open again, and was not before
+    assert isinstance(cache, DualPolicy) or cache.positions_to_recompute(progress(open_AG=reopened))[0, 1] == (
+        not isinstance(cache, BlockPolicy) or isinstance(cache, DelayedPolicy)
+    )
+
+
+@pytest.mark.parametrize("cache", [PrefixPolicy, BlockPolicy, DualPolicy, DelayedPolicy])
+def test_rows_that_are_computed_anew(cache: type[PrefixPolicy] | type[BlockPolicy]) -> None:
+    def stale(interval: int | None, **changes: Any) -> bool:
+        return bool(
+            cache(interval).needs_refresh(
+                progress(**{name: torch.tensor([value]) for name, value in changes.items()})
+            )
+        )
+
+    assert stale(None, age_A=-1) and not stale(None, age_A=1000)
+    assert [age for age in range(1, 6) if stale(3, age_A=age)] == [3, 4, 5]
+    for change in ({"entered_A": True}, {"grown_A": True}):
+        assert stale(None, **change) == (
+            cache is not PrefixPolicy
+        )  # which computes the whole canvas at every step
+    usual = cache()
+    assert [bool(usual.needs_refresh(progress(age_A=torch.tensor([age])))) for age in (7, 8)] == [
+        False,
+        cache is DelayedPolicy,
+    ]
+
+
+def test_keys_and_values_are_written_and_given_back_where_they_belong() -> None:
+    """Of some rows and of all, at a run of columns and at scattered ones; padding is not read."""
+    sizes = BackboneConfig(
+        vocab_size=8,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    kept = KVCache(sizes, 3, 4, torch.device("cpu"), torch.float32)
+    with torch.inference_mode():
+        for where, rows in (
+            (slice(1, 3), slice(0, 3)),
+            (torch.tensor([[3, 0], [2, 4]]), torch.tensor([2, 0])),
+        ):
+            before, count = kept.stored.clone(), 3 if isinstance(rows, slice) else 2
+            k, v = torch.rand(count, 2, 2, 2), torch.rand(count, 2, 2, 2)
+            got_k, got_v = kept.writers(where, rows)[0](k, v)
+            assert got_k.shape == got_v.shape == (count, 2, 4, 2)
+            for number, row in enumerate(range(3) if isinstance(rows, slice) else [2, 0]):
+                places = [1, 2] if isinstance(where, slice) else where[number].tolist()
+                for new, place in enumerate(places):
+                    before[0, 0, row, :, place], before[0, 1, row, :, place] = (
+                        k[number, :, new],
+                        v[number, :, new],
+                    )
+                torch.testing.assert_close(got_k[number], before[0, 0, row, :, :4])
+                torch.testing.assert_close(got_v[number], before[0, 1, row, :, :4])
+            torch.testing.assert_close(kept.stored, before)
+
+
+def test_columns_are_added_on_the_side_that_is_asked_for() -> None:
+    sizes = BackboneConfig(
+        vocab_size=8,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    kept = KVCache(sizes, 1, 2, torch.device("cpu"), torch.float32)
+    with torch.inference_mode():
+        kept.stored[..., :2, :] = 1.0
+        kept.extend(before=1, after=2)
+    assert kept.length == 5 and kept.stored[0, 0, 0, 0, :, 0].tolist() == [
+        0.0,
+        1.0,
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
+
+
+@pytest.fixture(scope="module")
+def llada(reference: Path) -> MMDiffModel:
+    model = MMDiffModel(MMDiffConfig.of(config_of(reference / "llada-mha"))).eval()
+    load_weights(model, CheckpointTensors(reference / "llada-mha"))
+    return model
+
+
+class Noted(BlockPolicy):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        object.__setattr__(self, "told", [])
+
+    def stale(self, progress: CacheState) -> Tensor:
+        self.told.append(progress)  # type: ignore[attr-defined]
+        return super().needs_refresh(progress)
+
+
+def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
+    """Blocks of two: the row grows at the third step, and enters its next block at the fourth."""
+    mask, noted = llada.model_config.tokens.mask, Noted()
+    batch, row = CachedRunner(ModelRunner(llada, torch.tensor([[1, 2, 3]])), noted, 2), torch.tensor([0])
+    canvases = [
+        [mask, mask, mask, PAD_POSITION, PAD_POSITION],
+        [5, mask, mask, PAD_POSITION, PAD_POSITION],
+        [5, mask, mask, mask, mask],
+        [5, 6, mask, mask, mask],
+        [5, 6, 7, mask, mask],
+        [5, 6, 7, 8, mask],
+        [5, 6, 7, 8, mask],
+    ]
+    for canvas in canvases:
+        ids = torch.tensor([canvas])
+        first = canvas.index(mask)
+        select = (ids == mask) & (torch.arange(5) < (first // 2 + 1) * 2)
+        batch(ids, row, select)
+    told = noted.told  # type: ignore[attr-defined]
+    assert [bool(each.grown_A) for each in told] == [True, False, True, False, False, False, False]
+    assert [bool(each.entered_A) for each in told] == [True, False, False, True, False, True, False]
+    # Anew when it is first seen, grows, or enters a block; three steps later for its age.
+    assert [int(each.age_A) for each in told] == [-1, 1, 2, 1, 1, 2, 1]
+    assert told[1].open_before_AG[0, :3].tolist() == [True, True, True]
+    assert told[2].open_before_AG[0, :3].tolist() == [False, True, True]
+    assert told[1].open_AG[0].tolist() == [False, True, True, False, False]
+    assert told[3].block_AG.int().tolist() == [[0, 0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("refresh", [1, 2, 3])
+def test_everything_is_computed_anew_every_so_many_steps(
+    llada: MMDiffModel, refresh: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, made = llada.model_config.tokens.mask, []
+    for name in ("whole", "part"):
+        usual = getattr(ModelRunner, name)
+        monkeypatch.setattr(
+            ModelRunner,
+            name,
+            lambda *args, _usual=usual, _name=name, **options: (
+                made.append(_name),
+                _usual(*args, **options),
+            )[1],
+        )
+    batch = make_runner(
+        ModelRunner(llada, torch.tensor([[1, 2, 3]])),
+        DecodingConfig(8, 8, 8, cache="dual", refresh=refresh),
+    )
+    ids = torch.full((1, 8), mask)
+    for place in range(7):
+        batch(ids, torch.tensor([0]), ids == mask)
+        ids[0, place] = place
+    assert made == ["whole" if step % refresh == 0 else "part" for step in range(7)]
+
+
+def user(text: str, *colours: str) -> list[dict[str, Any]]:
+    media = [{"type": "image", "image": Image.new("RGB", (64, 40), colour)} for colour in colours]
+    return [{"role": "user", "content": [*media, {"type": "text", "text": text}]}]
+
+
+def test_rows_that_join_are_computed_anew_and_the_others_stay(endless: Pipeline) -> None:
+    """The second row has a longer prompt, so that what is kept of the first moves."""
+    pipeline = Pipeline(endless.model, endless.processor, store_bytes=0)
+    mask = pipeline.model.model_config.tokens.mask
+    for cache in ("prefix", "block", "dual", "delayed"):
+        decoding = DecodingConfig(4, 2, 4, cache=cache)  # type: ignore[arg-type]
+        running, joining = (
+            make_runner(pipeline._prompt([row], 4), decoding)
+            for row in (user("a"), user("is it?", "red"))
+        )
+        ids = torch.tensor([[mask] * 4])
+        running(ids, torch.tensor([0]), torch.tensor([[1, 1, 0, 0]]).bool())
+        running.join(joining)
+        both = torch.tensor([[30, mask, mask, mask], [mask] * 4])
+        select = torch.tensor([[0, 1, 0, 0], [1, 1, 0, 0]]).bool()
+        made = running(both, torch.tensor([0, 1]), select)
+        exact = pipeline._prompt([user("is it?", "red")], 4)(
+            both[1:], torch.tensor([0]), select[1:]
+        )
+        torch.testing.assert_close(made[1:], exact, rtol=1e-4, atol=1e-4)
+        if cache == "prefix":  # exact for the other, too
+            alone = pipeline._prompt([user("a")], 4)(both[:1], torch.tensor([0]), select[:1])
+            torch.testing.assert_close(made[:1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless: Pipeline) -> None:
+    pipeline = Pipeline(endless.model, endless.processor)
+    row = user("are they the same?", "red", "blue")
+    settings = {"gen_length": 4, "block_length": 4, "steps": 4}
+    calls: list[int] = []
+    hook = pipeline.model.backbone.register_forward_pre_hook(
+        lambda module, args: calls.append(args[0].shape[1])
+    )
+    wanted = pipeline.chat(row, **settings)
+    parts = pipeline._prompt([row], 4).blocks[0]
+    assert len(parts) > 2
+    pipeline.store._kept.pop(b"kv" + parts[1].key)
+    assert all(b"kv" + part.key in pipeline.store for part in (parts[0], *parts[2:]))
+    calls.clear()
+    again = pipeline.chat(row, **settings)
+    hook.remove()
+    assert again.text == wanted.text and again.confidence == pytest.approx(
+        wanted.confidence, abs=1e-5
+    )
+    assert calls[0] == parts[-1].end - parts[0].end + 4
+
+
+def test_the_usual_cache_is_exact(endless: Pipeline, llada: MMDiffModel) -> None:
+    """The prompt is kept where it does not see the answer, and nothing is where it does."""
+    usual = make_runner(endless._prompt([user("a")], 4), DecodingConfig())
+    assert isinstance(usual, CachedRunner) and usual.cache == PrefixPolicy()
+    assert isinstance(make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig()), ModelRunner)
+    with pytest.raises(MMDiffError, match="cache='prefix' is not; use none"):
+        make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig(cache="prefix", lookahead=2))
+    for cache in ("none", "prefix"):
+        make_runner(endless._prompt([user("a")], 4), DecodingConfig(cache=cache, lookahead=2))  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""What an image may be, to the last pixel; test_parts has the process around it."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from mmdiff.serve.media.worker import picture
+from mmdiff.serve.errors import ApiError
+from mmdiff.serve.options import MediaLimits
+
+
+def png(width: int, height: int) -> bytes:
+    held = io.BytesIO()
+    Image.new("RGB", (width, height)).save(held, "PNG")
+    return held.getvalue()
+
+
+def webp(frames: int) -> bytes:
+    held = io.BytesIO()
+    made = [Image.new("RGB", (8, 8), (2 * shade, 0, 0)) for shade in range(frames)]
+    made[0].save(held, "WEBP", save_all=True, append_images=made[1:], lossless=True)
+    return held.getvalue()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        MediaLimits(aspect=4),
+        MediaLimits(side=12),
+        MediaLimits(pixels=36),
+        MediaLimits(aspect=4, side=12, pixels=36),
+    ],
+)
+def test_a_picture_at_the_limit_is_seen(limits: MediaLimits) -> None:
+    assert picture(png(12, 3), limits, "image 0").shape == (3, 12, 3)
+    assert picture(png(3, 12), limits, "image 0").shape == (12, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        (MediaLimits(aspect=4), "invalid_image"),
+        (MediaLimits(side=12), "invalid_image"),
+        (MediaLimits(pixels=36), "image_too_large"),
+    ],
+)
+@pytest.mark.parametrize("size", [(13, 3), (3, 13)])
+def test_a_picture_beyond_a_limit_is_not(
+    limits: MediaLimits, code: str, size: tuple[int, int]
+) -> None:
+    with pytest.raises(ApiError, match=f"{size[0]} x {size[1]}") as refused:
+        picture(png(*size), limits, "image 0")
+    assert refused.value.code == code
+
+
+def test_by_default_a_side_may_be_200_times_the_other() -> None:
+    assert picture(png(400, 2), MediaLimits(), "image 0").shape == (2, 400, 3)
+    with pytest.raises(ApiError, match="200 times as long as the other"):
+        picture(png(2, 401), MediaLimits(), "image 0")
+
+
+def test_animations_may_have_so_many_frames() -> None:
+    assert picture(webp(5), MediaLimits(frames=5), "image 0").shape == (8, 8, 3)
+    with pytest.raises(ApiError, match="5 frames, more than the 4 allowed"):
+        picture(webp(5), MediaLimits(frames=4), "image 0")

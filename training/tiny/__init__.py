@@ -1,0 +1,1 @@
+"""Data and tokenizer of the model `tiny`: scenes, questions, sentences, voices."""

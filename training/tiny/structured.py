@@ -1,0 +1,118 @@
+"""Scenes as JSON: schemas, the values that a scene gives them, and turns that teach a model to fill them in.
+
+A turn shows the model its answer in one of three ways: as a scaffold, whose literals stand and whose values are open;
+free, with everything open; or up to where the number of an array's items is decided, of which it is to tell just that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, Piece, dumps, outline, pieces
+from mmdiff.training.tiny.questions import Facts, facts_of
+from mmdiff.training.tiny.scenes import COLOURS, MAX_THINGS, PLACES, SHAPES, SIZES, Scene, pick, reading_order, scene_json
+
+Schema = dict[str, Any]
+FIELDS = {"shape": SHAPES, "colour": tuple(COLOURS), "size": SIZES, "place": PLACES}
+ROOMS = (2, 4, 8)  # positions of a string that may be anything
+
+
+@dataclass(frozen=True)
+class AnswerPart:
+    """A literal, or a value whose slot has at least `room` positions (of 0, as many as the value's tokens)."""
+
+    text: str
+    slot: bool = False
+    room: int = 0
+    alike: Sequence[str] = ()  # all that may stand in the slot, which fits the longest
+    facts: Facts | None = None
+
+
+def scene_schema(fields: Sequence[str] = tuple(FIELDS), count: bool = True) -> Schema:
+    """What `scenes.scene_json` gives, or some of it."""
+    thing = closed({name: {"type": "string", "enum": list(FIELDS[name])} for name in fields})
+    things = {"type": "array", "items": thing, "minItems": 1, "maxItems": MAX_THINGS}
+    number = {"count": {"type": "integer", "minimum": 1, "maximum": MAX_THINGS}} if count else {}
+    return closed({"objects": things, **number})
+
+
+def closed(properties: dict[str, Any]) -> Schema:
+    """An object that has these properties and no others."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _listed(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
+    """All things in reading order, with all or some of what is so of them."""
+    fields = list(FIELDS)
+    if rng.random() < 0.5:
+        fields = [fields[i] for i in sorted(rng.permutation(4)[: 1 + int(rng.random() * 4)])]
+    if rng.random() < 0.2:
+        rng.shuffle(fields)
+    with_count = rng.random() < 0.4
+    contents = scene_json(scene)
+    value = {"objects": [{name: thing[name] for name in fields} for thing in contents["objects"]]}
+    return scene_schema(fields, with_count), {**value, **({"count": contents["count"]} if with_count else {})}
+
+
+def _by_shape(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
+    """The colour of the first thing of each shape, null where there is none."""
+    found: dict[str, str] = {}
+    for thing in reading_order(scene):
+        found.setdefault(thing.shape, thing.colour)
+    shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[: 2 + int(rng.random() * 3)]]
+    maybe = {"enum": [*COLOURS, None]}
+    return closed({shape: maybe for shape in shapes}), {shape: found.get(shape) for shape in shapes}
+
+
+def _first(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
+    """What the first thing is, and how many there are."""
+    schema, contents = scene_schema(), scene_json(scene)
+    properties = {"count": schema["properties"]["count"], "first": schema["properties"]["objects"]["items"]}
+    return closed(properties), {"count": contents["count"], "first": contents["objects"][0]}
+
+
+def _present(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
+    """Which of some shapes or colours are there."""
+    attribute, options = pick(rng, (("shape", SHAPES), ("colour", tuple(COLOURS))))
+    there = {getattr(thing, attribute) for thing in scene.things}
+    asked = [options[i] for i in rng.permutation(len(options))[: 2 + int(rng.random() * 4)]]
+    return closed({name: {"type": "boolean"} for name in asked}), {name: name in there for name in asked}
+
+
+SCAFFOLDS, DECISIONS = 0.5, 0.4  # shares of the turns; the rest is free
+FORMS: tuple[tuple[Callable[[Scene, np.random.Generator], tuple[Schema, Any]], float], ...] = (
+    (_listed, 0.64), (_by_shape, 0.12), (_first, 0.12), (_present, 0.12),
+)
+
+
+def structured(scene: Scene, rng: np.random.Generator) -> tuple[str, list[AnswerPart], int]:
+    """A prompt for the scene as JSON, its answer in parts, and how many of them are laid out as a scaffold."""
+    way = rng.random()
+    form = FORMS[int(rng.choice(len(FORMS), p=[share for _, share in FORMS]))][0] if way < SCAFFOLDS else _listed
+    schema, value = form(scene, rng)
+    mixed = [f"/{name}" for name, each in schema["properties"].items() if None in each.get("enum", ())]
+    parts = [_part(piece, schema, scene, rng) for piece in pieces(value, mixed)]
+    ends = [number for number, part in enumerate(parts) if not part.slot and ("]" in part.text or "},{" in part.text)]
+    laid_out = len(parts) if way < SCAFFOLDS else pick(rng, ends) if way < SCAFFOLDS + DECISIONS else 0
+    return EXTRACT_PROMPT.format(outline(schema)), parts, laid_out
+
+
+def _part(piece: Piece, schema: Schema, scene: Scene, rng: np.random.Generator) -> AnswerPart:
+    keys = piece.path.split("/")[1:]
+    facts = None
+    if len(keys) >= 2 and keys[0] in ("objects", "first"):
+        number = int(keys[1]) if keys[0] == "objects" else 0
+        facts = facts_of([reading_order(scene)[number]], scene)
+    if not piece.slot:
+        return AnswerPart(piece.text, facts=None)
+    for key in keys:
+        schema = schema["items"] if key.isdigit() else schema["properties"][key]
+    if rng.random() < 0.2 and schema.get("type") == "string":
+        return AnswerPart(piece.text, True, pick(rng, ROOMS), facts=facts)
+    spelled = (dumps(each) for each in schema.get("enum", ()))
+    quoted = piece.text.startswith('"') or "type" not in schema
+    return AnswerPart(piece.text, True, 1, tuple(text if quoted else text.strip('"') for text in spelled), facts)
