@@ -18,7 +18,9 @@ class LinksHook(BuildHookInterface):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        broken = [f"mmdiff/{room}" for room in ROOMS if not (Path(self.root) / "mmdiff" / room).is_dir()]
+        broken = [
+            f"mmdiff/{room}" for room in ROOMS if not (Path(self.root) / "mmdiff" / room).is_dir()
+        ]
         if broken:
             raise RuntimeError(
                 f"{', '.join(broken)}: not a link to a folder. git has checked this out without symbolic links; turn "

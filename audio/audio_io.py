@@ -29,15 +29,21 @@ UNKNOWN_LENGTH = (1 << 63) - 1  # libsndfile's number of frames where the header
 USE = "use a WAV, FLAC, OGG, MP3, M4A or WebM file"
 HEAD = 512  # bytes at the beginning of a file that tell its container
 MARKS = (  # FFmpeg's name of a container that PyAV reads, where its mark stands, and the mark
-    ("mp4", 4, b"ftyp"), ("mp4", 4, b"moov"), ("mp4", 4, b"mdat"), ("mp4", 4, b"wide"),
+    ("mp4", 4, b"ftyp"),
+    ("mp4", 4, b"moov"),
+    ("mp4", 4, b"mdat"),
+    ("mp4", 4, b"wide"),
     ("matroska", 0, b"\x1a\x45\xdf\xa3"),
-    ("ogg", 28, b"\x7fFLAC"), ("ogg", 28, b"Speex   "),
+    ("ogg", 28, b"\x7fFLAC"),
+    ("ogg", 28, b"Speex   "),
     ("asf", 0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
     ("avi", 8, b"AVI LIST"),
     ("amr", 0, b"#!AMR"),
 )
 TS_PACKET = 188  # bytes
-LARGEST = 16.0  # times full scale: no float recording is so loud, so its values are of another scale
+LARGEST = (
+    16.0  # times full scale: no float recording is so loud, so its values are of another scale
+)
 CANCELLED = 0.4  # of the energy that the mean of unrelated channels has: below it they are each other's opposite
 
 Samples = npt.NDArray[np.float32]
@@ -64,7 +70,9 @@ class Limits:
     decoded_bytes: int = 256 << 20  # of the mono samples at 16 kHz, which is what is held
 
 
-def load_audio(source: AudioSource, sample_rate: int | None = None, limits: Limits | None = None) -> Samples:
+def load_audio(
+    source: AudioSource, sample_rate: int | None = None, limits: Limits | None = None
+) -> Samples:
     """The sound as float32 samples at 16 kHz, (samples,), from -1 to 1 for integer formats.
 
     Args:
@@ -79,11 +87,14 @@ def load_audio(source: AudioSource, sample_rate: int | None = None, limits: Limi
     """
     limits = limits or Limits()
     if isinstance(source, np.ndarray) or not (
-        isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "read")
+        isinstance(source, str | os.PathLike | bytes | bytearray | memoryview)
+        or hasattr(source, "read")
     ):
         return _from_array(source, sample_rate, limits)
     if sample_rate is not None:
-        raise AudioError(f"sample_rate={sample_rate} is for arrays only: a file knows its own, leave it out")
+        raise AudioError(
+            f"sample_rate={sample_rate} is for arrays only: a file knows its own, leave it out"
+        )
     with _opened(source) as (file, name):
         blocks, rate, channels = _decoder(file, name, limits)
         return _mono_16_khz(blocks, rate, channels, name, limits)
@@ -95,12 +106,15 @@ def load_channels(
     """The channels of audio each on its own, as `load_audio` gives their mean; arguments and errors as there."""
     limits = limits or Limits()
     if isinstance(source, np.ndarray) or not (
-        isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "read")
+        isinstance(source, str | os.PathLike | bytes | bytearray | memoryview)
+        or hasattr(source, "read")
     ):
         array = _array(source)
         if array.ndim != 2:
             return [load_audio(source, sample_rate, limits)]
-        rows = array if array.shape[0] <= MAX_CHANNELS < array.shape[1] else array.T  # as in _from_array
+        rows = (
+            array if array.shape[0] <= MAX_CHANNELS < array.shape[1] else array.T
+        )  # as in _from_array
         return [load_audio(np.ascontiguousarray(row), sample_rate, limits) for row in rows]
     if sample_rate is not None:
         return [load_audio(source, sample_rate, limits)]  # which says what is wrong with that
@@ -118,7 +132,9 @@ def load_channels(
 def resample(samples: Samples, rate: int, target: int = SAMPLE_RATE) -> Samples:
     """One sound at another rate, by soxr's high quality."""
     soxr = require_extra("soxr", "audio", "changing the rate of a sound")
-    return samples if rate == target else np.asarray(soxr.resample(samples, rate, target), np.float32)
+    return (
+        samples if rate == target else np.asarray(soxr.resample(samples, rate, target), np.float32)
+    )
 
 
 @contextmanager
@@ -184,10 +200,14 @@ def _through_soundfile(file: BinaryIO, name: str, limits: Limits) -> tuple[Block
     try:
         opened = soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
-        raise AudioError(f"{name} is no sound that can be read ({_reason(error)}): {USE}") from error
+        raise AudioError(
+            f"{name} is no sound that can be read ({_reason(error)}): {USE}"
+        ) from error
     rate, channels = int(opened.samplerate), int(opened.channels)
     _check_kind(rate, channels, name)
-    if opened.frames == UNKNOWN_LENGTH:  # a FLAC that was written to a pipe; soundfile stumbles over those
+    if (
+        opened.frames == UNKNOWN_LENGTH
+    ):  # a FLAC that was written to a pipe; soundfile stumbles over those
         file.seek(0)
         return _through_av(file, name, opened.format.lower(), limits)
     _check_length(opened.frames, rate, name, limits)
@@ -198,7 +218,9 @@ def _through_soundfile(file: BinaryIO, name: str, limits: Limits) -> tuple[Block
                 try:
                     block = opened.read(BLOCK_VALUES // channels, dtype="float32", always_2d=True)
                 except soundfile.LibsndfileError as error:
-                    raise AudioError(f"{name} is damaged ({_first_line(error)}): save it again") from error
+                    raise AudioError(
+                        f"{name} is damaged ({_first_line(error)}): save it again"
+                    ) from error
                 if not len(block):
                     return
                 yield block
@@ -206,7 +228,9 @@ def _through_soundfile(file: BinaryIO, name: str, limits: Limits) -> tuple[Block
     return blocks(), rate, channels
 
 
-def _through_av(file: BinaryIO, name: str, container: str, limits: Limits) -> tuple[Blocks, int, int]:
+def _through_av(
+    file: BinaryIO, name: str, container: str, limits: Limits
+) -> tuple[Blocks, int, int]:
     av = require_extra("av", "av", f"reading {container}")
 
     try:
@@ -217,10 +241,14 @@ def _through_av(file: BinaryIO, name: str, container: str, limits: Limits) -> tu
     except IndexError as error:
         raise AudioError(f"{name} holds no sound: give a file with an audio track") from error
     except (av.FFmpegError, ValueError) as error:
-        raise AudioError(f"{name} is no {container} sound that can be read ({_first_line(error)}): {USE}") from error
+        raise AudioError(
+            f"{name} is no {container} sound that can be read ({_first_line(error)}): {USE}"
+        ) from error
     _check_kind(rate, channels, name)
     if opened.duration:
-        _check_length(int(opened.duration / 1e6 * rate), rate, name, limits)  # given in microseconds
+        _check_length(
+            int(opened.duration / 1e6 * rate), rate, name, limits
+        )  # given in microseconds
 
     def blocks() -> Iterator[npt.NDArray[np.float32]]:
         planar = av.AudioResampler(format="fltp", rate=rate, layout=stream.codec_context.layout)
@@ -230,21 +258,27 @@ def _through_av(file: BinaryIO, name: str, container: str, limits: Limits) -> tu
                     for part in planar.resample(frame):
                         yield part.to_ndarray().T
             except (av.FFmpegError, ValueError) as error:
-                raise AudioError(f"{name} is damaged ({_first_line(error)}): save it again") from error
+                raise AudioError(
+                    f"{name} is damaged ({_first_line(error)}): save it again"
+                ) from error
 
     return blocks(), rate, channels
 
 
 def _mono_16_khz(blocks: Blocks, rate: float, channels: int, name: str, limits: Limits) -> Samples:
     soxr = require_extra("soxr", "audio", "changing the rate of a sound")
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
+    stream = (
+        soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
+    )
     mix = _Mix(channels)
     done, parts = 0, []
     for block in blocks:
         done += len(block)
         _check_length(done, rate, name, limits)
         if not np.isfinite(block).all():
-            raise AudioError(f"{name} holds values that are not finite: replace NaN and infinity first")
+            raise AudioError(
+                f"{name} holds values that are not finite: replace NaN and infinity first"
+            )
         if (most := float(np.abs(block).max(initial=0))) > LARGEST:
             raise AudioError(
                 f"{name} holds values up to {most:,.0f}, but floats go from -1 to 1: divide them by their full scale, "
@@ -289,7 +323,9 @@ def _from_array(source: object, rate: object, limits: Limits) -> Samples:
     if rate is None:
         raise AudioError(f"{name} does not tell its rate: give sample_rate, in Hz")
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.integer | np.floating):
-        raise AudioError(f"sample_rate={shorten(repr(rate))} is not a number: give it in Hz, such as 16000")
+        raise AudioError(
+            f"sample_rate={shorten(repr(rate))} is not a number: give it in Hz, such as 16000"
+        )
     if array.ndim == 2 and array.shape[0] <= MAX_CHANNELS < array.shape[1]:
         array = array.T  # (channels, samples), as torchaudio has it
     by_channel = array if array.ndim == 2 else array[:, None]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmdiff.modeling.attention import attention
 from mmdiff.config import AudioConfig
+from mmdiff.modeling.attention import attention
 
 
 class StackConnector(nn.Module):
@@ -26,11 +26,15 @@ class StackConnector(nn.Module):
         self.stack = config.frames_per_token
         width = config.hidden_size * self.stack
         self.norm = nn.LayerNorm(width)
-        self.layers = nn.Sequential(nn.Linear(width, out_features), nn.GELU(), nn.Linear(out_features, out_features))
+        self.layers = nn.Sequential(
+            nn.Linear(width, out_features), nn.GELU(), nn.Linear(out_features, out_features)
+        )
 
     def forward(self, states: Sequence[Tensor], valid_NT: Tensor) -> list[Tensor]:
         """The embeddings (tokens, E) of each window."""
-        features_NTD = pad(states[-1] * valid_NT[..., None], (0, 0, 0, -states[-1].shape[1] % self.stack))
+        features_NTD = pad(
+            states[-1] * valid_NT[..., None], (0, 0, 0, -states[-1].shape[1] % self.stack)
+        )
         stacked = features_NTD.reshape(len(features_NTD), -1, self.stack * features_NTD.shape[2])
         joined = self.layers(self.norm(stacked))
         counts = [-(-count // self.stack) for count in valid_NT.sum(1).tolist()]
@@ -60,11 +64,15 @@ class SemanticAdapter(nn.Module):
         super().__init__()
         width, self.stride = config.hidden_size, config.frames_per_token
         self.conv = nn.Sequential(
-            nn.Conv1d(width, width, 3, padding=1), nn.GELU(),
+            nn.Conv1d(width, width, 3, padding=1),
+            nn.GELU(),
             nn.Conv1d(width, width * self.stride, 3, stride=self.stride, padding=1),
         )
         self.layers = nn.Sequential(
-            nn.Linear(width * self.stride, width), nn.ReLU(), nn.Linear(width, out_features), nn.ReLU(),
+            nn.Linear(width * self.stride, width),
+            nn.ReLU(),
+            nn.Linear(width, out_features),
+            nn.ReLU(),
             nn.LayerNorm(out_features),
         )
 
@@ -86,7 +94,9 @@ class AcousticAdapter(nn.Module):
     def __init__(self, config: AudioConfig, out_features: int) -> None:
         super().__init__()
         width, queries = config.hidden_size, config.num_queries
-        self.queries = nn.ParameterList(nn.Parameter(torch.randn(1, queries, width)) for _ in config.taps)
+        self.queries = nn.ParameterList(
+            nn.Parameter(torch.randn(1, queries, width)) for _ in config.taps
+        )
         self.layers = nn.ModuleList(QFormerLayer(config) for _ in range(config.qformer_layers))
         self.layer_weights = nn.Parameter(torch.zeros(queries, len(config.taps)))
         self.norm, self.proj = nn.LayerNorm(width), nn.Linear(width, out_features)
@@ -112,14 +122,17 @@ class QFormerLayer(nn.Module):
         self.self_attn = QFormerAttention(width, config.qformer_heads)
         self.cross_attn = QFormerAttention(width, config.qformer_heads)
         self.mlp = nn.Sequential(
-            nn.Linear(width, config.qformer_intermediate_size), nn.GELU(),
+            nn.Linear(width, config.qformer_intermediate_size),
+            nn.GELU(),
             nn.Linear(config.qformer_intermediate_size, width),
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(3))
 
     def forward(self, hidden_NQD: Tensor, states_NTD: Tensor, valid_NT: Tensor) -> Tensor:
         hidden_NQD = self.norms[0](hidden_NQD + self.self_attn(hidden_NQD, hidden_NQD, None))
-        hidden_NQD = self.norms[1](hidden_NQD + self.cross_attn(hidden_NQD, states_NTD, valid_NT[:, None, None]))
+        hidden_NQD = self.norms[1](
+            hidden_NQD + self.cross_attn(hidden_NQD, states_NTD, valid_NT[:, None, None])
+        )
         return self.norms[2](hidden_NQD + self.mlp(hidden_NQD))
 
 
@@ -127,12 +140,18 @@ class QFormerAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(width, width) for _ in range(4)
+        )
 
     def forward(self, hidden_NQD: Tensor, states_NTD: Tensor, mask_N11T: Tensor | None) -> Tensor:
         q, k, v = (
             project(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for project, x in ((self.q_proj, hidden_NQD), (self.k_proj, states_NTD), (self.v_proj, states_NTD))
+            for project, x in (
+                (self.q_proj, hidden_NQD),
+                (self.k_proj, states_NTD),
+                (self.v_proj, states_NTD),
+            )
         )
         return self.o_proj(attention(q, k, v, mask_N11T).transpose(1, 2).flatten(2))
 

@@ -27,10 +27,14 @@ def timed_path(logits_TV: Tensor, blank: int) -> list[TimedToken]:
     best = logits_TV.float().softmax(-1).max(-1)
     found: list[TimedToken] = []
     last = blank
-    for place, (token, probability) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
+    for place, (token, probability) in enumerate(
+        zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ):
         if token == last and token != blank:
             before = found[-1]
-            found[-1] = before._replace(end=place + 1, probability=max(before.probability, probability))
+            found[-1] = before._replace(
+                end=place + 1, probability=max(before.probability, probability)
+            )
         elif token != blank:
             found.append(TimedToken(token, place, place + 1, probability))
         last = token

@@ -20,7 +20,11 @@ def text_probability(logits_TV: Tensor, ids: Sequence[int], blank: int) -> float
         return 0.0
     log_probs_T1V = logits_TV.double().log_softmax(-1)[:, None].cpu()
     loss = torch.nn.functional.ctc_loss(
-        log_probs_T1V, torch.tensor([list(ids)], dtype=torch.long), torch.tensor([len(logits_TV)]),
-        torch.tensor([len(ids)]), blank=blank, reduction="sum",
+        log_probs_T1V,
+        torch.tensor([list(ids)], dtype=torch.long),
+        torch.tensor([len(logits_TV)]),
+        torch.tensor([len(ids)]),
+        blank=blank,
+        reduction="sum",
     )
     return float((-loss).exp())

@@ -14,7 +14,9 @@ import numpy.typing as npt
 from mmdiff.audio.audio_io import SAMPLE_RATE, Samples
 
 LOUD = -20.0  # what the louder parts of speech are brought to
-QUIETEST = -85.0  # of the louder parts: what is below it is noise of the converter, and is raised no further
+QUIETEST = (
+    -85.0
+)  # of the louder parts: what is below it is noise of the converter, and is raised no further
 FRAME = 512  # samples over which a level is measured
 LOUDER_PARTS = 90.0  # percentile of the frames' levels: neither pauses nor a click decide it
 REACH = 2 * SAMPLE_RATE // FRAME  # frames on both sides that decide the level at a place
@@ -29,7 +31,9 @@ def level(samples: Samples) -> Samples:
 def level_locally(samples: Samples) -> Samples:
     """By a gain that follows the audio: who speaks softly is as loud as who was loud before."""
     rms = _frame_rms(samples)
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(rms, REACH, mode="edge"), 2 * REACH + 1)
+    around = np.lib.stride_tricks.sliding_window_view(
+        np.pad(rms, REACH, mode="edge"), 2 * REACH + 1
+    )
     loudness = _gains(np.percentile(around, LOUDER_PARTS, axis=1))
     smooth = np.exp(_running_mean(np.log(loudness))).astype(np.float32)
     framed = _framed(samples - np.float32(samples.mean(dtype=np.float64)))

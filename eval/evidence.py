@@ -26,14 +26,21 @@ import numpy.typing as npt
 import torch
 
 import mmdiff
+from mmdiff.decoding.prefix_cache import digest
 from mmdiff.errors import MMDiffError
 from mmdiff.pipeline import Pipeline
-from mmdiff.decoding.prefix_cache import digest
 
 RESAMPLES, SEED = 1000, 0
 COVERED = 95  # percent of the resamples that lie in an interval
 PACKAGES = (
-    "torch", "transformers", "numpy", "faster-whisper", "ctranslate2", "silero-vad", "jiwer", "whisper-normalizer",
+    "torch",
+    "transformers",
+    "numpy",
+    "faster-whisper",
+    "ctranslate2",
+    "silero-vad",
+    "jiwer",
+    "whisper-normalizer",
 )
 
 
@@ -60,13 +67,20 @@ class EvidenceRow:
         return self.task, self.id
 
 
-def circumstances(pipeline: Pipeline, name: str, speech_model: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def circumstances(
+    pipeline: Pipeline, name: str, speech_model: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What decides the answers of a run: weights, settings, number types, versions, seed."""
     model = pipeline.model
     return {
-        "model": name, "weights": weights_digest(pipeline), "speech_model": dict(speech_model or {}),
-        "decoding": dataclasses.asdict(model.model_config.decoding), "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type, "seed": SEED, "versions": versions(),
+        "model": name,
+        "weights": weights_digest(pipeline),
+        "speech_model": dict(speech_model or {}),
+        "decoding": dataclasses.asdict(model.model_config.decoding),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "seed": SEED,
+        "versions": versions(),
     }
 
 
@@ -99,7 +113,11 @@ class Evidence:
         self.part = None if out is None else out.with_name(f"{out.name}.part")
         if out is not None and out.is_file():
             self._take(out, read(out))
-        if self.part is not None and self.part.is_file() and (begun := _read_part(self.part)) is not None:
+        if (
+            self.part is not None
+            and self.part.is_file()
+            and (begun := _read_part(self.part)) is not None
+        ):
             self._take(self.part, begun)
 
     def add(self, rows: Sequence[EvidenceRow]) -> None:
@@ -122,7 +140,9 @@ class Evidence:
         rows = [dataclasses.asdict(row) for row in self.rows.values()]
         body = json.dumps({"circumstances": self.facts, **report}, indent=1)
         listed = ",\n".join(json.dumps(row) for row in rows)
-        made.write_text(f'{body[:-2]},\n "rows": [\n{listed}\n ]\n}}\n', encoding="utf-8")  # a row a line
+        made.write_text(
+            f'{body[:-2]},\n "rows": [\n{listed}\n ]\n}}\n', encoding="utf-8"
+        )  # a row a line
         made.replace(self.out)
         self.part.unlink(missing_ok=True)
 
@@ -132,7 +152,8 @@ class Evidence:
             name = changed[0]
             raise MMDiffError(
                 f"{file} is of another run, whose {name} was {str(before.get(name))[:80]!r}, not "
-                f"{str(now[name])[:80]!r}: name another file, or delete it")
+                f"{str(now[name])[:80]!r}: name another file, or delete it"
+            )
         self.rows |= {row.key: row for row in found["rows"]}
 
 
@@ -147,9 +168,13 @@ def read(file: Path) -> dict[str, Any]:
         rows = [EvidenceRow(**row) for row in found["rows"]]
         return {**found, "circumstances": dict(found["circumstances"]), "rows": rows}
     except OSError as error:
-        raise MMDiffError(f"{file} cannot be read ({error.strerror}): name a file that mmdiff eval wrote") from None
+        raise MMDiffError(
+            f"{file} cannot be read ({error.strerror}): name a file that mmdiff eval wrote"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise MMDiffError(f"{file} is not evidence of an evaluation: name a file that mmdiff eval wrote") from None
+        raise MMDiffError(
+            f"{file} is not evidence of an evaluation: name a file that mmdiff eval wrote"
+        ) from None
 
 
 def _read_part(file: Path) -> dict[str, Any] | None:
@@ -163,9 +188,14 @@ def _read_part(file: Path) -> dict[str, Any] | None:
         os.truncate(file, len(whole))
     try:
         head, *rows = map(json.loads, whole.splitlines())
-        return {"circumstances": dict(head["circumstances"]), "rows": [EvidenceRow(**row) for row in rows]}
+        return {
+            "circumstances": dict(head["circumstances"]),
+            "rows": [EvidenceRow(**row) for row in rows],
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise MMDiffError(f"{file} is not evidence of an evaluation: name another file, or delete it") from None
+        raise MMDiffError(
+            f"{file} is not evidence of an evaluation: name another file, or delete it"
+        ) from None
 
 
 # Scores
@@ -180,16 +210,30 @@ def summary(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, Any]:
     kinds: dict[str, list[EvidenceRow]] = {}
     for row in rows:
         kinds.setdefault(row.kind, []).append(row)
-    made = {"questions": len(rows), "measure": "error rate" if errors else "accuracy", **_scored(rows)}
+    made = {
+        "questions": len(rows),
+        "measure": "error rate" if errors else "accuracy",
+        **_scored(rows),
+    }
     if all("confidence" in row.details for row in rows):
         made["confidence_auc"] = _auc_with_interval(rows, errors)
-    return {**made, "kinds": {kind: {"questions": len(some), **_scored(some)} for kind, some in sorted(kinds.items())}}
+    return {
+        **made,
+        "kinds": {
+            kind: {"questions": len(some), **_scored(some)} for kind, some in sorted(kinds.items())
+        },
+    }
 
 
 def _scored(rows: Sequence[EvidenceRow]) -> dict[str, Any]:
     counts_G2 = _by_group(rows)
     count, of = (int(total) for total in counts_G2.sum(0))
-    return {"score": count / of if of else 0.0, "interval": _interval(counts_G2, _ratio), "count": count, "of": of}
+    return {
+        "score": count / of if of else 0.0,
+        "interval": _interval(counts_G2, _ratio),
+        "count": count,
+        "of": of,
+    }
 
 
 Counts = npt.NDArray[np.float64]  # one line for each group
@@ -234,14 +278,20 @@ def _auc_with_interval(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, A
     def measured(drawn_N2: Counts) -> float:
         return auc(drawn_N2[:, 0], drawn_N2[:, 1] > 0)
 
-    return {"value": round(measured(table_N2), 4), "interval": _interval(table_N2, measured),
-            "right": int(table_N2[:, 1].sum()), "of": len(rows)}
+    return {
+        "value": round(measured(table_N2), 4),
+        "interval": _interval(table_N2, measured),
+        "right": int(table_N2[:, 1].sum()),
+        "of": len(rows),
+    }
 
 
 # Comparisons
 
 
-def against(rows: Iterable[EvidenceRow], others: Iterable[EvidenceRow], errors: Callable[[str], bool]) -> dict[str, Any]:
+def against(
+    rows: Iterable[EvidenceRow], others: Iterable[EvidenceRow], errors: Callable[[str], bool]
+) -> dict[str, Any]:
     """What changed from `others` to `rows`, task by task, over the questions that both answered.
 
     Args:
@@ -261,7 +311,8 @@ def against(rows: Iterable[EvidenceRow], others: Iterable[EvidenceRow], errors: 
             if (row.expected, row.of) != (other.expected, other.of):
                 raise MMDiffError(
                     f"question {row.id[:80]!r} of {row.task} expects another answer in the other run: evaluate both "
-                    "with the same version")
+                    "with the same version"
+                )
             tasks.setdefault(row.task, []).append((row, other))
     if not tasks:
         raise MMDiffError("the two runs have no question in common: evaluate the same tasks")
@@ -283,13 +334,27 @@ def _paired(pairs: Sequence[tuple[EvidenceRow, EvidenceRow]], errors: bool) -> d
     changes = [sign * (one.count - other.count) for one, other in pairs]
     totals = groups_G3.sum(0)
     disagreeing = [
-        {"id": one.id, "kind": one.kind, "expected": one.expected, "answer": one.answer, "other": other.answer,
-         "count": one.count, "other_count": other.count, "of": one.of}
-        for one, other in pairs if one.answer != other.answer]
+        {
+            "id": one.id,
+            "kind": one.kind,
+            "expected": one.expected,
+            "answer": one.answer,
+            "other": other.answer,
+            "count": one.count,
+            "other_count": other.count,
+            "of": one.of,
+        }
+        for one, other in pairs
+        if one.answer != other.answer
+    ]
     return {
-        "questions": len(pairs), "score": totals[0] / totals[2], "other_score": totals[1] / totals[2],
-        "difference": difference(groups_G3), "interval": _interval(groups_G3, difference),
-        "wins": sum(change > 0 for change in changes), "losses": sum(change < 0 for change in changes),
+        "questions": len(pairs),
+        "score": totals[0] / totals[2],
+        "other_score": totals[1] / totals[2],
+        "difference": difference(groups_G3),
+        "interval": _interval(groups_G3, difference),
+        "wins": sum(change > 0 for change in changes),
+        "losses": sum(change < 0 for change in changes),
         "disagreeing": disagreeing,
     }
 
@@ -310,8 +375,15 @@ def default_out(model: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^\w.-]+", "-", Path(model).name) or "model"
     stamp = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    files = (folder / f"{name}-{stamp}{more}.json" for more in ("", *(f"-{number}" for number in range(1, 1000))))
-    return next(file for file in files if not file.exists() and not file.with_name(f"{file.name}.part").exists())
+    files = (
+        folder / f"{name}-{stamp}{more}.json"
+        for more in ("", *(f"-{number}" for number in range(1, 1000)))
+    )
+    return next(
+        file
+        for file in files
+        if not file.exists() and not file.with_name(f"{file.name}.part").exists()
+    )
 
 
 def today() -> str:

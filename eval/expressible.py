@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.eval.structured_adversarial import read_schemas
-from mmdiff.structured.schema.errors import ScaffoldError
-from mmdiff.structured.constraint.template import TemplateBuilder
-from mmdiff.structured.constraint.membership import Unsaid, arranged
 from mmdiff.structured.constraint.compiled import compile_schema
+from mmdiff.structured.constraint.membership import Unsaid, arranged
+from mmdiff.structured.constraint.template import TemplateBuilder
+from mmdiff.structured.schema.errors import ScaffoldError
 from mmdiff.structured.schema.serialize import dumps
 
 BUDGET = 4096  # tokens of a value
@@ -36,13 +36,19 @@ class Instance:
 
 def read_instances(path: Path) -> Iterator[tuple[str, list[Any], list[Any]]]:
     """Lines of {"id", "valid", "invalid"}, packed with xz or not."""
-    with (lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")) as file:
+    with (
+        lzma.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".xz"
+        else path.open(encoding="utf-8")
+    ) as file:
         for line in file:
             row = json.loads(line)
             yield row["id"], row["valid"], row["invalid"]
 
 
-def expressible(instances: Path, schemas: Path, layouts: TemplateBuilder, compare: bool) -> Iterator[Instance]:
+def expressible(
+    instances: Path, schemas: Path, layouts: TemplateBuilder, compare: bool
+) -> Iterator[Instance]:
     """Each instance of the schemas that there are, with who can say it.
 
     Args:
@@ -86,10 +92,14 @@ class Masks:
         try:
             from llguidance import LLMatcher, LLTokenizer
         except ImportError:
-            raise ImportError("comparing needs llguidance: pip install llguidance, or leave --compare out") from None
+            raise ImportError(
+                "comparing needs llguidance: pip install llguidance, or leave --compare out"
+            ) from None
         self._tokens = LLTokenizer("byte")
         try:
-            self._matcher = LLMatcher(self._tokens, LLMatcher.grammar_from_json_schema(schema), log_level=0)
+            self._matcher = LLMatcher(
+                self._tokens, LLMatcher.grammar_from_json_schema(schema), log_level=0
+            )
             self.refused = bool(self._matcher.is_error())
         except ValueError:
             self.refused = True
@@ -101,4 +111,6 @@ class Masks:
 
     def _accepts(self, text: str) -> bool:
         matcher = self._matcher.deep_copy()  # one that refused a text refuses all others
-        return bool(matcher.consume_tokens(self._tokens.tokenize_str(text))) and bool(matcher.is_accepting())
+        return bool(matcher.consume_tokens(self._tokens.tokenize_str(text))) and bool(
+            matcher.is_accepting()
+        )

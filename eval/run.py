@@ -17,7 +17,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mmdiff.eval import speech
-from mmdiff.eval.evidence import Evidence, EvidenceRow, against, circumstances, processor_name, read, summary, today
+from mmdiff.eval.evidence import (
+    Evidence,
+    EvidenceRow,
+    against,
+    circumstances,
+    processor_name,
+    read,
+    summary,
+    today,
+)
 from mmdiff.eval.tasks import TASKS as PICTURE_TASKS
 from mmdiff.eval.tasks import Question
 from mmdiff.pipeline import Pipeline
@@ -37,8 +46,14 @@ class Task:
 
 
 def evaluate(
-    pipeline: Pipeline, tasks: Sequence[str], limit: int | None, batch_size: int, *, name: str = "",
-    out: Path | None = None, other: Path | None = None,
+    pipeline: Pipeline,
+    tasks: Sequence[str],
+    limit: int | None,
+    batch_size: int,
+    *,
+    name: str = "",
+    out: Path | None = None,
+    other: Path | None = None,
 ) -> dict[str, Any]:
     """Scores by task and kind with their intervals, and what they were measured with; also printed as a table.
 
@@ -50,17 +65,27 @@ def evaluate(
         other: evidence of another run to compare with.
     """
     compared = None if other is None else read(other)["rows"]
-    facts = {**circumstances(pipeline, name, pipeline.speech_facts), "tasks": list(tasks), "limit": limit}
+    facts = {
+        **circumstances(pipeline, name, pipeline.speech_facts),
+        "tasks": list(tasks),
+        "limit": limit,
+    }
     evidence = Evidence(out, facts)
     done = {task: _ask(task, pipeline, limit, batch_size, evidence) for task in tasks}
     report: dict[str, Any] = {
-        "command": sys.argv, "date": today(), "batch_size": batch_size,
-        "processor": torch.cuda.get_device_name() if pipeline.model.device.type == "cuda" else processor_name(),
+        "command": sys.argv,
+        "date": today(),
+        "batch_size": batch_size,
+        "processor": torch.cuda.get_device_name()
+        if pipeline.model.device.type == "cuda"
+        else processor_name(),
         "tasks": done,
     }
     if compared is not None:
-        report["against"] = {"file": str(other),
-                             "tasks": against(evidence.rows.values(), compared, lambda task: TASKS[task].errors)}
+        report["against"] = {
+            "file": str(other),
+            "tasks": against(evidence.rows.values(), compared, lambda task: TASKS[task].errors),
+        }
     evidence.finish(report)
     console = Console()
     console.print(_table(report))
@@ -69,7 +94,9 @@ def evaluate(
     return {"circumstances": facts, **report}
 
 
-def _ask(task: str, pipeline: Pipeline, limit: int | None, batch_size: int, evidence: Evidence) -> dict[str, Any]:
+def _ask(
+    task: str, pipeline: Pipeline, limit: int | None, batch_size: int, evidence: Evidence
+) -> dict[str, Any]:
     """The summary of a task, whose rows are in the evidence by then."""
     finished = {id for name, id in evidence.rows if name == task}
     started = time.monotonic()
@@ -80,13 +107,21 @@ def _ask(task: str, pipeline: Pipeline, limit: int | None, batch_size: int, evid
             bar.advance(line, len(rows))
     rows = [row for row in evidence.rows.values() if row.task == task]
     made = summary(rows, TASKS[task].errors)
-    steps = {f"{each}_per_answer": sum(row.details[each] for row in rows) / len(rows)
-             for each in ("steps", "passes") if rows and all(each in row.details for row in rows)}
+    steps = {
+        f"{each}_per_answer": sum(row.details[each] for row in rows) / len(rows)
+        for each in ("steps", "passes")
+        if rows and all(each in row.details for row in rows)
+    }
     return {**made, **steps, "seconds": round(time.monotonic() - started, 1)}
 
 
 def ask_all(
-    name: str, pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = (), **decoding: Any
+    name: str,
+    pipeline: Pipeline,
+    limit: int | None,
+    batch_size: int,
+    done: Container[str] = (),
+    **decoding: Any,
 ) -> Iterator[list[EvidenceRow]]:
     """The rows of a task about pictures."""
     numbered, picture = list[tuple[int, int, Question]](), -1
@@ -103,10 +138,21 @@ def ask_all(
             images, texts = [each.image for *_, each in batch], [each.text for *_, each in batch]
             answers = pipeline.ask(images, texts, **room, **decoding)
             yield [
-                EvidenceRow(name, str(number), str(picture), question.kind, question.expected, answer.text,
+                EvidenceRow(
+                    name,
+                    str(number),
+                    str(picture),
+                    question.kind,
+                    question.expected,
+                    answer.text,
                     *question.score(answer.text),
-                    {"question": question.text, "steps": answer.steps, "passes": answer.passes,
-                     "confidence": round(answer.confidence, 3)})
+                    {
+                        "question": question.text,
+                        "steps": answer.steps,
+                        "passes": answer.passes,
+                        "confidence": round(answer.confidence, 3),
+                    },
+                )
                 for (number, picture, question), answer in zip(batch, answers, strict=True)
             ]
 
@@ -120,18 +166,30 @@ TASKS: dict[str, Task] = {
     "speech-confidence": Task(speech.confidences, errors=True),
     "speech-times": Task(speech.word_times, errors=True),
 }
-GROUPS = {"pictures": tuple(PICTURE_TASKS), "speech": tuple(name for name in TASKS if name.startswith("speech-"))}
+GROUPS = {
+    "pictures": tuple(PICTURE_TASKS),
+    "speech": tuple(name for name in TASKS if name.startswith("speech-")),
+}
 
 
-def _batched(questions: Iterable[tuple[int, int, Question]], size: int) -> Iterator[list[tuple[int, int, Question]]]:
+def _batched(
+    questions: Iterable[tuple[int, int, Question]], size: int
+) -> Iterator[list[tuple[int, int, Question]]]:
     rest = iter(questions)
     while batch := list(islice(rest, size)):
         yield batch
 
 
 def _table(report: Mapping[str, Any]) -> Table:
-    table = Table("task", "kind", "score", "95 % interval", "count / of", "steps per answer",
-                  caption="score: share that is right, or with * the share that is wrong")
+    table = Table(
+        "task",
+        "kind",
+        "score",
+        "95 % interval",
+        "count / of",
+        "steps per answer",
+        caption="score: share that is right, or with * the share that is wrong",
+    )
     for name, task in report["tasks"].items():
         steps = f"{task['steps_per_answer']:.1f}" if "steps_per_answer" in task else ""
         mark = "*" if task["measure"] == "error rate" else ""
@@ -141,22 +199,50 @@ def _table(report: Mapping[str, Any]) -> Table:
         if (found := task.get("confidence_auc")) is not None:
             low, high = found["interval"]
             counts = f"{found['right']} / {found['of']}"
-            table.add_row("", "confidence, AUC", f"{found['value']:.3f}", f"{low:.3f} to {high:.3f}", counts, "")
+            table.add_row(
+                "",
+                "confidence, AUC",
+                f"{found['value']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                counts,
+                "",
+            )
     return table
 
 
 def _cells(scored: Mapping[str, Any], mark: str) -> tuple[str, str, str]:
     low, high = scored["interval"]
-    return f"{scored['score']:.2%}{mark}", f"{low:.2%} to {high:.2%}", f"{scored['count']} / {scored['of']}"
+    return (
+        f"{scored['score']:.2%}{mark}",
+        f"{low:.2%} to {high:.2%}",
+        f"{scored['count']} / {scored['of']}",
+    )
 
 
 def _comparison(found: Mapping[str, Any]) -> Table:
-    table = Table("task", "score", "other", "difference", "95 % interval", "wins", "losses",
-                  caption=f"against {found['file']}; wins and losses: questions that got better and worse")
+    table = Table(
+        "task",
+        "score",
+        "other",
+        "difference",
+        "95 % interval",
+        "wins",
+        "losses",
+        caption=f"against {found['file']}; wins and losses: questions that got better and worse",
+    )
     for name, task in found["tasks"].items():
         low, high = task["interval"]
-        table.add_row(name, f"{task['score']:.2%}", f"{task['other_score']:.2%}", f"{task['difference']:+.2%}",
-                      f"{low:+.2%} to {high:+.2%}", str(task["wins"]), str(task["losses"]))
+        table.add_row(
+            name,
+            f"{task['score']:.2%}",
+            f"{task['other_score']:.2%}",
+            f"{task['difference']:+.2%}",
+            f"{low:+.2%} to {high:+.2%}",
+            str(task["wins"]),
+            str(task["losses"]),
+        )
         for row in [row for row in task["disagreeing"] if row["count"] != row["other_count"]][:10]:
-            table.add_row("", row["kind"], repr(row["other"])[:40], "became", repr(row["answer"])[:40], "", "")
+            table.add_row(
+                "", row["kind"], repr(row["other"])[:40], "became", repr(row["answer"])[:40], "", ""
+            )
     return table

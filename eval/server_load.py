@@ -24,7 +24,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 CHAT = "/v1/chat/completions"
-QUESTIONS = ("what color is it?", "how many things are there?", "Describe the picture in detail.", "what is it?")
+QUESTIONS = (
+    "what color is it?",
+    "how many things are there?",
+    "Describe the picture in detail.",
+    "what is it?",
+)
 
 
 @dataclass
@@ -37,12 +42,19 @@ class Tally:
 
     def report(self, clients: int, duration: float) -> dict[str, Any]:
         good = self.seconds.get(200, [])
-        refused = [each for status, found in self.seconds.items() if status in (429, 503) for each in found]
+        refused = [
+            each for status, found in self.seconds.items() if status in (429, 503) for each in found
+        ]
         return {
-            "clients": clients, "seconds": round(duration, 1),
+            "clients": clients,
+            "seconds": round(duration, 1),
             "statuses": {str(status): len(found) for status, found in sorted(self.seconds.items())},
-            "errors": dict(self.errors), "answers_per_second": round(len(good) / duration, 2),
-            "answer_ms": spread(good), "refused_ms": spread(refused), "health_ms": spread(self.health)}
+            "errors": dict(self.errors),
+            "answers_per_second": round(len(good) / duration, 2),
+            "answer_ms": spread(good),
+            "refused_ms": spread(refused),
+            "health_ms": spread(self.health),
+        }
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
@@ -51,8 +63,10 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     if not ordered:
         return {}
     places = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    return {name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
-            for name, share in places.items()}
+    return {
+        name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
+        for name, share in places.items()
+    }
 
 
 class LoadConnection:
@@ -63,18 +77,25 @@ class LoadConnection:
         self.head = f"Host: {host}\r\n" + (f"Authorization: Bearer {key}\r\n" if key else "")
         self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> tuple[int, bytes]:
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", kind: str = "application/json"
+    ) -> tuple[int, bytes]:
         if self.streams is None:
             self.streams = await asyncio.open_connection(self.host, self.port, limit=1 << 24)
         reader, writer = self.streams
-        writer.write(f"{method} {path} HTTP/1.1\r\n{self.head}Content-Type: {kind}\r\n"
-                     f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(
+            f"{method} {path} HTTP/1.1\r\n{self.head}Content-Type: {kind}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             if "transfer-encoding: chunked" in head:
                 content = await reader.readuntil(b"\r\n0\r\n\r\n")
             else:
-                content = await reader.readexactly(int(head.partition("content-length: ")[2].partition("\r\n")[0]))
+                content = await reader.readexactly(
+                    int(head.partition("content-length: ")[2].partition("\r\n")[0])
+                )
         except BaseException:
             self.close()
             raise
@@ -97,12 +118,23 @@ def bodies(size: int, count: int, stream_share: float = 0.0) -> list[bytes]:
     for number in range(count):
         side = max(8, int((0.7 * size / 3) ** 0.5))
         held = BytesIO()
-        Image.fromarray(draw.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(held, "PNG", compress_level=0)
+        Image.fromarray(draw.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(
+            held, "PNG", compress_level=0
+        )
         url = f"data:image/png;base64,{b64encode(held.getvalue()).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": url}},
-                   {"type": "text", "text": QUESTIONS[number % len(QUESTIONS)]}]
-        made.append(json.dumps({"messages": [{"role": "user", "content": content}], "max_tokens": 32,
-                                "stream": number < stream_share * count}).encode())
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": QUESTIONS[number % len(QUESTIONS)]},
+        ]
+        made.append(
+            json.dumps(
+                {
+                    "messages": [{"role": "user", "content": content}],
+                    "max_tokens": 32,
+                    "stream": number < stream_share * count,
+                }
+            ).encode()
+        )
     return made
 
 
@@ -125,7 +157,9 @@ async def measure(
                     status, _ = await connection.ask("POST", CHAT, draw.choice(asked))
                 tally.seconds[status].append(time.monotonic() - started)
                 if status != 200:
-                    await asyncio.sleep(draw.uniform(0.05, 0.15))  # far sooner than Retry-After says
+                    await asyncio.sleep(
+                        draw.uniform(0.05, 0.15)
+                    )  # far sooner than Retry-After says
             except (OSError, EOFError, TimeoutError, ValueError) as error:
                 tally.errors[type(error).__name__] += 1
                 connection.close()
@@ -152,22 +186,34 @@ async def measure(
 def hard_schema(number: int) -> dict[str, Any]:
     """A JSON Schema that takes more time than compiling may, another one for each number."""
     patterns = (f"^(x|y)*x(x|y){{9}}{number}b{count}$" for count in range(40))
-    properties = {f"n{count}": {"type": "string", "pattern": pattern} for count, pattern in enumerate(patterns)}
+    properties = {
+        f"n{count}": {"type": "string", "pattern": pattern}
+        for count, pattern in enumerate(patterns)
+    }
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-async def measure_beside_schemas(url: str, key: str | None, schemas: int, seconds: float) -> dict[str, Any]:
+async def measure_beside_schemas(
+    url: str, key: str | None, schemas: int, seconds: float
+) -> dict[str, Any]:
     """The times of a plain request alone, then beside so many clients that ask for what cannot be compiled.
 
     Each of their requests has a schema that was not asked for before.
     """
     place, numbers = urlsplit(url), iter(range(1_000_000))
     host, port = place.hostname or "127.0.0.1", place.port or 80
-    ask = {"messages": [{"role": "user", "content": "what color is a red circle?"}], "max_tokens": 8}
+    ask = {
+        "messages": [{"role": "user", "content": "what color is a red circle?"}],
+        "max_tokens": 8,
+    }
     refused: Counter[int] = Counter()
 
     async def plain() -> Tally:
-        tally, connection, until = Tally(), LoadConnection(host, port, key), time.monotonic() + seconds
+        tally, connection, until = (
+            Tally(),
+            LoadConnection(host, port, key),
+            time.monotonic() + seconds,
+        )
         while time.monotonic() < until:
             for path, told in ((CHAT, None), ("/health", tally.health)):
                 started = time.monotonic()
@@ -181,7 +227,9 @@ async def measure_beside_schemas(url: str, key: str | None, schemas: int, second
         connection = LoadConnection(host, port, key)
         while True:
             wanted = {"type": "json_schema", "json_schema": {"schema": hard_schema(next(numbers))}}
-            status, _ = await connection.ask("POST", CHAT, json.dumps({**ask, "response_format": wanted}).encode())
+            status, _ = await connection.ask(
+                "POST", CHAT, json.dumps({**ask, "response_format": wanted}).encode()
+            )
             refused[status] += 1
 
     await plain()  # what is slow once
@@ -194,12 +242,15 @@ async def measure_beside_schemas(url: str, key: str | None, schemas: int, second
     await asyncio.gather(*beside, return_exceptions=True)
     found = [spread(tally.seconds[200]) for tally in (alone, together)]
     return {
-        "schemas": schemas, "alone_ms": found[0], "beside_ms": found[1],
+        "schemas": schemas,
+        "alone_ms": found[0],
+        "beside_ms": found[1],
         "health_ms": [spread(alone.health), spread(together.health)],
         "ratio_p50": round(found[1]["p50"] / found[0]["p50"], 2),
         "ratio_p99": round(found[1]["p99"] / found[0]["p99"], 2),
         "answers": [len(alone.seconds[200]), len(together.seconds[200])],
-        "schemas_refused": {str(status): count for status, count in sorted(refused.items())}}
+        "schemas_refused": {str(status): count for status, count in sorted(refused.items())},
+    }
 
 
 def resident(pid: int) -> float:
@@ -216,24 +267,40 @@ def resident(pid: int) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m mmdiff.eval.server_load", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mmdiff.eval.server_load", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--key", help="an API key")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 128], help="measured one after the other")
+    parser.add_argument(
+        "--clients", type=int, nargs="+", default=[1, 16, 128], help="measured one after the other"
+    )
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--size", type=int, default=64 << 10, help="of a body, in bytes")
-    parser.add_argument("--soak", type=int, help="so many requests instead, with the memory of --pid before and after")
-    parser.add_argument("--schemas", type=int, help="so many clients beside a plain one ask for what does not compile")
+    parser.add_argument(
+        "--soak",
+        type=int,
+        help="so many requests instead, with the memory of --pid before and after",
+    )
+    parser.add_argument(
+        "--schemas",
+        type=int,
+        help="so many clients beside a plain one ask for what does not compile",
+    )
     parser.add_argument("--pid", type=int, help="of the server")
     options = parser.parse_args(argv)
     if options.schemas is not None:
-        report = asyncio.run(measure_beside_schemas(options.url, options.key, options.schemas, options.seconds))
+        report = asyncio.run(
+            measure_beside_schemas(options.url, options.key, options.schemas, options.seconds)
+        )
         print(json.dumps(report), flush=True)
         return
     for clients in options.clients:
         before, started = resident(options.pid) if options.pid else 0.0, time.monotonic()
         seconds = 3600.0 if options.soak else options.seconds
-        tally = asyncio.run(measure(options.url, options.key, clients, seconds, options.size, options.soak))
+        tally = asyncio.run(
+            measure(options.url, options.key, clients, seconds, options.size, options.soak)
+        )
         report = tally.report(clients, time.monotonic() - started)
         if options.pid:
             report["mebibytes"] = [round(before, 1), round(resident(options.pid), 1)]

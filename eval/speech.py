@@ -62,7 +62,10 @@ class Recording:
     def audio(self) -> dict[str, Any]:
         """As `Pipeline.transcribe` takes it: generated recordings are arrays."""
         source = self.load()
-        return {"audio": source, "sample_rate": SAMPLE_RATE if isinstance(source, np.ndarray) else None}
+        return {
+            "audio": source,
+            "sample_rate": SAMPLE_RATE if isinstance(source, np.ndarray) else None,
+        }
 
 
 def transcripts(
@@ -84,7 +87,19 @@ def written(
         made = pipeline.transcribe(**recording.audio)
         wrong, words = word_errors([recording.text], [made.text])
         details = {"seconds": round(made.duration, 2), "confidence": round(made.confidence, 3)}
-        yield [EvidenceRow(task, recording.id, recording.id, recording.kind, recording.text, made.text, wrong, words, details)]
+        yield [
+            EvidenceRow(
+                task,
+                recording.id,
+                recording.id,
+                recording.kind,
+                recording.text,
+                made.text,
+                wrong,
+                words,
+                details,
+            )
+        ]
 
 
 def questions(
@@ -96,12 +111,26 @@ def questions(
             continue
         audio = recording.audio
         try:
-            got = pipeline.ask(picture.open(), speech=audio["audio"], sample_rate=audio["sample_rate"])
+            got = pipeline.ask(
+                picture.open(), speech=audio["audio"], sample_rate=audio["sample_rate"]
+            )
         except NoSpeechError:
             got = Answer("", (), 0)
         details = {"question": recording.text, "heard": got.heard}
         right = int(got.text.lower() == answer)
-        yield [EvidenceRow("speech-questions", recording.id, recording.id, recording.kind, answer, got.text, right, 1, details)]
+        yield [
+            EvidenceRow(
+                "speech-questions",
+                recording.id,
+                recording.id,
+                recording.kind,
+                answer,
+                got.text,
+                right,
+                1,
+                details,
+            )
+        ]
 
 
 def confidences(
@@ -119,7 +148,12 @@ def in_noise(limit: int | None) -> Iterator[Recording]:
         ratio = RATIOS[number % len(RATIOS)]
         said = kinds[number // len(RATIOS) % len(kinds)](np.random.default_rng((seed, 2)))
         kind = "clean" if ratio is None else f"{ratio} dB above the noise"
-        yield Recording(partial(_clip_in_noise, seed, said, ratio), said, f"{voice_kind(seed)}: {kind}", str(number))
+        yield Recording(
+            partial(_clip_in_noise, seed, said, ratio),
+            said,
+            f"{voice_kind(seed)}: {kind}",
+            str(number),
+        )
 
 
 def _clip_in_noise(seed: int, said: str, ratio: int | None) -> Samples:
@@ -140,14 +174,22 @@ def under_conditions(limit: int | None) -> Iterator[Recording]:
     np.random.default_rng(0).shuffle(prompts)
     for prompt in prompts[: min(limit or PROMPTS, PROMPTS)]:
         for kind, change in CONDITIONS.items():
-            yield Recording(partial(_changed, prompt, change), prompt.text, kind, f"{kind}: {prompt.id}")
-    joined = [prompts[start : start + 10] for start in range(0, 10 * (limit or JOINED), 10)][:JOINED]
+            yield Recording(
+                partial(_changed, prompt, change), prompt.text, kind, f"{kind}: {prompt.id}"
+            )
+    joined = [prompts[start : start + 10] for start in range(0, 10 * (limit or JOINED), 10)][
+        :JOINED
+    ]
     for number, group in enumerate(joined):
         text = " ".join(each.text for each in group)
-        yield Recording(partial(_joined, group), text, "ten prompts with gaps of 50 ms", f"joined {number}")
+        yield Recording(
+            partial(_joined, group), text, "ten prompts with gaps of 50 ms", f"joined {number}"
+        )
     if limit is None:
         many = [prompts[number % len(prompts)] for number in range(130)]
-        yield Recording(partial(_joined, many, 0.7), " ".join(each.text for each in many), "ten minutes", "long")
+        yield Recording(
+            partial(_joined, many, 0.7), " ".join(each.text for each in many), "ten minutes", "long"
+        )
 
 
 def _changed(prompt: Recording, change: Callable[[Samples], Samples]) -> Samples:
@@ -162,7 +204,9 @@ def _joined(group: Sequence[Recording], gap: float = 0.05) -> Samples:
 CONDITIONS: dict[str, Callable[[Samples], Samples]] = {
     "as recorded": lambda samples: samples,
     "10 dB above the noise": lambda samples: noisy(samples, 10, np.random.default_rng(0)),
-    "50 dB below full scale": lambda samples: samples * np.float32(10**-2.5 / max(float(np.abs(samples).max()), 1e-6)),
+    "50 dB below full scale": lambda samples: (
+        samples * np.float32(10**-2.5 / max(float(np.abs(samples).max()), 1e-6))
+    ),
     "stereo with opposed channels": lambda samples: np.stack([samples, -samples], 1),
 }
 
@@ -175,8 +219,19 @@ def no_speech(
         if recording.id not in done:
             made = pipeline.transcribe(**recording.audio)
             details = {"seconds": round(made.duration, 1)}
-            yield [EvidenceRow("speech-none", recording.id, recording.id, recording.kind, "", made.text,
-                       int(bool(made.text)), 1, details)]
+            yield [
+                EvidenceRow(
+                    "speech-none",
+                    recording.id,
+                    recording.id,
+                    recording.kind,
+                    "",
+                    made.text,
+                    int(bool(made.text)),
+                    1,
+                    details,
+                )
+            ]
 
 
 def without_speech(limit: int | None) -> Iterator[Recording]:
@@ -184,17 +239,26 @@ def without_speech(limit: int | None) -> Iterator[Recording]:
     rng = np.random.default_rng(0)
     times = np.arange(10 * SAMPLE_RATE) / SAMPLE_RATE
     made = {
-        "silence": np.zeros_like(times), "white noise": 0.05 * rng.standard_normal(len(times)),
-        "loud noise": 0.5 * rng.standard_normal(len(times)).clip(-2, 2), "a tone": 0.3 * np.sin(2764.6 * times),
-        "hum": 0.3 * np.sin(314.16 * times), "clicks": (rng.random(len(times)) < 1e-4).astype(np.float64),
+        "silence": np.zeros_like(times),
+        "white noise": 0.05 * rng.standard_normal(len(times)),
+        "loud noise": 0.5 * rng.standard_normal(len(times)).clip(-2, 2),
+        "a tone": 0.3 * np.sin(2764.6 * times),
+        "hum": 0.3 * np.sin(314.16 * times),
+        "clicks": (rng.random(len(times)) < 1e-4).astype(np.float64),
         "a sweep": 0.3 * np.sin(600 * times**2),
         "noise in bursts": (times % 1 < 0.3) * 0.2 * rng.standard_normal(len(times)),
     }
     for name, samples in made.items():
         yield Recording(partial(np.asarray, samples, np.float32), "", "generated", name)
-    files = [*ASTERISK.glob("*beep*.g722"), *ASTERISK.glob("*2tone.g722"), *ASTERISK.glob("silence/*.g722")]
+    files = [
+        *ASTERISK.glob("*beep*.g722"),
+        *ASTERISK.glob("*2tone.g722"),
+        *ASTERISK.glob("silence/*.g722"),
+    ]
     for file in sorted(files)[:limit]:
-        yield Recording(partial(Path, file), "", "beeps and silence", f"{file.parent.name}/{file.stem}")
+        yield Recording(
+            partial(Path, file), "", "beeps and silence", f"{file.parent.name}/{file.stem}"
+        )
     for file in sorted(MUSIC.glob("*.g722"))[:limit]:
         yield Recording(partial(_first_minute, file), "", "music", file.stem)
 
@@ -213,14 +277,28 @@ def word_times(
     for number in range(min(limit or NUM_TIMED, NUM_TIMED)):
         if str(number) in done:
             continue
-        text = KINDS[SENTENCES[number % len(SENTENCES)]](np.random.default_rng((TEST_SEEDS.start + number, 5)))
+        text = KINDS[SENTENCES[number % len(SENTENCES)]](
+            np.random.default_rng((TEST_SEEDS.start + number, 5))
+        )
         samples, starts = timed_speech(text)
         made = pipeline.transcribe(samples, sample_rate=SAMPLE_RATE)
         words = [word for segment in made.segments for word in segment.words]
         offs = word_offsets([(normalise(word.text), word.start) for word in words], starts)
         late = sum(abs(off) > WORD_OFF for off in offs)
         details = {"milliseconds": [round(1000 * off) for off in offs]}
-        yield [EvidenceRow("speech-times", str(number), str(number), "festival", text, made.text, late, len(offs), details)]
+        yield [
+            EvidenceRow(
+                "speech-times",
+                str(number),
+                str(number),
+                "festival",
+                text,
+                made.text,
+                late,
+                len(offs),
+                details,
+            )
+        ]
 
 
 def timed_speech(text: str) -> tuple[Samples, list[tuple[str, float]]]:
@@ -235,18 +313,30 @@ def timed_speech(text: str) -> tuple[Samples, list[tuple[str, float]]]:
         commands = Path(folder) / "say.scm"
         commands.write_text(script.format(text=json.dumps(text), file=json.dumps(str(file))))
         try:
-            done = subprocess.run(["festival", "--batch", str(commands)], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                ["festival", "--batch", str(commands)], capture_output=True, text=True, check=True
+            )
         except FileNotFoundError:
             packages = "festival festvox-us-slt-hts"
-            raise MMDiffError(f"festival is not installed; on Debian: apt-get install {packages}") from None
+            raise MMDiffError(
+                f"festival is not installed; on Debian: apt-get install {packages}"
+            ) from None
         times = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
         return load_audio(file), [(normalise(name), float(start)) for name, start in times]
 
 
-def word_offsets(found: Sequence[tuple[str, float]], said: Sequence[tuple[str, float]]) -> list[float]:
+def word_offsets(
+    found: Sequence[tuple[str, float]], said: Sequence[tuple[str, float]]
+) -> list[float]:
     """Seconds that each recognised word begins after the same word was spoken; words that differ are left out."""
-    blocks = SequenceMatcher(None, [word for word, _ in found], [word for word, _ in said], False).get_matching_blocks()
-    return [found[block.a + step][1] - said[block.b + step][1] for block in blocks for step in range(block.size)]
+    blocks = SequenceMatcher(
+        None, [word for word, _ in found], [word for word, _ in said], False
+    ).get_matching_blocks()
+    return [
+        found[block.a + step][1] - said[block.b + step][1]
+        for block in blocks
+        for step in range(block.size)
+    ]
 
 
 def generated(limit: int | None) -> Iterator[Recording]:
@@ -258,7 +348,12 @@ def generated(limit: int | None) -> Iterator[Recording]:
             row = f"{voice_kind(seed)}: {'sentences' if kind in SENTENCES else kind}"
             yield Recording(partial(_clip, seed, said, False), said, row, f"{kind} {number}")
             if kind in IN_A_ROOM:
-                yield Recording(partial(_clip, seed, said, True), said, f"{row}, in a room", f"{kind} {number}, room")
+                yield Recording(
+                    partial(_clip, seed, said, True),
+                    said,
+                    f"{row}, in a room",
+                    f"{kind} {number}, room",
+                )
 
 
 def voice_kind(seed: int) -> str:
@@ -272,22 +367,32 @@ def _clip(seed: int, said: str, indoors: bool) -> Samples:
 
 def recorded(limit: int | None) -> Iterator[Recording]:
     """People: Asterisk's digits and numbers, letters, spelling words and prompts; LibriVox; names of cards."""
-    folders = {"digits": "people: numbers", "letters": "people: letters", "phonetic": "people: spelling words"}
+    folders = {
+        "digits": "people: numbers",
+        "letters": "people: letters",
+        "phonetic": "people: spelling words",
+    }
     rows: dict[str, list[Recording]] = {}
     for key, text in _asterisk_texts():
         kind = folders.get(key.split("/")[0] if "/" in key else "", "people: prompts")
         if kind != "people: prompts" or ("/" not in key and len(text.split()) >= MIN_WORDS):
-            rows.setdefault(kind, []).append(Recording(partial(_asterisk_file, key), text, kind, f"asterisk {key}"))
+            rows.setdefault(kind, []).append(
+                Recording(partial(_asterisk_file, key), text, kind, f"asterisk {key}")
+            )
     for kind, folder in (("people: LibriVox", "librivox"), ("people: cards", "cards")):
-        rows[kind] = [Recording(partial(Path, file), text, kind, f"{folder} {file.stem}")
-                      for file, text in _pocketsphinx(POCKETSPHINX / folder)]
+        rows[kind] = [
+            Recording(partial(Path, file), text, kind, f"{folder} {file.stem}")
+            for file, text in _pocketsphinx(POCKETSPHINX / folder)
+        ]
     for found in rows.values():
         yield from found[:limit]
 
 
 def spoken_questions(limit: int | None) -> Iterator[tuple[Recording, easy_vqa.EasyVqaImage, str]]:
     """A question about each of the first test pictures of easy-VQA, read by a voice of the test; and its answer."""
-    for number, picture in enumerate(easy_vqa.load("test")[: min(limit or NUM_SPOKEN_QUESTIONS, NUM_SPOKEN_QUESTIONS)]):
+    for number, picture in enumerate(
+        easy_vqa.load("test")[: min(limit or NUM_SPOKEN_QUESTIONS, NUM_SPOKEN_QUESTIONS)]
+    ):
         question, answer = picture.questions[number % len(picture.questions)]
         seed = TEST_SEEDS.start + 10**6 + number
         made = partial(_clip, seed, spoken(question), False)
@@ -296,15 +401,20 @@ def spoken_questions(limit: int | None) -> Iterator[tuple[Recording, easy_vqa.Ea
 
 def missing_recordings() -> list[str]:
     """Debian packages whose recordings are not here."""
-    here = {"asterisk-core-sounds-en asterisk-core-sounds-en-g722": ASTERISK.is_dir() and ASTERISK_TEXTS.is_file(),
-            "pocketsphinx-testdata": POCKETSPHINX.is_dir()}
+    here = {
+        "asterisk-core-sounds-en asterisk-core-sounds-en-g722": ASTERISK.is_dir()
+        and ASTERISK_TEXTS.is_file(),
+        "pocketsphinx-testdata": POCKETSPHINX.is_dir(),
+    }
     return [package for package, found in here.items() if not found]
 
 
 def word_errors(expected: Sequence[str], written: Sequence[str]) -> tuple[int, int]:
     """Words that are wrong, missing or too many, and words in all."""
     jiwer = require_extra("jiwer", "eval", "counting wrong words")
-    pairs = [(normalise(one), normalise(other)) for one, other in zip(expected, written, strict=True)]
+    pairs = [
+        (normalise(one), normalise(other)) for one, other in zip(expected, written, strict=True)
+    ]
     pairs = [pair for pair in pairs if pair[0]]
     counts = jiwer.process_words([one for one, _ in pairs], [other for _, other in pairs])
     wrong = counts.substitutions + counts.deletions
@@ -330,12 +440,20 @@ def _asterisk_texts() -> Iterator[tuple[str, str]]:
     for line in gzip.open(ASTERISK_TEXTS, "rt", encoding="utf-8", errors="replace"):
         key, _, text = line.strip().partition(": ")
         words = re.sub(r"\[.{1,3}\]$", "", text).strip()  # "dash [-]" is said "dash"
-        if text and not line.startswith(";") and not re.search(r"[\[\]<>()]", words) and _asterisk_file(key).is_file():
+        if (
+            text
+            and not line.startswith(";")
+            and not re.search(r"[\[\]<>()]", words)
+            and _asterisk_file(key).is_file()
+        ):
             yield key, words
 
 
 def _asterisk_file(key: str) -> Path:
-    return next((file for end in ("g722", "wav") if (file := ASTERISK / f"{key}.{end}").is_file()), ASTERISK / key)
+    return next(
+        (file for end in ("g722", "wav") if (file := ASTERISK / f"{key}.{end}").is_file()),
+        ASTERISK / key,
+    )
 
 
 def _pocketsphinx(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -39,13 +39,22 @@ from mmdiff.training.tiny.whisper import read_ctranslate2
 
 Transcriber = Callable[[Samples], str]
 KINDS = ("people: prompts", "people: LibriVox")
-ENGINES = ("transformers float32", "faster-whisper float32", "faster-whisper int8", "faster-whisper default",
-           "mmdiff int8")
+ENGINES = (
+    "transformers float32",
+    "faster-whisper float32",
+    "faster-whisper int8",
+    "faster-whisper default",
+    "mmdiff int8",
+)
 
 
 def clips(limit: int) -> list[tuple[str, Samples, str]]:
     """Kind, sound and words of each clip, at most `limit` of a kind."""
-    found = [(each.kind, load_audio(each.load()), each.text) for each in recorded(None) if each.kind in KINDS]
+    found = [
+        (each.kind, load_audio(each.load()), each.text)
+        for each in recorded(None)
+        if each.kind in KINDS
+    ]
     rng = np.random.default_rng(0)
     rng.shuffle(found)
     kept = [row for kind in KINDS for row in [row for row in found if row[0] == kind][:limit]]
@@ -53,7 +62,9 @@ def clips(limit: int) -> list[tuple[str, Samples, str]]:
         made = clip(VALID_SEEDS.start + number, indoors=False)
         kept.append(("voice: espeak-ng", made.samples, made.text))
         flite = Voice("flite", ("rms", "awb")[number % 2])
-        kept.append(("voice: flite", say(made.text, flite, np.random.default_rng(number)), made.text))
+        kept.append(
+            ("voice: flite", say(made.text, flite, np.random.default_rng(number)), made.text)
+        )
     return kept
 
 
@@ -71,17 +82,36 @@ def transformers_engine(threads: int) -> Transcriber:
     folder = default_folder()
     settings = json.loads((folder / "config.json").read_text())
     sizes = WhisperConfig(
-        vocab_size=51864, d_model=384, encoder_layers=4, decoder_layers=4, encoder_attention_heads=6,
-        decoder_attention_heads=6, encoder_ffn_dim=1536, decoder_ffn_dim=1536, decoder_start_token_id=50257,
-        eos_token_id=50256, bos_token_id=50256, pad_token_id=50256)
+        vocab_size=51864,
+        d_model=384,
+        encoder_layers=4,
+        decoder_layers=4,
+        encoder_attention_heads=6,
+        decoder_attention_heads=6,
+        encoder_ffn_dim=1536,
+        decoder_ffn_dim=1536,
+        decoder_start_token_id=50257,
+        eos_token_id=50256,
+        bos_token_id=50256,
+        pad_token_id=50256,
+    )
     model = WhisperForConditionalGeneration(sizes).eval()
-    missing, unexpected = model.load_state_dict(_transformers_names(folder / "model.bin"), strict=False)
+    missing, unexpected = model.load_state_dict(
+        _transformers_names(folder / "model.bin"), strict=False
+    )
     assert not unexpected and set(missing) <= {"proj_out.weight"}, (missing, unexpected)
     model.tie_weights()
     model.generation_config = GenerationConfig(
-        decoder_start_token_id=50257, eos_token_id=50256, bos_token_id=50256, pad_token_id=50256,
-        suppress_tokens=settings["suppress_ids"], begin_suppress_tokens=settings["suppress_ids_begin"],
-        no_timestamps_token_id=50362, is_multilingual=False, max_length=448)
+        decoder_start_token_id=50257,
+        eos_token_id=50256,
+        bos_token_id=50256,
+        pad_token_id=50256,
+        suppress_tokens=settings["suppress_ids"],
+        begin_suppress_tokens=settings["suppress_ids_begin"],
+        no_timestamps_token_id=50362,
+        is_multilingual=False,
+        max_length=448,
+    )
     tokenizer = WhisperTokenizer(tokenizer_file=str(folder / "tokenizer.json"))
     extractor = WhisperFeatureExtractor()
 
@@ -96,16 +126,28 @@ def transformers_engine(threads: int) -> Transcriber:
 
 def _transformers_names(file: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    replaced = {"self_attention/linear_1": "self_attn.out_proj", "self_attention/layer_norm": "self_attn_layer_norm",
-                "attention/linear_0": "encoder_attn.q_proj", "attention/linear_2": "encoder_attn.out_proj",
-                "attention/layer_norm": "encoder_attn_layer_norm", "ffn/linear_0": "fc1", "ffn/linear_1": "fc2",
-                "ffn/layer_norm": "final_layer_norm", "gamma": "weight", "beta": "bias",
-                "embeddings/": "embed_tokens.", "position_encodings/encodings": "embed_positions.weight"}
+    replaced = {
+        "self_attention/linear_1": "self_attn.out_proj",
+        "self_attention/layer_norm": "self_attn_layer_norm",
+        "attention/linear_0": "encoder_attn.q_proj",
+        "attention/linear_2": "encoder_attn.out_proj",
+        "attention/layer_norm": "encoder_attn_layer_norm",
+        "ffn/linear_0": "fc1",
+        "ffn/linear_1": "fc2",
+        "ffn/layer_norm": "final_layer_norm",
+        "gamma": "weight",
+        "beta": "bias",
+        "embeddings/": "embed_tokens.",
+        "position_encodings/encodings": "embed_positions.weight",
+    }
     for name, tensor in read_ctranslate2(file.read_bytes()):
         if tensor.dim() == 0 or "projection" in name:
             continue
         name = re.sub(r"layer_(\d+)/", r"layers/\1/", name)
-        parts = {"self_attention/linear_0": ("self_attn", "qkv"), "/attention/linear_1": ("/encoder_attn", "kv")}
+        parts = {
+            "self_attention/linear_0": ("self_attn", "qkv"),
+            "/attention/linear_1": ("/encoder_attn", "kv"),
+        }
         for theirs, (ours, pieces) in parts.items():
             if theirs not in name:
                 continue
@@ -125,8 +167,15 @@ def faster_whisper_engine(threads: int, compute_type: str) -> Transcriber:
     """Greedy decoding by faster-whisper without timestamps; `default` is its own defaults (beam 5, timestamps)."""
     from faster_whisper import WhisperModel
 
-    model = WhisperModel(str(default_folder()), device="cpu", compute_type=compute_type, cpu_threads=threads)
-    plain = {"beam_size": 1, "temperature": 0.0, "without_timestamps": True, "condition_on_previous_text": False}
+    model = WhisperModel(
+        str(default_folder()), device="cpu", compute_type=compute_type, cpu_threads=threads
+    )
+    plain = {
+        "beam_size": 1,
+        "temperature": 0.0,
+        "without_timestamps": True,
+        "condition_on_previous_text": False,
+    }
 
     def transcribe(samples: Samples) -> str:
         segments, _ = model.transcribe(samples, **({} if compute_type == "default" else plain))
@@ -152,7 +201,8 @@ def measure(engine: str, limit: int, threads: int) -> dict[str, Any]:
     before = _memory("VmRSS")
     started = time.perf_counter()
     engines: dict[str, Callable[[int], Transcriber]] = {
-        "transformers": transformers_engine, "mmdiff": mmdiff_engine,
+        "transformers": transformers_engine,
+        "mmdiff": mmdiff_engine,
         "faster-whisper": partial(faster_whisper_engine, compute_type=kind),
     }
     transcribe = engines[name](threads)
@@ -167,10 +217,17 @@ def measure(engine: str, limit: int, threads: int) -> dict[str, Any]:
     duration = sum(len(samples) for _, samples, _ in found) / SAMPLE_RATE
     counts = {label: word_errors(*zip(*pairs, strict=True)) for label, pairs in heard.items()}
     return {
-        "engine": engine, "clips": len(found), "seconds_of_sound": round(duration, 1), "load_seconds": round(loaded, 2),
-        "seconds_per_second": round(seconds / duration, 4), "cpu_seconds_per_second": round(busy / duration, 4),
+        "engine": engine,
+        "clips": len(found),
+        "seconds_of_sound": round(duration, 1),
+        "load_seconds": round(loaded, 2),
+        "seconds_per_second": round(seconds / duration, 4),
+        "cpu_seconds_per_second": round(busy / duration, 4),
         "peak_mebibytes": round((_memory("VmHWM") - before) / 1024),
-        "word_errors": {label: f"{wrong}/{words} = {wrong / words:.2%}" for label, (wrong, words) in counts.items()},
+        "word_errors": {
+            label: f"{wrong}/{words} = {wrong / words:.2%}"
+            for label, (wrong, words) in counts.items()
+        },
     }
 
 
@@ -189,13 +246,27 @@ def main() -> None:
     if given.engine:
         print(json.dumps(measure(given.engine, given.limit, given.threads)))
         return
-    packages = {name: version(name) for name in ("torch", "transformers", "faster-whisper", "ctranslate2")}
+    packages = {
+        name: version(name) for name in ("torch", "transformers", "faster-whisper", "ctranslate2")
+    }
     print(json.dumps({"python": platform.python_version(), "threads": given.threads, **packages}))
     for engine in ENGINES:
-        command = [sys.executable, "-m", "mmdiff.eval.speech_engines", "--engine", engine, "--limit",
-                   str(given.limit), "--threads", str(given.threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "mmdiff.eval.speech_engines",
+            "--engine",
+            engine,
+            "--limit",
+            str(given.limit),
+            "--threads",
+            str(given.threads),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
-        print(done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr, flush=True)
+        print(
+            done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr,
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -25,22 +25,28 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from mmdiff.config import PRESETS, BackboneConfig, DecodingConfig, ModelConfig, TokenIds
 from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import Canvas
-from mmdiff.config import PRESETS, BackboneConfig, DecodingConfig, ModelConfig, TokenIds
+from mmdiff.decoding.commit_rules import rule_name
+from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.sampler import Sampler, denoise
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.baselines import joining_caches, llada_loop
 from mmdiff.eval.evidence import processor_name
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.onednn_linear import use_onednn
-from mmdiff.decoding.model_runner import ModelRunner
-from mmdiff.decoding.commit_rules import rule_name
-from mmdiff.decoding.sampler import Sampler, denoise
 from mmdiff.vision.anyres import count_tokens
 
 SMALL = ModelConfig(
-    backbone=BackboneConfig(vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=12,
-                            num_attention_heads=8, num_key_value_heads=8),
+    backbone=BackboneConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    ),
     tokens=TokenIds(mask=8191, eos=8190, eot=8189, bos=8188, pad=8190),
 )
 SIZES: dict[str, ModelConfig] = {"small": SMALL, **PRESETS}
@@ -63,13 +69,19 @@ def picture_length(size: str, config: ModelConfig) -> int:
     """
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", size)
     if found is None:
-        raise MMDiffError(f"picture={size!r} is no size; give width and height in pixels, such as 640x480")
+        raise MMDiffError(
+            f"picture={size!r} is no size; give width and height in pixels, such as 640x480"
+        )
     if config.vision is None:
-        raise MMDiffError(f"a picture of {size} needs a model that takes pictures; try the preset llada-v-8b")
+        raise MMDiffError(
+            f"a picture of {size} needs a model that takes pictures; try the preset llada-v-8b"
+        )
     return count_tokens((int(found[1]), int(found[2])), config.vision)
 
 
-def random_model(sizes: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> MMDiffModel:
+def random_model(
+    sizes: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> MMDiffModel:
     """A language model of these sizes with random weights, made where it will run; towers are left out.
 
     Raises:
@@ -81,8 +93,10 @@ def random_model(sizes: ModelConfig, device: torch.device, dtype: torch.dtype, s
         model = torch.nn.Module.to(MMDiffModel(MMDiffConfig.of(config)), dtype)
     needed, free = sum(weight.nbytes for weight in model.parameters()), free_bytes(device)
     if needed > free:
-        raise MMDiffError(f"the model takes {needed / 2**30:.1f} GiB in {str(dtype)[6:]}, and {device.type} has "
-                          f"{free / 2**30:.1f} GiB free; use a smaller preset, bfloat16, or another device")
+        raise MMDiffError(
+            f"the model takes {needed / 2**30:.1f} GiB in {str(dtype)[6:]}, and {device.type} has "
+            f"{free / 2**30:.1f} GiB free; use a smaller preset, bfloat16, or another device"
+        )
     model.to_empty(device=device)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -95,7 +109,11 @@ def random_model(sizes: ModelConfig, device: torch.device, dtype: torch.dtype, s
 
 
 def bench(
-    model: MMDiffModel, loads: Sequence[Load], repeats: int, baselines: bool, diverging: bool = False
+    model: MMDiffModel,
+    loads: Sequence[Load],
+    repeats: int,
+    baselines: bool,
+    diverging: bool = False,
 ) -> dict[str, Any]:
     """Every load measured, and beside them the obvious versions; also printed as a table.
 
@@ -114,15 +132,21 @@ def bench(
         for load in {tuple(_row(load).values()): load for load in loads}.values():
             rows += [{**_row(load), **row} for row in measure_baselines(model, load, repeats)]
     report = {
-        "date": datetime.date.today().isoformat(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else processor_name(),
-        "dtype": str(model.dtype).removeprefix("torch."), **machine, "rows": rows,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **machine,
+        "rows": rows,
     }
     Console(width=max(Console().width, 140)).print(_table(report))
     return report
 
 
-def measure(model: MMDiffModel, load: Load, repeats: int, machine: dict[str, float]) -> dict[str, Any]:
+def measure(
+    model: MMDiffModel, load: Load, repeats: int, machine: dict[str, float]
+) -> dict[str, Any]:
     """The medians of several answers to random prompts, after a short one that is not counted."""
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -134,9 +158,13 @@ def measure(model: MMDiffModel, load: Load, repeats: int, machine: dict[str, flo
     step_ms = statistics.median(itertools.chain.from_iterable(run["steps_ms"] for run in runs))
     floor_ms = 1000 * floor_seconds(model, load, machine)
     return {
-        "how": f"cache {load.decoding.cache}", "passes": passes, "seconds": round(seconds, 4),
-        "ms_per_pass": round(1000 * seconds / passes, 3), "ms_of_a_step": round(step_ms, 3),
-        "floor_ms": round(floor_ms, 3), "tokens_per_pass": round(useful / passes / load.batch, 3),
+        "how": f"cache {load.decoding.cache}",
+        "passes": passes,
+        "seconds": round(seconds, 4),
+        "ms_per_pass": round(1000 * seconds / passes, 3),
+        "ms_of_a_step": round(step_ms, 3),
+        "floor_ms": round(floor_ms, 3),
+        "tokens_per_pass": round(useful / passes / load.batch, 3),
         "tokens_per_second": round(useful / seconds, 1),
         "first_commit_ms": round(statistics.median(run["first_ms"] for run in runs), 2),
         "peak_mebibytes": round(peak_mebibytes(model.device)),
@@ -152,10 +180,15 @@ def divergence(model: MMDiffModel, load: Load) -> dict[str, float]:
     tokens, plain = model.model_config.tokens, dataclasses.replace(load.decoding, cache="none")
     prompt, canvas = random_prompt(model, load, 0), _blank(model, load)
     with torch.inference_mode():
-        exact, kept = ModelRunner(model, prompt), make_runner(ModelRunner(model, prompt), load.decoding)
+        exact, kept = (
+            ModelRunner(model, prompt),
+            make_runner(ModelRunner(model, prompt), load.decoding),
+        )
     off: list[float] = []
 
-    def both(ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+    def both(
+        ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+    ) -> Tensor:
         wanted, got = exact(ids_AG, rows_A, select_AG), kept(ids_AG, rows_A, select_AG)
         off.append(float((wanted - got).abs().mean() / wanted.std()))
         return got
@@ -183,15 +216,30 @@ def measure_baselines(model: MMDiffModel, load: Load, repeats: int) -> Iterator[
             _wait(model.device)
             seconds.append(time.perf_counter() - started)
         middle = statistics.median(seconds)
-        yield {"how": name, "passes": decoding.steps, "seconds": round(middle, 4),
-               "ms_per_pass": round(1000 * middle / decoding.steps, 3)}
+        yield {
+            "how": name,
+            "passes": decoding.steps,
+            "seconds": round(middle, 4),
+            "ms_per_pass": round(1000 * middle / decoding.steps, 3),
+        }
 
 
 def random_prompt(model: MMDiffModel, load: Load, seed: int) -> Tensor:
     """Ids (batch, prompt length) that are no special tokens."""
     tokens, draws = model.model_config.tokens, torch.Generator().manual_seed(seed)
-    special = {tokens.mask, tokens.eos, tokens.eot, tokens.bos, tokens.pad, tokens.image, tokens.audio, *tokens.never}
-    ids = torch.randint(model.model_config.backbone.vocab_size, (load.batch, load.prompt_length), generator=draws)
+    special = {
+        tokens.mask,
+        tokens.eos,
+        tokens.eot,
+        tokens.bos,
+        tokens.pad,
+        tokens.image,
+        tokens.audio,
+        *tokens.never,
+    }
+    ids = torch.randint(
+        model.model_config.backbone.vocab_size, (load.batch, load.prompt_length), generator=draws
+    )
     other = next(number for number in itertools.count() if number not in special)
     special_ids = torch.tensor([number for number in special if number is not None])
     return ids.masked_fill(torch.isin(ids, special_ids), other).to(model.device)
@@ -205,8 +253,10 @@ def compile_layers(model: MMDiffModel) -> None:
     """
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if model.device.type == "cpu" and sys.platform != "win32" and shutil.which(compiler) is None:
-        raise MMDiffError(f"compiling needs the C++ compiler {compiler}, which is not installed; install it or name "
-                          "another one in CXX")
+        raise MMDiffError(
+            f"compiling needs the C++ compiler {compiler}, which is not installed; install it or name "
+            "another one in CXX"
+        )
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"
     for layer in model.backbone.layers:
         layer.compile(mode=mode)
@@ -223,7 +273,10 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float
     copied = _fastest(lambda: target.copy_(source), device)
     with torch.inference_mode():
         multiplied = _fastest(lambda: layer(layer.weight), device)
-    return {"bytes_per_second": 2 * source.numel() / copied, "operations_per_second": 2 * size**3 / multiplied}
+    return {
+        "bytes_per_second": 2 * source.numel() / copied,
+        "operations_per_second": 2 * size**3 / multiplied,
+    }
 
 
 def floor_seconds(model: MMDiffModel, load: Load, machine: dict[str, float]) -> float:
@@ -235,21 +288,32 @@ def floor_seconds(model: MMDiffModel, load: Load, machine: dict[str, float]) -> 
     """
     config, decoding = model.backbone.config, load.decoding
     layers, head = config.num_hidden_layers, config.vocab_size * config.hidden_size
-    both = 2 * config.num_key_value_heads * config.head_dim  # numbers of a position's key and value in a layer
+    both = (
+        2 * config.num_key_value_heads * config.head_dim
+    )  # numbers of a position's key and value in a layer
     layer = sum(weight.numel() for weight in model.backbone.layers[0].parameters())
-    item, total, block = model.dtype.itemsize, load.prompt_length + decoding.gen_length, decoding.block_length
+    item, total, block = (
+        model.dtype.itemsize,
+        load.prompt_length + decoding.gen_length,
+        decoding.block_length,
+    )
     width = {"none": total, "dual": block}.get(decoding.cache or "none", decoding.gen_length)
     keyed = config.hidden_size * both  # weights of the last layer that every column passes
     products = 4 * config.hidden_size * total * (width * (layers - 1) + block)
     operations = load.batch * (
-        2 * (layer * (layers - 1) + keyed) * width + 2 * (layer - keyed + head) * block + products)
+        2 * (layer * (layers - 1) + keyed) * width + 2 * (layer - keyed + head) * block + products
+    )
     moved = item * (layer * layers + head + layers * both * total * load.batch)
     return max(moved / machine["bytes_per_second"], operations / machine["operations_per_second"])
 
 
 def free_bytes(device: torch.device) -> int:
     """Of the GPU, or of the machine where there is none."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return (
+        torch.cuda.mem_get_info(device)[0]
+        if device.type == "cuda"
+        else psutil.virtual_memory().available
+    )
 
 
 def peak_mebibytes(device: torch.device) -> float:
@@ -275,7 +339,9 @@ def _check_plain(decoding: DecodingConfig) -> None:
 
 
 def _blank(model: MMDiffModel, load: Load) -> Canvas:
-    return Canvas.blank(load.batch, load.decoding.gen_length, model.model_config.tokens.mask, model.device)
+    return Canvas.blank(
+        load.batch, load.decoding.gen_length, model.model_config.tokens.mask, model.device
+    )
 
 
 def _short(load: Load) -> Load:
@@ -300,9 +366,11 @@ def _answer(model: MMDiffModel, load: Load, seed: int) -> dict[str, Any]:
         times.append(time.perf_counter())
     ends = (tokens.eos, tokens.eot) if decoding.stop else ()
     return {
-        "seconds": times[-1] - started, "first_ms": 1000 * (times[0] - started),
+        "seconds": times[-1] - started,
+        "first_ms": 1000 * (times[0] - started),
         "passes": int(predict.passes_B.max()),
-        "steps_ms": [1000 * (after - before) for before, after in itertools.pairwise(times)] or [0.0],
+        "steps_ms": [1000 * (after - before) for before, after in itertools.pairwise(times)]
+        or [0.0],
         "useful": sum(map(len, batch.canvas.token_ids(ends))),
     }
 
@@ -328,9 +396,11 @@ def _row(load: Load) -> dict[str, Any]:
 
 
 def _table(report: dict[str, Any]) -> Table:
-    title = (f"{report['device']}, {report['dtype']}, {report['threads']} threads, {report['date']}; "
-             f"copies {report['bytes_per_second'] / 1e9:.0f} GB/s, multiplies "
-             f"{report['operations_per_second'] / 1e12:.2f} TFLOP/s")
+    title = (
+        f"{report['device']}, {report['dtype']}, {report['threads']} threads, {report['date']}; "
+        f"copies {report['bytes_per_second'] / 1e9:.0f} GB/s, multiplies "
+        f"{report['operations_per_second'] / 1e12:.2f} TFLOP/s"
+    )
     table = Table(title=title)
     names = list(dict.fromkeys(name for row in report["rows"] for name in row))
     for name in names:

@@ -1,12 +1,12 @@
 """Structured output measured: `python -m mmdiff.eval.structured COMMAND`, each with `--help`.
 
-    scenes      unseen scenes as JSON: by scaffold, by a scaffold of fixed length, and free
-    validity    values under hostile weights, rules and temperatures (the long tier of the tests)
-    coverage    real schemas: compiled and valid, or refused
-    expressible valid instances of real schemas: how many can be said
-    mutated     schemas with something broken in them
-    passes      against free decoding of the same text
-    speed       what constraints add to a step, and how long compiling takes
+scenes      unseen scenes as JSON: by scaffold, by a scaffold of fixed length, and free
+validity    values under hostile weights, rules and temperatures (the long tier of the tests)
+coverage    real schemas: compiled and valid, or refused
+expressible valid instances of real schemas: how many can be said
+mutated     schemas with something broken in them
+passes      against free decoding of the same text
+speed       what constraints add to a step, and how long compiling takes
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mmdiff.eval import structured_adversarial
 from mmdiff.eval.evidence import processor_name
 from mmdiff.eval.expressible import Instance, expressible
 from mmdiff.pipeline import SHIPPED, Pipeline, load
-from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.constraint.compiled import compile_schema
-from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
+from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.constraint.token_dfa import Vocabulary
+from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
 from mmdiff.training.tiny.scenes import MAX_THINGS, TEST_SEEDS, example, scene_json
 from mmdiff.training.tiny.structured import scene_schema
 
@@ -38,7 +38,9 @@ WAYS = ("scaffold", "fixed", "free")
 app = typer.Typer(help="Measure structured output.", no_args_is_help=True, add_completion=False)
 
 
-def score_scenes(pipeline: Pipeline, seen: Sequence[Any], way: str, **decoding: Any) -> dict[str, Any]:
+def score_scenes(
+    pipeline: Pipeline, seen: Sequence[Any], way: str, **decoding: Any
+) -> dict[str, Any]:
     """Scenes as JSON: how much is right, how much is made up, and how many passes it took.
 
     Args:
@@ -56,7 +58,9 @@ def score_scenes(pipeline: Pipeline, seen: Sequence[Any], way: str, **decoding: 
     for image, scene, _ in seen:
         wanted = scene_json(scene)
         if way == "free":
-            answer = pipeline.ask(image, EXTRACT_PROMPT.format(outline(schema)), gen_length=FREE_ROOM, **decoding)
+            answer = pipeline.ask(
+                image, EXTRACT_PROMPT.format(outline(schema)), gen_length=FREE_ROOM, **decoding
+            )
             said, passes = _parsed(answer.text), answer.passes
         else:
             made = pipeline.extract(image, schema, **decoding)
@@ -64,23 +68,35 @@ def score_scenes(pipeline: Pipeline, seen: Sequence[Any], way: str, **decoding: 
         counts["json"] += said is not None
         counts["passes"] += passes
         objects = said.get("objects", []) if isinstance(said, dict) else []
-        objects = [each if isinstance(each, dict) else {} for each in objects] if isinstance(objects, list) else []
+        objects = (
+            [each if isinstance(each, dict) else {} for each in objects]
+            if isinstance(objects, list)
+            else []
+        )
         counts["wanted"] += sum(map(len, wanted["objects"]))
         counts["said"] += sum(map(len, objects))
-        counts["made up"] += sum(map(len, objects[len(wanted["objects"]):]))
-        counts["right"] += sum(each.get(name) == value for each, thing in zip(objects, wanted["objects"], strict=False)
-                               for name, value in thing.items())
+        counts["made up"] += sum(map(len, objects[len(wanted["objects"]) :]))
+        counts["right"] += sum(
+            each.get(name) == value
+            for each, thing in zip(objects, wanted["objects"], strict=False)
+            for name, value in thing.items()
+        )
         exact, small = objects == wanted["objects"], len(wanted["objects"]) <= 3
         counts["exact"] += exact
         counts["small"] += small
         counts["small exact"] += exact and small
     precision, recall = (counts["right"] / max(counts[each], 1) for each in ("said", "wanted"))
     return {
-        "way": way, "scenes": len(seen), "json": counts["json"] / len(seen),
+        "way": way,
+        "scenes": len(seen),
+        "json": counts["json"] / len(seen),
         "field_f1": 2 * precision * recall / max(precision + recall, 1e-9),
-        "made_up": counts["made up"] / max(counts["said"], 1), "made_up_fields": counts["made up"],
-        "exact_up_to_3": counts["small exact"] / max(counts["small"], 1), "of_up_to_3": counts["small"],
-        "exact": counts["exact"] / len(seen), "passes": counts["passes"] / len(seen),
+        "made_up": counts["made up"] / max(counts["said"], 1),
+        "made_up_fields": counts["made up"],
+        "exact_up_to_3": counts["small exact"] / max(counts["small"], 1),
+        "of_up_to_3": counts["small"],
+        "exact": counts["exact"] / len(seen),
+        "passes": counts["passes"] / len(seen),
     }
 
 
@@ -110,7 +126,9 @@ def validity(generations: int = 100_000, seed: int = 0) -> None:
     layouts, tokens = _shipped()
     counts = Counter[str]()
     for first in track(range(0, generations, 500), description=f"{generations} values"):
-        counts += structured_adversarial.validity(layouts, tokens, min(500, generations - first), seed + first)
+        counts += structured_adversarial.validity(
+            layouts, tokens, min(500, generations - first), seed + first
+        )
     _tell(dict(sorted(counts.items())))
     raise typer.Exit(int(counts["not valid"] > 0))
 
@@ -120,7 +138,12 @@ def coverage(file: Path, draws: int = 4, show: bool = False) -> None:
     """Real schemas, lines of {"id", "schema"}: compiled and valid, or refused."""
     layouts, tokens = _shipped()
     schemas = list(structured_adversarial.read_schemas(file))
-    rows = list(track(structured_adversarial.coverage(iter(schemas), layouts, tokens, draws), total=len(schemas)))
+    rows = list(
+        track(
+            structured_adversarial.coverage(iter(schemas), layouts, tokens, draws),
+            total=len(schemas),
+        )
+    )
     _tell_outcomes(rows, show)
 
 
@@ -136,9 +159,17 @@ def tell_expressible(
     rows = list(track(expressible(file, schemas, layouts, compare)))
     for row in rows:
         if row.valid != row.ours and (show or not row.valid):
-            _tell({"schema": row.schema, "valid": row.valid, "why": row.why, "llguidance": row.theirs})
+            _tell(
+                {"schema": row.schema, "valid": row.valid, "why": row.why, "llguidance": row.theirs}
+            )
     for valid in (True, False):
-        _tell(_shares([row for row in rows if row.valid is valid], "valid" if valid else "invalid", compare))
+        _tell(
+            _shares(
+                [row for row in rows if row.valid is valid],
+                "valid" if valid else "invalid",
+                compare,
+            )
+        )
     raise typer.Exit(int(any(row.ours and not row.valid for row in rows)))
 
 
@@ -146,7 +177,11 @@ def _shares(rows: Sequence[Instance], kind: str, compare: bool) -> dict[str, Any
     count = max(1, len(rows))
     ours, theirs = sum(row.ours for row in rows), sum(bool(row.theirs) for row in rows)
     told = {"instances": kind, "count": len(rows), "said": ours, "share": round(ours / count, 4)}
-    return {**told, "llguidance": theirs, "llguidance_share": round(theirs / count, 4)} if compare else told
+    return (
+        {**told, "llguidance": theirs, "llguidance_share": round(theirs / count, 4)}
+        if compare
+        else told
+    )
 
 
 @app.command()
@@ -160,7 +195,12 @@ def mutated(count: int = 10_000, show: bool = False) -> None:
 def passes() -> None:
     """Passes of each schema's value, one position at a time, against free decoding of the same text."""
     layouts, tokens = _shipped()
-    _tell({name: {"scaffold": made, "free": free} for name, made, free in structured_adversarial.half_the_passes(layouts, tokens)})
+    _tell(
+        {
+            name: {"scaffold": made, "free": free}
+            for name, made, free in structured_adversarial.half_the_passes(layouts, tokens)
+        }
+    )
 
 
 @app.command()
@@ -193,9 +233,16 @@ def _tell_outcomes(rows: Sequence[structured_adversarial.Covered], show: bool) -
     for row in rows:
         if row.outcome == "invalid" or (show and row.outcome != "valid"):
             _tell({"name": row.name, "outcome": row.outcome, "told": row.told})
-    _tell({"schemas": len(rows), **counts, "valid_share": counts["valid"] / len(rows),
-           "compile_p50_ms": round(1e3 * seconds[len(seconds) // 2], 2),
-           "compile_p99_ms": round(1e3 * seconds[int(0.99 * len(seconds))], 2), "on": processor_name()})
+    _tell(
+        {
+            "schemas": len(rows),
+            **counts,
+            "valid_share": counts["valid"] / len(rows),
+            "compile_p50_ms": round(1e3 * seconds[len(seconds) // 2], 2),
+            "compile_p99_ms": round(1e3 * seconds[int(0.99 * len(seconds))], 2),
+            "on": processor_name(),
+        }
+    )
     raise typer.Exit(int(counts["invalid"] > 0))
 
 

@@ -26,31 +26,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.decoding.canvas import Canvas
 from mmdiff.config import DecodingConfig, TokenIds
-from mmdiff.errors import require_posix
+from mmdiff.decoding.canvas import Canvas
 from mmdiff.decoding.commit_rules import RULES
 from mmdiff.decoding.sampler import Sampler
-from mmdiff.structured.schema.errors import ScaffoldError
-from mmdiff.structured.constraint.template import TemplateBuilder
+from mmdiff.errors import require_posix
+from mmdiff.structured.constraint.compiled import CompiledSchema, Filled, compile_schema
 from mmdiff.structured.constraint.structure_search import ProbeRow, search_structure
-from mmdiff.structured.constraint.compiled import Filled, CompiledSchema, compile_schema
-from mmdiff.structured.schema.serialize import pieces
+from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.constraint.token_dfa import Vocabulary
+from mmdiff.structured.schema.errors import ScaffoldError
+from mmdiff.structured.schema.serialize import pieces
 
 BASE = DecodingConfig(gen_length=256, block_length=256, steps=8)
 TEMPERATURES = (0.0, 1.0, 5.0)
 AT_ONCE = (1, 2, 4, 8, 10_000)  # positions committed per step
 SECONDS = 5.0  # that jsonschema may take to judge one value
-LogitsSource = Callable[[int, int, random.Random, TokenIds, Sequence[int]], Tensor]  # logits (N, V); quotes are the last
+LogitsSource = Callable[
+    [int, int, random.Random, TokenIds, Sequence[int]], Tensor
+]  # logits (N, V); quotes are the last
 
 
-def _normal(count: int, size: int, rng: random.Random, tokens: TokenIds, quotes: Sequence[int]) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(rng.getrandbits(32)).normal(0, 3, (count, size)).astype(np.float32))
+def _normal(
+    count: int, size: int, rng: random.Random, tokens: TokenIds, quotes: Sequence[int]
+) -> Tensor:
+    return torch.from_numpy(
+        np.random.default_rng(rng.getrandbits(32)).normal(0, 3, (count, size)).astype(np.float32)
+    )
 
 
 def _one(token: Callable[[TokenIds, Sequence[int]], int]) -> LogitsSource:
-    def weights(count: int, size: int, rng: random.Random, tokens: TokenIds, quotes: Sequence[int]) -> Tensor:
+    def weights(
+        count: int, size: int, rng: random.Random, tokens: TokenIds, quotes: Sequence[int]
+    ) -> Tensor:
         logits_NV = _normal(count, size, rng, tokens, quotes)
         logits_NV[:, token(tokens, quotes)] = 1e4
         return logits_NV
@@ -62,11 +70,16 @@ def _filled(value: float) -> LogitsSource:
     return lambda count, size, rng, tokens, quotes: torch.full((count, size), value)
 
 
-def _torn(count: int, size: int, rng: random.Random, tokens: TokenIds, quotes: Sequence[int]) -> Tensor:
+def _torn(
+    count: int, size: int, rng: random.Random, tokens: TokenIds, quotes: Sequence[int]
+) -> Tensor:
     """Some numbers missing, some infinite."""
     logits_NV = _normal(count, size, rng, tokens, quotes)
     for value in (float("nan"), float("inf"), -float("inf")):
-        logits_NV[torch.rand(count, size, generator=torch.Generator().manual_seed(rng.getrandbits(32))) < 0.2] = value
+        logits_NV[
+            torch.rand(count, size, generator=torch.Generator().manual_seed(rng.getrandbits(32)))
+            < 0.2
+        ] = value
     return logits_NV
 
 
@@ -82,55 +95,162 @@ WEIGHTS: dict[str, LogitsSource] = {
     "mask": _one(lambda tokens, quotes: tokens.mask),
 }
 
-THING = {"type": "object", "properties": {"shape": {"enum": ["circle", "star"]}, "n": {"type": "integer"}},
-         "required": ["shape"], "additionalProperties": False}
+THING = {
+    "type": "object",
+    "properties": {"shape": {"enum": ["circle", "star"]}, "n": {"type": "integer"}},
+    "required": ["shape"],
+    "additionalProperties": False,
+}
 SCHEMAS: dict[str, Any] = {
-    "receipt": {"type": "object", "required": ["shop", "date", "items", "total", "paid"], "properties": {
-        "shop": {"type": "string", "minLength": 1, "maxLength": 40}, "date": {"type": "string", "format": "date"},
-        "items": {"type": "array", "minItems": 1, "maxItems": 3, "items": {
-            "type": "object", "required": ["name", "price"], "properties": {
-                "name": {"type": "string", "pattern": "^[A-Z][a-z]+( [a-z]+)*$"},
-                "price": {"type": "number", "minimum": 0, "exclusiveMaximum": 1000}}}},
-        "total": {"type": "number", "minimum": 0}, "paid": {"type": "boolean"},
-        "currency": {"enum": ["EUR", "USD", None]}}},
-    "choices": {"type": "object", "required": ["a", "b", "c"], "properties": {
-        "a": {"type": "boolean"}, "b": {"enum": ["red", "green", 3, None, 1.5]}, "c": {"type": "integer", "minimum": 1,
-                                                                                       "maximum": 5}}},
-    "numbers": {"type": "array", "minItems": 5, "maxItems": 5, "prefixItems": [
-        {"type": "integer", "minimum": -5000, "maximum": 123456}, {"type": "number", "minimum": -1.5, "maximum": 2.25},
-        {"type": "integer", "multipleOf": 7, "minimum": 1000}, {"type": "number", "multipleOf": 0.25},
-        {"type": "number"}]},
-    "formats": {"type": "object", "required": list("abcdefg"), "properties": {
-        "a": {"format": "date-time", "type": "string"}, "b": {"format": "uuid", "type": "string"},
-        "c": {"format": "email", "type": "string"}, "d": {"format": "ipv4", "type": "string"},
-        "e": {"format": "uri", "type": "string"}, "f": {"format": "time", "type": "string"},
-        "g": {"format": "duration", "type": "string"}}},
-    "lengths": {"type": "object", "required": ["a", "b", "c"], "properties": {
-        "a": {"type": "string", "minLength": 3, "maxLength": 5}, "b": {"type": "string", "minLength": 30},
-        "c": {"type": "string", "maxLength": 60}}},
-    "recursive": {"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "required": ["v"], "properties": {
-        "v": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}}},
-    "maps": {"type": "object", "minProperties": 1, "maxProperties": 3,
-             "patternProperties": {"^k[0-9]{1,2}$": {"type": "integer"}}, "additionalProperties": False},
-    "one of": {"oneOf": [THING, {"type": "object", "required": ["kind"], "properties": {"kind": {"const": "none"}}},
-                         {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}]},
-    "overlapping": {"oneOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"type": "integer", "minimum": 5,
-                                                                                "maximum": 14}]},
-    "unique": {"type": "array", "uniqueItems": True, "minItems": 3, "maxItems": 4,
-               "items": {"enum": ["a", "b", "c", "d", "e"]}},
-    "all of": {"allOf": [{"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}}, "required": ["a"]},
-                         {"properties": {"a": {"maximum": 50}, "b": {"type": "string", "pattern": "x"}}}]},
-    "not": {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 3,
-                                                                      "not": {"const": 2}}}},
-    "if": {"type": "object", "required": ["kind"],
-           "properties": {"kind": {"enum": ["x", "y"]}, "n": {"type": "integer"}},
-           "if": {"properties": {"kind": {"const": "x"}}}, "then": {"required": ["n"]}},
-    "dependent": {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"type": "boolean"}},
-                  "dependentRequired": {"a": ["b"]}},
-    "text": {"type": "string"}, "anything": True, "free object": {"type": "object"},
-    "contains": {"type": "array", "maxItems": 3, "contains": {"const": 7}, "items": {"type": "integer"}},
-    "tuple": {"type": "array", "prefixItems": [{"type": "string", "maxLength": 3}, {"type": "boolean"}], "items": False,
-              "minItems": 2},
+    "receipt": {
+        "type": "object",
+        "required": ["shop", "date", "items", "total", "paid"],
+        "properties": {
+            "shop": {"type": "string", "minLength": 1, "maxLength": 40},
+            "date": {"type": "string", "format": "date"},
+            "items": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": 3,
+                "items": {
+                    "type": "object",
+                    "required": ["name", "price"],
+                    "properties": {
+                        "name": {"type": "string", "pattern": "^[A-Z][a-z]+( [a-z]+)*$"},
+                        "price": {"type": "number", "minimum": 0, "exclusiveMaximum": 1000},
+                    },
+                },
+            },
+            "total": {"type": "number", "minimum": 0},
+            "paid": {"type": "boolean"},
+            "currency": {"enum": ["EUR", "USD", None]},
+        },
+    },
+    "choices": {
+        "type": "object",
+        "required": ["a", "b", "c"],
+        "properties": {
+            "a": {"type": "boolean"},
+            "b": {"enum": ["red", "green", 3, None, 1.5]},
+            "c": {"type": "integer", "minimum": 1, "maximum": 5},
+        },
+    },
+    "numbers": {
+        "type": "array",
+        "minItems": 5,
+        "maxItems": 5,
+        "prefixItems": [
+            {"type": "integer", "minimum": -5000, "maximum": 123456},
+            {"type": "number", "minimum": -1.5, "maximum": 2.25},
+            {"type": "integer", "multipleOf": 7, "minimum": 1000},
+            {"type": "number", "multipleOf": 0.25},
+            {"type": "number"},
+        ],
+    },
+    "formats": {
+        "type": "object",
+        "required": list("abcdefg"),
+        "properties": {
+            "a": {"format": "date-time", "type": "string"},
+            "b": {"format": "uuid", "type": "string"},
+            "c": {"format": "email", "type": "string"},
+            "d": {"format": "ipv4", "type": "string"},
+            "e": {"format": "uri", "type": "string"},
+            "f": {"format": "time", "type": "string"},
+            "g": {"format": "duration", "type": "string"},
+        },
+    },
+    "lengths": {
+        "type": "object",
+        "required": ["a", "b", "c"],
+        "properties": {
+            "a": {"type": "string", "minLength": 3, "maxLength": 5},
+            "b": {"type": "string", "minLength": 30},
+            "c": {"type": "string", "maxLength": 60},
+        },
+    },
+    "recursive": {
+        "$ref": "#/$defs/node",
+        "$defs": {
+            "node": {
+                "type": "object",
+                "required": ["v"],
+                "properties": {
+                    "v": {"type": "integer"},
+                    "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+                },
+            }
+        },
+    },
+    "maps": {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 3,
+        "patternProperties": {"^k[0-9]{1,2}$": {"type": "integer"}},
+        "additionalProperties": False,
+    },
+    "one of": {
+        "oneOf": [
+            THING,
+            {"type": "object", "required": ["kind"], "properties": {"kind": {"const": "none"}}},
+            {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        ]
+    },
+    "overlapping": {
+        "oneOf": [
+            {"type": "integer", "minimum": 0, "maximum": 9},
+            {"type": "integer", "minimum": 5, "maximum": 14},
+        ]
+    },
+    "unique": {
+        "type": "array",
+        "uniqueItems": True,
+        "minItems": 3,
+        "maxItems": 4,
+        "items": {"enum": ["a", "b", "c", "d", "e"]},
+    },
+    "all of": {
+        "allOf": [
+            {
+                "type": "object",
+                "properties": {"a": {"type": "integer", "minimum": 3}},
+                "required": ["a"],
+            },
+            {"properties": {"a": {"maximum": 50}, "b": {"type": "string", "pattern": "x"}}},
+        ]
+    },
+    "not": {
+        "type": "object",
+        "required": ["a"],
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 3, "not": {"const": 2}}},
+    },
+    "if": {
+        "type": "object",
+        "required": ["kind"],
+        "properties": {"kind": {"enum": ["x", "y"]}, "n": {"type": "integer"}},
+        "if": {"properties": {"kind": {"const": "x"}}},
+        "then": {"required": ["n"]},
+    },
+    "dependent": {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}, "b": {"type": "boolean"}},
+        "dependentRequired": {"a": ["b"]},
+    },
+    "text": {"type": "string"},
+    "anything": True,
+    "free object": {"type": "object"},
+    "contains": {
+        "type": "array",
+        "maxItems": 3,
+        "contains": {"const": 7},
+        "items": {"type": "integer"},
+    },
+    "tuple": {
+        "type": "array",
+        "prefixItems": [{"type": "string", "maxLength": 3}, {"type": "boolean"}],
+        "items": False,
+        "minItems": 2,
+    },
 }
 
 
@@ -147,7 +267,9 @@ class Fake:
         return WEIGHTS[self.weights](count, size, rng, self.tokens, quotes)
 
 
-def generate(scaffold: CompiledSchema, fake: Fake, decoding: DecodingConfig, seed: int) -> tuple[Filled, int]:
+def generate(
+    scaffold: CompiledSchema, fake: Fake, decoding: DecodingConfig, seed: int
+) -> tuple[Filled, int]:
     """One value of a scaffold, and how many passes it took, those about the structure among them."""
     rng = random.Random(seed)
     draws = torch.Generator().manual_seed(seed)
@@ -158,7 +280,9 @@ def generate(scaffold: CompiledSchema, fake: Fake, decoding: DecodingConfig, see
         passes += 1
         return _probe(fake, rng, rows)
 
-    def predict(ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+    def predict(
+        ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+    ) -> Tensor:
         count = int(select_AG.sum()) + (0 if hidden_AG is None else int(hidden_AG.sum()))
         return fake(count, rng)
 
@@ -167,8 +291,14 @@ def generate(scaffold: CompiledSchema, fake: Fake, decoding: DecodingConfig, see
     settings = replace(decoding, gen_length=length, block_length=length)
     if scaffold.bounded:
         settings = replace(settings, rule="threshold", threshold=0.0)
-    batch = Sampler(predict, Canvas.of(canvas.begun(), fake.tokens.mask), settings, fake.tokens, [seed],
-                     constraints=[canvas.constraint])
+    batch = Sampler(
+        predict,
+        Canvas.of(canvas.begun(), fake.tokens.mask),
+        settings,
+        fake.tokens,
+        [seed],
+        constraints=[canvas.constraint],
+    )
     while batch.working:
         batch.step()
         passes += 1
@@ -178,8 +308,12 @@ def generate(scaffold: CompiledSchema, fake: Fake, decoding: DecodingConfig, see
 def settings(rng: random.Random) -> DecodingConfig:
     """Any commit or revising rule, temperature and number of commits per step."""
     rule = rng.choice(sorted(RULES))
-    chosen: dict[str, Any] = {"rule": rule, "steps": max(1, 64 // rng.choice(AT_ONCE)),
-                              "temperature": rng.choice(TEMPERATURES), "top_k": rng.choice((None, None, 1, 5))}
+    chosen: dict[str, Any] = {
+        "rule": rule,
+        "steps": max(1, 64 // rng.choice(AT_ONCE)),
+        "temperature": rng.choice(TEMPERATURES),
+        "top_k": rng.choice((None, None, 1, 5)),
+    }
     return replace(BASE, **chosen)
 
 
@@ -214,21 +348,31 @@ class Judge:
         try:
             with limited(SECONDS):
                 slow = bool(self._slow.is_valid(value))
-        except (re.error, TimeoutError):  # a pattern of ECMA's that Python does not read, or reads without end
+        except (
+            re.error,
+            TimeoutError,
+        ):  # a pattern of ECMA's that Python does not read, or reads without end
             slow = True
         return slow and bool(self._fast.is_valid(value))
 
 
-def _multiple(validator: Any, step: float, value: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+def _multiple(
+    validator: Any, step: float, value: Any, schema: Any
+) -> Iterator[jsonschema.ValidationError]:
     """`multipleOf` by decimals: jsonschema divides floats, and 19.99 is no multiple of 0.01 to it."""
     if validator.is_type(value, "number") and Fraction(str(value)) % Fraction(str(step)):
         yield jsonschema.ValidationError(f"{value} is not a multiple of {step}")
 
 
-def validity(layouts: TemplateBuilder, tokens: TokenIds, generations: int, seed: int = 0) -> Counter[str]:
+def validity(
+    layouts: TemplateBuilder, tokens: TokenIds, generations: int, seed: int = 0
+) -> Counter[str]:
     """Generate with every kind of weights, and count what was valid, changed to fit, and not valid (which is a bug)."""
     rng, counts = random.Random(seed), Counter[str]()
-    compiled = {name: (compile_schema(schema, layouts, 512), Judge(schema)) for name, schema in SCHEMAS.items()}
+    compiled = {
+        name: (compile_schema(schema, layouts, 512), Judge(schema))
+        for name, schema in SCHEMAS.items()
+    }
     for number in range(generations):
         name = rng.choice(list(compiled))
         scaffold, judge = compiled[name]
@@ -239,7 +383,9 @@ def validity(layouts: TemplateBuilder, tokens: TokenIds, generations: int, seed:
         counts[f"changed to fit: {name}"] += bool(made.changes)
         counts[f"witness: {name}"] += made.stand_in
         if not valid:
-            counts[f"not valid: {name}, {weights}, {decoding}, seed {seed + number}: {made.text}"] += 1
+            counts[
+                f"not valid: {name}, {weights}, {decoding}, seed {seed + number}: {made.text}"
+            ] += 1
     return counts
 
 
@@ -253,8 +399,13 @@ class Covered:
     told: str = ""
 
 
-def coverage(schemas: Iterator[tuple[str, Any]], layouts: TemplateBuilder, tokens: TokenIds, draws: int = 4,
-             budget: int = 4096) -> Iterator[Covered]:
+def coverage(
+    schemas: Iterator[tuple[str, Any]],
+    layouts: TemplateBuilder,
+    tokens: TokenIds,
+    draws: int = 4,
+    budget: int = 4096,
+) -> Iterator[Covered]:
     """Compile each schema, generate a few values with random weights, and judge them."""
     for name, schema in schemas:
         started = time.perf_counter()
@@ -266,8 +417,15 @@ def coverage(schemas: Iterator[tuple[str, Any]], layouts: TemplateBuilder, token
         seconds = time.perf_counter() - started
         try:
             judge = Judge(schema)
-            texts = [generate(scaffold, Fake(layouts, tokens, "random"), replace(BASE, temperature=float(turn > 0)),
-                              turn)[0].text for turn in range(draws)]
+            texts = [
+                generate(
+                    scaffold,
+                    Fake(layouts, tokens, "random"),
+                    replace(BASE, temperature=float(turn > 0)),
+                    turn,
+                )[0].text
+                for turn in range(draws)
+            ]
             wrong = [text for text in texts if not judge(text)]
             yield Covered(name, "invalid" if wrong else "valid", seconds, wrong[0] if wrong else "")
         except (jsonschema.exceptions.SchemaError, jsonschema_rs.ValidationError) as error:
@@ -276,7 +434,11 @@ def coverage(schemas: Iterator[tuple[str, Any]], layouts: TemplateBuilder, token
 
 def read_schemas(path: Path) -> Iterator[tuple[str, Any]]:
     """Lines of {"id", "schema"}, packed with xz or not."""
-    with (lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")) as file:
+    with (
+        lzma.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".xz"
+        else path.open(encoding="utf-8")
+    ) as file:
         for line in file:
             row = json.loads(line)
             schema = row["schema"]
@@ -284,13 +446,67 @@ def read_schemas(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 KEYWORDS = (
-    "type", "properties", "required", "items", "minItems", "maxItems", "enum", "const", "anyOf", "oneOf", "allOf",
-    "not", "if", "then", "pattern", "format", "minLength", "maxLength", "minimum", "maximum", "multipleOf", "$ref",
-    "additionalProperties", "patternProperties", "propertyNames", "uniqueItems", "contains", "prefixItems",
-    "dependentRequired", "minProperties", "exclusiveMinimum", "$id", "$defs")
+    "type",
+    "properties",
+    "required",
+    "items",
+    "minItems",
+    "maxItems",
+    "enum",
+    "const",
+    "anyOf",
+    "oneOf",
+    "allOf",
+    "not",
+    "if",
+    "then",
+    "pattern",
+    "format",
+    "minLength",
+    "maxLength",
+    "minimum",
+    "maximum",
+    "multipleOf",
+    "$ref",
+    "additionalProperties",
+    "patternProperties",
+    "propertyNames",
+    "uniqueItems",
+    "contains",
+    "prefixItems",
+    "dependentRequired",
+    "minProperties",
+    "exclusiveMinimum",
+    "$id",
+    "$defs",
+)
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 2, 1e308, "", "a", "#", "#/$defs/x", "date", "^a$", "[", [], {}, ["a"], [{}], {"a": {}},
-    {"type": "string"}, {"type": "integer"}, {"$ref": "#"}, {"enum": ["b"]}, ["string", "null"], [1, 1])
+    None,
+    True,
+    False,
+    0,
+    -1,
+    2,
+    1e308,
+    "",
+    "a",
+    "#",
+    "#/$defs/x",
+    "date",
+    "^a$",
+    "[",
+    [],
+    {},
+    ["a"],
+    [{}],
+    {"a": {}},
+    {"type": "string"},
+    {"type": "integer"},
+    {"$ref": "#"},
+    {"enum": ["b"]},
+    ["string", "null"],
+    [1, 1],
+)
 
 
 def mutated(rng: random.Random) -> Any:
@@ -299,7 +515,13 @@ def mutated(rng: random.Random) -> Any:
     places = [schema] if isinstance(schema, dict) else []
     for place in places:
         places += [each for each in place.values() if isinstance(each, dict)]
-        places += [item for each in place.values() if isinstance(each, list) for item in each if isinstance(item, dict)]
+        places += [
+            item
+            for each in place.values()
+            if isinstance(each, list)
+            for item in each
+            if isinstance(item, dict)
+        ]
     for place in rng.choices(places, k=rng.randint(1, 3)) if places else []:
         key = rng.choice(KEYWORDS if rng.random() < 0.5 or not place else sorted(place))
         if rng.random() < 0.3:
@@ -309,7 +531,9 @@ def mutated(rng: random.Random) -> Any:
     return schema
 
 
-def mutations(layouts: TemplateBuilder, tokens: TokenIds, first: int, count: int) -> Iterator[Covered]:
+def mutations(
+    layouts: TemplateBuilder, tokens: TokenIds, first: int, count: int
+) -> Iterator[Covered]:
     """What becomes of mutated schemas, each of its own seed."""
     rows = ((str(seed), mutated(random.Random(seed))) for seed in range(first, first + count))
     yield from coverage(rows, layouts, tokens, draws=1, budget=256)
@@ -319,19 +543,29 @@ def half_the_passes(layouts: TemplateBuilder, tokens: TokenIds) -> Iterator[tupl
     """Of each schema: its name, the passes of one value, and those of the same text set free, both one at a time."""
     for name, schema in SCHEMAS.items():
         scaffold = compile_schema(schema, layouts, 512)
-        made, passes = generate(scaffold, Fake(layouts, tokens, "random"), replace(BASE, steps=256), 0)
-        tokens_of = (len(layouts.vocabulary.encode(piece.text)) for piece in pieces(json.loads(made.text)))
+        made, passes = generate(
+            scaffold, Fake(layouts, tokens, "random"), replace(BASE, steps=256), 0
+        )
+        tokens_of = (
+            len(layouts.vocabulary.encode(piece.text)) for piece in pieces(json.loads(made.text))
+        )
         yield name, passes, sum(tokens_of) + 1
 
 
 def large_vocabulary(size: int, tokens: TokenIds) -> Vocabulary:
     """Bytes, numbers, signs with quotes, and words with and without a space in front: made up, not learned."""
     rng = random.Random(0)
-    words = {bytes([byte]) for byte in range(256)} | {str(number).encode() for number in range(1000)}
-    words |= {f'{sign}{other}'.encode() for sign in '",:{}[]' for other in '",:{}[] '}
+    words = {bytes([byte]) for byte in range(256)} | {
+        str(number).encode() for number in range(1000)
+    }
+    words |= {f"{sign}{other}".encode() for sign in '",:{}[]' for other in '",:{}[] '}
     while len(words) < size - 8:
         length = rng.choice((2, 3, 4, 5, 6, 7, 8, 10, 12))
-        words.add((rng.choice(("", " ", " ")) + "".join(rng.choices("etaoinshrdlucmfwygpb", k=length))).encode())
+        words.add(
+            (
+                rng.choice(("", " ", " ")) + "".join(rng.choices("etaoinshrdlucmfwygpb", k=length))
+            ).encode()
+        )
     spelled: list[bytes | None] = [None] * 8 + sorted(words)
     lookup = {word: number for number, word in enumerate(spelled) if word is not None}
 
@@ -341,7 +575,9 @@ def large_vocabulary(size: int, tokens: TokenIds) -> Vocabulary:
     return Vocabulary(spelled, tokens.eos, False, encode)
 
 
-def added_time(tokens: TokenIds, size: int = 130_000, schema: str = "receipt", repeats: int = 5) -> dict[str, float]:
+def added_time(
+    tokens: TokenIds, size: int = 130_000, schema: str = "receipt", repeats: int = 5
+) -> dict[str, float]:
     """Milliseconds of the first step, with all slots open, with and without constraints, and what they add: medians."""
     layouts = TemplateBuilder(large_vocabulary(size, tokens), tokens.mask, tokens.eot)
     scaffold = compile_schema(SCHEMAS[schema], layouts, 512)
@@ -353,18 +589,30 @@ def added_time(tokens: TokenIds, size: int = 130_000, schema: str = "receipt", r
         probe = partial(_probe, fake, rng)
         canvas = search_structure(scaffold, probe, 0.0, draws).canvas
         ids_BG = canvas.begun()
-        settings = replace(BASE, gen_length=len(canvas.ids), block_length=len(canvas.ids), steps=8, stop=False)
+        settings = replace(
+            BASE, gen_length=len(canvas.ids), block_length=len(canvas.ids), steps=8, stop=False
+        )
         positions = int((ids_BG == tokens.mask).sum())
         logits_GV = fake(len(canvas.ids), rng)
         for way, constraint in (("with", canvas.constraint), ("without", None)):
-            batch = Sampler(lambda ids, rows, select, hidden=None, known=logits_GV: known[select[0]],
-                             Canvas.of(ids_BG, tokens.mask), settings, tokens, [0], constraints=[constraint])
+            batch = Sampler(
+                lambda ids, rows, select, hidden=None, known=logits_GV: known[select[0]],
+                Canvas.of(ids_BG, tokens.mask),
+                settings,
+                tokens,
+                [0],
+                constraints=[constraint],
+            )
             started = time.perf_counter()
             batch.step()
             if turn:  # the first warms up
                 times[way].append(1e3 * (time.perf_counter() - started))
     medians = {way: float(np.median(each)) for way, each in times.items()}
-    return {**medians, "added": medians["with"] - medians["without"], "open positions": float(positions)}
+    return {
+        **medians,
+        "added": medians["with"] - medians["without"],
+        "open positions": float(positions),
+    }
 
 
 def _probe(fake: Fake, rng: random.Random, rows: Sequence[ProbeRow]) -> list[np.ndarray[Any, Any]]:

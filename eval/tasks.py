@@ -60,7 +60,9 @@ def scenes_captions(limit: int | None) -> Iterator[Question]:
     for image, scene, _ in map(example, TEST_SEEDS[:NUM_SCENES][:limit]):
         for length, text in captions(scene).items():
             score = partial(_score_caption, scene, length)
-            yield Question(image, CAPTION_PROMPTS[length], length, text, score, CAPTION_ROOM[length])
+            yield Question(
+                image, CAPTION_PROMPTS[length], length, text, score, CAPTION_ROOM[length]
+            )
 
 
 def _score_caption(scene: Scene, length: str, answer: str) -> Score:

@@ -17,7 +17,9 @@ def main() -> None:
 
     # Several questions at once, each about its own picture; an answer does not depend on the others.
     pictures = [PICTURES / "busy.png", PICTURES / "circles.png"]
-    for several in pipeline.ask(pictures, ["what is at the bottom right?", "how many circles are there?"]):
+    for several in pipeline.ask(
+        pictures, ["what is at the bottom right?", "how many circles are there?"]
+    ):
         print(several.text)
 
     for length in ("word", "short", "long"):
@@ -25,7 +27,10 @@ def main() -> None:
 
     # The answer while it is denoised: None where a position is still open.
     for draft in pipeline.stream(PICTURES / "one.png", "what is the color of the shape?"):
-        print(f"step {draft.step}:", "".join("▒" if token is None else token.text for token in draft.tokens))
+        print(
+            f"step {draft.step}:",
+            "".join("▒" if token is None else token.text for token in draft.tokens),
+        )
 
 
 if __name__ == "__main__":

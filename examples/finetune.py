@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import mmdiff
-from mmdiff.modeling.checkpoint import save_folder
 from mmdiff.config import ModelConfig
+from mmdiff.modeling.checkpoint import save_folder
 from mmdiff.pipeline import find
 from mmdiff.training.datasets import ConversationDataset, Row, Turn, scene_row
 from mmdiff.training.loop import TrainConfig, train
@@ -33,9 +33,13 @@ def my_row(rng: np.random.Generator) -> Row:
 
 def mine(model: ModelConfig, steps: int) -> Stage:
     """All of the model learns, the vision tower at a fifth of the rate."""
-    config = TrainConfig(steps=steps, learning_rate=3e-4, rates={"vision_tower": 0.2}, warmup_steps=10)
+    config = TrainConfig(
+        steps=steps, learning_rate=3e-4, rates={"vision_tower": 0.2}, warmup_steps=10
+    )
     data = partial(ConversationDataset, model, sources=[my_row] * 4 + [scene_row] * 4, seed=100)
-    return Stage("mine", lambda whole: whole, denoising_loss("late_mean", model.tokens.mask), data, config)
+    return Stage(
+        "mine", lambda whole: whole, denoising_loss("late_mean", model.tokens.mask), data, config
+    )
 
 
 def main() -> None:
@@ -48,7 +52,14 @@ def main() -> None:
     pipeline = mmdiff.load(options.model, dtype="float32")
     stage = mine(pipeline.model.model_config, options.steps)
     data = stage.data(find(options.model) / "tokenizer.json")
-    train(stage.wrap(pipeline.model), stage.loss, data, stage.config, options.out / stage.name, stage.name)
+    train(
+        stage.wrap(pipeline.model),
+        stage.loss,
+        data,
+        stage.config,
+        options.out / stage.name,
+        stage.name,
+    )
     save_folder(pipeline.model.bfloat16(), pipeline.processor, options.out / "model")
     print(f"the model is in {options.out / 'model'}")
 

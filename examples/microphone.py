@@ -17,7 +17,9 @@ def main() -> None:
     picture, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 4.0
     pipeline = mmdiff.load("tiny")
     print("speak now")
-    samples = sounddevice.rec(int(seconds * RATE), samplerate=RATE, channels=1, dtype="float32", blocking=True)
+    samples = sounddevice.rec(
+        int(seconds * RATE), samplerate=RATE, channels=1, dtype="float32", blocking=True
+    )
     try:
         answer = pipeline.ask(picture, speech=samples[:, 0], sample_rate=RATE)
     except MMDiffError as error:  # nobody spoke, for example

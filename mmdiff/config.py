@@ -20,8 +20,18 @@ ViewLayout = Literal["anyres", "resize", "pad"]
 TowerLibrary = Literal["transformers", "timm", "open_clip"]
 AudioConnector = Literal["stack", "dual"]
 Order = Literal["low_confidence", "margin", "entropy", "random", "left_to_right"]
-Rule = Literal["quota", "threshold", "factor", "entropy_bounded", "dilated", "local", "first_hitting",
-               "running_confidence", "saber", "wino"]
+Rule = Literal[
+    "quota",
+    "threshold",
+    "factor",
+    "entropy_bounded",
+    "dilated",
+    "local",
+    "first_hitting",
+    "running_confidence",
+    "saber",
+    "wino",
+]
 Schedule = Literal["uniform", "shifted", "cosine", "dream"]
 Cache = Literal["none", "prefix", "block", "dual", "delayed"]
 T = TypeVar("T")
@@ -38,7 +48,9 @@ class BackboneConfig:
     num_attention_heads: int
     num_key_value_heads: int
     rope_theta: float = 500_000.0
-    rope_ntk_factor: float = 1.0  # stretches the base for prompts longer than trained ("NTK-aware" scaling)
+    rope_ntk_factor: float = (
+        1.0  # stretches the base for prompts longer than trained ("NTK-aware" scaling)
+    )
     rms_norm_eps: float = 1e-5
     qkv_bias: bool = False
     max_position_embeddings: int = 4096
@@ -47,15 +59,30 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         _require_counts(
-            self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "max_position_embeddings",
+            self,
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
         )
-        _require(self.hidden_size % self.num_attention_heads == 0, "num_attention_heads", self.num_attention_heads)
         _require(
-            self.num_attention_heads % self.num_key_value_heads == 0, "num_key_value_heads", self.num_key_value_heads
+            self.hidden_size % self.num_attention_heads == 0,
+            "num_attention_heads",
+            self.num_attention_heads,
         )
-        _require(self.attention_pattern in typing.get_args(AttentionPattern), "attention_pattern",
-                 self.attention_pattern)
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            "num_key_value_heads",
+            self.num_key_value_heads,
+        )
+        _require(
+            self.attention_pattern in typing.get_args(AttentionPattern),
+            "attention_pattern",
+            self.attention_pattern,
+        )
 
     @property
     def head_dim(self) -> int:
@@ -81,20 +108,32 @@ class VisionConfig:
     layout: ViewLayout = "anyres"
     layout_of_several: ViewLayout = "pad"  # when a conversation holds more than one picture
     grids: tuple[tuple[int, int], ...] = ()  # anyres: the allowed (columns, rows)
-    max_base_areas: int | None = None  # anyres: shrink the tiled map to this many base views ("anyres_max_4": 4)
+    max_base_areas: int | None = (
+        None  # anyres: shrink the tiled map to this many base views ("anyres_max_4": 4)
+    )
     pixel_shuffle: int = 1  # patches per side that are joined into one embedding (1: none)
-    connector_norm: bool = False  # a LayerNorm before the connector: raw features of a tower can be loud
+    connector_norm: bool = (
+        False  # a LayerNorm before the connector: raw features of a tower can be loud
+    )
     newline: bool = True  # a learned embedding at the end of every row of tiles
     mean: float = 0.5
     std: float = 0.5
 
     def __post_init__(self) -> None:
-        _require_counts(self, "hidden_size", "num_attention_heads", "image_size", "patch_size", "pixel_shuffle")
+        _require_counts(
+            self, "hidden_size", "num_attention_heads", "image_size", "patch_size", "pixel_shuffle"
+        )
         _require(self.layout in typing.get_args(ViewLayout), "layout", self.layout)
-        _require(self.layout_of_several in ("resize", "pad"), "layout_of_several", self.layout_of_several)
+        _require(
+            self.layout_of_several in ("resize", "pad"), "layout_of_several", self.layout_of_several
+        )
         _require(self.library in typing.get_args(TowerLibrary), "library", self.library)
-        _require(self.patches_per_side % self.pixel_shuffle == 0, "pixel_shuffle", self.pixel_shuffle,
-                 f"it must divide the {self.patches_per_side} patches of a side")
+        _require(
+            self.patches_per_side % self.pixel_shuffle == 0,
+            "pixel_shuffle",
+            self.pixel_shuffle,
+            f"it must divide the {self.patches_per_side} patches of a side",
+        )
         _require(self.layout != "anyres" or len(self.grids) > 0, "grids", self.grids)
 
     @property
@@ -123,7 +162,9 @@ class AudioConfig:
     max_positions: int = 1500  # encoder frames of 20 ms in the longest window
     final_norm: bool = True
     connector: AudioConnector = "stack"
-    frames_per_token: int = 4  # encoder frames that are joined into one embedding: 12.5 embeddings per second
+    frames_per_token: int = (
+        4  # encoder frames that are joined into one embedding: 12.5 embeddings per second
+    )
     taps: tuple[int, ...] = ()  # "dual": numbers of the layers whose inputs the queries look at
     num_queries: int = 64  # "dual": embeddings of each window besides those for its frames
     qformer_layers: int = 2
@@ -135,18 +176,41 @@ class AudioConfig:
 
     def __post_init__(self) -> None:
         _require_counts(
-            self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_mels",
-            "max_positions", "frames_per_token", "num_queries", "qformer_layers", "qformer_heads",
+            self,
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_mels",
+            "max_positions",
+            "frames_per_token",
+            "num_queries",
+            "qformer_layers",
+            "qformer_heads",
             "qformer_intermediate_size",
         )
-        _require(self.hidden_size % self.num_attention_heads == 0, "num_attention_heads", self.num_attention_heads)
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            "num_attention_heads",
+            self.num_attention_heads,
+        )
         _require(self.connector in typing.get_args(AudioConnector), "connector", self.connector)
-        _require(all(0 <= tap < self.num_hidden_layers for tap in self.taps), "taps", self.taps,
-                 f"they are numbers of the {self.num_hidden_layers} layers, from 0")
-        _require(self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "it must be above 0")
+        _require(
+            all(0 <= tap < self.num_hidden_layers for tap in self.taps),
+            "taps",
+            self.taps,
+            f"they are numbers of the {self.num_hidden_layers} layers, from 0",
+        )
+        _require(
+            self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "it must be above 0"
+        )
         _require(0.0 <= self.doubt <= 1.0, "doubt", self.doubt, "it must lie between 0 and 1")
-        _require((self.connector == "dual") == bool(self.taps), "taps", self.taps,
-                 "the dual adapter needs some, the stacking connector takes none")
+        _require(
+            (self.connector == "dual") == bool(self.taps),
+            "taps",
+            self.taps,
+            "the dual adapter needs some, the stacking connector takes none",
+        )
 
 
 @dataclass(frozen=True)
@@ -170,42 +234,80 @@ class DecodingConfig:
     gen_length: int = 128  # positions in the canvas
     block_length: int = 128
     steps: int = 128  # in all blocks together, for the rule "quota"
-    start_length: int | None = None  # with which an answer starts, to grow up to gen_length; by default gen_length
-    schedule: Schedule = "uniform"  # how the steps of a block share its positions, for the rule "quota"
+    start_length: int | None = (
+        None  # with which an answer starts, to grow up to gen_length; by default gen_length
+    )
+    schedule: Schedule = (
+        "uniform"  # how the steps of a block share its positions, for the rule "quota"
+    )
     order: Order = "low_confidence"
     rule: Rule | None = None  # by default "threshold" where one is given, else "quota"
-    threshold: float | None = None  # confidence (0 to 1), for the rule "threshold", where it is 0.9 by default
+    threshold: float | None = (
+        None  # confidence (0 to 1), for the rule "threshold", where it is 0.9 by default
+    )
     factor: float = 1.0  # for the rule "factor"
     gamma: float = 0.1  # nats, for the rule "entropy_bounded"
     temperature: float = 0.0
-    top_k: int | None = None  # ids that may be drawn at a position, the likeliest; the others count nothing anywhere
+    top_k: int | None = (
+        None  # ids that may be drawn at a position, the likeliest; the others count nothing anywhere
+    )
     cfg_scale: float = 0.0
     stop: bool = True  # end as soon as everything before the end-of-answer token is decided
     cache: Cache | None = None  # by default "prefix" where it is exact, else "none"
-    refresh: int | None = None  # steps after which a cache computes everything anew; by default its own choice
-    lookahead: int = 0  # likely next canvases computed in each pass, with no or an exact cache; same answer
+    refresh: int | None = (
+        None  # steps after which a cache computes everything anew; by default its own choice
+    )
+    lookahead: int = (
+        0  # likely next canvases computed in each pass, with no or an exact cache; same answer
+    )
 
     def __post_init__(self) -> None:
         for name, (least, most) in _WHOLE_SETTINGS.items():
-            if getattr(self, name) is not None or name in ("gen_length", "block_length", "steps", "lookahead"):
+            if getattr(self, name) is not None or name in (
+                "gen_length",
+                "block_length",
+                "steps",
+                "lookahead",
+            ):
                 object.__setattr__(self, name, whole(name, getattr(self, name), least, most))
         for name, upper in _SETTINGS.items():
             if name != "threshold" or self.threshold is not None:
                 object.__setattr__(self, name, number(name, getattr(self, name), 0.0, upper))
-        for name, known in {"order": Order, "schedule": Schedule, "rule": Rule, "cache": Cache}.items():
+        for name, known in {
+            "order": Order,
+            "schedule": Schedule,
+            "rule": Rule,
+            "cache": Cache,
+        }.items():
             value, names = getattr(self, name), typing.get_args(known)
             unset = value is None and name in ("rule", "cache")
             _require(unset or value in names, name, value, f"use one of {', '.join(names)}")
-        _require(type(self.stop).__name__ in ("bool", "bool_"), "stop", self.stop, "it must be true or false")
+        _require(
+            type(self.stop).__name__ in ("bool", "bool_"),
+            "stop",
+            self.stop,
+            "it must be true or false",
+        )
         object.__setattr__(self, "stop", bool(self.stop))
 
 
 # What whole numbers and numbers among the settings may be; beyond, time, memory or the range of floats would run out.
 _WHOLE_SETTINGS = {
-    "gen_length": (1, 1 << 20), "block_length": (1, 1 << 20), "steps": (1, 1 << 16), "start_length": (1, 1 << 20),
-    "top_k": (1, 1 << 31), "refresh": (1, 1 << 31), "lookahead": (0, 64),
+    "gen_length": (1, 1 << 20),
+    "block_length": (1, 1 << 20),
+    "steps": (1, 1 << 16),
+    "start_length": (1, 1 << 20),
+    "top_k": (1, 1 << 31),
+    "refresh": (1, 1 << 31),
+    "lookahead": (0, 64),
 }
-_SETTINGS = {"temperature": 1000.0, "cfg_scale": 100.0, "factor": 1e6, "gamma": 1e6, "threshold": 1.0}
+_SETTINGS = {
+    "temperature": 1000.0,
+    "cfg_scale": 100.0,
+    "factor": 1e6,
+    "gamma": 1e6,
+    "threshold": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -218,7 +320,9 @@ class ModelConfig:
     audio: AudioConfig | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     system_prompt: str = ""
-    media_first: bool = True  # whether a message's images and sounds stood before its text in training
+    media_first: bool = (
+        True  # whether a message's images and sounds stood before its text in training
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -236,12 +340,19 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     missing = sorted(
-        name for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
     )
     if unknown or missing:
-        raise ValueError(f"{where} ({cls.__name__}): unknown keys {unknown}, missing keys {missing}")
-    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+        raise ValueError(
+            f"{where} ({cls.__name__}): unknown keys {unknown}, missing keys {missing}"
+        )
+    return cls(
+        **{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    )
 
 
 @functools.cache
@@ -250,9 +361,18 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    options = [h for h in (typing.get_args(hint) or (hint,)) if isinstance(h, type) and dataclasses.is_dataclass(h)]
+    options = [
+        h
+        for h in (typing.get_args(hint) or (hint,))
+        if isinstance(h, type) and dataclasses.is_dataclass(h)
+    ]
     if options and not (value is None and type(None) in typing.get_args(hint)):
-        _require(isinstance(value, Mapping), where, value, f"it must hold the keys of {options[0].__name__}")
+        _require(
+            isinstance(value, Mapping),
+            where,
+            value,
+            f"it must hold the keys of {options[0].__name__}",
+        )
         return from_dict(options[0], value, where)
     return _tuples(value)
 
@@ -267,7 +387,9 @@ def whole(name: str, value: object, least: int, most: int = 1 << 31) -> int:
     Raises:
         ValueError: it is none, or out of range; the message names it.
     """
-    fits = isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
+    fits = (
+        isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
+    )
     _require(fits, name, value, f"it must be a whole number, at least {least} and at most {most:,}")
     return int(cast(int, value))
 
@@ -307,19 +429,37 @@ def shown(value: object) -> str:
 
 
 LLADA_TOKENS = TokenIds(
-    mask=126336, eos=126081, eot=126348, bos=126080, pad=126081, image=126087, audio=126088,
+    mask=126336,
+    eos=126081,
+    eot=126348,
+    bos=126080,
+    pad=126081,
+    image=126087,
+    audio=126088,
     never=(126080, 126346, 126347),
 )  # 126087 and 126088 are reserved tokens of LLaDA's tokenizer, free to be placeholders
 
-DREAM_TOKENS = TokenIds(mask=151666, eos=151643, eot=151645, bos=151643, pad=151643)  # Qwen2's, with a mask
+DREAM_TOKENS = TokenIds(
+    mask=151666, eos=151643, eot=151645, bos=151643, pad=151643
+)  # Qwen2's, with a mask
 
 _LLADA_8B = BackboneConfig(
-    vocab_size=126464, hidden_size=4096, intermediate_size=12288, num_hidden_layers=32, num_attention_heads=32,
+    vocab_size=126464,
+    hidden_size=4096,
+    intermediate_size=12288,
+    num_hidden_layers=32,
+    num_attention_heads=32,
     num_key_value_heads=32,
 )
 SO400M_PENULTIMATE = VisionConfig(
-    hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16, image_size=384,
-    patch_size=14, grids=tuple((columns, rows) for columns in range(1, 7) for rows in range(1, 7)), max_base_areas=4,
+    hidden_size=1152,
+    intermediate_size=4304,
+    num_hidden_layers=26,
+    num_attention_heads=16,
+    image_size=384,
+    patch_size=14,
+    grids=tuple((columns, rows) for columns in range(1, 7) for rows in range(1, 7)),
+    max_base_areas=4,
 )  # google/siglip2-so400m-patch14-384 without its last layer
 _LLADA_V_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -329,17 +469,37 @@ _LLADA_V_SYSTEM = (
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         backbone=BackboneConfig(
-            vocab_size=768, hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=6,
-            num_key_value_heads=6, rope_theta=10_000.0, max_position_embeddings=1024,
+            vocab_size=768,
+            hidden_size=192,
+            intermediate_size=576,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            rope_theta=10_000.0,
+            max_position_embeddings=1024,
             attention_pattern="segment-causal",
         ),
-        tokens=TokenIds(mask=0, eos=1, eot=2, bos=3, pad=1, image=6, audio=7, never=(3, 4, 5, 6, 7)),
+        tokens=TokenIds(
+            mask=0, eos=1, eot=2, bos=3, pad=1, image=6, audio=7, never=(3, 4, 5, 6, 7)
+        ),
         vision=VisionConfig(
-            hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=3, image_size=96,
-            patch_size=8, layout="pad", pixel_shuffle=2, connector_norm=True, newline=False,
+            hidden_size=192,
+            intermediate_size=576,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            image_size=96,
+            patch_size=8,
+            layout="pad",
+            pixel_shuffle=2,
+            connector_norm=True,
+            newline=False,
         ),
         audio=AudioConfig(
-            hidden_size=384, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=6, segment_seconds=10.0,
+            hidden_size=384,
+            intermediate_size=1536,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            segment_seconds=10.0,
             ctc_drafts=True,
         ),  # openai/whisper-tiny.en
         decoding=DecodingConfig(gen_length=32, block_length=8, steps=32, threshold=0.9),
@@ -348,6 +508,7 @@ PRESETS: dict[str, ModelConfig] = {
     "llada-v-8b": ModelConfig(
         backbone=dataclasses.replace(_LLADA_8B, max_position_embeddings=16384),
         tokens=dataclasses.replace(LLADA_TOKENS, never=(126081, 126080, 126346, 126347)),
-        vision=SO400M_PENULTIMATE, system_prompt=_LLADA_V_SYSTEM,
+        vision=SO400M_PENULTIMATE,
+        system_prompt=_LLADA_V_SYSTEM,
     ),
 }

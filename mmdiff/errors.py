@@ -43,12 +43,18 @@ def require_extra(module: str, extra: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == package:
-            raise MMDiffError(f"{purpose} needs {package}, which is not installed: {command}") from error
+            raise MMDiffError(
+                f"{purpose} needs {package}, which is not installed: {command}"
+            ) from error
         reason = f"{error.name} is missing"
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        reason = _first_line(error)  # a system library that is missing, or a build for another torch
+        reason = _first_line(
+            error
+        )  # a system library that is missing, or a build for another torch
     command = f"pip install --force-reinstall --no-deps {package.replace('_', '-')}"
-    raise MMDiffError(f"{purpose} needs {package}, which is installed but cannot be imported ({reason}); try {command}")
+    raise MMDiffError(
+        f"{purpose} needs {package}, which is installed but cannot be imported ({reason}); try {command}"
+    )
 
 
 def require_posix(purpose: str) -> None:

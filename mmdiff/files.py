@@ -18,8 +18,12 @@ from urllib.parse import unquote_to_bytes
 
 from mmdiff.errors import MMDiffError
 
-DATA_URL = re.compile(r"\s*data:[^,;]*(?:;(?!\s*base64\s*[,;])[^,;]*)*;\s*base64\s*,", re.IGNORECASE)
-ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # of two letters at least: C:// is a drive
+DATA_URL = re.compile(
+    r"\s*data:[^,;]*(?:;(?!\s*base64\s*[,;])[^,;]*)*;\s*base64\s*,", re.IGNORECASE
+)
+ADDRESS = re.compile(
+    r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE
+)  # of two letters at least: C:// is a drive
 WHITESPACE = b" \t\r\n\f\v"
 STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 LONGEST = 80  # characters of a user's value in a message
@@ -38,7 +42,11 @@ def open_file(path: str, what: str, error_type: type[MMDiffError]) -> BinaryIO:
     if not path:
         raise error_type(f"the path of the {what} is empty: give the path of a {what} file")
     if address := ADDRESS.match(path):
-        how = "leave out 'file://'" if address[1].lower() == "file" else f"download the {what} and give its path"
+        how = (
+            "leave out 'file://'"
+            if address[1].lower() == "file"
+            else f"download the {what} and give its path"
+        )
         raise error_type(f"{shown} is an address, not a file: {how}")
     try:
         kind = os.stat(path).st_mode
@@ -48,7 +56,9 @@ def open_file(path: str, what: str, error_type: type[MMDiffError]) -> BinaryIO:
         raise error_type(f"{shown} does not exist: give the path of a {what} file") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise error_type(f"{shown!r} cannot be read ({reason}): give the path of a readable {what} file") from error
+        raise error_type(
+            f"{shown!r} cannot be read ({reason}): give the path of a readable {what} file"
+        ) from error
     kind_name = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
     raise error_type(f"{shown} is {kind_name}: give the path of a {what} file")
 
@@ -110,7 +120,9 @@ def decode_data_url(url: str, error_type: type[MMDiffError]) -> bytes:
     try:
         return decode_base64(url[head:])
     except ValueError as error:
-        raise error_type(f"{shorten(url)!r} is not base64 behind its comma ({error}): encode the file again") from None
+        raise error_type(
+            f"{shorten(url)!r} is not base64 behind its comma ({error}): encode the file again"
+        ) from None
 
 
 def decode_base64(text: str) -> bytes:
@@ -130,4 +142,4 @@ def decode_base64(text: str) -> bytes:
 def shorten(value: str) -> str:
     """A value for a message: its beginning and its end, where it is longer than `LONGEST` characters."""
     half = LONGEST // 2
-    return value if len(value) <= LONGEST else f"{value[:half]}…{value[1 - half:]}"
+    return value if len(value) <= LONGEST else f"{value[:half]}…{value[1 - half :]}"

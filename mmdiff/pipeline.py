@@ -19,29 +19,40 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdiff.audio.ctc import timed_path, timed_words
 from mmdiff.audio.audio_io import SAMPLE_RATE, AudioSource, Samples, load_audio
+from mmdiff.audio.ctc import timed_path, timed_words
 from mmdiff.audio.ctc_probability import text_probability
 from mmdiff.audio.vad import Span
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window, load_recognizer
+from mmdiff.config import PRESETS, AudioConfig, DecodingConfig, is_number, shown, whole
 from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import Canvas
-from mmdiff.modeling.checkpoint import WEIGHT_TYPES, config_of, load_folder
-from mmdiff.config import PRESETS, AudioConfig, DecodingConfig, is_number, shown, whole
-from mmdiff.errors import CheckpointError, ContextError, MMDiffError, NoSpeechError
-from mmdiff.structured.extraction import Extraction, StructuredSequence, settings_for, start_scaffold
 from mmdiff.decoding.guidance import Guided
+from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.prefix_cache import PrefixCache
+from mmdiff.decoding.sampler import Batch, FinishedSequences, Sampler, denoise, seed_of
+from mmdiff.errors import CheckpointError, ContextError, MMDiffError, NoSpeechError
+from mmdiff.modeling.checkpoint import WEIGHT_TYPES, config_of, load_folder
 from mmdiff.modeling.multimodal import MMDiffModel
 from mmdiff.modeling.processor import Messages, MMDiffProcessor, as_array, check_messages
-from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.modeling.quantize import QUANTIZED, Bits
-from mmdiff.decoding.sampler import Batch, Sampler, FinishedSequences, denoise, seed_of
-from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.constraint.compiled import CompiledSchema
-from mmdiff.structured.schema.inputs import blanks, compile_choices, compile_source, compile_template, schema_of
-from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
+from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.constraint.token_dfa import Vocabulary
-from mmdiff.decoding.prefix_cache import PrefixCache
+from mmdiff.structured.extraction import (
+    Extraction,
+    StructuredSequence,
+    settings_for,
+    start_scaffold,
+)
+from mmdiff.structured.schema.inputs import (
+    blanks,
+    compile_choices,
+    compile_source,
+    compile_template,
+    schema_of,
+)
+from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.transcription import Reader, RecognitionOptions, transcribe_audio
 from mmdiff.vision.image_io import open_image
@@ -57,7 +68,11 @@ CAPTION_PROMPTS: dict[CaptionLength, str] = {
     "short": "Describe the picture briefly.",
     "long": "Describe the picture in detail.",
 }
-CAPTION_ROOM: dict[CaptionLength, int] = {"word": 8, "short": 32, "long": 64}  # positions of the canvas
+CAPTION_ROOM: dict[CaptionLength, int] = {
+    "word": 8,
+    "short": 32,
+    "long": 64,
+}  # positions of the canvas
 REFINE_PROMPT = "Correct the transcript of the audio."
 FILL_PROMPT = "Fill in the blanks: {}"  # with the text
 MAX_TOKENS = 256  # of a structured answer
@@ -84,7 +99,9 @@ class Answer:
     steps: int
     passes: int = 0
     heard: str = ""  # the question, where it was spoken
-    heard_confidence: float = 1.0  # probability (0 to 1) that all words of a spoken question were transcribed right
+    heard_confidence: float = (
+        1.0  # probability (0 to 1) that all words of a spoken question were transcribed right
+    )
     structured: Extraction | None = None  # where it had a scaffold
 
     @property
@@ -107,7 +124,10 @@ class Pipeline:
     """A model ready to be asked. Every verb takes decoding settings by name (`steps=16`, `temperature=0.7`)."""
 
     def __init__(
-        self, model: MMDiffModel, processor: MMDiffProcessor, store_bytes: int = 2**28,
+        self,
+        model: MMDiffModel,
+        processor: MMDiffProcessor,
+        store_bytes: int = 2**28,
         speech_model: str | Path | None = None,
     ) -> None:
         """
@@ -127,23 +147,45 @@ class Pipeline:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what is made again when it is needed, so that a pipeline can be pickled."""
-        return {name: value for name, value in self.__dict__.items() if name != "recognizer"} | {"_laid_out": None}
+        return {name: value for name, value in self.__dict__.items() if name != "recognizer"} | {
+            "_laid_out": None
+        }
 
     @overload
     def ask(
-        self, image: Any, question: str | None = None, *, speech: Any = None, sample_rate: int | None = None,
-        seed: int = 0, **decoding: Any,
+        self,
+        image: Any,
+        question: str | None = None,
+        *,
+        speech: Any = None,
+        sample_rate: int | None = None,
+        seed: int = 0,
+        **decoding: Any,
     ) -> Answer: ...
     @overload
     def ask(
-        self, image: Any, question: list[str] | None = None, *, speech: list[Any], sample_rate: int | None = None,
-        seed: int = 0, **decoding: Any,
+        self,
+        image: Any,
+        question: list[str] | None = None,
+        *,
+        speech: list[Any],
+        sample_rate: int | None = None,
+        seed: int = 0,
+        **decoding: Any,
     ) -> list[Answer]: ...
     @overload
-    def ask(self, image: Any, question: list[str], *, seed: int = 0, **decoding: Any) -> list[Answer]: ...
     def ask(
-        self, image: Any, question: str | list[str] | None = None, *, speech: Any = None,
-        sample_rate: int | None = None, seed: int = 0, **decoding: Any,
+        self, image: Any, question: list[str], *, seed: int = 0, **decoding: Any
+    ) -> list[Answer]: ...
+    def ask(
+        self,
+        image: Any,
+        question: str | list[str] | None = None,
+        *,
+        speech: Any = None,
+        sample_rate: int | None = None,
+        seed: int = 0,
+        **decoding: Any,
     ) -> Answer | list[Answer]:
         """Answer a question about a picture, or about several pictures given as a list.
 
@@ -165,7 +207,9 @@ class Pipeline:
                 raise MMDiffError("give the question in words or as speech, not both")
             if isinstance(speech, list):
                 heard = [self.heard(sound, sample_rate) for sound in speech]
-                answers = self.ask(image, [transcript.text for transcript in heard], seed=seed, **decoding)
+                answers = self.ask(
+                    image, [transcript.text for transcript in heard], seed=seed, **decoding
+                )
                 return list(map(_with_heard, answers, heard))
             heard_once = self.heard(speech, sample_rate)
             return _with_heard(self.ask(image, heard_once.text, seed=seed, **decoding), heard_once)
@@ -174,25 +218,43 @@ class Pipeline:
         if isinstance(question, str):
             return self.chat([_user(image, question)], seed=seed, **decoding)
         if not isinstance(question, list):
-            raise MMDiffError(f"question={shown(question)} does not fit; give a text, or a list of texts")
+            raise MMDiffError(
+                f"question={shown(question)} does not fit; give a text, or a list of texts"
+            )
         if not isinstance(image, list) or len(image) != len(question):
             count = len(question)
-            raise MMDiffError(f"{count} questions need a list of {count} pictures, not {_describe(image)}")
+            raise MMDiffError(
+                f"{count} questions need a list of {count} pictures, not {_describe(image)}"
+            )
         rows = [[_user(picture, text)] for picture, text in zip(image, question, strict=True)]
-        return self.chat_batch(rows, seeds=[seed_of(seed, row) for row in range(len(rows))], **decoding)
+        return self.chat_batch(
+            rows, seeds=[seed_of(seed, row) for row in range(len(rows))], **decoding
+        )
 
     def caption(self, image: Any, length: CaptionLength = "short", **options: Any) -> Any:
         """Describe a picture in a word, briefly, or in detail; a list of pictures gives a list of answers."""
         if not isinstance(length, str) or length not in CAPTION_PROMPTS:
-            raise MMDiffError(f"length={shown(length)} is not known; use one of {', '.join(CAPTION_PROMPTS)}")
+            raise MMDiffError(
+                f"length={shown(length)} is not known; use one of {', '.join(CAPTION_PROMPTS)}"
+            )
         prompt = CAPTION_PROMPTS[length]
         options.setdefault("gen_length", CAPTION_ROOM[length])
-        return self.ask(image, [prompt] * len(image) if isinstance(image, list) else prompt, **options)
+        return self.ask(
+            image, [prompt] * len(image) if isinstance(image, list) else prompt, **options
+        )
 
     def transcribe(
-        self, audio: AudioSource, *, sample_rate: int | None = None, gate: bool = True,
-        max_seconds: float | None = None, language: str | None = None, prompt: str | None = None,
-        temperature: float = 0.0, beam_size: int = BEAM_SIZE, channels: Channels = "mix",
+        self,
+        audio: AudioSource,
+        *,
+        sample_rate: int | None = None,
+        gate: bool = True,
+        max_seconds: float | None = None,
+        language: str | None = None,
+        prompt: str | None = None,
+        temperature: float = 0.0,
+        beam_size: int = BEAM_SIZE,
+        channels: Channels = "mix",
         progress: Callable[[float], None] | None = None,
     ) -> Transcript:
         """Write down what is said in audio of any length, segment by segment, with the times of segments and words.
@@ -221,8 +283,16 @@ class Pipeline:
             raise MMDiffError(f"channels={str(channels)[:80]!r} is not known; use mix or separate")
         options = RecognitionOptions(language, prompt, temperature, beam_size)
         return transcribe_audio(
-            self.recognizer, audio, options, sample_rate=sample_rate, gate=gate, max_seconds=max_seconds,
-            separate=channels == "separate", read=self.reader, progress=progress)
+            self.recognizer,
+            audio,
+            options,
+            sample_rate=sample_rate,
+            gate=gate,
+            max_seconds=max_seconds,
+            separate=channels == "separate",
+            read=self.reader,
+            progress=progress,
+        )
 
     @property
     def speech_facts(self) -> dict[str, str]:
@@ -239,15 +309,29 @@ class Pipeline:
         return load_recognizer(self.speech_model, self.model.device)
 
     def listen(
-        self, audio: AudioSource, question: str, *, sample_rate: int | None = None, seed: int = 0, **decoding: Any
+        self,
+        audio: AudioSource,
+        question: str,
+        *,
+        sample_rate: int | None = None,
+        seed: int = 0,
+        **decoding: Any,
     ) -> Answer:
         """Answer a question about a sound, all of which is heard at once."""
         self._audio_config()
         return self.chat([_listener(_samples(audio, sample_rate), question)], seed=seed, **decoding)
 
     def refine(
-        self, audio: AudioSource, draft: str, *, sample_rate: int | None = None, share: float = 0.3,
-        mode: RefineMode = "low_confidence", chunks: int = 4, slack: int = 2, **decoding: Any,
+        self,
+        audio: AudioSource,
+        draft: str,
+        *,
+        sample_rate: int | None = None,
+        share: float = 0.3,
+        mode: RefineMode = "low_confidence",
+        chunks: int = 4,
+        slack: int = 2,
+        **decoding: Any,
     ) -> Answer:
         """Put a draft transcript right: open what the model doubts most, and denoise it with the sound in view.
 
@@ -266,21 +350,31 @@ class Pipeline:
         self._audio_config()
         ids = self.processor.text_ids(_text("draft", draft).strip())
         if not ids:
-            raise MMDiffError("the draft is empty; give the words to put right, or transcribe the sound")
+            raise MMDiffError(
+                "the draft is empty; give the words to put right, or transcribe the sound"
+            )
         if mode not in ("low_confidence", "chunks"):
             raise MMDiffError(f"mode={shown(mode)} is not known; use low_confidence or chunks")
         chunks, slack = _whole("chunks", chunks), _whole("slack", slack, least=0)
         if not (is_number(share) and 0 <= share <= 1):
-            raise MMDiffError(f"share={shown(share)} does not fit: it must be a number between 0 and 1")
-        prompted = self._prompt([[_listener(_samples(audio, sample_rate), REFINE_PROMPT)]], len(ids))
+            raise MMDiffError(
+                f"share={shown(share)} does not fit: it must be a number between 0 and 1"
+            )
+        prompted = self._prompt(
+            [[_listener(_samples(audio, sample_rate), REFINE_PROMPT)]], len(ids)
+        )
         settings = self.decoding(**decoding)
         if mode == "low_confidence":
             likely = self._likelihoods(prompted, ids)
-            doubted = set(sorted(range(len(ids)), key=lambda place: likely[place])[: round(share * len(ids))])
+            doubted = set(
+                sorted(range(len(ids)), key=lambda place: likely[place])[: round(share * len(ids))]
+            )
             canvas = self._reopen(prompted, [ids], [doubted], slack, settings)
             return self._answers(canvas, prompted.passes_B.tolist(), revised=True)[0]
         ends = [len(ids) * part // chunks for part in range(chunks + 1)]
-        for first, end in reversed(list(zip(ends, ends[1:], strict=False))):  # from behind, so that places stay
+        for first, end in reversed(
+            list(zip(ends, ends[1:], strict=False))
+        ):  # from behind, so that places stay
             canvas = self._reopen(prompted, [ids], [set(range(first, end))], slack, settings)
             ids = self._kept(canvas)[0]
         return self._answers(canvas, prompted.passes_B.tolist(), revised=True)[0]
@@ -290,7 +384,11 @@ class Pipeline:
         return self.chat_batch([messages], seeds=[seed], **decoding)[0]
 
     def chat_batch(
-        self, conversations: Sequence[Messages], *, seeds: Sequence[int] | None = None, **decoding: Any
+        self,
+        conversations: Sequence[Messages],
+        *,
+        seeds: Sequence[int] | None = None,
+        **decoding: Any,
     ) -> list[Answer]:
         """Answer several conversations at once, of any lengths and numbers of pictures."""
         conversations = _listed("conversations", conversations)
@@ -298,15 +396,22 @@ class Pipeline:
             return []
         return self.answers(_finish(self.start(conversations, seeds=seeds, **decoding)))
 
-    def stream(self, image: Any, question: str, *, seed: int = 0, **decoding: Any) -> Iterator[Draft]:
+    def stream(
+        self, image: Any, question: str, *, seed: int = 0, **decoding: Any
+    ) -> Iterator[Draft]:
         """The answer being denoised: one draft after each step, the last one complete."""
         batch = self.start([[_user(image, question)]], seeds=[seed], **decoding)
         while batch.working:
             yield self.draft(batch.step())
 
     def start(
-        self, conversations: Sequence[Messages], *, seeds: Sequence[int] | None = None,
-        limits: Sequence[int] | None = None, scaffolds: Sequence[CompiledSchema] | None = None, **decoding: Any,
+        self,
+        conversations: Sequence[Messages],
+        *,
+        seeds: Sequence[int] | None = None,
+        limits: Sequence[int] | None = None,
+        scaffolds: Sequence[CompiledSchema] | None = None,
+        **decoding: Any,
     ) -> Sampler:
         """The answers to several conversations before their first step, for whoever steps them: a server, say.
 
@@ -326,25 +431,36 @@ class Pipeline:
         prompted = self._prompt(conversations, settings.gen_length)
         batch: Batch = make_runner(prompted, settings)
         if settings.cfg_scale > 0:
-            batch = Guided(batch, make_runner(prompted.unconditional(), settings), settings.cfg_scale)
+            batch = Guided(
+                batch, make_runner(prompted.unconditional(), settings), settings.cfg_scale
+            )
         tokens, most = self.model.model_config.tokens, settings.gen_length
         if limits is None:
             limits = [most] * len(conversations)
         limits = [min(_whole("limits", each), most) for each in limits]
         if len(limits) != len(conversations):
-            raise MMDiffError(f"limits={limits} do not fit {len(conversations)} conversations; give a number for each")
+            raise MMDiffError(
+                f"limits={limits} do not fit {len(conversations)} conversations; give a number for each"
+            )
         lengths = [min(limit, settings.start_length or most) for limit in limits]
         canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
         return Sampler(batch, canvas, settings, tokens, seeds, limits)
 
     def _start_scaffolds(
-        self, conversations: Sequence[Messages], scaffolds: Sequence[CompiledSchema], decoding: DecodingConfig,
+        self,
+        conversations: Sequence[Messages],
+        scaffolds: Sequence[CompiledSchema],
+        decoding: DecodingConfig,
         seeds: Sequence[int] | None,
     ) -> Sampler:
         if not conversations or len(scaffolds) != len(conversations):
-            raise MMDiffError(f"{len(scaffolds)} scaffolds for {len(conversations)} conversations; give one for each")
+            raise MMDiffError(
+                f"{len(scaffolds)} scaffolds for {len(conversations)} conversations; give one for each"
+            )
         settings, batch = settings_for(scaffolds, decoding), None
-        for messages, scaffold, seed in zip(conversations, scaffolds, seeds or range(len(scaffolds)), strict=True):
+        for messages, scaffold, seed in zip(
+            conversations, scaffolds, seeds or range(len(scaffolds)), strict=True
+        ):
             prompted = self._prompt([messages], settings.gen_length)
             one = start_scaffold(prompted, scaffold, settings, self.model.model_config.tokens, seed)
             if batch is None:
@@ -362,7 +478,9 @@ class Pipeline:
                 answers[row] = self._structured(finished, row, constraint)
         return answers
 
-    def _structured(self, finished: FinishedSequences, row: int, filling: StructuredSequence) -> Answer:
+    def _structured(
+        self, finished: FinishedSequences, row: int, filling: StructuredSequence
+    ) -> Answer:
         """The answer of a row with a scaffold: tokens for all positions but padding, which stands inside it too."""
         canvas = finished.canvas.select(torch.tensor([row], device=finished.canvas.ids_BG.device))
         made = filling.extraction(canvas, finished.passes[row])
@@ -379,8 +497,16 @@ class Pipeline:
         return compile_source(schema, self._layouts, _whole("max_tokens", max_tokens))
 
     def extract(
-        self, image: Any, schema: Any, *, audio: AudioSource | None = None, text: str | None = None,
-        question: str | None = None, sample_rate: int | None = None, max_tokens: int = MAX_TOKENS, seed: int = 0,
+        self,
+        image: Any,
+        schema: Any,
+        *,
+        audio: AudioSource | None = None,
+        text: str | None = None,
+        question: str | None = None,
+        sample_rate: int | None = None,
+        max_tokens: int = MAX_TOKENS,
+        seed: int = 0,
         **decoding: Any,
     ) -> Extraction:
         """A value that fits a schema, from a picture (or several in a list), a sound, or a text.
@@ -402,13 +528,17 @@ class Pipeline:
             if given is not None:
                 _text(name, given)
         if audio is None and not text and not question and (image is None or image == []):
-            raise MMDiffError("there is nothing to extract from; give an image, audio, a text or a question")
+            raise MMDiffError(
+                "there is nothing to extract from; give an image, audio, a text or a question"
+            )
         scaffold = self.compile(schema, max_tokens)
         wanted = EXTRACT_PROMPT.format(outline(schema_of(schema)[0]))
         prompt = "\n".join(part for part in (text, question and question.strip(), wanted) if part)
         if audio is not None:
             self._audio_config()
-            return self._filled([_listener(_samples(audio, sample_rate), prompt)], scaffold, seed, decoding)
+            return self._filled(
+                [_listener(_samples(audio, sample_rate), prompt)], scaffold, seed, decoding
+            )
         return self._filled([_user(image, prompt)], scaffold, seed, decoding)
 
     def choose(
@@ -421,14 +551,22 @@ class Pipeline:
         return self._filled([_user(image, question)], scaffold, seed, decoding)
 
     def fill(
-        self, text: str, *, image: Any = None, question: str | None = None, seed: int = 0, **decoding: Any
+        self,
+        text: str,
+        *,
+        image: Any = None,
+        question: str | None = None,
+        seed: int = 0,
+        **decoding: Any,
     ) -> Extraction:
         """A text with its holes filled, in any order: `[[ ]]`, `[[red|green]]` or `[[/[0-9]+/]]`."""
         scaffold = compile_template(_text("text", text, exact=True), self._layouts, MAX_TOKENS)
         prompt = question or FILL_PROMPT.format(blanks(text))
         return self._filled([_user(image, prompt)], scaffold, seed, decoding)
 
-    def _filled(self, messages: Messages, scaffold: CompiledSchema, seed: int, decoding: dict[str, Any]) -> Extraction:
+    def _filled(
+        self, messages: Messages, scaffold: CompiledSchema, seed: int, decoding: dict[str, Any]
+    ) -> Extraction:
         finished = _finish(self.start([messages], seeds=[seed], scaffolds=[scaffold], **decoding))
         made = self.answers(finished)[0].structured
         assert made is not None
@@ -441,10 +579,15 @@ class Pipeline:
         made_from = (tokenizer, len(tokenizer), config.tokens, config.backbone.vocab_size)
         if self._laid_out is None or self._laid_out[0] != made_from:
             vocabulary = Vocabulary.of(tokenizer, config.tokens, config.backbone.vocab_size)
-            self._laid_out = made_from, TemplateBuilder(vocabulary, config.tokens.mask, config.tokens.eot)
+            self._laid_out = (
+                made_from,
+                TemplateBuilder(vocabulary, config.tokens.mask, config.tokens.eot),
+            )
         return self._laid_out[1]
 
-    def draft(self, canvas: Canvas, row: int = 0, filling: StructuredSequence | None = None) -> Draft:
+    def draft(
+        self, canvas: Canvas, row: int = 0, filling: StructuredSequence | None = None
+    ) -> Draft:
         """A row of a batch as it stands after a step.
 
         Args:
@@ -452,8 +595,11 @@ class Pipeline:
         """
         tokens = self.model.model_config.tokens
         taken = canvas.select(torch.tensor([row], device=canvas.ids_BG.device))
-        places = (filling.positions(taken.ids_BG[0].tolist()) if filling is not None
-                  else range(len(taken.token_ids((tokens.eos, tokens.eot))[0])))
+        places = (
+            filling.positions(taken.ids_BG[0].tolist())
+            if filling is not None
+            else range(len(taken.token_ids((tokens.eos, tokens.eot))[0]))
+        )
         open_G = canvas.open_BG[row].tolist()
         drafted = (None if open_G[place] else self._token(canvas, row, place) for place in places)
         return Draft(int(canvas.step_BG[row].max()), tuple(drafted))
@@ -462,9 +608,13 @@ class Pipeline:
         """The model's decoding settings with changes; an unknown name or a misfit is an MMDiffError."""
         known = {field.name for field in dataclasses.fields(DecodingConfig)}
         if unknown := sorted(changes.keys() - known):
-            raise MMDiffError(f"unknown decoding setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+            raise MMDiffError(
+                f"unknown decoding setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
+            )
         if "steps" in changes and not {"threshold", "rule"} & changes.keys():
-            changes["threshold"] = None  # a number of steps has no meaning to the model's usual threshold
+            changes["threshold"] = (
+                None  # a number of steps has no meaning to the model's usual threshold
+            )
         try:
             return dataclasses.replace(self.model.model_config.decoding, **changes)
         except (ValueError, TypeError) as error:
@@ -477,9 +627,14 @@ class Pipeline:
             check_messages(messages)
             _check_question(messages)
         if config.system_prompt:
-            conversations = [_with_system(messages, config.system_prompt) for messages in conversations]
+            conversations = [
+                _with_system(messages, config.system_prompt) for messages in conversations
+            ]
         inputs = self.processor.apply_chat_template(
-            [list(messages) for messages in conversations], tokenize=True, return_dict=True, add_generation_prompt=True
+            [list(messages) for messages in conversations],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
         ).to(self.model.device)
         length, room = inputs["input_ids"].shape[1], config.backbone.max_position_embeddings
         if length + gen_length > room:
@@ -487,7 +642,9 @@ class Pipeline:
                 f"gen_length={gen_length} and a prompt of {length} tokens exceed the model's {room} "
                 "positions; ask for a shorter answer or give fewer pictures and shorter sounds"
             )
-        with torch.inference_mode():  # left before the first yield, or the caller would run in it between steps
+        with (
+            torch.inference_mode()
+        ):  # left before the first yield, or the caller would run in it between steps
             return ModelRunner(self.model, prefix_cache=self.store, **inputs)
 
     def _audio_config(self) -> AudioConfig:
@@ -499,14 +656,20 @@ class Pipeline:
         """A spoken question in words; a NoSpeechError where there is no speech."""
         transcript = self.transcribe(speech, sample_rate=sample_rate)
         if not transcript.text:
-            raise NoSpeechError("no speech was found in the spoken question; say it again, nearer to the microphone")
+            raise NoSpeechError(
+                "no speech was found in the spoken question; say it again, nearer to the microphone"
+            )
         return transcript
 
     @property
     def reader(self) -> Reader | None:
         """Reads speech by CTC, where the model's audio embeddings spell words; it is of use beside tiny.en alone."""
         config = self.model.model_config.audio
-        return self._read if config is not None and config.ctc_drafts and self.speech_model is None else None
+        return (
+            self._read
+            if config is not None and config.ctc_drafts and self.speech_model is None
+            else None
+        )
 
     def _read(self, samples: Samples, window: Window) -> list[Segment | None]:
         """What each stretch of speech in a window spells; None for those that are too long for the model."""
@@ -517,7 +680,10 @@ class Pipeline:
         sounds = [samples[span.start : span.end] for span in short]
         prompted = self._prompt([[_listener(sound, REFINE_PROMPT)] for sound in sounds], 1)
         rows = prompted.prompt_logits(prompted.audio_BP).split(prompted.audio_BP.sum(1).tolist())
-        read = {span: self._spelled(span, logits_TV) for span, logits_TV in zip(short, rows, strict=True)}
+        read = {
+            span: self._spelled(span, logits_TV)
+            for span, logits_TV in zip(short, rows, strict=True)
+        }
         return [read.get(span) for span in window]
 
     def _spelled(self, span: Span, logits_TV: Tensor) -> Segment:
@@ -525,8 +691,19 @@ class Pipeline:
         decode, blank = self.processor.tokenizer.decode, self.model.model_config.tokens.eos
         tokens = timed_path(logits_TV, blank)
         ids = [token.id for token in tokens]
-        words = timed_words(tokens, decode, span.seconds[0], self._audio_config().frames_per_token / FRAMES_PER_SECOND)
-        return Segment(*span.seconds, decode(ids).strip(), text_probability(logits_TV, ids, blank), tuple(ids), words)
+        words = timed_words(
+            tokens,
+            decode,
+            span.seconds[0],
+            self._audio_config().frames_per_token / FRAMES_PER_SECOND,
+        )
+        return Segment(
+            *span.seconds,
+            decode(ids).strip(),
+            text_probability(logits_TV, ids, blank),
+            tuple(ids),
+            words,
+        )
 
     def _likelihoods(self, prompted: ModelRunner, ids: list[int]) -> list[float]:
         """How likely each token is with its neighbours on both sides in view: two passes, every other one hidden."""
@@ -536,37 +713,54 @@ class Pipeline:
         likely = torch.zeros(len(row_G), device=device)
         for turn in (0, 1):
             hidden_G = torch.arange(len(row_G), device=device) % 2 == turn
-            logits_NV = prompted(row_G.masked_fill(hidden_G, mask)[None], first_row, hidden_G[None]).float()
+            logits_NV = prompted(
+                row_G.masked_fill(hidden_G, mask)[None], first_row, hidden_G[None]
+            ).float()
             likely[hidden_G] = logits_NV.softmax(-1).gather(1, row_G[hidden_G, None])[:, 0]
         return likely[:-1].tolist()
 
     def _reopen(
-        self, prompted: ModelRunner, rows: Sequence[list[int]], doubted: Sequence[set[int]], slack: int,
+        self,
+        prompted: ModelRunner,
+        rows: Sequence[list[int]],
+        doubted: Sequence[set[int]],
+        slack: int,
         decoding: DecodingConfig,
     ) -> Canvas:
         """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may stand in a place."""
         tokens = self.model.model_config.tokens
-        opened = [[*_opened(ids, places, slack, tokens.mask), tokens.eot]
-                  for ids, places in zip(rows, doubted, strict=True)]
+        opened = [
+            [*_opened(ids, places, slack, tokens.mask), tokens.eot]
+            for ids, places in zip(rows, doubted, strict=True)
+        ]
         canvas = Canvas.of(_padded(opened, tokens.eos).to(self.model.device), tokens.mask)
         length = canvas.ids_BG.shape[1]
         settings = dataclasses.replace(decoding, gen_length=length, block_length=length)
         inside = dataclasses.replace(tokens, eos=tokens.eot, never=(*tokens.never, tokens.eot))
-        return deque([canvas, *denoise(make_runner(prompted, settings), canvas, settings, inside)], maxlen=1)[0]
+        return deque(
+            [canvas, *denoise(make_runner(prompted, settings), canvas, settings, inside)], maxlen=1
+        )[0]
 
     def _kept(self, canvas: Canvas) -> list[list[int]]:
         """The ids of each row before its end, without the places where nothing stands."""
         tokens = self.model.model_config.tokens
-        return [[token for token in row if token != tokens.eos] for row in canvas.token_ids((tokens.eot,))]
+        return [
+            [token for token in row if token != tokens.eos]
+            for row in canvas.token_ids((tokens.eot,))
+        ]
 
-    def _answers(self, canvas: Canvas, passes: Sequence[int], revised: bool = False) -> list[Answer]:
+    def _answers(
+        self, canvas: Canvas, passes: Sequence[int], revised: bool = False
+    ) -> list[Answer]:
         """The answers of a finished canvas; in a revised draft, end-of-text tokens are places with nothing in them."""
         tokens = self.model.model_config.tokens
         rows = canvas.token_ids((tokens.eot,) if revised else (tokens.eos, tokens.eot))
         kept = [[place for place, token in enumerate(row) if token != tokens.eos] for row in rows]
         return [
             Answer(
-                text=self.processor.tokenizer.decode(canvas.ids_BG[row, places], skip_special_tokens=True).strip(),
+                text=self.processor.tokenizer.decode(
+                    canvas.ids_BG[row, places], skip_special_tokens=True
+                ).strip(),
                 tokens=tuple(self._token(canvas, row, place) for place in places),
                 steps=int(canvas.step_BG[row].max()) + 1,
                 passes=passes[row],
@@ -576,7 +770,9 @@ class Pipeline:
 
     def _token(self, canvas: Canvas, row: int, position: int) -> Token:
         text = self.processor.tokenizer.decode(canvas.ids_BG[row, position : position + 1])
-        return Token(text, float(canvas.confidence_BG[row, position]), int(canvas.step_BG[row, position]))
+        return Token(
+            text, float(canvas.confidence_BG[row, position]), int(canvas.step_BG[row, position])
+        )
 
 
 def _finish(batch: Sampler) -> FinishedSequences:
@@ -616,12 +812,20 @@ def load(
     if number_type not in WEIGHT_TYPES:
         raise MMDiffError(f"dtype={shown(dtype)} does not fit; use float32 or bfloat16, or auto")
     if device_map not in (None, "auto"):
-        raise MMDiffError(f"device_map={shown(device_map)} is not known; use 'auto', or leave it out")
+        raise MMDiffError(
+            f"device_map={shown(device_map)} is not known; use 'auto', or leave it out"
+        )
     if quantize not in (None, *QUANTIZED):
         raise MMDiffError(f"quantize={shown(quantize)} is not known; use {' or '.join(QUANTIZED)}")
     if quantize is not None and device_map is not None:
-        raise MMDiffError(f"quantize={quantize!r} and device_map={device_map!r} do not go together; choose one of them")
-    return Pipeline(*load_folder(find(name), place, number_type, device_map, quantize), store_bytes, speech_model)
+        raise MMDiffError(
+            f"quantize={quantize!r} and device_map={device_map!r} do not go together; choose one of them"
+        )
+    return Pipeline(
+        *load_folder(find(name), place, number_type, device_map, quantize),
+        store_bytes,
+        speech_model,
+    )
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
@@ -649,7 +853,9 @@ def find(name: str | Path, weights: bool = True) -> Path:
         weights: whether all of it is fetched; without, its settings alone.
     """
     if not isinstance(name, str | Path) or not str(name).strip():
-        raise CheckpointError(f"model={shown(name)} does not fit; give a shipped name, a folder or a hub name")
+        raise CheckpointError(
+            f"model={shown(name)} does not fit; give a shipped name, a folder or a hub name"
+        )
     folder = SHIPPED / str(name)
     if str(name) in PRESETS and (folder / "config.json").is_file():
         return folder
@@ -665,8 +871,12 @@ def find(name: str | Path, weights: bool = True) -> Path:
             return folder
         config_of(folder)  # what is not loaded is refused before its weights are fetched
         return _fetch(str(name), FETCHED)
-    shipped = ", ".join(preset for preset in PRESETS if (SHIPPED / preset / "config.json").is_file())
-    raise CheckpointError(f"unknown model {shown(str(name))}; give a shipped name ({shipped}), a folder or a hub name")
+    shipped = ", ".join(
+        preset for preset in PRESETS if (SHIPPED / preset / "config.json").is_file()
+    )
+    raise CheckpointError(
+        f"unknown model {shown(str(name))}; give a shipped name ({shipped}), a folder or a hub name"
+    )
 
 
 def _fetch(name: str, patterns: list[str]) -> Path:
@@ -674,7 +884,9 @@ def _fetch(name: str, patterns: list[str]) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds; to the caller they all mean "not to be had"
+    except (
+        Exception
+    ) as error:  # the hub client raises many kinds; to the caller they all mean "not to be had"
         raise CheckpointError(
             f"{shown(name)} is neither a folder here nor could it be fetched from the hub "
             f"({error.__class__.__name__}); check the name, or give the path of a downloaded folder"
@@ -702,14 +914,22 @@ def _with_heard(answer: Answer, question: Transcript) -> Answer:
 
 
 def _listener(samples: Samples, text: str) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "audio", "audio": samples}, {"type": "text", "text": text}]}
+    return {
+        "role": "user",
+        "content": [{"type": "audio", "audio": samples}, {"type": "text", "text": text}],
+    }
 
 
 def _user(image: Any, question: str) -> dict[str, Any]:
     pictures = [] if image is None else image if isinstance(image, list) else [image]
     # The processor opens Pillow's images, so that not each of them is held twice.
-    opened = [{"type": "image", "image": picture if isinstance(picture, Image.Image) else open_image(picture)}
-              for picture in pictures]
+    opened = [
+        {
+            "type": "image",
+            "image": picture if isinstance(picture, Image.Image) else open_image(picture),
+        }
+        for picture in pictures
+    ]
     return {"role": "user", "content": [*opened, {"type": "text", "text": question}]}
 
 
@@ -730,7 +950,9 @@ def _samples(audio: AudioSource, sample_rate: int | None) -> Samples:
 def _listed(name: str, value: Iterable[Item]) -> list[Item]:
     """Of a list, or whatever else gives one for each conversation."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise MMDiffError(f"{name}={shown(value)} does not fit; give a list, with one for each conversation")
+        raise MMDiffError(
+            f"{name}={shown(value)} does not fit; give a list, with one for each conversation"
+        )
     return list(value)
 
 
@@ -746,7 +968,9 @@ def _text(name: str, value: object, exact: bool = False) -> str:
     if not isinstance(value, str):
         raise MMDiffError(f"{name}={shown(value)} is not a text")
     if exact and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise MMDiffError(f"{name}={shown(value)} holds half of a surrogate pair, which is no character")
+        raise MMDiffError(
+            f"{name}={shown(value)} holds half of a surrogate pair, which is no character"
+        )
     return value
 
 

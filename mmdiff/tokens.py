@@ -20,9 +20,20 @@ MASK, EOS, EOT, BOS = "<|mdm_mask|>", "<|endoftext|>", "<|eot_id|>", "<|startoft
 HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
 IMAGE, AUDIO = "<|image|>", "<|audio|>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"  # of ChatML, which Qwen and Dream use
-SPECIAL = (MASK, EOS, EOT, BOS, HEADER, END_HEADER, IMAGE, AUDIO)  # ids 0 to 7 of a tokenizer made here
+SPECIAL = (
+    MASK,
+    EOS,
+    EOT,
+    BOS,
+    HEADER,
+    END_HEADER,
+    IMAGE,
+    AUDIO,
+)  # ids 0 to 7 of a tokenizer made here
 
-_MARK = re.compile(r"[<\[{].+[>\]}]", re.DOTALL)  # what looks like one, so that no word that was added is broken up
+_MARK = re.compile(
+    r"[<\[{].+[>\]}]", re.DOTALL
+)  # what looks like one, so that no word that was added is broken up
 _ROUNDS = 8
 
 CHAT_TEMPLATE = (
@@ -73,7 +84,16 @@ def control_tokens(tokenizer: Any, tokens: TokenIds) -> frozenset[str]:
         added, name_of = tokenizer.get_added_tokens_decoder(), tokenizer.id_to_token
     else:
         added, name_of = tokenizer.added_tokens_decoder, tokenizer.convert_ids_to_tokens
-    own = (tokens.mask, tokens.eos, tokens.eot, tokens.bos, tokens.pad, tokens.image, tokens.audio, *tokens.never)
+    own = (
+        tokens.mask,
+        tokens.eos,
+        tokens.eot,
+        tokens.bos,
+        tokens.pad,
+        tokens.image,
+        tokens.audio,
+        *tokens.never,
+    )
     names = [name_of(token) for token in own if token is not None]
     names += [token.content for token in added.values() if not token.special]
     marks = {name for name in names if name and _MARK.fullmatch(name)}
@@ -88,7 +108,9 @@ def neutralize(text: str, controls: frozenset[str]) -> str:
         before = text
         for control in controls:
             if control in text:
-                text = text.replace(control, f"{control[0]} {control[1:]}" if len(control) > 1 else " ")
+                text = text.replace(
+                    control, f"{control[0]} {control[1:]}" if len(control) > 1 else " "
+                )
         if text == before:
             break
     return text

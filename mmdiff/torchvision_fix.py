@@ -27,14 +27,20 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname == "torchvision":
             sys.meta_path.remove(self)
             spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-            if spec is not None and spec.origin is not None and _mismatched(Path(spec.origin).parent / "version.py"):
+            if (
+                spec is not None
+                and spec.origin is not None
+                and _mismatched(Path(spec.origin).parent / "version.py")
+            ):
                 _declare()
         return None
 
 
 def install() -> None:
     """Watch for the first import of torchvision; costs nothing until then."""
-    if "torchvision" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if "torchvision" not in sys.modules and not any(
+        isinstance(finder, _Finder) for finder in sys.meta_path
+    ):
         sys.meta_path.insert(0, _Finder())
 
 

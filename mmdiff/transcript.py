@@ -54,6 +54,7 @@ class Segment:
             return self.logprob
         return math.log(max(self.confidence, sys.float_info.min)) / max(1, len(self.token_ids))
 
+
 @dataclass(frozen=True)
 class Transcript:
     """All that was said in audio of `duration` seconds; no segments where there is no speech.
@@ -82,43 +83,76 @@ class Transcript:
     @classmethod
     def of(cls, segments: Iterable[Segment], duration: float, language: str = "") -> Transcript:
         """Segments in any order, those without words left out."""
-        said = sorted((segment for segment in segments if segment.text), key=lambda segment: segment.start)
+        said = sorted(
+            (segment for segment in segments if segment.text), key=lambda segment: segment.start
+        )
         return cls(tuple(said), duration, language)
 
 
 def _brief(transcript: Transcript) -> dict[str, object]:
-    body: dict[str, object] = {"text": transcript.text, "confidence": round(transcript.confidence, 4)}
+    body: dict[str, object] = {
+        "text": transcript.text,
+        "confidence": round(transcript.confidence, 4),
+    }
     return {**body, "mmdiff": summary(transcript)}
 
 
 def summary(transcript: Transcript) -> dict[str, object]:
     """What stands beside OpenAI's fields, in the key `mmdiff`: the confidence, and the segments that are not sure."""
-    unsure = [{"start": round(segment.start, 2), "end": round(segment.end, 2), "text": segment.text,
-               "confidence": round(segment.confidence, 4)} for segment in transcript.unsure]
-    return {"confidence": round(transcript.confidence, 4), "unsure": unsure, "speech": bool(transcript.segments)}
+    unsure = [
+        {
+            "start": round(segment.start, 2),
+            "end": round(segment.end, 2),
+            "text": segment.text,
+            "confidence": round(segment.confidence, 4),
+        }
+        for segment in transcript.unsure
+    ]
+    return {
+        "confidence": round(transcript.confidence, 4),
+        "unsure": unsure,
+        "speech": bool(transcript.segments),
+    }
 
 
-def verbose(transcript: Transcript, granularities: Sequence[str] = ("segment", "word")) -> dict[str, object]:
+def verbose(
+    transcript: Transcript, granularities: Sequence[str] = ("segment", "word")
+) -> dict[str, object]:
     """OpenAI's verbose_json with times of segments, of words, or of both; and confidences."""
     body: dict[str, object] = {
-        "task": "transcribe", "language": transcript.language or "unknown", "duration": round(transcript.duration, 2),
-        "text": transcript.text, "confidence": round(transcript.confidence, 4)}
+        "task": "transcribe",
+        "language": transcript.language or "unknown",
+        "duration": round(transcript.duration, 2),
+        "text": transcript.text,
+        "confidence": round(transcript.confidence, 4),
+    }
     if "segment" in granularities:
-        body["segments"] = [_verbose_segment(number, each) for number, each in enumerate(transcript.segments)]
+        body["segments"] = [
+            _verbose_segment(number, each) for number, each in enumerate(transcript.segments)
+        ]
     if "word" in granularities:
-        body["words"] = [{"word": word.text, "start": round(word.start, 2), "end": round(word.end, 2)}
-                         for segment in transcript.segments for word in segment.words]
+        body["words"] = [
+            {"word": word.text, "start": round(word.start, 2), "end": round(word.end, 2)}
+            for segment in transcript.segments
+            for word in segment.words
+        ]
     return {**body, "mmdiff": summary(transcript)}
 
 
 def _verbose_segment(number: int, segment: Segment) -> dict[str, object]:
     ratio = segment.compression_ratio
     return {
-        "id": number, "seek": 0, "start": round(segment.start, 2), "end": round(segment.end, 2),
-        "text": segment.text, "tokens": list(segment.token_ids), "temperature": segment.temperature,
+        "id": number,
+        "seek": 0,
+        "start": round(segment.start, 2),
+        "end": round(segment.end, 2),
+        "text": segment.text,
+        "tokens": list(segment.token_ids),
+        "temperature": segment.temperature,
         "avg_logprob": round(segment.avg_logprob, 4),
         "compression_ratio": round(_compression(segment.text) if ratio is None else ratio, 4),
-        "no_speech_prob": round(segment.no_speech_prob, 4), "confidence": round(segment.confidence, 4),
+        "no_speech_prob": round(segment.no_speech_prob, 4),
+        "confidence": round(segment.confidence, 4),
         **({} if segment.channel is None else {"channel": segment.channel}),
     }
 
@@ -138,8 +172,10 @@ def _srt(transcript: Transcript) -> str:
 
 def _vtt(transcript: Transcript) -> str:
     """WebVTT: in a cue's text `&`, `<` and `>` are references, and so no arrow stands there."""
-    cues = (f"{_times(segment, '.')}\n{html.escape(_line(segment.text), quote=False)}\n\n"
-            for segment in transcript.segments)
+    cues = (
+        f"{_times(segment, '.')}\n{html.escape(_line(segment.text), quote=False)}\n\n"
+        for segment in transcript.segments
+    )
     return "WEBVTT\n\n" + "".join(cues)
 
 
@@ -162,7 +198,9 @@ def _clock(seconds: float, mark: str, hours_always: bool = False) -> str:
     return f"{head}{minutes:02}:{whole:02}{mark}{part:03}"
 
 
-FORMATS: dict[str, Callable[[Transcript], str]] = {  # name, as in OpenAI's response_format: the body
+FORMATS: dict[
+    str, Callable[[Transcript], str]
+] = {  # name, as in OpenAI's response_format: the body
     "text": lambda transcript: f"{transcript.text}\n",
     "json": lambda transcript: json.dumps(_brief(transcript)) + "\n",
     "verbose_json": lambda transcript: json.dumps(verbose(transcript)) + "\n",

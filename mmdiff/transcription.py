@@ -9,10 +9,10 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mmdiff.audio.confidence import agree, agreed_confidence
 from mmdiff.audio.audio_io import SAMPLE_RATE, AudioSource, Samples, load_audio, load_channels
+from mmdiff.audio.confidence import agree, agreed_confidence
 from mmdiff.audio.log_mel import WINDOW_SECONDS
-from mmdiff.audio.vad import Span, quiet_segments, detect_speech
+from mmdiff.audio.vad import Span, detect_speech, quiet_segments
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window
 from mmdiff.config import is_number, shown, whole
 from mmdiff.errors import MMDiffError
@@ -21,9 +21,14 @@ from mmdiff.transcript import Segment, Transcript
 ENCODER_RATE = 50  # positions of Whisper's encoder in a second
 MERGE_GAP = 2.0  # seconds of silence within a window that is recognised in one piece
 SURE = 0.9  # probability of a CTC reading from which on Whisper is not asked
-MOST_NO_SPEECH, LEAST_CONFIDENCE = 0.6, 0.1  # a segment beyond both is not speech, whatever the VAD says
+MOST_NO_SPEECH, LEAST_CONFIDENCE = (
+    0.6,
+    0.1,
+)  # a segment beyond both is not speech, whatever the VAD says
 
-Reader = Callable[[Samples, Window], list[Segment | None]]  # of each stretch of speech; None where it cannot read it
+Reader = Callable[
+    [Samples, Window], list[Segment | None]
+]  # of each stretch of speech; None where it cannot read it
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class RecognitionOptions:
             raise MMDiffError(str(error)) from None
 
 
-def speech_windows(samples: Samples, gate: bool = True, max_seconds: float | None = None) -> list[Window]:
+def speech_windows(
+    samples: Samples, gate: bool = True, max_seconds: float | None = None
+) -> list[Window]:
     """The windows of audio that are recognised each on its own, in order.
 
     Args:
@@ -60,9 +67,15 @@ def speech_windows(samples: Samples, gate: bool = True, max_seconds: float | Non
         max_seconds: of a window; by default 30, and more where there is no pause: Whisper then finds the cuts.
     """
     if max_seconds is not None and not (is_number(max_seconds) and max_seconds >= 1):
-        raise MMDiffError(f"max_seconds={shown(max_seconds)} does not fit: give 1 second or more, to hold words")
+        raise MMDiffError(
+            f"max_seconds={shown(max_seconds)} does not fit: give 1 second or more, to hold words"
+        )
     if not gate:
-        return [(span,) for span in quiet_segments(samples, max_seconds or WINDOW_SECONDS)] if len(samples) else []
+        return (
+            [(span,) for span in quiet_segments(samples, max_seconds or WINDOW_SECONDS)]
+            if len(samples)
+            else []
+        )
     longest = max_seconds or max(1.0, len(samples) / SAMPLE_RATE)
     return merge_spans(detect_speech(samples, longest), min(longest, WINDOW_SECONDS))
 
@@ -72,8 +85,10 @@ def merge_spans(spans: Sequence[Span], most_seconds: float, gap: float = MERGE_G
     windows: list[Window] = []
     for span in spans:
         last = windows[-1] if windows else None
-        if last is not None and span.start - last[-1].end <= gap * SAMPLE_RATE and (
-            span.end - last[0].start <= most_seconds * SAMPLE_RATE
+        if (
+            last is not None
+            and span.start - last[-1].end <= gap * SAMPLE_RATE
+            and (span.end - last[0].start <= most_seconds * SAMPLE_RATE)
         ):
             windows[-1] = (*last, span)
         else:
@@ -87,7 +102,10 @@ def encoder_frames(window: Window) -> int:
 
 
 def recognize(
-    recognizer: SpeechRecognizer, samples: Samples, windows: Sequence[Window], options: RecognitionOptions,
+    recognizer: SpeechRecognizer,
+    samples: Samples,
+    windows: Sequence[Window],
+    options: RecognitionOptions,
     read: Reader | None = None,
 ) -> Iterator[tuple[Segment, str]]:
     """Segment after segment with its language, which is detected in the first window.
@@ -101,13 +119,20 @@ def recognize(
     language = recognizer.check_language(options.language)
     for window in windows:
         readings = [] if read is None else read(samples, window)
-        sure = [reading for reading in readings if reading is not None and reading.confidence >= SURE]
+        sure = [
+            reading for reading in readings if reading is not None and reading.confidence >= SURE
+        ]
         if sure and len(sure) == len(window):
             yield from ((segment, "en") for segment in sure)
             continue
         found = recognizer.transcribe(
-            samples, window, language=language, prompt=options.prompt, temperature=options.temperature,
-            beam_size=options.beam_size)
+            samples,
+            window,
+            language=language,
+            prompt=options.prompt,
+            temperature=options.temperature,
+            beam_size=options.beam_size,
+        )
         for segment, spoken in _likelier(window, readings, found) if readings else found:
             language = language or spoken
             if not _is_noise(segment):
@@ -121,7 +146,9 @@ def _likelier(
     written: dict[int, list[tuple[Segment, str]]] = {}
     ends = [span.end / SAMPLE_RATE for span in window[:-1]]
     for segment, spoken in found:
-        written.setdefault(bisect(ends, (segment.start + segment.end) / 2), []).append((segment, spoken))
+        written.setdefault(bisect(ends, (segment.start + segment.end) / 2), []).append(
+            (segment, spoken)
+        )
     for number, pairs in sorted(written.items()):  # where Whisper hears no speech, nothing stays
         segments, reading = [segment for segment, _ in pairs], readings[number]
         if reading is None or not reading.text:
@@ -141,8 +168,15 @@ def _is_noise(segment: Segment) -> bool:
 
 
 def transcribe_audio(
-    recognizer: SpeechRecognizer, audio: AudioSource, options: RecognitionOptions, *, sample_rate: int | None = None,
-    gate: bool = True, max_seconds: float | None = None, separate: bool = False, read: Reader | None = None,
+    recognizer: SpeechRecognizer,
+    audio: AudioSource,
+    options: RecognitionOptions,
+    *,
+    sample_rate: int | None = None,
+    gate: bool = True,
+    max_seconds: float | None = None,
+    separate: bool = False,
+    read: Reader | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Transcript:
     """What is said in audio of any length; arguments as of `Pipeline.transcribe` and `recognize`."""
@@ -155,7 +189,12 @@ def transcribe_audio(
             language = language or spoken
             segments.append(replace(segment, channel=number) if separate else segment)
             if progress is not None:
-                progress(min(1.0, (number + segment.end * SAMPLE_RATE / windows[-1][-1].end) / len(tracks)))
+                progress(
+                    min(
+                        1.0,
+                        (number + segment.end * SAMPLE_RATE / windows[-1][-1].end) / len(tracks),
+                    )
+                )
     if progress is not None:
         progress(1.0)
     return Transcript.of(segments, max(map(len, tracks)) / SAMPLE_RATE, language)

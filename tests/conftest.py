@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.helpers import programs
 import pytest
 
 import mmdiff  # noqa: F401  (first: it lets torchvision import beside a CPU-only torch)
+from tests.helpers import programs
 
 if TYPE_CHECKING:
     from serving import Served
@@ -27,7 +27,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--bare", action="store_true", help="run as on a machine with nothing but Python, pip and git",
+        "--bare",
+        action="store_true",
+        help="run as on a machine with nothing but Python, pip and git",
     )
 
 
@@ -83,8 +85,8 @@ def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sizes of `tiny`, random weights and a tokenizer learned from a few sentences."""
     import torch
 
-    from mmdiff.modeling.checkpoint import save_folder
     from mmdiff.config import PRESETS
+    from mmdiff.modeling.checkpoint import save_folder
     from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
     from mmdiff.modeling.processor import MMDiffProcessor
     from mmdiff.training.tiny.tokenizer import train_tokenizer, wrap_tokenizer
@@ -92,7 +94,14 @@ def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("random-tiny")
     torch.manual_seed(0)
     model = MMDiffModel(MMDiffConfig.of(PRESETS["tiny"])).bfloat16()
-    texts = ["user", "assistant", "system", "\n\n", "what color is the circle?", "a small red star"] * 3
+    texts = [
+        "user",
+        "assistant",
+        "system",
+        "\n\n",
+        "what color is the circle?",
+        "a small red star",
+    ] * 3
     tokenizer = wrap_tokenizer(train_tokenizer(texts, PRESETS["tiny"].backbone.vocab_size))
     save_folder(model, MMDiffProcessor.of(tokenizer, PRESETS["tiny"]), folder)
     return folder
@@ -108,7 +117,9 @@ def endless(random_tiny: Path) -> "Pipeline":
     ends = (settings.tokens.eos, settings.tokens.eot)
     tokens = dataclasses.replace(settings.tokens, never=(*settings.tokens.never, *ends))
     loaded.model.model_config = dataclasses.replace(settings, tokens=tokens)
-    loaded.model.backbone.lm_head.weight.data *= 8  # scores far enough apart that rounding does not reorder them
+    loaded.model.backbone.lm_head.weight.data *= (
+        8  # scores far enough apart that rounding does not reorder them
+    )
     return loaded
 
 

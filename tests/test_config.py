@@ -49,9 +49,18 @@ def test_what_is_left_out_takes_its_default() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.update(colour=1), r"^config \(ModelConfig\): unknown keys \['colour'\], missing keys \[\]$"),
-        (lambda v: v["backbone"].update(heads=1, blocks=2), r"config\.backbone .*unknown keys \['blocks', 'heads'\]"),
-        (lambda v: v["vision"].pop("patch_size"), r"config\.vision \(VisionConfig\): .*missing keys \['patch_size'\]"),
+        (
+            lambda v: v.update(colour=1),
+            r"^config \(ModelConfig\): unknown keys \['colour'\], missing keys \[\]$",
+        ),
+        (
+            lambda v: v["backbone"].update(heads=1, blocks=2),
+            r"config\.backbone .*unknown keys \['blocks', 'heads'\]",
+        ),
+        (
+            lambda v: v["vision"].pop("patch_size"),
+            r"config\.vision \(VisionConfig\): .*missing keys \['patch_size'\]",
+        ),
         (lambda v: v["tokens"].pop("mask"), r"config\.tokens .*missing keys \['mask'\]"),
         (lambda v: v["decoding"].update(cfg=1.0), r"config\.decoding .*unknown keys \['cfg'\]"),
         (lambda v: v.pop("backbone"), r"missing keys \['backbone'\]"),
@@ -65,7 +74,9 @@ def test_unknown_and_missing_keys_are_named_with_their_path(change: Any, message
         from_dict(ModelConfig, values)
 
 
-@pytest.mark.parametrize(("part", "value"), [("backbone", None), ("backbone", 4), ("tokens", []), ("vision", "siglip")])
+@pytest.mark.parametrize(
+    ("part", "value"), [("backbone", None), ("backbone", 4), ("tokens", []), ("vision", "siglip")]
+)
 def test_a_part_that_is_no_dictionary_is_refused(part: str, value: object) -> None:
     """`"backbone": null` used to pass, and to fail much later with an AttributeError."""
     with pytest.raises(ValueError, match=rf"config\.{part}="):
@@ -106,7 +117,10 @@ def test_backbone_misfits_name_the_value(name: str, value: object) -> None:
 )
 def test_vision_misfits_name_the_value(name: str, value: object) -> None:
     assert TINY.vision is not None
-    with pytest.raises(ValueError, match="grids=" if value == "anyres" and name == "layout" else f"{name}={value!r}"):
+    with pytest.raises(
+        ValueError,
+        match="grids=" if value == "anyres" and name == "layout" else f"{name}={value!r}",
+    ):
         dataclasses.replace(TINY.vision, **{name: value})
 
 
@@ -148,7 +162,16 @@ def test_presets_hold_together(name: str) -> None:
     """Special ids lie in the vocabulary, the answer fits the positions, and no answer token is forbidden."""
     config = PRESETS[name]
     tokens = config.tokens
-    ids = [tokens.mask, tokens.eos, tokens.eot, tokens.bos, tokens.pad, tokens.image, tokens.audio, *tokens.never]
+    ids = [
+        tokens.mask,
+        tokens.eos,
+        tokens.eot,
+        tokens.bos,
+        tokens.pad,
+        tokens.image,
+        tokens.audio,
+        *tokens.never,
+    ]
     assert all(token is not None and 0 <= token < config.backbone.vocab_size for token in ids)
     assert len({tokens.mask, tokens.eos, tokens.eot, tokens.bos, tokens.image, tokens.audio}) == 6
     assert config.decoding.gen_length < config.backbone.max_position_embeddings
@@ -157,6 +180,13 @@ def test_presets_hold_together(name: str) -> None:
 
 def test_derived_sizes() -> None:
     assert TINY.backbone.head_dim == 32
-    assert TINY.vision is not None and (TINY.vision.patches_per_side, TINY.vision.tokens_per_side) == (12, 6)
-    assert SO400M_PENULTIMATE.patches_per_side == 27  # 384 pixels hold 27 patches of 14, and 6 pixels are left over
-    assert from_dict(TokenIds, {"mask": 0, "eos": 1, "eot": 2, "bos": 3, "pad": 1, "never": [3]}).never == (3,)
+    assert TINY.vision is not None and (
+        TINY.vision.patches_per_side,
+        TINY.vision.tokens_per_side,
+    ) == (12, 6)
+    assert (
+        SO400M_PENULTIMATE.patches_per_side == 27
+    )  # 384 pixels hold 27 patches of 14, and 6 pixels are left over
+    assert from_dict(
+        TokenIds, {"mask": 0, "eos": 1, "eot": 2, "bos": 3, "pad": 1, "never": [3]}
+    ).never == (3,)

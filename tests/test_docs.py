@@ -22,11 +22,41 @@ from PIL import Image, ImageChops
 import mmdiff
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *(f"docs/{name}.md" for name in (
-    "architecture", "batch", "decoding", "install", "performance", "serving", "speech", "structured", "training"))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "architecture",
+            "batch",
+            "decoding",
+            "install",
+            "performance",
+            "serving",
+            "speech",
+            "structured",
+            "training",
+        )
+    ),
+]
 EXTERNAL = {
-    "arecord", "bash", "cd", "curl", "docker", "git", "lint-imports", "mypy", "pytest", "python3", "ruff", "source",
-    "systemctl", "tensorboard",
+    "arecord",
+    "bash",
+    "cd",
+    "curl",
+    "docker",
+    "git",
+    "lint-imports",
+    "mypy",
+    "pytest",
+    "python3",
+    "ruff",
+    "source",
+    "systemctl",
+    "tensorboard",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 every_page = pytest.mark.parametrize("page", PAGES)
@@ -54,10 +84,24 @@ def modules() -> list[ModuleType]:
 @pytest.fixture(scope="module")
 def sources() -> str:
     """Every line in which a name may be defined: our modules, and what builds and checks them."""
-    folders = [ROOT / name for name in (
-        "mmdiff", "mmdiff/scaffold", "mmdiff/serve", "vision", "training", "eval", "audio", "examples")]
+    folders = [
+        ROOT / name
+        for name in (
+            "mmdiff",
+            "mmdiff/scaffold",
+            "mmdiff/serve",
+            "vision",
+            "training",
+            "eval",
+            "audio",
+            "examples",
+        )
+    ]
     files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-    return "\n".join(path.read_text(encoding="utf-8") for path in [*files, ROOT / "pyproject.toml", ROOT / "Makefile"])
+    return "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in [*files, ROOT / "pyproject.toml", ROOT / "Makefile"]
+    )
 
 
 # Names
@@ -80,7 +124,9 @@ def exists(name: str, modules: list[ModuleType], sources: str) -> bool:
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         path = name.split(".")
         ours = [module for module in modules if module.__name__.rpartition(".")[2] == path[0]]
-        if any(has(module, path) for module in modules) or any(has(module, path[1:]) for module in ours):
+        if any(has(module, path) for module in modules) or any(
+            has(module, path[1:]) for module in ours
+        ):
             return True
         if name.startswith("mmdiff."):
             return name in {module.__name__ for module in modules} or has(mmdiff, path[1:])
@@ -89,7 +135,11 @@ def exists(name: str, modules: list[ModuleType], sources: str) -> bool:
 
 @every_page
 def test_names_exist(page: str, modules: list[ModuleType], sources: str) -> None:
-    names = [code for code in inline_code(page) if not re.search(r"[\s(),]", code) and not code.startswith("-")]
+    names = [
+        code
+        for code in inline_code(page)
+        if not re.search(r"[\s(),]", code) and not code.startswith("-")
+    ]
     assert [name for name in names if not exists(name, modules, sources)] == []
 
 
@@ -101,16 +151,31 @@ def test_names_in_diagrams_exist(modules: list[ModuleType], sources: str) -> Non
 
 
 def test_names_that_do_not_exist_are_found(modules: list[ModuleType], sources: str) -> None:
-    wrong = ["mmdiff/painter.py", "paint_image", "Canvas.paint", "mmdiff.painting", "vision/", "docs/tuning.md"]
+    wrong = [
+        "mmdiff/painter.py",
+        "paint_image",
+        "Canvas.paint",
+        "mmdiff.painting",
+        "vision/",
+        "docs/tuning.md",
+    ]
     assert [name for name in wrong if exists(name, modules, sources)] == ["vision/"]
-    assert all(exists(name, modules, sources) for name in ("Canvas.commit", "Answer.text", "scenes.draw", "load"))
+    assert all(
+        exists(name, modules, sources)
+        for name in ("Canvas.commit", "Answer.text", "scenes.draw", "load")
+    )
 
 
 def test_the_rows_are_those_that_are_checked() -> None:
-    (contract,) = [c for c in tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]
-                   if c["type"] == "layers"]
+    (contract,) = [
+        c
+        for c in tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+        if c["type"] == "layers"
+    ]
     built = [re.findall(r"\w+", re.sub(r"\(\w+\)", "", row)) for row in contract["layers"]]
-    rows = [re.findall(r"\w+", row) for row in blocks("docs/architecture.md", "text")[0].splitlines()]
+    rows = [
+        re.findall(r"\w+", row) for row in blocks("docs/architecture.md", "text")[0].splitlines()
+    ]
     assert rows == [row for row in built if row]
 
 
@@ -124,7 +189,9 @@ def test_readme_names_all_that_the_default_model_knows() -> None:
     from mmdiff.training.tiny.scenes import COLOURS, SHAPES, SIZES
 
     text = read("README.md")
-    assert [word for word in (*SHAPES, *COLOURS, *SIZES) if not re.search(rf"\b{word}\b", text)] == []
+    assert [
+        word for word in (*SHAPES, *COLOURS, *SIZES) if not re.search(rf"\b{word}\b", text)
+    ] == []
 
 
 def test_the_numbers_of_embeddings_are_right() -> None:
@@ -135,7 +202,9 @@ def test_the_numbers_of_embeddings_are_right() -> None:
     tiny, large = PRESETS["tiny"].vision, PRESETS["llada-v-8b"].vision
     assert tiny is not None and large is not None
     pixels, patch, patches = tiny.image_size, tiny.patch_size, tiny.patches_per_side**2
-    assert f"{pixels} x {pixels} pixels in patches of {patch} x {patch}, so {patches} patches" in page
+    assert (
+        f"{pixels} x {pixels} pixels in patches of {patch} x {patch}, so {patches} patches" in page
+    )
     assert f"a picture is {count_tokens((64, 64), tiny)} embeddings" in page
     each, example = large.tokens_per_side**2, count_tokens((640, 480), large)
     assert f"{each} per view, and for example {example:,} for a picture of 640 x 480 pixels" in page
@@ -148,7 +217,9 @@ def test_the_numbers_of_embeddings_are_right() -> None:
 def test_links_lead_somewhere(page: str) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", read(page)))
     local = [target for target in targets if not re.match(r"https://", target)]
-    assert [target for target in local if not ((ROOT / page).parent / target.partition("#")[0]).exists()] == []
+    assert [
+        target for target in local if not ((ROOT / page).parent / target.partition("#")[0]).exists()
+    ] == []
 
 
 # Commands
@@ -156,8 +227,15 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def commands(page: str) -> list[str]:
     """Lines after a `$ ` in console blocks, and inline code that begins with a command of ours."""
-    typed = [line[2:] for block in blocks(page, "console") for line in block.splitlines() if line.startswith("$ ")]
-    return typed + [code for code in inline_code(page) if re.match(r"(mmdiff|make|pip|python) ", code)]
+    typed = [
+        line[2:]
+        for block in blocks(page, "console")
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+    return typed + [
+        code for code in inline_code(page) if re.match(r"(mmdiff|make|pip|python) ", code)
+    ]
 
 
 def parse(words: list[str]) -> dict[str, Any]:
@@ -184,7 +262,9 @@ def check(command: str) -> None:
         assert (ROOT / words[1]).is_file()
     elif words[0] == "pip":
         extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
-        assert all(set(named.split(",")) <= set(extras) for named in re.findall(r"\[([\w,]+)\]", command))
+        assert all(
+            set(named.split(",")) <= set(extras) for named in re.findall(r"\[([\w,]+)\]", command)
+        )
         assert "-c" not in words or (ROOT / words[words.index("-c") + 1]).is_file()
     else:
         assert words[0] in EXTERNAL
@@ -197,7 +277,9 @@ def check_values(name: str, values: dict[str, Any]) -> None:
     from mmdiff.training.recipes import RECIPES
 
     pictures = values.get("pictures") or (values.get("pictures_and_question") or [])[:-1]
-    assert [path for path in pictures if path.startswith("examples/") and not (ROOT / path).is_file()] == []
+    assert [
+        path for path in pictures if path.startswith("examples/") and not (ROOT / path).is_file()
+    ] == []
     assert values.get("length", "short") in CAPTION_PROMPTS
     if name == "train":
         assert values["recipe"] in {*RECIPES, "NAME"}
@@ -213,10 +295,18 @@ def test_commands_parse(page: str) -> None:
         check(command)
 
 
-@pytest.mark.parametrize("command", [
-    "mmdiff ask a.png 'what?' --colour", "mmdiff paint a.png", "mmdiff caption examples/one.png --length huge",
-    "mmdiff ask examples/none.png 'what?'", "make coffee", "python examples/none.py", "pip install 'mmdiff[none]'",
-])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "mmdiff ask a.png 'what?' --colour",
+        "mmdiff paint a.png",
+        "mmdiff caption examples/one.png --length huge",
+        "mmdiff ask examples/none.png 'what?'",
+        "make coffee",
+        "python examples/none.py",
+        "pip install 'mmdiff[none]'",
+    ],
+)
 def test_commands_that_do_not_work_are_found(command: str) -> None:
     with pytest.raises(Exception):  # noqa: B017  (each library has its own)
         check(command)
@@ -228,7 +318,9 @@ def test_options_exist(page: str) -> None:
 
     group: Any = typer.main.get_command(app)
     parameters = [parameter for command in group.commands.values() for parameter in command.params]
-    known = {opt for parameter in parameters for opt in (*parameter.opts, *parameter.secondary_opts)}
+    known = {
+        opt for parameter in parameters for opt in (*parameter.opts, *parameter.secondary_opts)
+    }
     named = {code.split()[0] for code in inline_code(page) if code.startswith("--")}
     load = re.findall(r'"(--\w+)"', read("eval/server_load.py"))
     assert named <= known | {"--help", *load}
@@ -255,21 +347,29 @@ def test_python_blocks_run(page: str, in_the_repository: None) -> None:
 
 def test_every_example_compiles_and_says_what_it_is_for() -> None:
     scripts = sorted((ROOT / "examples").glob("*.py"))
-    assert scripts and all(ast.get_docstring(ast.parse(script.read_text("utf-8"))) for script in scripts)
+    assert scripts and all(
+        ast.get_docstring(ast.parse(script.read_text("utf-8"))) for script in scripts
+    )
 
 
-def test_asking_from_python(in_the_repository: None, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore
+def test_asking_from_python(
+    in_the_repository: None, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # type: ignore
     monkeypatch.setattr(sys, "argv", ["ask.py"])
     runpy.run_path(str(ROOT / "examples" / "ask.py"), run_name="__main__")
     assert "what color is the circle?" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_finetuning_writes_a_model(random_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finetuning_writes_a_model(
+    random_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["--model", str(random_tiny), "--out", str(tmp_path), "--steps", "2"]
     monkeypatch.setattr(sys, "argv", ["finetune.py", *options])
     runpy.run_path(str(ROOT / "examples" / "finetune.py"), run_name="__main__")
-    assert mmdiff.load(tmp_path / "model").ask(None, "which picture is this?", gen_length=8).steps > 0
+    assert (
+        mmdiff.load(tmp_path / "model").ask(None, "which picture is this?", gen_length=8).steps > 0
+    )
     assert (tmp_path / "mine" / "metrics.jsonl").is_file()
 
 
@@ -287,4 +387,6 @@ def test_the_shapes_can_be_asked_about_without_doubt() -> None:
 
     scenes = runpy.run_path(str(ROOT / "examples" / "make_pictures.py"))["SCENES"]
     assert [thing.shape for thing in scenes["shapes.png"].things].count("circle") == 1
-    assert captions(scenes["shapes.png"])["short"] == "a red circle, a yellow triangle and a blue star"
+    assert (
+        captions(scenes["shapes.png"])["short"] == "a red circle, a yellow triangle and a blue star"
+    )

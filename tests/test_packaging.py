@@ -16,11 +16,23 @@ from pathlib import Path
 import pytest
 
 ROOMS = ["vision", "audio", "training", "eval"]
-HEAVY = {"accelerate", "bitsandbytes", "numpy", "open_clip", "PIL", "timm", "torch", "torchvision", "transformers"}
+HEAVY = {
+    "accelerate",
+    "bitsandbytes",
+    "numpy",
+    "open_clip",
+    "PIL",
+    "timm",
+    "torch",
+    "torchvision",
+    "transformers",
+}
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
@@ -50,7 +62,9 @@ def tree(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ["pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"]:
         shutil.copy(root / name, copy)
     for name in ["mmdiff", *ROOMS]:
-        shutil.copytree(root / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            root / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     return copy
 
 
@@ -63,7 +77,11 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files(tree: Path) -> set[str]:
     """Every module, and every file of the shipped models and of the page, by its place in the installed package."""
     walk = os.walk(tree / "mmdiff", followlinks=True)
-    paths = {Path(folder, name).relative_to(tree).as_posix() for folder, _, names in walk for name in names}
+    paths = {
+        Path(folder, name).relative_to(tree).as_posix()
+        for folder, _, names in walk
+        for name in names
+    }
     data = ("mmdiff/models/", "mmdiff/serve/page/")
     return {path for path in paths if path.endswith((".py", "py.typed")) or path.startswith(data)}
 
@@ -80,7 +98,9 @@ def test_the_wheel_holds_every_module_and_model(wheel: Path, files: set[str]) ->
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"mmdiff"}
 
 
-def test_the_wheel_from_the_source_distribution_is_the_same(wheel: Path, tree: Path, tmp_path: Path) -> None:
+def test_the_wheel_from_the_source_distribution_is_the_same(
+    wheel: Path, tree: Path, tmp_path: Path
+) -> None:
     sdist = build("sdist", tree, tmp_path / "sdist")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -104,7 +124,9 @@ def test_a_checkout_without_links_is_not_built(tree: Path, tmp_path: Path, kind:
 def test_the_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-        (entry_points,) = [archive.read(name) for name in archive.namelist() if name.endswith("/entry_points.txt")]
+        (entry_points,) = [
+            archive.read(name) for name in archive.namelist() if name.endswith("/entry_points.txt")
+        ]
     assert b"mmdiff = mmdiff.cli.main:main" in entry_points
     rooms = ", ".join(f"mmdiff.{room}" for room in ROOMS)
     result = python("-c", f"import {rooms}\nprint(mmdiff.__file__)", cwd=tmp_path)
@@ -126,7 +148,9 @@ def test_importing_mmdiff_loads_nothing_heavy(root: Path) -> None:
 
 
 def test_help_loads_nothing_heavy(root: Path) -> None:
-    modules = imported_by("sys.argv = ['mmdiff', '--help']\nfrom mmdiff.cli.main import main\nmain()", root)
+    modules = imported_by(
+        "sys.argv = ['mmdiff', '--help']\nfrom mmdiff.cli.main import main\nmain()", root
+    )
     assert "mmdiff.cli.main" in modules
     assert not modules & HEAVY
 
@@ -141,4 +165,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_every_module_says_what_it_is_for(tree: Path, files: set[str]) -> None:
     modules = [file for file in files if file.endswith(".py")]
-    assert [file for file in modules if not ast.get_docstring(ast.parse((tree / file).read_text("utf-8")))] == []
+    assert [
+        file
+        for file in modules
+        if not ast.get_docstring(ast.parse((tree / file).read_text("utf-8")))
+    ] == []

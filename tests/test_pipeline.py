@@ -25,7 +25,10 @@ def pipeline(random_tiny: Path) -> Pipeline:
     loaded = load(random_tiny, device="cpu")
     config = loaded.model.model_config
     loaded.model.model_config = dataclasses.replace(
-        config, decoding=dataclasses.replace(config.decoding, gen_length=12, block_length=4, threshold=None, steps=9)
+        config,
+        decoding=dataclasses.replace(
+            config.decoding, gen_length=12, block_length=4, threshold=None, steps=9
+        ),
     )
     return loaded
 
@@ -46,7 +49,9 @@ def test_a_row_in_a_batch_answers_as_alone(pipeline: Pipeline) -> None:
             assert here.confidence == pytest.approx(there.confidence, abs=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 1.0}, {"order": "random"}, {"cfg_scale": 0.5}, {"threshold": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 1.0}, {"order": "random"}, {"cfg_scale": 0.5}, {"threshold": 0.1}]
+)
 def test_options_keep_rows_apart_and_repeat(pipeline: Pipeline, options: dict[str, Any]) -> None:
     together = pipeline.ask([RED, BLUE], ["what?", "where is it?"], seed=5, **options)
     assert same(together[1], pipeline.ask(BLUE, "where is it?", seed=6, **options))
@@ -55,8 +60,12 @@ def test_options_keep_rows_apart_and_repeat(pipeline: Pipeline, options: dict[st
 
 def test_a_picture_may_come_in_any_form(pipeline: Pipeline, tmp_path: Path) -> None:
     RED.save(tmp_path / "red.png")
-    forms: list[Any] = [tmp_path / "red.png", str(tmp_path / "red.png"), (tmp_path / "red.png").read_bytes(),
-                        np.asarray(RED)]
+    forms: list[Any] = [
+        tmp_path / "red.png",
+        str(tmp_path / "red.png"),
+        (tmp_path / "red.png").read_bytes(),
+        np.asarray(RED),
+    ]
     answers = [pipeline.ask(form, "what?") for form in [RED, *forms]]
     assert all(same(answers[0], answer) for answer in answers)
 
@@ -70,18 +79,25 @@ def test_the_stream_ends_with_the_answer(pipeline: Pipeline) -> None:
     assert decided[0] < len(drafts[0].tokens)
     before = dict(enumerate(drafts[0].tokens))
     for draft in drafts[1:]:  # what is decided stays
-        assert all(before[i] in (None, token) for i, token in enumerate(draft.tokens) if i in before)
+        assert all(
+            before[i] in (None, token) for i, token in enumerate(draft.tokens) if i in before
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"cfg_scale": 0.5}, {"temperature": 1.0}])
-def test_streaming_leaves_the_caller_s_gradients_alone(pipeline: Pipeline, options: dict[str, Any]) -> None:
+def test_streaming_leaves_the_caller_s_gradients_alone(
+    pipeline: Pipeline, options: dict[str, Any]
+) -> None:
     """A generator that yields inside inference mode would switch gradients off for whoever reads it."""
     for _ in pipeline.stream(RED, "what?", **options):
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def test_captions(pipeline: Pipeline) -> None:
-    assert same(pipeline.caption(RED, "word"), pipeline.ask(RED, "Describe the picture in one word.", gen_length=8))
+    assert same(
+        pipeline.caption(RED, "word"),
+        pipeline.ask(RED, "Describe the picture in one word.", gen_length=8),
+    )
     assert len(pipeline.caption([RED, BLUE])) == 2
     with pytest.raises(MMDiffError, match="length='novel' is not known"):
         pipeline.caption(RED, "novel")  # type: ignore[arg-type]
@@ -125,7 +141,9 @@ def test_an_empty_batch_is_empty(pipeline: Pipeline) -> None:
         ((RED, "what?"), {"gamma": math.nan}, "gamma=nan does not fit"),
     ],
 )
-def test_misfits(pipeline: Pipeline, arguments: tuple[Any, Any], options: dict[str, Any], message: str) -> None:
+def test_misfits(
+    pipeline: Pipeline, arguments: tuple[Any, Any], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(MMDiffError, match=message):
         pipeline.ask(*arguments, **options)
 
@@ -148,10 +166,25 @@ def test_unknown_models(name: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float17", "int8", "bool", "complex64", "float8_e4m3fn", torch.int64, None, 5, ["float32"], "nn"])
+    "dtype",
+    [
+        "float17",
+        "int8",
+        "bool",
+        "complex64",
+        "float8_e4m3fn",
+        torch.int64,
+        None,
+        5,
+        ["float32"],
+        "nn",
+    ],
+)
 def test_an_unknown_dtype(random_tiny: Path, dtype: Any) -> None:
     """Also those of PyTorch that no layer computes in."""
-    with pytest.raises(MMDiffError, match=f"^dtype={re.escape(repr(dtype))} does not fit; use float32"):
+    with pytest.raises(
+        MMDiffError, match=f"^dtype={re.escape(repr(dtype))} does not fit; use float32"
+    ):
         load(random_tiny, dtype=dtype)
 
 
@@ -160,58 +193,156 @@ SOUND = np.sin(np.arange(16_000, dtype=np.float32) / 9)
 
 @pytest.mark.parametrize(
     ("call", "message"),
-    [pytest.param(*case, id=f"{number}") for number, case in enumerate([
-        (lambda pipeline: pipeline.chat(None), "None is not a conversation"),
-        (lambda pipeline: pipeline.chat([{"role": "bot", "content": "hi"}]), "role='bot' is not known"),
-        (lambda pipeline: pipeline.chat([{"role": "user", "content": None}]), "content=None of the message"),
-        (lambda pipeline: pipeline.chat_batch([[{"role": "user"}]]), "content=None"),
-        (lambda pipeline: pipeline.chat_batch(5), "conversations=5"),
-        (lambda pipeline: pipeline.chat_batch("hello"), "conversations='hello'"),
-        (lambda pipeline: pipeline.chat_batch([[{"role": "user", "content": "hi"}]], seeds=5), "seeds=5"),
-        (lambda pipeline: pipeline.start([[{"role": "user", "content": "hi"}]], limits=5), "limits=5"),
-        (lambda pipeline: pipeline.start([[{"role": "user", "content": "hi"}]], limits=["4"]), "limits='4'"),
-        (lambda pipeline: pipeline.start([[{"role": "user", "content": "hi"}]], seeds=[2**64]), "seed=1844"),
-        (lambda pipeline: pipeline.caption(RED, length=["short"]), r"length=\['short'\]"),
-        (lambda pipeline: pipeline.listen(SOUND, "what?", sample_rate="16000"), "sample_rate='16000'"),
-        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=[16000]), r"sample_rate=\[16000\]"),
-        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=math.nan), "nan Hz"),
-        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, beam_size=1.5), "beam_size=1.5"),
-        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, max_seconds=math.nan), "max_seconds=nan"),
-        (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, max_seconds="3"), "max_seconds='3'"),
-        (lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, share=math.nan), "share=nan"),
-        (lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, share="all"), "share='all'"),
-        (lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, chunks=0), "chunks=0"),
-        (lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, slack=1.5), "slack=1.5"),
-        (lambda pipeline: pipeline.refine(SOUND, None, sample_rate=16_000), "draft=None is not a text"),
-        (lambda pipeline: pipeline.extract(RED, {"type": "integer"}, max_tokens="9"), "max_tokens='9'"),
-        (lambda pipeline: pipeline.extract(RED, {"type": "integer"}, question=5), "question=5 is not a text"),
-        (lambda pipeline: pipeline.extract(None, {"type": "integer"}, text=b"a"), "text=b'a' is not a text"),
-        (lambda pipeline: pipeline.choose(RED, "what?", ["a\ud800", "b"]), "half of a surrogate pair"),
-        (lambda pipeline: pipeline.fill("a\ud800 [[ ]]", image=RED), "half of a surrogate pair"),
-        (lambda pipeline: pipeline.fill(None, image=RED), "text=None is not a text"),
-        (lambda pipeline: Pipeline(pipeline.model, pipeline.processor, store_bytes=-1), "store_bytes=-1"),
-    ])],
+    [
+        pytest.param(*case, id=f"{number}")
+        for number, case in enumerate(
+            [
+                (lambda pipeline: pipeline.chat(None), "None is not a conversation"),
+                (
+                    lambda pipeline: pipeline.chat([{"role": "bot", "content": "hi"}]),
+                    "role='bot' is not known",
+                ),
+                (
+                    lambda pipeline: pipeline.chat([{"role": "user", "content": None}]),
+                    "content=None of the message",
+                ),
+                (lambda pipeline: pipeline.chat_batch([[{"role": "user"}]]), "content=None"),
+                (lambda pipeline: pipeline.chat_batch(5), "conversations=5"),
+                (lambda pipeline: pipeline.chat_batch("hello"), "conversations='hello'"),
+                (
+                    lambda pipeline: pipeline.chat_batch(
+                        [[{"role": "user", "content": "hi"}]], seeds=5
+                    ),
+                    "seeds=5",
+                ),
+                (
+                    lambda pipeline: pipeline.start(
+                        [[{"role": "user", "content": "hi"}]], limits=5
+                    ),
+                    "limits=5",
+                ),
+                (
+                    lambda pipeline: pipeline.start(
+                        [[{"role": "user", "content": "hi"}]], limits=["4"]
+                    ),
+                    "limits='4'",
+                ),
+                (
+                    lambda pipeline: pipeline.start(
+                        [[{"role": "user", "content": "hi"}]], seeds=[2**64]
+                    ),
+                    "seed=1844",
+                ),
+                (lambda pipeline: pipeline.caption(RED, length=["short"]), r"length=\['short'\]"),
+                (
+                    lambda pipeline: pipeline.listen(SOUND, "what?", sample_rate="16000"),
+                    "sample_rate='16000'",
+                ),
+                (
+                    lambda pipeline: pipeline.transcribe(SOUND, sample_rate=[16000]),
+                    r"sample_rate=\[16000\]",
+                ),
+                (lambda pipeline: pipeline.transcribe(SOUND, sample_rate=math.nan), "nan Hz"),
+                (
+                    lambda pipeline: pipeline.transcribe(SOUND, sample_rate=16_000, beam_size=1.5),
+                    "beam_size=1.5",
+                ),
+                (
+                    lambda pipeline: pipeline.transcribe(
+                        SOUND, sample_rate=16_000, max_seconds=math.nan
+                    ),
+                    "max_seconds=nan",
+                ),
+                (
+                    lambda pipeline: pipeline.transcribe(
+                        SOUND, sample_rate=16_000, max_seconds="3"
+                    ),
+                    "max_seconds='3'",
+                ),
+                (
+                    lambda pipeline: pipeline.refine(
+                        SOUND, "a", sample_rate=16_000, share=math.nan
+                    ),
+                    "share=nan",
+                ),
+                (
+                    lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, share="all"),
+                    "share='all'",
+                ),
+                (
+                    lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, chunks=0),
+                    "chunks=0",
+                ),
+                (
+                    lambda pipeline: pipeline.refine(SOUND, "a", sample_rate=16_000, slack=1.5),
+                    "slack=1.5",
+                ),
+                (
+                    lambda pipeline: pipeline.refine(SOUND, None, sample_rate=16_000),
+                    "draft=None is not a text",
+                ),
+                (
+                    lambda pipeline: pipeline.extract(RED, {"type": "integer"}, max_tokens="9"),
+                    "max_tokens='9'",
+                ),
+                (
+                    lambda pipeline: pipeline.extract(RED, {"type": "integer"}, question=5),
+                    "question=5 is not a text",
+                ),
+                (
+                    lambda pipeline: pipeline.extract(None, {"type": "integer"}, text=b"a"),
+                    "text=b'a' is not a text",
+                ),
+                (
+                    lambda pipeline: pipeline.choose(RED, "what?", ["a\ud800", "b"]),
+                    "half of a surrogate pair",
+                ),
+                (
+                    lambda pipeline: pipeline.fill("a\ud800 [[ ]]", image=RED),
+                    "half of a surrogate pair",
+                ),
+                (lambda pipeline: pipeline.fill(None, image=RED), "text=None is not a text"),
+                (
+                    lambda pipeline: Pipeline(pipeline.model, pipeline.processor, store_bytes=-1),
+                    "store_bytes=-1",
+                ),
+            ]
+        )
+    ],
 )
-def test_misfits_of_other_verbs(pipeline: Pipeline, call: Callable[[Pipeline], Any], message: str) -> None:
+def test_misfits_of_other_verbs(
+    pipeline: Pipeline, call: Callable[[Pipeline], Any], message: str
+) -> None:
     with pytest.raises(MMDiffError, match=message):
         call(pipeline)
 
 
 def test_numbers_of_numpy_and_tensors_with_gradients(pipeline: Pipeline) -> None:
-    options: dict[str, Any] = {"gen_length": 8, "block_length": 8, "temperature": 0.5, "seed": 3, "steps": 4}
-    numpy = {name: np.float64(value) if isinstance(value, float) else np.int32(value)
-             for name, value in options.items()}
+    options: dict[str, Any] = {
+        "gen_length": 8,
+        "block_length": 8,
+        "temperature": 0.5,
+        "seed": 3,
+        "steps": 4,
+    }
+    numpy = {
+        name: np.float64(value) if isinstance(value, float) else np.int32(value)
+        for name, value in options.items()
+    }
     assert same(pipeline.ask(RED, "what?", **numpy), pipeline.ask(RED, "what?", **options))
     sound = torch.from_numpy(SOUND).requires_grad_()
-    assert same(pipeline.listen(sound, "what?", sample_rate=np.int64(16_000), gen_length=8),
-                pipeline.listen(SOUND, "what?", sample_rate=16_000, gen_length=8))
+    assert same(
+        pipeline.listen(sound, "what?", sample_rate=np.int64(16_000), gen_length=8),
+        pipeline.listen(SOUND, "what?", sample_rate=16_000, gen_length=8),
+    )
 
 
 def test_seeds_of_a_list_wrap_around(pipeline: Pipeline) -> None:
     options: dict[str, Any] = {"gen_length": 8, "block_length": 8, "temperature": 1.0}
     last, first = pipeline.ask([RED, RED], ["what?"] * 2, seed=2**64 - 1, **options)
     assert [first.tokens[0].text, last.tokens[0].text] == [
-        pipeline.ask(RED, "what?", seed=seed, **options).tokens[0].text for seed in (0, 2**64 - 1)]
+        pipeline.ask(RED, "what?", seed=seed, **options).tokens[0].text for seed in (0, 2**64 - 1)
+    ]
 
 
 def test_a_draft_cannot_end_its_turn(pipeline: Pipeline) -> None:
@@ -237,21 +368,32 @@ def test_a_pipeline_can_be_pickled(pipeline: Pipeline) -> None:
     pipeline.choose(RED, "which?", ["red", "blue"])  # compiles what cannot be pickled
     again = pickle.loads(pickle.dumps(pipeline))
     assert same(again.ask(RED, "what is it?"), pipeline.ask(RED, "what is it?"))
-    assert again.choose(RED, "which?", ["red", "blue"]).value == pipeline.choose(RED, "which?", ["red", "blue"]).value
+    assert (
+        again.choose(RED, "which?", ["red", "blue"]).value
+        == pipeline.choose(RED, "which?", ["red", "blue"]).value
+    )
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"device_map": "banana"}, "device_map='banana' is not known; use 'auto'"),
-    ({"device_map": {"": 0}}, "device_map={'': 0} is not known"),
-    ({"dtype": "int8"}, "dtype='int8' does not fit"), ({"dtype": torch.int8}, "dtype=torch.int8 does not fit"),
-    ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
-])
-def test_how_to_load_is_refused_by_name(random_tiny: Path, options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device_map": "banana"}, "device_map='banana' is not known; use 'auto'"),
+        ({"device_map": {"": 0}}, "device_map={'': 0} is not known"),
+        ({"dtype": "int8"}, "dtype='int8' does not fit"),
+        ({"dtype": torch.int8}, "dtype=torch.int8 does not fit"),
+        ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
+    ],
+)
+def test_how_to_load_is_refused_by_name(
+    random_tiny: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(MMDiffError, match=message):
         load(random_tiny, **options)
 
 
-def test_settings_are_fetched_before_weights(monkeypatch: pytest.MonkeyPatch, reference: Path, tmp_path: Path) -> None:
+def test_settings_are_fetched_before_weights(
+    monkeypatch: pytest.MonkeyPatch, reference: Path, tmp_path: Path
+) -> None:
     """What mmdiff does not load is refused without fetching it; settings alone are never more than JSON."""
     asked: list[list[str]] = []
 

@@ -10,20 +10,20 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import programs
 import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from mmdiff import pipeline
-from mmdiff.modeling.checkpoint import save_folder
 from mmdiff.config import PRESETS
 from mmdiff.errors import MMDiffError, OldPackageError, require_extra
-from mmdiff.pipeline import choose_device, load
+from mmdiff.modeling.checkpoint import save_folder
 from mmdiff.modeling.quantize import quantize
+from mmdiff.pipeline import choose_device, load
 from mmdiff.training.checkpoints import save_checkpoint
 from mmdiff.vision.tower import BUILDERS
+from tests.helpers import programs
 
 ON_POSIX = pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 # A Python as on Windows, for mmdiff: other packages find what their own files for this system need.
@@ -52,49 +52,89 @@ for line in sys.argv[1].splitlines():
 """
 
 
-def test_without_posix_pictures_and_sounds_are_answered_and_servers_say_why_not(root: Path, tmp_path: Path) -> None:
+def test_without_posix_pictures_and_sounds_are_answered_and_servers_say_why_not(
+    root: Path, tmp_path: Path
+) -> None:
     examples = root / "examples"
-    lines = [f"ask|{examples / 'shapes.png'}|what color is the circle?",
-             f"caption|{examples / 'one.png'}|--length|word",
-             f"transcribe|{examples / 'question.flac'}", "serve", f"run-batch|-i|x|-o|{tmp_path / 'out'}",
-             f"caption|{examples}|--out|{tmp_path / 'out'}"]
-    done = subprocess.run([sys.executable, "-c", WITHOUT_POSIX, "\n".join(lines)], capture_output=True, text=True,
-                          timeout=300)
+    lines = [
+        f"ask|{examples / 'shapes.png'}|what color is the circle?",
+        f"caption|{examples / 'one.png'}|--length|word",
+        f"transcribe|{examples / 'question.flac'}",
+        "serve",
+        f"run-batch|-i|x|-o|{tmp_path / 'out'}",
+        f"caption|{examples}|--out|{tmp_path / 'out'}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     said = done.stdout.split("\n")
     assert [line for line in said if line and line != "exit 0"] == [
-        "red", "ring", "what color is the circle", "exit 2", "exit 2", "exit 2"]
+        "red",
+        "ring",
+        "what color is the circle",
+        "exit 2",
+        "exit 2",
+        "exit 2",
+    ]
     refusals = [line for line in done.stderr.splitlines() if line.startswith("mmdiff: ")]
-    assert len(refusals) == 3 and all("needs Linux or macOS" in line and "WSL" in line for line in refusals)
+    assert len(refusals) == 3 and all(
+        "needs Linux or macOS" in line and "WSL" in line for line in refusals
+    )
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("meta", "banana", "mps" if not torch.backends.mps.is_available() else "hpu", "cuda:99", "x" * 9000):
+    for name in (
+        "meta",
+        "banana",
+        "mps" if not torch.backends.mps.is_available() else "hpu",
+        "cuda:99",
+        "x" * 9000,
+    ):
         with pytest.raises(MMDiffError, match="cannot be used here.*try cpu") as refused:
             choose_device(name)
         assert len(str(refused.value)) < 260
     assert choose_device("cpu") == torch.device("cpu")
 
 
-def test_mps_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, random_tiny: Path) -> None:
+def test_mps_is_taken_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, random_tiny: Path
+) -> None:
     """A stand-in for a Mac: what is made on "mps" is made on the CPU."""
     made = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **more: made(*size, **more))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("mps") == torch.device("mps") and choose_device(None) == torch.device("cpu")
+    assert choose_device("mps") == torch.device("mps") and choose_device(None) == torch.device(
+        "cpu"
+    )
     given: list[Any] = []
     monkeypatch.setattr(pipeline, "load_folder", lambda *args: given.append(args) or (None, None))
     monkeypatch.setattr(pipeline, "Pipeline", lambda *args: args)
     load(random_tiny, device="mps")
     load(random_tiny, device="mps", dtype="bfloat16")
-    assert [(args[1].type, args[2]) for args in given] == [("mps", torch.float32), ("mps", torch.bfloat16)]
+    assert [(args[1].type, args[2]) for args in given] == [
+        ("mps", torch.float32),
+        ("mps", torch.bfloat16),
+    ]
 
 
 def test_versions_are_printed() -> None:
-    done = subprocess.run([sys.executable, "-m", "mmdiff.cli.main", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "mmdiff.cli.main", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     first, second = done.stdout.splitlines()
-    assert re.fullmatch(r"mmdiff \d+\.\d+\.\d+\S*", first) and done.returncode == 0 and done.stderr == ""
+    assert (
+        re.fullmatch(r"mmdiff \d+\.\d+\.\d+\S*", first)
+        and done.returncode == 0
+        and done.stderr == ""
+    )
     assert re.fullmatch(r"Python 3\.\d+\.\d+, torch 2\.\S+, transformers 5\.\S+", second)
 
 
@@ -118,13 +158,20 @@ def test_saved_files_have_the_mode_that_others_have(
     assert {found for path, found in modes.items() if path.is_dir()} == {0o777 & ~umask}
 
 
-def test_what_is_missing_broken_or_old_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(MMDiffError, match=r"^x needs absent_xyz, which is not installed: pip install 'mmdiff\[av\]'$"):
+def test_what_is_missing_broken_or_old_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        MMDiffError,
+        match=r"^x needs absent_xyz, which is not installed: pip install 'mmdiff\[av\]'$",
+    ):
         require_extra("absent_xyz.part", "av", "x")
-    for content, reason in [("raise OSError('no libxyz.so.2\\nat 0x7')", "no libxyz.so.2"),
-                            ("import gone_xyz", "gone_xyz is missing"),
-                            ("raise RuntimeError('operator does not exist')", "operator does not exist"),
-                            ("from os import nothing_xyz", "cannot import name")]:
+    for content, reason in [
+        ("raise OSError('no libxyz.so.2\\nat 0x7')", "no libxyz.so.2"),
+        ("import gone_xyz", "gone_xyz is missing"),
+        ("raise RuntimeError('operator does not exist')", "operator does not exist"),
+        ("from os import nothing_xyz", "cannot import name"),
+    ]:
         name = f"broken_{abs(hash(content))}"
         (tmp_path / f"{name}.py").write_text(content)
         monkeypatch.syspath_prepend(tmp_path)
@@ -132,20 +179,31 @@ def test_what_is_missing_broken_or_old_is_named(monkeypatch: pytest.MonkeyPatch,
             require_extra(name, "audio", "reading sound")
         assert reason in str(refused.value) and "0x7" not in str(refused.value)
     assert str(OldPackageError("transformers", "4.57.0", "5.2")) == (
-        "mmdiff needs transformers 5.2 or later, and 4.57.0 is installed: pip install 'transformers>=5.2'")
+        "mmdiff needs transformers 5.2 or later, and 4.57.0 is installed: pip install 'transformers>=5.2'"
+    )
 
 
 def test_the_core_does_without_the_heavy_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are installed here, so they are hidden."""
-    for name in ("bitsandbytes", "timm", "timm.models.vision_transformer", "open_clip", "open_clip.timm_model"):
+    for name in (
+        "bitsandbytes",
+        "timm",
+        "timm.models.vision_transformer",
+        "open_clip",
+        "open_clip.timm_model",
+    ):
         monkeypatch.setitem(sys.modules, name, None)
     vision = PRESETS["tiny"].vision
     assert vision is not None
     for library in ("timm", "open_clip"):
-        with pytest.raises(MMDiffError, match=rf"needs {library}, .*pip install 'mmdiff\[towers\]'"):
+        with pytest.raises(
+            MMDiffError, match=rf"needs {library}, .*pip install 'mmdiff\[towers\]'"
+        ):
             BUILDERS[library](vision)
     for bits in ("8bit", "4bit"):
-        with pytest.raises(MMDiffError, match=r"needs bitsandbytes, .*pip install 'mmdiff\[quantize\]'"):
+        with pytest.raises(
+            MMDiffError, match=r"needs bitsandbytes, .*pip install 'mmdiff\[quantize\]'"
+        ):
             quantize(torch.nn.Sequential(torch.nn.Linear(2, 2)), bits)
     BUILDERS["transformers"](vision)
 
@@ -161,7 +219,9 @@ def test_the_floors_are_below_what_was_tested_and_leave_room(root: Path) -> None
             name, _, version = line.partition("==")
             tested[name] = version
     extras = project(root)["optional-dependencies"]
-    every = [Requirement(line) for line in [*project(root)["dependencies"], *sum(extras.values(), [])]]
+    every = [
+        Requirement(line) for line in [*project(root)["dependencies"], *sum(extras.values(), [])]
+    ]
     for requirement in every:
         if requirement.name == "mmdiff":
             assert requirement.extras <= extras.keys()
@@ -169,44 +229,80 @@ def test_the_floors_are_below_what_was_tested_and_leave_room(root: Path) -> None
             assert requirement.specifier.contains(tested[requirement.name]), requirement
     core = {requirement.name: requirement.specifier for requirement in every}
     # vLLM 0.33 and its neighbours of the same months, and the images of CUDA 12.4 to 12.8
-    others = {"torch": ("2.6.0", "2.7.1", "2.8.0", "2.9.1", "2.14.0"), "transformers": ("5.2.0", "5.16.1", "5.20.2"),
-              "pillow": ("11.1.0", "13.0.0"), "numpy": ("1.26.4", "2.0.2", "2.2.6"), "fastapi": ("0.133.0", "0.136.9"),
-              "starlette": ("1.0.1",), "tokenizers": ("0.22.1", "0.23.2"), "pydantic": ("2.12.0",)}
+    others = {
+        "torch": ("2.6.0", "2.7.1", "2.8.0", "2.9.1", "2.14.0"),
+        "transformers": ("5.2.0", "5.16.1", "5.20.2"),
+        "pillow": ("11.1.0", "13.0.0"),
+        "numpy": ("1.26.4", "2.0.2", "2.2.6"),
+        "fastapi": ("0.133.0", "0.136.9"),
+        "starlette": ("1.0.1",),
+        "tokenizers": ("0.22.1", "0.23.2"),
+        "pydantic": ("2.12.0",),
+    }
     for name, versions in others.items():
         assert all(core[name].contains(Version(version)) for version in versions), name
     assert not {"timm", "open-clip-torch", "bitsandbytes", "torchvision"} & {
-        Requirement(line).name for line in project(root)["dependencies"]}
+        Requirement(line).name for line in project(root)["dependencies"]
+    }
 
 
 def test_docker_leaves_out_what_an_image_has_no_use_for(root: Path) -> None:
     ignored = (root / ".dockerignore").read_text().splitlines()
     assert {".git", ".venv", "**/__pycache__", "runs"} <= set(ignored)
-    needed = {"mmdiff", "vision", "audio", "training", "eval", "pyproject.toml", "constraints.txt", "README.md",
-              "LICENSE", "hatch_build.py"}
+    needed = {
+        "mmdiff",
+        "vision",
+        "audio",
+        "training",
+        "eval",
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+        "hatch_build.py",
+    }
     assert not needed & set(ignored) and "*" not in ignored
 
 
 def test_the_summary_says_what_to_install(root: Path) -> None:
-    reasons = ["Skipped: not installed: espeak-ng, flite", "Skipped: not installed: espeak-ng",
-               "Skipped: there is no chromium; see .ci/run", "Skipped: the sample is not beside the repository"]
-    assert programs.advice(reasons) == "3 tests skipped: install chromium, espeak-ng, flite to run them"
+    reasons = [
+        "Skipped: not installed: espeak-ng, flite",
+        "Skipped: not installed: espeak-ng",
+        "Skipped: there is no chromium; see .ci/run",
+        "Skipped: the sample is not beside the repository",
+    ]
+    assert (
+        programs.advice(reasons)
+        == "3 tests skipped: install chromium, espeak-ng, flite to run them"
+    )
     assert programs.advice(reasons[1:2]) == "1 test skipped: install espeak-ng to run them"
     assert programs.advice(reasons[3:]) is None
 
 
 def test_on_a_bare_machine_no_program_is_found(root: Path, tmp_path: Path) -> None:
     """What `pytest --bare` does before the first test."""
-    code = ("import sys; sys.path.insert(0, 'tests'); import pathlib, programs, shutil\n"
-            "programs.hide(pathlib.Path(sys.argv[1]))\n"
-            "print(programs.missing(programs.PACKAGES) == [*programs.PACKAGES], shutil.which('git') is not None)")
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=root, capture_output=True, text=True, timeout=60)
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import pathlib, programs, shutil\n"
+        "programs.hide(pathlib.Path(sys.argv[1]))\n"
+        "print(programs.missing(programs.PACKAGES) == [*programs.PACKAGES], shutil.which('git') is not None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=root, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.split() == ["True", str(shutil.which("git") is not None)], done.stderr
 
 
 def test_output_in_an_encoding_without_the_letters_is_no_traceback() -> None:
     code = "import sys; from mmdiff import cli; cli._write_any_text(); print('Größe ▒ 円')"
-    for encoding, wanted in [("ascii", r"Gr\xf6\xdfe \u2592 \u5186"), ("cp1252", "Größe \\u2592 \\u5186"),
-                             ("utf-8", "Größe ▒ 円")]:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60,
-                              env={**os.environ, "PYTHONIOENCODING": encoding})
+    for encoding, wanted in [
+        ("ascii", r"Gr\xf6\xdfe \u2592 \u5186"),
+        ("cp1252", "Größe \\u2592 \\u5186"),
+        ("utf-8", "Größe ▒ 円"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            timeout=60,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
         assert done.stdout.decode(encoding).strip() == wanted and done.stderr == b""

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.helpers.programs import needs
 from safetensors import safe_open
 
 import mmdiff
@@ -17,6 +16,7 @@ from mmdiff.pipeline import SHIPPED, Pipeline
 from mmdiff.training.tiny import easy_vqa
 from mmdiff.training.tiny.scenes import VALID_SEEDS, example
 from mmdiff.training.tiny.structured import scene_schema
+from tests.helpers.programs import needs
 
 MOST_BYTES = 24_000_000
 
@@ -29,7 +29,9 @@ def tiny() -> Pipeline:
 def test_it_is_small_and_in_bfloat16() -> None:
     files = list((SHIPPED / "tiny").iterdir())
     assert sum(file.stat().st_size for file in files) <= MOST_BYTES
-    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {file.name for file in files}
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {
+        file.name for file in files
+    }
     with safe_open(SHIPPED / "tiny" / "model.safetensors", framework="pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
 
@@ -41,7 +43,9 @@ def test_it_answers_about_the_examples(tiny: Pipeline, root: Path) -> None:
     assert tiny.caption(root / "examples" / "one.png", "word").text == "ring"
 
 
-@pytest.mark.parametrize(("task", "least"), [("easy-vqa", 0.95), ("scenes-vqa", 0.9), ("scenes-captions", 0.75)])
+@pytest.mark.parametrize(
+    ("task", "least"), [("easy-vqa", 0.95), ("scenes-vqa", 0.9), ("scenes-captions", 0.75)]
+)
 def test_it_is_right_about_unseen_pictures(tiny: Pipeline, task: str, least: float) -> None:
     rows = [row for batch in TASKS[task].rows(tiny, 30, 32, ()) for row in batch]
     assert sum(row.count for row in rows) >= least * sum(row.of for row in rows)
@@ -50,7 +54,10 @@ def test_it_is_right_about_unseen_pictures(tiny: Pipeline, task: str, least: flo
 def test_it_fills_in_json(tiny: Pipeline, root: Path) -> None:
     made = tiny.extract(root / "examples" / "shapes.png", scene_schema())
     assert [(thing["colour"], thing["shape"]) for thing in made.value["objects"]] == [
-        ("red", "circle"), ("yellow", "triangle"), ("blue", "star")]
+        ("red", "circle"),
+        ("yellow", "triangle"),
+        ("blue", "star"),
+    ]
     scores = score_scenes(tiny, [example(seed) for seed in VALID_SEEDS[:40]], "scaffold")
     assert scores["field_f1"] > 0.75 and scores["exact_up_to_3"] > 0.7 and scores["passes"] < 12
 
@@ -67,8 +74,10 @@ def test_it_hears_a_voice_it_was_not_taught_by(tiny: Pipeline, root: Path) -> No
 def test_it_understands_spoken_questions(tiny: Pipeline, root: Path) -> None:
     folder = root / "tests" / "recordings"
     asked = json.loads((folder / "questions.json").read_text())
-    answers = [tiny.ask(picture.open(), speech=folder / question["file"]).text.lower()
-               for picture, question in zip(easy_vqa.load("test"), asked, strict=False)]
+    answers = [
+        tiny.ask(picture.open(), speech=folder / question["file"]).text.lower()
+        for picture, question in zip(easy_vqa.load("test"), asked, strict=False)
+    ]
     assert answers == [question["answer"] for question in asked]
 
 

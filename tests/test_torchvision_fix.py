@@ -16,22 +16,30 @@ def run(code: str) -> str:
 
 
 def test_torchvision_imports() -> None:
-    assert run(
-        "import mmdiff, torchvision, torchvision.transforms.v2, torch\n"
-        "print(torchvision.__name__, hasattr(torch.ops.torchvision, 'nms'))"
-    ) == "torchvision True"
+    assert (
+        run(
+            "import mmdiff, torchvision, torchvision.transforms.v2, torch\n"
+            "print(torchvision.__name__, hasattr(torch.ops.torchvision, 'nms'))"
+        )
+        == "torchvision True"
+    )
 
 
 def test_nothing_happens_until_then() -> None:
-    assert run(
-        "from mmdiff import torchvision_fix\n"
-        "import sys\n"
-        "torchvision_fix.install(); torchvision_fix.install()\n"
-        "print(sum(isinstance(f, torchvision_fix._Finder) for f in sys.meta_path), 'torch' in sys.modules)"
-    ) == "1 False"
+    assert (
+        run(
+            "from mmdiff import torchvision_fix\n"
+            "import sys\n"
+            "torchvision_fix.install(); torchvision_fix.install()\n"
+            "print(sum(isinstance(f, torchvision_fix._Finder) for f in sys.meta_path), 'torch' in sys.modules)"
+        )
+        == "1 False"
+    )
 
 
-@pytest.mark.parametrize(("version", "cuda"), [("0.28.0+cpu", None), ("0.28.0+cu130", "13.0"), ("0.28.0", None)])
+@pytest.mark.parametrize(
+    ("version", "cuda"), [("0.28.0+cpu", None), ("0.28.0+cu130", "13.0"), ("0.28.0", None)]
+)
 def test_other_pairs_are_left_alone(
     version: str, cuda: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 
 from mmdiff import transcription
-from mmdiff.audio.confidence import agreed_confidence, words_confidence
 from mmdiff.audio.audio_io import load_channels
+from mmdiff.audio.confidence import agreed_confidence, words_confidence
 from mmdiff.audio.vad import Span
 from mmdiff.errors import MMDiffError
 from mmdiff.transcript import Segment, Word
-from mmdiff.transcription import RecognitionOptions, merge_spans, recognize, speech_windows, transcribe_audio
+from mmdiff.transcription import (
+    RecognitionOptions,
+    merge_spans,
+    recognize,
+    speech_windows,
+    transcribe_audio,
+)
 
 RATE = 16_000
 SAMPLES = np.zeros(60 * RATE, np.float32)
@@ -37,7 +43,9 @@ class Told:
     def check_language(self, language: str | None) -> str | None:
         return language
 
-    def transcribe(self, samples: Any, window: Any, *, language: str | None = None, **_: Any) -> Iterator[Any]:
+    def transcribe(
+        self, samples: Any, window: Any, *, language: str | None = None, **_: Any
+    ) -> Iterator[Any]:
         self.asked.append((window, language))
         first, last = window[0].start / RATE, window[-1].end / RATE
         for segment in self.segments:
@@ -59,7 +67,9 @@ def test_neighbours_are_recognised_together() -> None:
 def test_without_the_gate_nothing_is_left_out() -> None:
     windows = speech_windows(SAMPLES, gate=False)
     assert windows[0][0].start == 0 and windows[-1][-1].end == len(SAMPLES)
-    assert all(one[-1].end == other[0].start for one, other in zip(windows, windows[1:], strict=False))
+    assert all(
+        one[-1].end == other[0].start for one, other in zip(windows, windows[1:], strict=False)
+    )
     assert speech_windows(SAMPLES[:0], gate=False) == [] and speech_windows(SAMPLES) == []
 
 
@@ -69,9 +79,14 @@ def test_windows_that_do_not_fit_are_refused(most: float) -> None:
         speech_windows(SAMPLES, max_seconds=most)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"temperature": 1.5}, "temperature=1.5"), ({"beam_size": 0}, "beam_size=0"), ({"beam_size": 100}, "beam_size=100"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 1.5}, "temperature=1.5"),
+        ({"beam_size": 0}, "beam_size=0"),
+        ({"beam_size": 100}, "beam_size=100"),
+    ],
+)
 def test_options_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(MMDiffError, match=message):
         RecognitionOptions(**change)
@@ -83,12 +98,17 @@ def test_the_language_is_detected_once() -> None:
     assert [language for _, language in recognizer.asked] == [None, "de"]
 
 
-@pytest.mark.parametrize(("reading", "wanted"), [
-    ("turn on the light", ("Turn on the light.", 0.8)),  # both say the same: the surer of it
-    ("turn on the lamp", ("Turn on the light.", 0.6)),
-    ("", ("Turn on the light.", 0.6)),
-])
-def test_whispers_words_stay_where_they_are_likelier(reading: str, wanted: tuple[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("reading", "wanted"),
+    [
+        ("turn on the light", ("Turn on the light.", 0.8)),  # both say the same: the surer of it
+        ("turn on the lamp", ("Turn on the light.", 0.6)),
+        ("", ("Turn on the light.", 0.6)),
+    ],
+)
+def test_whispers_words_stay_where_they_are_likelier(
+    reading: str, wanted: tuple[str, float]
+) -> None:
     def read(samples: Any, window: Any) -> list[Segment | None]:
         return [said(0, 2, reading, 0.5)]
 
@@ -116,7 +136,9 @@ def test_where_whisper_hears_no_speech_nothing_stays() -> None:
 
 def test_a_sure_reading_is_taken_without_asking_whisper() -> None:
     recognizer = Told(said(0, 2, "Won.", 0.99))
-    assert heard(recognizer, [(span(0, 2),)], lambda samples, window: [said(0, 2, "one", 0.95)]) == [("one", 0.95)]
+    assert heard(
+        recognizer, [(span(0, 2),)], lambda samples, window: [said(0, 2, "one", 0.95)]
+    ) == [("one", 0.95)]
     assert recognizer.asked == []
 
 
@@ -131,9 +153,18 @@ def test_channels_are_transcribed_on_their_own(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(transcription, "speech_windows", windows)
     recognizer, shares = Told(said(0, 1, "Hello."), said(2, 3, "Hi.")), list[float]()
-    made = transcribe_audio(recognizer, np.stack([left, right], 1), RecognitionOptions(), sample_rate=RATE,  # type: ignore
-                            separate=True, progress=shares.append)
-    assert [(segment.text, segment.channel) for segment in made.segments] == [("Hello.", 0), ("Hi.", 1)]
+    made = transcribe_audio(
+        recognizer,
+        np.stack([left, right], 1),
+        RecognitionOptions(),
+        sample_rate=RATE,  # type: ignore
+        separate=True,
+        progress=shares.append,
+    )
+    assert [(segment.text, segment.channel) for segment in made.segments] == [
+        ("Hello.", 0),
+        ("Hi.", 1),
+    ]
     assert made.duration == 4 and shares == sorted(shares) and shares[-1] == 1
 
 

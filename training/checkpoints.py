@@ -23,7 +23,9 @@ from mmdiff.files import share_weights, sync_folder
 MANIFEST = "manifest.json"
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int = 2) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int = 2
+) -> Path:
     """Write `folder/step-N` atomically and remove all but the last `keep` checkpoints."""
     target = folder / f"step-{step:08d}"
     part = folder / f".{target.name}.part"
@@ -31,7 +33,10 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         shutil.rmtree(leftover)
     part.mkdir(parents=True)
     tensors, groups = _split_optimizer(optimizer.state_dict())
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part / "model.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
+        part / "model.safetensors",
+    )
     save_file(tensors, part / "optimizer.safetensors")
     (part / "state.json").write_text(json.dumps({"step": step, "param_groups": groups}))
     share_weights(part, "state.json")
@@ -53,7 +58,9 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / MANIFEST).exists())
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> int:
     """Restore model and optimizer in place and return the step.
 
     Raises:
@@ -79,7 +86,9 @@ def _manifest(path: Path) -> dict[str, str]:
 
 
 def _damaged(file: Path) -> CheckpointError:
-    return CheckpointError(f"{file} is missing or damaged; delete {file.parent} to resume from an earlier step")
+    return CheckpointError(
+        f"{file} is missing or damaged; delete {file.parent} to resume from an earlier step"
+    )
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

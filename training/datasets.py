@@ -29,18 +29,18 @@ from mmdiff.config import ModelConfig, TokenIds
 from mmdiff.errors import MMDiffError
 from mmdiff.structured.schema.serialize import slot_ids
 from mmdiff.tokens import CHAT_TEMPLATE, IMAGE, control_tokens, neutralize, segment_ids
-from mmdiff.training.tiny import easy_vqa
-from mmdiff.training.tiny.augment import augment
 from mmdiff.training.forward_process import IGNORE
 from mmdiff.training.loop import SKIPPED, Batch
+from mmdiff.training.tiny import easy_vqa
+from mmdiff.training.tiny.augment import augment
 from mmdiff.training.tiny.questions import (
     ATTRIBUTES,
     CAPTION_PROMPTS,
     FACTS,
     Facts,
+    GroundingPhrase,
     Length,
     Phrase,
-    GroundingPhrase,
     caption_spans,
     captions,
     facts_of,
@@ -57,17 +57,40 @@ from mmdiff.training.tiny.structured import AnswerPart, structured
 from mmdiff.vision.image_io import open_image
 from mmdiff.vision.preprocess import make_views
 
-PADDING_IMPORTANCE = 0.1  # of an end-of-text token behind an answer, against 1 for the answer's own tokens
+PADDING_IMPORTANCE = (
+    0.1  # of an end-of-text token behind an answer, against 1 for the answer's own tokens
+)
 LITERAL_IMPORTANCE = 0.3  # of what the structure of an answer tells,
 DECISION_IMPORTANCE = 3.0  # and of where it is decided
-DECISION_ROOMS = range(18, 27)  # positions from a decision on; if they told its answer, nothing else would be learned
+DECISION_ROOMS = range(
+    18, 27
+)  # positions from a decision on; if they told its answer, nothing else would be learned
 CAPTION_IMPORTANCE = 0.8  # of a caption's token: one caption has as many tokens as ten answers
-CANVAS_LENGTHS, CANVAS_ODDS = (8, 16, 32), (0.75, 0.1, 0.15)  # positions; an answer too long for one gets more
-LEARNED_LAST = ("relation", "same", "count")  # kinds of question that take long to learn, so asked more often
-CAPTION_MIX: tuple[Length, ...] = ("word", "short", "short", "long", "long")  # the shares of the lengths
-ALIKE = 12  # a batch of clips is drawn among so many times its number that follow each other in length
+CANVAS_LENGTHS, CANVAS_ODDS = (
+    (8, 16, 32),
+    (0.75, 0.1, 0.15),
+)  # positions; an answer too long for one gets more
+LEARNED_LAST = (
+    "relation",
+    "same",
+    "count",
+)  # kinds of question that take long to learn, so asked more often
+CAPTION_MIX: tuple[Length, ...] = (
+    "word",
+    "short",
+    "short",
+    "long",
+    "long",
+)  # the shares of the lengths
+ALIKE = (
+    12  # a batch of clips is drawn among so many times its number that follow each other in length
+)
 MAX_FRAMES = 800  # of 10 ms, of a sound that another may follow
-CAPTION_CANVAS: dict[Length, int] = {"word": 8, "short": 32, "long": 64}  # at least, lest the room tells the length
+CAPTION_CANVAS: dict[Length, int] = {
+    "word": 8,
+    "short": 32,
+    "long": 64,
+}  # at least, lest the room tells the length
 
 
 @dataclass(frozen=True)
@@ -78,7 +101,9 @@ class Turn:
     answer: str
     loss_weight: float = 1.0
     canvas: int = 0  # positions at least, however short the answer
-    spans: Sequence[tuple[int, int, Facts]] = ()  # where the answer speaks of what: characters, facts
+    spans: Sequence[
+        tuple[int, int, Facts]
+    ] = ()  # where the answer speaks of what: characters, facts
     sound: Tensor | None = None  # a spectrogram, (M, F)
     transcript: str = ""  # the words in the sound, for the draft at its embeddings
     padding_slots: bool = False  # runs of the answer are open and may be too long; nothing is said in what is left over
@@ -92,7 +117,10 @@ Source = Callable[[np.random.Generator], Row]
 
 
 def scene_row(
-    rng: np.random.Generator, num_questions: int = 6, num_hard: int = 3, num_references: int = 16,
+    rng: np.random.Generator,
+    num_questions: int = 6,
+    num_hard: int = 3,
+    num_references: int = 16,
     num_structured: int = 0,
 ) -> Row:
     """A generated scene of the training seeds: contents, questions, one caption, JSON, and words for its things."""
@@ -166,7 +194,9 @@ def read_row(source: Source, rng: np.random.Generator) -> tuple[Row, list[str]]:
             return (None if image is None else open_image(image), turns), skipped
         except (MMDiffError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             skipped.append(f"{error}"[:300])
-    raise MMDiffError(f"{TRIES} rows of the training data after each other cannot be read; the last: {skipped[-1]}")
+    raise MMDiffError(
+        f"{TRIES} rows of the training data after each other cannot be read; the last: {skipped[-1]}"
+    )
 
 
 class ConversationDataset(Dataset[Batch]):
@@ -175,8 +205,15 @@ class ConversationDataset(Dataset[Batch]):
     A row whose image or sound cannot be read is left out, and the next one of its source takes its place.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer_file: Path, sources: Sequence[Source], seed: int) -> None:
-        self.config, self.tokenizer_file, self.sources, self.seed = config, tokenizer_file, sources, seed
+    def __init__(
+        self, config: ModelConfig, tokenizer_file: Path, sources: Sequence[Source], seed: int
+    ) -> None:
+        self.config, self.tokenizer_file, self.sources, self.seed = (
+            config,
+            tokenizer_file,
+            sources,
+            seed,
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -197,7 +234,12 @@ class RegionTextDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self, config: ModelConfig, tokenizer_file: Path, num_pictures: int, phrases_each: int, seed: int
+        self,
+        config: ModelConfig,
+        tokenizer_file: Path,
+        num_pictures: int,
+        phrases_each: int,
+        seed: int,
     ) -> None:
         self.config, self.tokenizer_file, self.seed = config, tokenizer_file, seed
         self.num_pictures, self.phrases_each = num_pictures, phrases_each
@@ -209,12 +251,21 @@ class RegionTextDataset(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         assert self.config.vision is not None
         rng = np.random.default_rng((self.seed, number))
-        examples = [example(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop))) for _ in range(self.num_pictures)]
+        examples = [
+            example(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
+            for _ in range(self.num_pictures)
+        ]
         said = [Phrase(**{name: value}) for name, values in ATTRIBUTES.items() for value in values]
         said += [Phrase(shape=shape) for shape in SHAPES] * 2  # learned last, so said more often
-        said += [phrase for _, scene, own in examples for phrase in phrases(scene, own, self.phrases_each)]
+        said += [
+            phrase
+            for _, scene, own in examples
+            for phrase in phrases(scene, own, self.phrases_each)
+        ]
         ids = [self.tokenizer.encode(phrase.text()).ids for phrase in said]
-        alone = [replace(scene, things=(thing,)) for _, scene, _ in examples for thing in scene.things]
+        alone = [
+            replace(scene, things=(thing,)) for _, scene, _ in examples for thing in scene.things
+        ]
         truth = torch.from_numpy(truth_table(said, alone))
         owners, before = [], 0
         for _, scene, _ in examples:
@@ -234,7 +285,12 @@ class SpeechDataset(Dataset[Batch]):
     """The spectrograms of `num_clips` clips about as long as each other, and the tokens of what is said."""
 
     def __init__(self, speech: Speech, tokenizer_file: Path, num_clips: int, seed: int) -> None:
-        self.speech, self.tokenizer_file, self.num_clips, self.seed = speech, tokenizer_file, num_clips, seed
+        self.speech, self.tokenizer_file, self.num_clips, self.seed = (
+            speech,
+            tokenizer_file,
+            num_clips,
+            seed,
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -261,7 +317,9 @@ def patch_owners(scene: Scene, patches_per_side: int) -> Tensor:
     A patch shows the uppermost thing that has the patch's centre in the middle 80 % of its bounding box.
     """
     side = max(scene.width, scene.height)
-    centres = (torch.arange(patches_per_side) + 0.5) / patches_per_side * side  # pixels of the padded square
+    centres = (
+        (torch.arange(patches_per_side) + 0.5) / patches_per_side * side
+    )  # pixels of the padded square
     x, y = centres - (side - scene.width) // 2, centres - (side - scene.height) // 2
     owner = torch.zeros(patches_per_side, patches_per_side, dtype=torch.long)
     for number, thing in enumerate(scene.things, start=1):
@@ -271,7 +329,9 @@ def patch_owners(scene: Scene, patches_per_side: int) -> Tensor:
     return owner.flatten()
 
 
-def pack(rows: Sequence[Row], tokenizer: Tokenizer, config: ModelConfig, rng: np.random.Generator) -> Batch:
+def pack(
+    rows: Sequence[Row], tokenizer: Tokenizer, config: ModelConfig, rng: np.random.Generator
+) -> Batch:
     """One batch: the chat prompt of each picture once, its questions and answers as branches behind it.
 
     A `Reference` is a branch of its words alone. `named` (B, T) is 1 at their end, in answers where they speak
@@ -283,13 +343,23 @@ def pack(rows: Sequence[Row], tokenizer: Tokenizer, config: ModelConfig, rng: np
     opening = tokenizer.encode(before).ids
     shown = opening + [config.tokens.image] * config.vision.tokens_per_side**2
     packed, facts = zip(
-        *(_pack_row(turns, shown if image else opening, after, tokenizer, config, rng) for image, turns in rows),
+        *(
+            _pack_row(turns, shown if image else opening, after, tokenizer, config, rng)
+            for image, turns in rows
+        ),
         strict=True,
     )
     images = [image for image, _ in rows if image is not None]
-    sounds = [turn for _, turns in rows for turn in turns if isinstance(turn, Turn) and turn.sound is not None]
+    sounds = [
+        turn
+        for _, turns in rows
+        for turn in turns
+        if isinstance(turn, Turn) and turn.sound is not None
+    ]
     fills = {"input_ids": config.tokens.pad, "labels": IGNORE, "importance": 0.0}
-    batch: Batch = {name: _pad([row[name] for row in packed], fills.get(name, 0)) for name in packed[0]}
+    batch: Batch = {
+        name: _pad([row[name] for row in packed], fills.get(name, 0)) for name in packed[0]
+    }
     batch["attention_mask"] = _pad([[1] * len(row["input_ids"]) for row in packed], 0).bool()
     if images:
         batch["pixel_values"] = _pixels(images, config)
@@ -298,14 +368,24 @@ def pack(rows: Sequence[Row], tokenizer: Tokenizer, config: ModelConfig, rng: np
     if sounds:
         heard = [turn.sound for turn in sounds if turn.sound is not None]
         controls = control_tokens(tokenizer, config.tokens)
-        batch.update(_sound_inputs(heard, [neutralize(turn.transcript, controls) for turn in sounds], tokenizer))
-    batch["facts"] = torch.tensor([fact for row in facts for fact in row], dtype=torch.long).view(-1, len(FACTS))
+        batch.update(
+            _sound_inputs(
+                heard, [neutralize(turn.transcript, controls) for turn in sounds], tokenizer
+            )
+        )
+    batch["facts"] = torch.tensor([fact for row in facts for fact in row], dtype=torch.long).view(
+        -1, len(FACTS)
+    )
     return batch
 
 
 def _pack_row(
-    turns: Sequence[Turn | GroundingPhrase | Scene], start: list[int], question: str, tokenizer: Tokenizer,
-    config: ModelConfig, rng: np.random.Generator,
+    turns: Sequence[Turn | GroundingPhrase | Scene],
+    start: list[int],
+    question: str,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    rng: np.random.Generator,
 ) -> tuple[dict[str, list[int] | list[float]], list[Facts]]:
     tokens, controls = config.tokens, control_tokens(tokenizer, config.tokens)
     turns = [turn if isinstance(turn, Scene) else _harmless(turn, controls) for turn in turns]
@@ -330,7 +410,9 @@ def _pack_row(
             canvas, open_here, weights, about = _laid_out(turn, tokenizer, tokens, rng)
             told += [None] * len(prompt) + about
         else:
-            prompt = _placeholders(turn, config) + tokenizer.encode(question.format(turn.question)).ids
+            prompt = (
+                _placeholders(turn, config) + tokenizer.encode(question.format(turn.question)).ids
+            )
             encoded = tokenizer.encode(turn.answer)
             answer = [*encoded.ids, tokens.eot]
             room = int(rng.choice(CANVAS_LENGTHS, p=CANVAS_ODDS))
@@ -341,10 +423,14 @@ def _pack_row(
                 reopened, open_here = _reopened(encoded.ids, tokens.eos, rng)
                 canvas, open_here, padding = [*reopened, tokens.eot], [*open_here, False], 0
             weights = [turn.loss_weight] * (len(canvas) - padding) + [PADDING_IMPORTANCE] * padding
-            about = [next((facts for first, end, facts in turn.spans if first < stop <= end), None)
-                     for _, stop in encoded.offsets]
+            about = [
+                next((facts for first, end, facts in turn.spans if first < stop <= end), None)
+                for _, stop in encoded.offsets
+            ]
             told += [None] * len(prompt) + about + [None] * (len(canvas) - len(about))
-        prompt_segments = segment_ids(torch.tensor([start + prompt]), tokens)[0, len(start):].tolist()
+        prompt_segments = segment_ids(torch.tensor([start + prompt]), tokens)[
+            0, len(start) :
+        ].tolist()
         ids += prompt + canvas
         labels += [IGNORE] * len(prompt)
         labels += [token if here else IGNORE for token, here in zip(canvas, open_here, strict=True)]
@@ -353,8 +439,13 @@ def _pack_row(
         positions += range(len(start), len(start) + len(prompt) + len(canvas))
         branches += [branch] * (len(prompt) + len(canvas))
     row: dict[str, list[int] | list[float]] = {
-        "input_ids": ids, "labels": labels, "importance": importance, "segment_ids": segments,
-        "position_ids": positions, "branch_ids": branches, "named": [int(facts is not None) for facts in told],
+        "input_ids": ids,
+        "labels": labels,
+        "importance": importance,
+        "segment_ids": segments,
+        "position_ids": positions,
+        "branch_ids": branches,
+        "named": [int(facts is not None) for facts in told],
     }
     return row, [facts for facts in told if facts is not None]
 
@@ -362,11 +453,24 @@ def _pack_row(
 def _harmless(turn: Turn | GroundingPhrase, controls: frozenset[str]) -> Turn | GroundingPhrase:
     """Without control tokens in its texts, as prompts have none."""
     if isinstance(turn, GroundingPhrase):
-        return replace(turn, text=neutralize(turn.text, controls), after=neutralize(turn.after, controls))
-    parts = [replace(part, text=neutralize(part.text, controls),
-                     alike=tuple(neutralize(text, controls) for text in part.alike)) for part in turn.parts]
-    return replace(turn, question=neutralize(turn.question, controls), answer=neutralize(turn.answer, controls),
-                   transcript=neutralize(turn.transcript, controls), parts=parts)
+        return replace(
+            turn, text=neutralize(turn.text, controls), after=neutralize(turn.after, controls)
+        )
+    parts = [
+        replace(
+            part,
+            text=neutralize(part.text, controls),
+            alike=tuple(neutralize(text, controls) for text in part.alike),
+        )
+        for part in turn.parts
+    ]
+    return replace(
+        turn,
+        question=neutralize(turn.question, controls),
+        answer=neutralize(turn.answer, controls),
+        transcript=neutralize(turn.transcript, controls),
+        parts=parts,
+    )
 
 
 def _laid_out(
@@ -389,8 +493,13 @@ def _laid_out(
 
     for number, part in enumerate(turn.parts):
         ids = slot_ids(encode, part.text) if part.slot else encode(part.text)
-        if number == turn.num_scaffolded > 0:  # a decision: its tokens tell it, and nothing else of the answer is seen
-            canvas[:] = [tokens.mask if here else token for token, here in zip(canvas, open_here, strict=True)]
+        if (
+            number == turn.num_scaffolded > 0
+        ):  # a decision: its tokens tell it, and nothing else of the answer is seen
+            canvas[:] = [
+                tokens.mask if here else token
+                for token, here in zip(canvas, open_here, strict=True)
+            ]
             open_here[:] = [False] * len(canvas)
             put(ids[:2], False, DECISION_IMPORTANCE, None)
             put([tokens.mask] * (pick(rng, DECISION_ROOMS) - 2), True, 0.0, None)
@@ -398,7 +507,9 @@ def _laid_out(
         scaffold = number < turn.num_scaffolded
         put(ids, scaffold and not part.slot, 1.0 if part.slot else LITERAL_IMPORTANCE, part.facts)
         if scaffold and part.slot:
-            room = max(part.room, *(len(slot_ids(encode, text)) for text in (part.text, *part.alike)))
+            room = max(
+                part.room, *(len(slot_ids(encode, text)) for text in (part.text, *part.alike))
+            )
             put([tokens.eos] * (room - len(ids)), False, LITERAL_IMPORTANCE, None)
     whole = turn.num_scaffolded == len(turn.parts)
     put([tokens.eot], whole, LITERAL_IMPORTANCE, None)
@@ -415,7 +526,9 @@ def _placeholders(turn: Turn, config: ModelConfig) -> list[int]:
     return [config.tokens.audio] * count_tokens(turn.sound.shape[1], config.audio)
 
 
-def _reopened(ids: list[int], nothing: int, rng: np.random.Generator) -> tuple[list[int], list[bool]]:
+def _reopened(
+    ids: list[int], nothing: int, rng: np.random.Generator
+) -> tuple[list[int], list[bool]]:
     """The ids with open runs that are too long, and where they are; `nothing` fills what is left over of a run."""
     made: list[int] = []
     is_open: list[bool] = []
@@ -438,10 +551,15 @@ def _shown_facts(scene: Scene, config: ModelConfig) -> list[Facts]:
     assert config.vision is not None
     side, merged = config.vision.tokens_per_side, config.vision.pixel_shuffle
     owners = patch_owners(scene, config.vision.patches_per_side).view(side, merged, side, merged)
-    counts = {name: Counter(getattr(thing, name) for thing in scene.things) for name in ("shape", "colour")}
+    counts = {
+        name: Counter(getattr(thing, name) for thing in scene.things)
+        for name in ("shape", "colour")
+    }
     known = [dict(zip(FACTS, facts_of([thing], scene), strict=True)) for thing in scene.things]
     length = max(scene.width, scene.height) / side  # of a token's side, in pixels
-    margins = ((max(scene.width, scene.height) - extent) // 2 for extent in (scene.width, scene.height))
+    margins = (
+        (max(scene.width, scene.height) - extent) // 2 for extent in (scene.width, scene.height)
+    )
     left, top = margins
     told = []
     for token, owner in enumerate(owners.amax((1, 3)).flatten().tolist()):
@@ -462,7 +580,9 @@ def _prompt_parts() -> tuple[str, str]:
 
     content = [{"type": "image"}, {"type": "text", "text": "{}"}]
     text = Template(CHAT_TEMPLATE).render(
-        messages=[{"role": "user", "content": content}], bos_token="<|startoftext|>", add_generation_prompt=True
+        messages=[{"role": "user", "content": content}],
+        bos_token="<|startoftext|>",
+        add_generation_prompt=True,
     )
     before, after = text.split(IMAGE)
     return before, after

@@ -26,7 +26,9 @@ class MaskedBatch:
     rate_BT: Tensor
 
 
-def mask_tokens(ids_BT: Tensor, labels_BT: Tensor, t_BT: Tensor, u_BT: Tensor, mask_id: int) -> MaskedBatch:
+def mask_tokens(
+    ids_BT: Tensor, labels_BT: Tensor, t_BT: Tensor, u_BT: Tensor, mask_id: int
+) -> MaskedBatch:
     """Hide a labelled position where its draw `u` is under the masking rate of its time `t` (both in 0..1)."""
     rate_BT = masking_rate(t_BT)
     masked_BT = (u_BT < rate_BT) & (labels_BT != IGNORE)

@@ -28,7 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from mmdiff.errors import MMDiffError
 from mmdiff.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 
-SKIPPED = "skipped"  # of a batch: what is wrong with the rows that were left out of it, a sentence each
+SKIPPED = (
+    "skipped"  # of a batch: what is wrong with the rows that were left out of it, a sentence each
+)
 FEW_SKIPPED = 20  # rows that may be left out in any case; beyond, no more than
 SKIPPED_SHARE = 0.1  # of all rows
 LOGGER = logging.getLogger("mmdiff.training")
@@ -42,14 +44,18 @@ class TrainConfig:
 
     steps: int
     learning_rate: float
-    rates: dict[str, float]  # name prefix -> factor on the learning rate; 0 freezes for this run; the longest counts
+    rates: dict[
+        str, float
+    ]  # name prefix -> factor on the learning rate; 0 freezes for this run; the longest counts
     warmup_steps: int = 100
     final_rate: float = 0.02  # of learning_rate, at the end of the cosine
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
     accumulate: int = 1  # batches per step
-    mixed_precision: str = "no"  # "bf16" pays only where the machine multiplies it faster than float32
+    mixed_precision: str = (
+        "no"  # "bf16" pays only where the machine multiplies it faster than float32
+    )
     seed: int = 0
     save_every: int = 500  # steps
     log_every: int = 20  # steps
@@ -58,7 +64,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, value in {"learning_rate": self.learning_rate, **self.rates}.items():
             if not (math.isfinite(value) and value >= 0):
-                raise MMDiffError(f"the rate {name!r}: {value} does not fit; it must be a number, 0 or more")
+                raise MMDiffError(
+                    f"the rate {name!r}: {value} does not fit; it must be a number, 0 or more"
+                )
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -66,12 +74,19 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    share = config.final_rate + (1 - config.final_rate) * 0.5 * (
+        1 + math.cos(math.pi * min(1.0, progress))
+    )
     return config.learning_rate * share
 
 
 def train(
-    model: nn.Module, loss: Loss, data: Dataset[Batch], config: TrainConfig, folder: Path, title: str
+    model: nn.Module,
+    loss: Loss,
+    data: Dataset[Batch],
+    config: TrainConfig,
+    folder: Path,
+    title: str,
 ) -> dict[str, float]:
     """Train `model` in place up to `config.steps`, resuming from the last checkpoint in `folder`.
 
@@ -89,23 +104,35 @@ def train(
     """
     # Parts that a batch has no use for, such as the audio tower beside images alone, get no gradients.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, step_scheduler_with_optimizer=False,
-                              kwargs_handlers=[unused])
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[unused],
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with _learning(model, config) as groups:
         return _train(model, loss, data, config, folder, title, accelerator, groups)
 
 
 def _train(
-    model: nn.Module, loss: Loss, data: Dataset[Batch], config: TrainConfig, folder: Path, title: str,
-    accelerator: Accelerator, groups: list[dict[str, Any]],
+    model: nn.Module,
+    loss: Loss,
+    data: Dataset[Batch],
+    config: TrainConfig,
+    folder: Path,
+    title: str,
+    accelerator: Accelerator,
+    groups: list[dict[str, Any]],
 ) -> dict[str, float]:
     optimizer = torch.optim.AdamW(groups, betas=config.betas)
     done = checkpoints(folder)
     start = load_checkpoint(done[-1], model, optimizer) if done else 0
     model, optimizer = accelerator.prepare(model, optimizer)
     batches, metrics = _Batches(_loader(data, config, start, accelerator)), dict[str, float]()
-    with _Log(folder, start, accelerator.is_main_process) as log, _progress(accelerator.is_main_process) as bar:
+    with (
+        _Log(folder, start, accelerator.is_main_process) as log,
+        _progress(accelerator.is_main_process) as bar,
+    ):
         task = bar.add_task(title, total=config.steps, completed=start, note="")
         for step in range(start, config.steps):
             for group in optimizer.param_groups:
@@ -122,7 +149,12 @@ def _train(
             optimizer.step()
             optimizer.zero_grad()
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                metrics = {"loss": value.item(), "grad_norm": float(norm or 0.0), **metrics, **batches.counts}
+                metrics = {
+                    "loss": value.item(),
+                    "grad_norm": float(norm or 0.0),
+                    **metrics,
+                    **batches.counts,
+                }
                 log.write(step + 1, {**metrics, "learning_rate": learning_rate(config, step)})
                 bar.update(task, note="  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
             bar.advance(task)
@@ -143,7 +175,9 @@ def _learning(model: nn.Module, config: TrainConfig) -> Iterator[list[dict[str, 
         if not groups:
             raise MMDiffError("nothing can learn: every parameter is frozen, or has the rate 0")
         model.train()
-        for module in model.modules():  # what stands still has no dropout either, and keeps its statistics
+        for (
+            module
+        ) in model.modules():  # what stands still has no dropout either, and keeps its statistics
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
@@ -164,7 +198,11 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     unknown = set(config.rates)
     for name, parameter in model.named_parameters():
-        matches = [prefix for prefix in config.rates if name.removeprefix("base_model.model.").startswith(prefix)]
+        matches = [
+            prefix
+            for prefix in config.rates
+            if name.removeprefix("base_model.model.").startswith(prefix)
+        ]
         unknown -= set(matches)
         factor = config.rates[max(matches, key=len)] if matches else 1.0
         if factor == 0:
@@ -173,18 +211,29 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         if parameter.requires_grad:
             groups.setdefault((factor, decay), []).append(parameter)
     if unknown:
-        raise MMDiffError(f"rates name {sorted(unknown)[0]!r}, with which no parameter's name begins; leave it out, or "
-                          f"name a part of the model, such as {name.split('.')[0]!r}")
+        raise MMDiffError(
+            f"rates name {sorted(unknown)[0]!r}, with which no parameter's name begins; leave it out, or "
+            f"name a part of the model, such as {name.split('.')[0]!r}"
+        )
     return [
-        {"params": parameters, "lr": config.learning_rate * factor, "factor": factor, "weight_decay": decay}
+        {
+            "params": parameters,
+            "lr": config.learning_rate * factor,
+            "factor": factor,
+            "weight_decay": decay,
+        }
         for (factor, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def _check_loss(total: Tensor, norm: Tensor | None, accelerator: Accelerator, folder: Path, step: int) -> None:
+def _check_loss(
+    total: Tensor, norm: Tensor | None, accelerator: Accelerator, folder: Path, step: int
+) -> None:
     """Stop in all processes before the weights are changed by what is no number."""
     fault = not bool(total.isfinite())
-    if norm is not None and accelerator.scaler is None:  # the scaler of float16 leaves out such steps by itself
+    if (
+        norm is not None and accelerator.scaler is None
+    ):  # the scaler of float16 leaves out such steps by itself
         fault |= not math.isfinite(float(norm))
     if accelerator.num_processes > 1:
         fault = bool(accelerator.reduce(torch.tensor(float(fault), device=accelerator.device)) > 0)
@@ -193,14 +242,18 @@ def _check_loss(total: Tensor, norm: Tensor | None, accelerator: Accelerator, fo
 
 
 def _check_weights(groups: list[dict[str, Any]], folder: Path, step: int) -> None:
-    if not all(bool(parameter.isfinite().all()) for group in groups for parameter in group["params"]):
+    if not all(
+        bool(parameter.isfinite().all()) for group in groups for parameter in group["params"]
+    ):
         raise _diverged(f"weights are no numbers any more after step {step + 1}", folder)
 
 
 def _diverged(what: str, folder: Path) -> MMDiffError:
     done = checkpoints(folder)
     kept = f"{done[-1]} is the last good checkpoint" if done else "no checkpoint was written"
-    return MMDiffError(f"{what}, so the run stops, and {kept}: lower learning_rate, or look at the data")
+    return MMDiffError(
+        f"{what}, so the run stops, and {kept}: lower learning_rate, or look at the data"
+    )
 
 
 class _Batches:
@@ -225,17 +278,27 @@ class _Batches:
         self.skipped += len(reasons)
         self.rows += len(reasons) + len(batch.get("input_ids", ()))
         if self.skipped > max(FEW_SKIPPED, SKIPPED_SHARE * self.rows):
-            raise MMDiffError(f"{self.skipped} of {self.rows} rows of the training data cannot be read, which is too "
-                              f"many; the last: {reasons[-1]}")
+            raise MMDiffError(
+                f"{self.skipped} of {self.rows} rows of the training data cannot be read, which is too "
+                f"many; the last: {reasons[-1]}"
+            )
         return batch
 
 
-def _loader(data: Dataset[Batch], config: TrainConfig, start: int, accelerator: Accelerator) -> DataLoader[Batch]:
+def _loader(
+    data: Dataset[Batch], config: TrainConfig, start: int, accelerator: Accelerator
+) -> DataLoader[Batch]:
     share, rank = accelerator.num_processes, accelerator.process_index
-    numbers = [n * share + rank for n in range(start * config.accumulate, config.steps * config.accumulate)]
+    numbers = [
+        n * share + rank for n in range(start * config.accumulate, config.steps * config.accumulate)
+    ]
     return DataLoader(
-        _Telling(data), batch_size=None, sampler=_Fixed(numbers), num_workers=config.workers,
-        prefetch_factor=4 if config.workers else None, worker_init_fn=_one_thread,
+        _Telling(data),
+        batch_size=None,
+        sampler=_Fixed(numbers),
+        num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None,
+        worker_init_fn=_one_thread,
     )
 
 
@@ -268,7 +331,9 @@ def _one_thread(_worker: int) -> None:
 
 
 def _draw_seed(config: TrainConfig, step: int, part: int, accelerator: Accelerator) -> int:
-    batch = (step * config.accumulate + part) * accelerator.num_processes + accelerator.process_index
+    batch = (
+        step * config.accumulate + part
+    ) * accelerator.num_processes + accelerator.process_index
     return config.seed * 10**12 + batch
 
 
@@ -278,8 +343,13 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 
 def _progress(shown: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"), TimeRemainingColumn(), disable=not shown, refresh_per_second=1,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        disable=not shown,
+        refresh_per_second=1,
     )
 
 
@@ -325,7 +395,9 @@ def _cut(path: Path, last: int) -> Path:
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
         steps = [re.fullmatch(r'\{"step": (\d+), .*\}\n', line) for line in lines]
-        kept = [line for line, step in zip(lines, steps, strict=True) if step and int(step[1]) <= last]
+        kept = [
+            line for line, step in zip(lines, steps, strict=True) if step and int(step[1]) <= last
+        ]
         part = path.with_name(f".{path.name}.part")
         part.write_text("".join(kept))
         part.replace(path)

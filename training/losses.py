@@ -26,7 +26,9 @@ def pretraining_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: 
 def response_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
     """LLaDA fine-tuning: 1 / rate / length of the answer, averaged over the answers of the batch."""
     answered_BT = labels_BT != IGNORE
-    lengths_BR = torch.zeros(labels_BT.shape[0], int(branches_BT.max()) + 1, device=labels_BT.device)
+    lengths_BR = torch.zeros(
+        labels_BT.shape[0], int(branches_BT.max()) + 1, device=labels_BT.device
+    )
     lengths_BR.scatter_add_(1, branches_BT, answered_BT.float())
     lengths_BT = lengths_BR.gather(1, branches_BT).clamp(min=1)
     return corrupted.masked_BT / corrupted.rate_BT / lengths_BT / (lengths_BR > 0).sum()
@@ -87,8 +89,14 @@ def ctc_loss(logits_SV: Tensor, counts: Sequence[int], said_NU: Tensor, blank: i
     log_probs_NTV = logits_SV.new_zeros(*real_NT.shape, logits_SV.shape[1], dtype=torch.float32)
     log_probs_NTV[real_NT] = logits_SV.float().log_softmax(-1)
     lengths_N = (said_NU != IGNORE).sum(1)
-    return F.ctc_loss(log_probs_NTV.transpose(0, 1), said_NU.clamp(min=0), counts_N, lengths_N, blank,
-                      zero_infinity=True)
+    return F.ctc_loss(
+        log_probs_NTV.transpose(0, 1),
+        said_NU.clamp(min=0),
+        counts_N,
+        lengths_N,
+        blank,
+        zero_infinity=True,
+    )
 
 
 def fact_loss(logits_NF: Tensor, facts_NK: Tensor, sizes: Sequence[int]) -> tuple[Tensor, float]:
@@ -102,8 +110,12 @@ def fact_loss(logits_NF: Tensor, facts_NK: Tensor, sizes: Sequence[int]) -> tupl
         sizes: number of values of each fact; F in all.
     """
     parts = logits_NF.float().split(list(sizes), dim=1)
-    sums_K = torch.stack([F.cross_entropy(part, facts_N, ignore_index=IGNORE, reduction="sum")
-                          for part, facts_N in zip(parts, facts_NK.unbind(1), strict=True)])
+    sums_K = torch.stack(
+        [
+            F.cross_entropy(part, facts_N, ignore_index=IGNORE, reduction="sum")
+            for part, facts_N in zip(parts, facts_NK.unbind(1), strict=True)
+        ]
+    )
     told_NK = torch.stack([part.argmax(1) for part in parts], dim=1)
     known_NK = facts_NK != IGNORE
     counts_K = known_NK.sum(0)
@@ -112,7 +124,9 @@ def fact_loss(logits_NF: Tensor, facts_NK: Tensor, sizes: Sequence[int]) -> tupl
     return loss, right / max(1, int(counts_K.sum()))
 
 
-def region_text_loss(logits_XM: Tensor, truth_XM: Tensor, shown_X: Tensor) -> tuple[Tensor, dict[str, float]]:
+def region_text_loss(
+    logits_XM: Tensor, truth_XM: Tensor, shown_X: Tensor
+) -> tuple[Tensor, dict[str, float]]:
     """SigLIP's pairwise sigmoid loss (arXiv 2303.15343) between patches and phrases, and how many pairs are told right.
 
     A patch matches every phrase that is true of the thing it shows, and none where it shows the background. True pairs,
@@ -124,7 +138,9 @@ def region_text_loss(logits_XM: Tensor, truth_XM: Tensor, shown_X: Tensor) -> tu
     """
     losses_XM = F.softplus(torch.where(truth_XM, -logits_XM, logits_XM))
     wrong_XM = ~truth_XM & shown_X[:, None]
-    loss = losses_XM[truth_XM].mean() + losses_XM[wrong_XM].mean() + 0.2 * losses_XM[~shown_X].mean()
+    loss = (
+        losses_XM[truth_XM].mean() + losses_XM[wrong_XM].mean() + 0.2 * losses_XM[~shown_X].mean()
+    )
     said_XM = logits_XM.detach() > 0
     recall, specificity = said_XM[truth_XM].float().mean(), 1 - said_XM[wrong_XM].float().mean()
     return loss, {"recall": recall.item(), "specificity": specificity.item()}

@@ -21,27 +21,57 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mmdiff.audio.connector import count_tokens
-from mmdiff.modeling.checkpoint import load_whisper, save_folder
 from mmdiff.config import PRESETS, ModelConfig
+from mmdiff.modeling.checkpoint import load_whisper, save_folder
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.processor import MMDiffProcessor
-from mmdiff.training.tiny import easy_vqa
-from mmdiff.training.forward_process import MaskedBatch, mask_tokens, draw_times
-from mmdiff.training.datasets import ConversationDataset, RegionTextDataset, Sounds, SpeechDataset, easy_vqa_row, scene_row
+from mmdiff.training.datasets import (
+    ConversationDataset,
+    RegionTextDataset,
+    Sounds,
+    SpeechDataset,
+    easy_vqa_row,
+    scene_row,
+)
+from mmdiff.training.forward_process import MaskedBatch, draw_times, mask_tokens
 from mmdiff.training.loop import Batch, Loss, TrainConfig, train
-from mmdiff.training.losses import WEIGHTINGS, Weighting, ctc_loss, fact_loss, masked_cross_entropy, region_text_loss
+from mmdiff.training.losses import (
+    WEIGHTINGS,
+    Weighting,
+    ctc_loss,
+    fact_loss,
+    masked_cross_entropy,
+    region_text_loss,
+)
+from mmdiff.training.tiny import easy_vqa
 from mmdiff.training.tiny.questions import CAPTION_PROMPTS, FACTS, captions, questions
 from mmdiff.training.tiny.scenes import random_scene, scene_json
-from mmdiff.training.tiny.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question, sentence
+from mmdiff.training.tiny.sentences import (
+    REFINE_PROMPT,
+    TRANSCRIBE_PROMPTS,
+    heard_question,
+    sentence,
+)
 from mmdiff.training.tiny.speech import prepare
 from mmdiff.training.tiny.tokenizer import train_tokenizer, wrap_tokenizer
 from mmdiff.training.tiny.whisper import whisper_tower
 from mmdiff.vision.connector import build_connector
 
-MODEL_INPUTS = ("attention_mask", "pixel_values", "image_sizes", "image_grids", "input_features", "feature_lengths",
-                "position_ids", "segment_ids", "branch_ids")
+MODEL_INPUTS = (
+    "attention_mask",
+    "pixel_values",
+    "image_sizes",
+    "image_grids",
+    "input_features",
+    "feature_lengths",
+    "position_ids",
+    "segment_ids",
+    "branch_ids",
+)
 
-GROUNDING = 2.0  # weight of the heads' loss, which the backbone needs most, beside that of the answers
+GROUNDING = (
+    2.0  # weight of the heads' loss, which the backbone needs most, beside that of the answers
+)
 
 
 class TowerTrainer(nn.Module):
@@ -68,7 +98,9 @@ class TowerTrainer(nn.Module):
         """Logits (X, M) of every patch with every phrase: scaled cosines and a bias, as in SigLIP."""
         words_MD = (self.words(phrase_ids) * phrase_mask[..., None]).sum(1)
         texts_MD = F.normalize(self.text(words_MD), dim=-1)
-        patches_XD = F.normalize(self.project(self.vision_tower(pixel_values)).flatten(0, 1), dim=-1)
+        patches_XD = F.normalize(
+            self.project(self.vision_tower(pixel_values)).flatten(0, 1), dim=-1
+        )
         return patches_XD @ texts_MD.T * self.log_scale.exp() + self.bias
 
 
@@ -81,7 +113,9 @@ def waves(side: int, width: int) -> Tensor:
     return 0.5 * torch.cat((rows_SSF, rows_SSF.transpose(0, 1)), dim=2).flatten(0, 1)
 
 
-def contrastive_loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def contrastive_loss(
+    model: nn.Module, batch: Batch, draws: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     """SigLIP's loss between the patches of the pictures and the phrases of the batch."""
     logits_XM = model(batch["pixel_values"], batch["phrase_ids"], batch["phrase_mask"])
     owner_X = batch["owner"].flatten()
@@ -100,16 +134,22 @@ class GroundingHeads(nn.Module):
         super().__init__()
         self.model = model
         width, layers = model.model_config.backbone.hidden_size, len(model.backbone.layers)
-        self.layers = (layers // 2, layers - 1)  # after so many of them; the last is left to the answers
+        self.layers = (
+            layers // 2,
+            layers - 1,
+        )  # after so many of them; the last is left to the answers
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(FACTS.values()))) for _ in self.layers
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(FACTS.values())))
+            for _ in self.layers
         )
 
     def forward(self, named: Tensor, **inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The model's logits, and of each head the logits (N, values of all facts) where `named` (B, T) is not 0."""
         hidden: list[Tensor] = []
         hooks = [
-            self.model.backbone.layers[layer - 1].register_forward_hook(lambda _layer, _inputs, x: hidden.append(x))
+            self.model.backbone.layers[layer - 1].register_forward_hook(
+                lambda _layer, _inputs, x: hidden.append(x)
+            )
             for layer in self.layers
         ]
         try:
@@ -133,13 +173,17 @@ class CtcHead(nn.Module):
     def forward(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
         """Logits (embeddings, V) of each sound."""
         embeds = self.model.encode_audio(input_features, feature_lengths)
-        return [self.model.backbone.lm_head(self.model.backbone.norm(embeds_TD)) for embeds_TD in embeds]
+        return [
+            self.model.backbone.lm_head(self.model.backbone.norm(embeds_TD)) for embeds_TD in embeds
+        ]
 
 
 def spelling_loss(blank: int) -> Loss:
     """CTC of a `Speller`."""
 
-    def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         rows = model(batch["input_features"], batch["feature_lengths"])
         return ctc_loss(torch.cat(rows), [len(row) for row in rows], batch["said"], blank), {}
 
@@ -150,7 +194,9 @@ def denoising_loss(weighting: str, mask_id: int) -> Loss:
     """LLaDA's objective on packed conversations; `weighting` names a function of `losses.WEIGHTINGS`."""
     weigh = WEIGHTINGS[weighting]
 
-    def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         noisy, inputs = _hide(batch, draws, mask_id, weigh)
         return _denoising(model(**inputs).logits, batch, noisy, weigh)
 
@@ -161,7 +207,9 @@ def grounded_loss(weighting: str, config: ModelConfig) -> Loss:
     """`denoising_loss` of a `Grounder`, the loss of its heads, and that of the drafts at the embeddings of sounds."""
     weigh, tokens = WEIGHTINGS[weighting], config.tokens
 
-    def loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         noisy, inputs = _hide(batch, draws, tokens.mask, weigh)
         sounds_BT = torch.eq(noisy.ids_BT, -1 if tokens.audio is None else tokens.audio)
         select_BT = inputs["select"] = noisy.masked_BT | sounds_BT
@@ -169,9 +217,14 @@ def grounded_loss(weighting: str, config: ModelConfig) -> Loss:
         value, metrics = _denoising(logits_SV[noisy.masked_BT[select_BT]], batch, noisy, weigh)
         parts = [fact_loss(logits_NF, batch["facts"], list(FACTS.values())) for logits_NF in told]
         grounding = torch.stack([part for part, _ in parts]).mean()
-        value, metrics = value + GROUNDING * grounding, {**metrics, "grounding": grounding.item(), "told": parts[-1][1]}
+        value, metrics = (
+            value + GROUNDING * grounding,
+            {**metrics, "grounding": grounding.item(), "told": parts[-1][1]},
+        )
         if config.audio is not None and "said" in batch:
-            counts = [count_tokens(frames, config.audio) for frames in batch["feature_lengths"].tolist()]
+            counts = [
+                count_tokens(frames, config.audio) for frames in batch["feature_lengths"].tolist()
+            ]
             draft = ctc_loss(logits_SV[sounds_BT[select_BT]], counts, batch["said"], tokens.eos)
             value, metrics = value + draft, {**metrics, "draft": draft.item()}
         return value, metrics
@@ -218,14 +271,20 @@ def tower(model: ModelConfig, steps: int = 2600) -> Stage:
     """Teach the vision tower: 32 pictures and 103 phrases a step."""
 
     data = partial(RegionTextDataset, model, num_pictures=32, phrases_each=2, seed=1)
-    config = TrainConfig(steps=steps, learning_rate=1e-3, rates={}, warmup_steps=60, final_rate=0.1, save_every=100)
+    config = TrainConfig(
+        steps=steps, learning_rate=1e-3, rates={}, warmup_steps=60, final_rate=0.1, save_every=100
+    )
     return Stage("tower", TowerTrainer, contrastive_loss, data, config)
 
 
 def align(model: ModelConfig, steps: int = 300) -> Stage:
     """Fit connector and backbone to the still tower."""
     config = TrainConfig(
-        steps=steps, learning_rate=1.5e-3, rates={"model.vision_tower": 0.0}, warmup_steps=50, final_rate=1.0,
+        steps=steps,
+        learning_rate=1.5e-3,
+        rates={"model.vision_tower": 0.0},
+        warmup_steps=50,
+        final_rate=1.0,
         save_every=100,
     )
     data = partial(ConversationDataset, model, sources=[scene_row] * 16, seed=2)
@@ -235,10 +294,16 @@ def align(model: ModelConfig, steps: int = 300) -> Stage:
 def tune(model: ModelConfig, steps: int = 6600) -> Stage:
     """Train everything, the tower more gently."""
     config = TrainConfig(
-        steps=steps, learning_rate=1.5e-3, rates={"model.vision_tower": 0.2}, warmup_steps=50, final_rate=0.01,
+        steps=steps,
+        learning_rate=1.5e-3,
+        rates={"model.vision_tower": 0.2},
+        warmup_steps=50,
+        final_rate=0.01,
         save_every=100,
     )
-    data = partial(ConversationDataset, model, sources=[scene_row] * 14 + [easy_vqa_row] * 2, seed=3)
+    data = partial(
+        ConversationDataset, model, sources=[scene_row] * 14 + [easy_vqa_row] * 2, seed=3
+    )
     return Stage("tune", GroundingHeads, grounded_loss("late_mean", model), data, config)
 
 
@@ -246,8 +311,15 @@ def spell(model: ModelConfig, steps: int = 2000, clips: int = 30_000) -> Stage:
     """Teach audio tower and connector to spell, 24 clips a step; the tower starts from Whisper's and moves slowly."""
     audio = model.audio
     assert audio is not None
-    rates = {"model": 0.0, "model.audio_connector": 1.0, "model.audio_tower": 0.2, "model.backbone.lm_head": 0.5}
-    config = TrainConfig(steps=steps, learning_rate=1.5e-3, rates=rates, warmup_steps=200, save_every=200)
+    rates = {
+        "model": 0.0,
+        "model.audio_connector": 1.0,
+        "model.audio_tower": 0.2,
+        "model.backbone.lm_head": 0.5,
+    }
+    config = TrainConfig(
+        steps=steps, learning_rate=1.5e-3, rates=rates, warmup_steps=200, save_every=200
+    )
 
     def data(tokenizer_file: Path) -> SpeechDataset:
         speech = prepare(tokenizer_file.parent / "speech", audio.num_mels, clips)
@@ -261,8 +333,12 @@ def hear(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
     audio = model.audio
     assert audio is not None
     config = TrainConfig(
-        steps=steps, learning_rate=7e-4, rates={"model.vision_tower": 0.2, "model.audio_tower": 0.0}, warmup_steps=50,
-        final_rate=0.01, save_every=100,
+        steps=steps,
+        learning_rate=7e-4,
+        rates={"model.vision_tower": 0.2, "model.audio_tower": 0.0},
+        warmup_steps=50,
+        final_rate=0.01,
+        save_every=100,
     )
 
     def data(tokenizer_file: Path) -> ConversationDataset:
@@ -288,10 +364,14 @@ def structure(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Sta
     return Stage("structure", GroundingHeads, grounded_loss("late_mean", model), data, config)
 
 
-RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {"tiny": (tower, align, tune, spell, hear, structure)}
+RECIPES: dict[str, tuple[Callable[..., Stage], ...]] = {
+    "tiny": (tower, align, tune, spell, hear, structure)
+}
 
 
-def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0, whisper: Path | None = None) -> Path:
+def run(
+    recipe: str, folder: Path, seed: int = 0, scale: float = 1.0, whisper: Path | None = None
+) -> Path:
     """Run the stages of a recipe, going on where an earlier run in `folder` stopped.
 
     Args:
@@ -309,7 +389,10 @@ def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0, whisper: P
     torch.manual_seed(seed)
     tower = None
     if config.audio:
-        kept = {name: getattr(config.audio, name) for name in ("frames_per_token", "segment_seconds", "drafts")}
+        kept = {
+            name: getattr(config.audio, name)
+            for name in ("frames_per_token", "segment_seconds", "drafts")
+        }
         tower = load_whisper(whisper, **kept) if whisper else whisper_tower(config.audio)
         config = replace(config, audio=tower.config)
     model = MMDiffModel(MMDiffConfig.of(config))
@@ -317,7 +400,14 @@ def run(recipe: str, folder: Path, seed: int = 0, scale: float = 1.0, whisper: P
     for make_stage in RECIPES[recipe]:
         stage = make_stage(config)
         settings = replace(stage.config, steps=max(1, round(scale * stage.config.steps)))
-        train(stage.wrap(model), stage.loss, stage.data(tokenizer_file), settings, folder / stage.name, stage.name)
+        train(
+            stage.wrap(model),
+            stage.loss,
+            stage.data(tokenizer_file),
+            settings,
+            folder / stage.name,
+            stage.name,
+        )
     processor = MMDiffProcessor.of(wrap_tokenizer(Tokenizer.from_file(str(tokenizer_file))), config)
     save_folder(model.bfloat16(), processor, folder / "model")
     return folder / "model"

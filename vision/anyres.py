@@ -44,7 +44,9 @@ def image_rows_and_columns(size: Size, grid: Size, side: int) -> tuple[slice, sl
 
 def shrunk(rows: int, columns: int, side: int, max_base_areas: int | None) -> tuple[int, int]:
     """Rows and columns of the map after bounding its area to `max_base_areas` views of `side` x `side` features."""
-    times = 0.0 if max_base_areas is None else math.sqrt(rows * columns / (max_base_areas * side**2))
+    times = (
+        0.0 if max_base_areas is None else math.sqrt(rows * columns / (max_base_areas * side**2))
+    )
     if times <= SHRINK_ABOVE:
         return rows, columns
     return max(1, int(rows // times)), max(1, int(columns // times))
@@ -60,6 +62,9 @@ def count_tokens(size: Size, config: VisionConfig, layout: ViewLayout | None = N
         return side**2 + config.newline
     kept_rows, kept_columns = image_rows_and_columns(size, choose_grid(size, config), side)
     rows, columns = shrunk(
-        kept_rows.stop - kept_rows.start, kept_columns.stop - kept_columns.start, side, config.max_base_areas
+        kept_rows.stop - kept_rows.start,
+        kept_columns.stop - kept_columns.start,
+        side,
+        config.max_base_areas,
     )
     return side**2 + rows * (columns + config.newline)

@@ -33,11 +33,19 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
-DEPTHS = (255, 1023, 4095, 65_535)  # the highest values of 8, 10, 12 and 16 bits, in which deep greys are stored
+DEPTHS = (
+    255,
+    1023,
+    4095,
+    65_535,
+)  # the highest values of 8, 10, 12 and 16 bits, in which deep greys are stored
 PLUGINS = {  # brand behind "ftyp": Pillow's name of the format, the module that reads it, and the package to install
-    b"avif": ("AVIF", "PIL.AvifImagePlugin", "pillow>=11.3"), b"avis": ("AVIF", "PIL.AvifImagePlugin", "pillow>=11.3"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
-                    ("HEIF", "pillow_heif", "pillow-heif")),
+    b"avif": ("AVIF", "PIL.AvifImagePlugin", "pillow>=11.3"),
+    b"avis": ("AVIF", "PIL.AvifImagePlugin", "pillow>=11.3"),
+    **dict.fromkeys(
+        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+        ("HEIF", "pillow_heif", "pillow-heif"),
+    ),
 }
 USE = f"use a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
 UPRIGHT = {
@@ -74,14 +82,18 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     if isinstance(source, Image.Image):
         return _to_rgb(source, f"the Pillow picture of mode {source.mode}", max_pixels)
     if isinstance(source, str) and is_data_url(source):
-        return _from_file(io.BytesIO(decode_data_url(source, ImageError)), "the picture", max_pixels)
+        return _from_file(
+            io.BytesIO(decode_data_url(source, ImageError)), "the picture", max_pixels
+        )
     if isinstance(source, str | os.PathLike):
         with open_file(str(source), "picture", ImageError) as file:
             return _from_file(file, shorten(str(source)), max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_file(io.BytesIO(source), "the picture", max_pixels)
     if not callable(getattr(source, "read", None)):
-        raise ImageError(f"a {type(source).__name__} is no picture: give a path, bytes, a Pillow picture or an array")
+        raise ImageError(
+            f"a {type(source).__name__} is no picture: give a path, bytes, a Pillow picture or an array"
+        )
     name = str(getattr(source, "name", "the picture"))
     return _from_file(read_stream(source, name, ImageError), name, max_pixels)
 
@@ -122,36 +134,50 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
     for format_name in FORMATS:
         # Image.open would warn about large pictures through a process-wide limit; ours comes right after the header.
         factory, accept = Image.OPEN[format_name]
-        if accept is None or accept(prefix.ljust(16, b"\0")) is True:  # some read on behind a short file's end
+        if (
+            accept is None or accept(prefix.ljust(16, b"\0")) is True
+        ):  # some read on behind a short file's end
             file.seek(0)
             try:
                 return factory(file, "")
             except Image.DecompressionBombError as error:
                 raise ImageError(f"{name} is far too large ({error}): make it smaller") from error
-            except Exception as error:  # decoders raise whatever their reading of damaged bytes ends in
+            except (
+                Exception
+            ) as error:  # decoders raise whatever their reading of damaged bytes ends in
                 if "unknown pixel mode" in str(error) or isinstance(error, KeyError):
-                    raise ImageError(f"{name} is a {format_name} file of a kind that is not read here (its samples are "
-                                     "of an unusual type or number): save it as PNG with 8 or 16 bits") from error
-                raise ImageError(f"{name} is a damaged {format_name} file: save or download it again") from error
+                    raise ImageError(
+                        f"{name} is a {format_name} file of a kind that is not read here (its samples are "
+                        "of an unusual type or number): save it as PNG with 8 or 16 bits"
+                    ) from error
+                raise ImageError(
+                    f"{name} is a damaged {format_name} file: save or download it again"
+                ) from error
     if prefix[4:8] == b"ftyp" and prefix[8:12] in PLUGINS:
         return _through_plugin(file, name, *PLUGINS[prefix[8:12]])
     raise ImageError(f"{name} is no picture that can be read: {USE}")
 
 
-def _through_plugin(file: BinaryIO, name: str, format_name: str, module: str, package: str) -> Image.Image:
+def _through_plugin(
+    file: BinaryIO, name: str, format_name: str, module: str, package: str
+) -> Image.Image:
     """AVIF and HEIC, for which Pillow may or may not be built."""
     try:
         plugin = importlib.import_module(module)
         if format_name not in Image.OPEN:
             plugin.register_heif_opener()
     except (ImportError, AttributeError) as error:
-        raise ImageError(f"{name} is a {format_name} file, which needs another package: pip install '{package}', "
-                         "or save it as PNG or JPEG") from error
+        raise ImageError(
+            f"{name} is a {format_name} file, which needs another package: pip install '{package}', "
+            "or save it as PNG or JPEG"
+        ) from error
     file.seek(0)
     try:
         return Image.OPEN[format_name][0](file, "")
     except Exception as error:  # as in _identify
-        raise ImageError(f"{name} is a damaged {format_name} file: save or download it again") from error
+        raise ImageError(
+            f"{name} is a damaged {format_name} file: save or download it again"
+        ) from error
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
@@ -169,12 +195,18 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise
     except Exception as error:  # as in _identify
         left_open = getattr(image, "fp", image) is not None
-        if "closed" in str(error) or (isinstance(error, AssertionError | AttributeError) and not left_open):
-            raise ImageError(f"{name} was closed before its pixels were read: open it again, and call its load() "
-                             "before closing it") from error
+        if "closed" in str(error) or (
+            isinstance(error, AssertionError | AttributeError) and not left_open
+        ):
+            raise ImageError(
+                f"{name} was closed before its pixels were read: open it again, and call its load() "
+                "before closing it"
+            ) from error
         if "truncated" in str(error):
-            raise ImageError(f"{name} is cut short: its header says {width} x {height} pixels, and it ends before the "
-                             "last of them; save or download it again") from error
+            raise ImageError(
+                f"{name} is cut short: its header says {width} x {height} pixels, and it ends before the "
+                "last of them; save or download it again"
+            ) from error
         raise ImageError(
             f"{name} is damaged, cut short or of an unknown kind and cannot be decoded ({width} x {height} pixels, "
             f"mode {image.mode}): save or download it again"
@@ -187,7 +219,9 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 def _transparent_key(image: Image.Image) -> int | tuple[int, ...] | None:
     """What a PNG of 2, 4 or 48 bits means by its transparent colour, in the 8 bits that Pillow makes of its samples."""
-    raw_mode = image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
+    raw_mode = (
+        image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
+    )
     key = image.info.get("transparency")
     if isinstance(key, int) and raw_mode in ("L;2", "L;4"):
         return key * (85 if raw_mode == "L;2" else 17)
@@ -198,7 +232,9 @@ def _transparent_key(image: Image.Image) -> int | tuple[int, ...] | None:
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
-        raise ImageError(f"{name} has no pixels ({width} x {height}): give a picture of at least 1 x 1 pixels")
+        raise ImageError(
+            f"{name} has no pixels ({width} x {height}): give a picture of at least 1 x 1 pixels"
+        )
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} = {width * height:,} pixels, more than the {max_pixels:,} allowed: "
@@ -265,14 +301,20 @@ def _highest(value: float) -> int:
 def _from_array(array: npt.NDArray[np.generic], max_pixels: int) -> Image.Image:
     name = f"the array of shape {array.shape} and type {array.dtype}"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
-        raise ImageError(f"{name} is no picture: give (height, width) or (height, width, 1 to 4 channels)")
+        raise ImageError(
+            f"{name} is no picture: give (height, width) or (height, width, 1 to 4 channels)"
+        )
     _check_size(array.shape[1], array.shape[0], name, max_pixels)
     if array.dtype.kind not in "buif":
         raise ImageError(f"{name} holds no numbers: give uint8 from 0 to 255 or floats from 0 to 1")
     low, high = array.min(), array.max()
-    top = {"b": 1, "f": 1}.get(array.dtype.kind, _highest(high) if array.dtype == np.uint16 else 255)
+    top = {"b": 1, "f": 1}.get(
+        array.dtype.kind, _highest(high) if array.dtype == np.uint16 else 255
+    )
     if not (low >= 0 and high <= top):  # also true of NaN
-        raise ImageError(f"{name} holds values from {low} to {high}: bring them to 0 to {top} first")
+        raise ImageError(
+            f"{name} holds values from {low} to {high}: bring them to 0 to {top} first"
+        )
     if array.dtype != np.uint8:
         array = np.rint(array.astype(np.float32) * (255 / top)).astype(np.uint8)
     pixels = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array

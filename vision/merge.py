@@ -45,7 +45,9 @@ def merge_views(
             f"({1 + columns * rows}, {side**2}, width) is needed"
         )
     if (newline_D is not None) != config.newline:
-        raise ValueError(f"newline={config.newline} in the configuration, but the embedding given is {newline_D}")
+        raise ValueError(
+            f"newline={config.newline} in the configuration, but the embedding given is {newline_D}"
+        )
     newline_D = features_VND.new_zeros(0) if newline_D is None else newline_D.to(features_VND.dtype)
     if (columns, rows) == SINGLE_VIEW:
         return torch.cat([features_VND[0], newline_D.view(-1, features_VND.shape[2])])
@@ -55,7 +57,9 @@ def merge_views(
     return torch.cat([features_VND[0], torch.cat([rows_HTD, newlines_HTD], dim=1).flatten(0, 1)])
 
 
-def _unpadded_map(tiles_VND: Tensor, size: tuple[int, int], grid: tuple[int, int], config: VisionConfig) -> Tensor:
+def _unpadded_map(
+    tiles_VND: Tensor, size: tuple[int, int], grid: tuple[int, int], config: VisionConfig
+) -> Tensor:
     """The tiles side by side, without padding, at most `max_base_areas` views large (D, H, W)."""
     side, (columns, rows) = config.tokens_per_side, grid
     tiles_VSSD = tiles_VND.unflatten(0, (rows, columns)).unflatten(2, (side, side))

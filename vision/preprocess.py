@@ -23,7 +23,9 @@ from mmdiff.vision.anyres import SINGLE_VIEW, Size, choose_grid, count_tokens
 
 __all__ = ["Views", "count_tokens", "make_views"]
 
-TALLEST = 32_768  # pixels; Pillow resizes across before down, with a strip of the full height in between
+TALLEST = (
+    32_768  # pixels; Pillow resizes across before down, with a strip of the full height in between
+)
 WIDEST_SQUARE = 8_192  # pixels; a 1 x 1,000,000 picture padded to a square would need terabytes
 
 
@@ -31,7 +33,9 @@ WIDEST_SQUARE = 8_192  # pixels; a 1 x 1,000,000 picture padded to a square woul
 class Views:
     """One picture as a tower takes it."""
 
-    pixels_V3HW: Tensor  # float32, normalised; with tiles, the view of the whole picture comes first
+    pixels_V3HW: (
+        Tensor  # float32, normalised; with tiles, the view of the whole picture comes first
+    )
     size: Size  # width and height of the picture in pixels
     grid: Size  # columns and rows of tiles, in row-major order behind the first view; (0, 0): no tiles
     layout: ViewLayout
@@ -44,11 +48,16 @@ def make_views(image: Image.Image, config: VisionConfig, layout: ViewLayout | No
         ValueError: the picture is not RGB.
     """
     if image.mode != "RGB":
-        raise ValueError(f"make_views takes RGB pictures, not mode {image.mode!r}: open them with open_image")
+        raise ValueError(
+            f"make_views takes RGB pictures, not mode {image.mode!r}: open them with open_image"
+        )
     layout = layout or config.layout
     views, grid = LAYOUTS[layout](image, config)
     bytes_VHW3 = torch.from_numpy(np.stack([np.asarray(view) for view in views]))
-    pixels_V3HW = bytes_VHW3.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
+    pixels_V3HW = (
+        bytes_VHW3.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        / 255
+    )
     return Views((pixels_V3HW - config.mean) / config.std, image.size, grid, layout)
 
 
@@ -68,7 +77,9 @@ def _squash(image: Image.Image, config: VisionConfig) -> tuple[list[Image.Image]
 def _pad(image: Image.Image, config: VisionConfig) -> tuple[list[Image.Image], Size]:
     if max(image.size) > WIDEST_SQUARE:
         shrink = WIDEST_SQUARE / max(image.size)
-        image = _resize(image, max(1, int(image.width * shrink)), max(1, int(image.height * shrink)))
+        image = _resize(
+            image, max(1, int(image.width * shrink)), max(1, int(image.height * shrink))
+        )
     side, grey = max(image.size), int(config.mean * 255)
     square = Image.new("RGB", (side, side), (grey, grey, grey))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

@@ -67,7 +67,9 @@ class TransformersTower(Tower):
             vision_use_head=False,
         )
         model = SiglipVisionModel._from_config(sizes, attn_implementation="sdpa")
-        layers = getattr(model, "vision_model", model)  # transformers before 5.6 wraps them once more
+        layers = getattr(
+            model, "vision_model", model
+        )  # transformers before 5.6 wraps them once more
         self.embeddings, self.encoder = layers.embeddings, layers.encoder
         # A buffer outside the state dict stays uninitialised when a model is built on the meta device and then filled
         # from a checkpoint, so the positions are counted in `encode` instead.
@@ -125,12 +127,16 @@ def _build_open_clip(config: VisionConfig) -> Tower:
 
     # open_clip names its SigLIP towers after timm models; timm reads the sizes of an unlisted one from a folder.
     description = {
-        "architecture": "vit_base_patch16_siglip_224", "pretrained_cfg": {}, "model_args": _timm_sizes(config)
+        "architecture": "vit_base_patch16_siglip_224",
+        "pretrained_cfg": {},
+        "model_args": _timm_sizes(config),
     }
     with tempfile.TemporaryDirectory(prefix="mmdiff-") as folder:
         Path(folder, "config.json").write_text(json.dumps(description), encoding="utf-8")
         name = f"local-dir:{folder}"
-        adapter = open_clip.TimmModel(name, config.hidden_size, config.image_size, pool="", proj="none")
+        adapter = open_clip.TimmModel(
+            name, config.hidden_size, config.image_size, pool="", proj="none"
+        )
     return TimmTower(config, adapter)
 
 
@@ -147,7 +153,14 @@ def build_tower(config: VisionConfig) -> Tower:
 
 
 # Parts of published checkpoints that are never built.
-EXTRAS = ("head.", "post_layernorm.", "embeddings.position_ids", "text_model.", "logit_scale", "logit_bias")
+EXTRAS = (
+    "head.",
+    "post_layernorm.",
+    "embeddings.position_ids",
+    "text_model.",
+    "logit_scale",
+    "logit_bias",
+)
 
 # transformers' names and timm's, in this order; timm also fuses q, k and v and keeps positions as (1, P, D).
 TIMM_NAMES = (
@@ -170,7 +183,9 @@ def tower_state(tower: nn.Module) -> dict[str, Tensor]:
     for own_name, tensor in tower.state_dict().items():
         name = _canonical_name(own_name)
         if "{}" in name:
-            state |= {name.format(x): part.clone() for x, part in zip("qkv", tensor.chunk(3), strict=True)}
+            state |= {
+                name.format(x): part.clone() for x, part in zip("qkv", tensor.chunk(3), strict=True)
+            }
         else:
             state[name] = tensor[0] if own_name.endswith("pos_embed") else tensor
     return state
@@ -187,8 +202,14 @@ def load_tower(tower: nn.Module, state: Mapping[str, Tensor]) -> None:
             shape; the message lists them.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in tower_state(tower).items()}
-    num_layers = 1 + max(int(name.split(".")[2]) for name in expected if name.startswith("encoder.layers."))
-    names = {given: name for given, name in _published_names(state, num_layers).items() if name is not None}
+    num_layers = 1 + max(
+        int(name.split(".")[2]) for name in expected if name.startswith("encoder.layers.")
+    )
+    names = {
+        given: name
+        for given, name in _published_names(state, num_layers).items()
+        if name is not None
+    }
     kept = {name: state[given] for given, name in names.items()}
     wrong = [
         f"{name} is {tuple(kept[name].shape)}, not {shape}"
@@ -203,7 +224,9 @@ def load_tower(tower: nn.Module, state: Mapping[str, Tensor]) -> None:
     }
     listed = [f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names]
     if listed:
-        raise CheckpointError(f"these weights are not of a SigLIP tower of this size ({'; '.join(listed)})")
+        raise CheckpointError(
+            f"these weights are not of a SigLIP tower of this size ({'; '.join(listed)})"
+        )
     on_meta = any(parameter.is_meta for parameter in tower.parameters())
     tower.load_state_dict(_own_names(tower, kept), assign=on_meta)
 
@@ -232,7 +255,9 @@ def _own_names(tower: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
     for own_name, tensor in tower.state_dict().items():
         name = _canonical_name(own_name)
         parts = [state[name.format(x)] for x in "qkv"] if "{}" in name else [state[name]]
-        own[own_name] = torch.cat(parts).reshape(tensor.shape) if own_name.startswith("trunk.") else parts[0]
+        own[own_name] = (
+            torch.cat(parts).reshape(tensor.shape) if own_name.startswith("trunk.") else parts[0]
+        )
     return own
 
 

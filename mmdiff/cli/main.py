@@ -24,10 +24,10 @@ import typer
 from mmdiff.files import shorten
 
 if TYPE_CHECKING:
-    from mmdiff.structured.extraction import Extraction
     from mmdiff.pipeline import Answer, Draft, Pipeline
     from mmdiff.serve.batch.worker_pool import JobOutcome
     from mmdiff.serve.options import Replicas
+    from mmdiff.structured.extraction import Extraction
     from mmdiff.transcript import Transcript
 
 app = typer.Typer(
@@ -41,29 +41,54 @@ CHUNK_PIXELS = 48_000_000  # of pictures opened together: 144 MB as RGB
 CHUNK_IMAGES = 64
 SHOWN_UNSURE = 5  # segments of a transcript
 
-Model = Annotated[str, typer.Option("--model", help="A shipped model, a checkpoint folder or a hub name.")]
+Model = Annotated[
+    str, typer.Option("--model", help="A shipped model, a checkpoint folder or a hub name.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")]
-ShowSteps = Annotated[bool, typer.Option("--show-steps", help="Show the answer while it is denoised.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... (default: cuda where there is it).")]
+ShowSteps = Annotated[
+    bool, typer.Option("--show-steps", help="Show the answer while it is denoised.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, mps, ... (default: cuda where there is it).")
+]
 GenLength = Annotated[int | None, typer.Option(help="Positions of the answer.")]
-BlockLength = Annotated[int | None, typer.Option(help="Positions of a block; blocks are decided from left to right.")]
-Steps = Annotated[int | None, typer.Option(help="Steps in all, with a fixed number of commits per step.")]
-Threshold = Annotated[float | None, typer.Option(help="Commit every position this confident (0 to 1) at once.")]
+BlockLength = Annotated[
+    int | None, typer.Option(help="Positions of a block; blocks are decided from left to right.")
+]
+Steps = Annotated[
+    int | None, typer.Option(help="Steps in all, with a fixed number of commits per step.")
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="Commit every position this confident (0 to 1) at once.")
+]
 Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token.")]
 CfgScale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 0 is none.")]
 Seed = Annotated[int, typer.Option(help="For a temperature above 0.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any decoding setting, such as rule=wino; may be given again."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any decoding setting, such as rule=wino; may be given again.",
+    ),
 ]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, max=4096, help="Answers in the making at once.")]
-OnRay = Annotated[bool, typer.Option("--ray", help="On the cluster at RAY_ADDRESS, or one started here.")]
-MinReplicas = Annotated[int | None, typer.Option(min=1, help="Copies of the model with --ray, at least (default: 1).")]
-MaxReplicas = Annotated[int | None, typer.Option(min=1, help="And at most (default: as many as at least).")]
-SpeechModel = Annotated[
-    str | None, typer.Option(help="Whisper that writes speech down: a folder or hub name (default: tiny.en).")
+OnRay = Annotated[
+    bool, typer.Option("--ray", help="On the cluster at RAY_ADDRESS, or one started here.")
 ]
-Quantize = Annotated[str | None, typer.Option(help="8bit or 4bit: the layers' weights in fewer bits.")]
+MinReplicas = Annotated[
+    int | None, typer.Option(min=1, help="Copies of the model with --ray, at least (default: 1).")
+]
+MaxReplicas = Annotated[
+    int | None, typer.Option(min=1, help="And at most (default: as many as at least).")
+]
+SpeechModel = Annotated[
+    str | None,
+    typer.Option(help="Whisper that writes speech down: a folder or hub name (default: tiny.en)."),
+]
+Quantize = Annotated[
+    str | None, typer.Option(help="8bit or 4bit: the layers' weights in fewer bits.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -87,7 +112,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print versions and exit."
+        ),
     ] = False,
 ) -> None:
     """What comes before the command."""
@@ -96,9 +124,14 @@ def options(
 @app.command()
 def ask(
     pictures_and_question: Annotated[
-        list[str], typer.Argument(metavar="PICTURE... QUESTION", help="One or more pictures, then the question.")
+        list[str],
+        typer.Argument(
+            metavar="PICTURE... QUESTION", help="One or more pictures, then the question."
+        ),
     ],
-    speech: Annotated[str | None, typer.Option(help="A sound file with the question, instead of words.")] = None,
+    speech: Annotated[
+        str | None, typer.Option(help="A sound file with the question, instead of words.")
+    ] = None,
     speech_model: SpeechModel = None,
     model: Model = "tiny",
     as_json: Json = False,
@@ -117,28 +150,58 @@ def ask(
     """Answer a question about each picture."""
     if speech is None and len(pictures_and_question) < 2:
         got = shorten(pictures_and_question[0])
-        raise _refuse(f"got only {got!r}; give at least one picture and then the question in quotes")
+        raise _refuse(
+            f"got only {got!r}; give at least one picture and then the question in quotes"
+        )
     *pictures, question = pictures_and_question if speech is None else [*pictures_and_question, ""]
     decoding = _given(
-        gen_length=gen_length, block_length=block_length, steps=steps, threshold=threshold, temperature=temperature,
+        gen_length=gen_length,
+        block_length=block_length,
+        steps=steps,
+        threshold=threshold,
+        temperature=temperature,
         cfg_scale=cfg_scale,
     ) | _settings(settings)
-    _answer(pictures, question, model, as_json, show_steps, device, seed, decoding, speech, quantize, speech_model)
+    _answer(
+        pictures,
+        question,
+        model,
+        as_json,
+        show_steps,
+        device,
+        seed,
+        decoding,
+        speech,
+        quantize,
+        speech_model,
+    )
 
 
 @app.command()
 def transcribe(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="WAV, FLAC, OGG, MP3, M4A, WebM, ...; - for standard input.")
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="WAV, FLAC, OGG, MP3, M4A, WebM, ...; - for standard input."
+        ),
     ],
-    form: Annotated[str, typer.Option("--format", help="text, json, verbose_json, srt or vtt.")] = "text",
+    form: Annotated[
+        str, typer.Option("--format", help="text, json, verbose_json, srt or vtt.")
+    ] = "text",
     out: Annotated[
-        Path | None, typer.Option(help="Write to this file; of several, one each to this folder, by their names.")
+        Path | None,
+        typer.Option(
+            help="Write to this file; of several, one each to this folder, by their names."
+        ),
     ] = None,
     gate: Annotated[bool, typer.Option(help="Leave out what holds no speech.")] = True,
-    language: Annotated[str | None, typer.Option(help="A code such as en (default: detected).")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="A code such as en (default: detected).")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Words that may occur, such as names.")] = None,
-    channels: Annotated[str, typer.Option(help="mix, or separate: a two-channel call, speaker by speaker.")] = "mix",
+    channels: Annotated[
+        str, typer.Option(help="mix, or separate: a two-channel call, speaker by speaker.")
+    ] = "mix",
     beam_size: Annotated[int, typer.Option(help="Hypotheses that are kept; 1 is greedy.")] = 5,
     speech_model: SpeechModel = None,
     model: Model = "tiny",
@@ -156,9 +219,17 @@ def transcribe(
     if channels not in ("mix", "separate"):
         raise _refuse(f"--channels {channels!r} is not known; use mix or separate")
     if out is None and len(files) > 1 and form in ("srt", "vtt"):
-        raise _refuse(f"{len(files)} files in --format {form} would run into one another; add --out FOLDER")
+        raise _refuse(
+            f"{len(files)} files in --format {form} would run into one another; add --out FOLDER"
+        )
     outputs = _transcript_files(files, out, form)
-    options = {"language": language, "prompt": prompt, "channels": channels, "beam_size": beam_size, "gate": gate}
+    options = {
+        "language": language,
+        "prompt": prompt,
+        "channels": channels,
+        "beam_size": beam_size,
+        "gate": gate,
+    }
     pipeline, failed = None, 0
     for name, file in zip(files, outputs, strict=True):
         try:
@@ -173,7 +244,9 @@ def transcribe(
                 typer.echo(json.dumps({"file": name, "error": str(error)}))
             continue
         pipeline = pipeline or _load(model, device, speech_model=speech_model)
-        transcript = _with_progress(pipeline, name, np.stack(tracks, 1), sample_rate=SAMPLE_RATE, **options)
+        transcript = _with_progress(
+            pipeline, name, np.stack(tracks, 1), sample_rate=SAMPLE_RATE, **options
+        )
         _warn_of(name, transcript)
         body = FORMATS[form](transcript)
         if file is not None:
@@ -214,8 +287,12 @@ def listen(
 def refine(
     sound: Annotated[str, typer.Argument(metavar="FILE")],
     draft: Annotated[str, typer.Option(help="The transcript to put right.")],
-    share: Annotated[float, typer.Option(help="Share of the draft that is opened again (0 to 1).")] = 0.3,
-    mode: Annotated[str, typer.Option(help="low_confidence, or chunks: one part after the other.")] = "low_confidence",
+    share: Annotated[
+        float, typer.Option(help="Share of the draft that is opened again (0 to 1).")
+    ] = 0.3,
+    mode: Annotated[
+        str, typer.Option(help="low_confidence, or chunks: one part after the other.")
+    ] = "low_confidence",
     model: Model = "tiny",
     as_json: Json = False,
     device: Device = None,
@@ -225,12 +302,16 @@ def refine(
         raise _refuse("--draft is empty; give the words to put right, or use mmdiff transcribe")
     _check_sounds([sound])
     answer = _load(model, device).refine(sound, draft, share=share, mode=mode)  # type: ignore[arg-type]
-    typer.echo(_json({"sound": sound, "draft": draft, **_as_dict("", answer)}) if as_json else answer.text)
+    typer.echo(
+        _json({"sound": sound, "draft": draft, **_as_dict("", answer)}) if as_json else answer.text
+    )
 
 
 @app.command()
 def caption(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Pictures, or with --out a folder.")],
+    pictures: Annotated[
+        list[str], typer.Argument(metavar="PICTURE...", help="Pictures, or with --out a folder.")
+    ],
     length: Annotated[str, typer.Option(help="word, short or long.")] = "short",
     model: Model = "tiny",
     as_json: Json = False,
@@ -241,7 +322,9 @@ def caption(
     temperature: Temperature = None,
     settings: Settings = None,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Describe a whole folder, and write a JSON line each here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Describe a whole folder, and write a JSON line each here.")
+    ] = None,
     max_num_seqs: MaxNumSeqs = 16,
 ) -> None:
     """Describe each picture."""
@@ -250,15 +333,23 @@ def caption(
     known = next((name for name in CAPTION_PROMPTS if name == length), None)
     if known is None:
         raise _refuse(f"--length {length!r} is not known; use one of {', '.join(CAPTION_PROMPTS)}")
-    decoding = _given(threshold=threshold, steps=steps, temperature=temperature) | _settings(settings)
+    decoding = _given(threshold=threshold, steps=steps, temperature=temperature) | _settings(
+        settings
+    )
     if out is not None:
         if len(pictures) != 1 or not Path(pictures[0]).is_dir():
-            raise _refuse(f"--out is for one folder of pictures, which {shorten(' '.join(pictures))!r} is not")
+            raise _refuse(
+                f"--out is for one folder of pictures, which {shorten(' '.join(pictures))!r} is not"
+            )
         from mmdiff.serve.batch.in_process import caption_folder
 
         body = {"length": known, "seed": seed, **decoding}
         _check_caption(body)
-        _tell_outcome(caption_folder(Path(pictures[0]), out, body, model, device, max_num_seqs), "pictures", out)
+        _tell_outcome(
+            caption_folder(Path(pictures[0]), out, body, model, device, max_num_seqs),
+            "pictures",
+            out,
+        )
         return
     decoding = {"gen_length": CAPTION_ROOM[known], **decoding}
     _answer(pictures, CAPTION_PROMPTS[known], model, as_json, show_steps, device, seed, decoding)
@@ -266,8 +357,14 @@ def caption(
 
 @app.command("run-batch")
 def run_batch(
-    source: Annotated[Path, typer.Option("--input-file", "-i", help="JSONL, one request a line, in OpenAI's form.")],
-    out: Annotated[Path, typer.Option("--output-file", "-o", help="JSONL; what is in it already is not done again.")],
+    source: Annotated[
+        Path,
+        typer.Option("--input-file", "-i", help="JSONL, one request a line, in OpenAI's form."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--output-file", "-o", help="JSONL; what is in it already is not done again."),
+    ],
     model: Model = "tiny",
     speech_model: SpeechModel = None,
     served_model_name: Annotated[
@@ -300,12 +397,19 @@ def run_batch(
 
 @app.command()
 def extract(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="A picture or a sound; - for text on standard input.")],
-    schema: Annotated[str, typer.Option(help="A JSON Schema file, or module:Type of a type that pydantic knows.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A picture or a sound; - for text on standard input."),
+    ],
+    schema: Annotated[
+        str, typer.Option(help="A JSON Schema file, or module:Type of a type that pydantic knows.")
+    ],
     question: Annotated[str | None, typer.Option(help="What is wanted, in words.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens that the value may take.")] = 256,
     model: Model = "tiny",
-    as_json: Annotated[bool, typer.Option("--json", help="Print confidences and chances as well.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print confidences and chances as well.")
+    ] = False,
     device: Device = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -315,7 +419,14 @@ def extract(
     wanted = _schema(schema)
     given = _source(source)
     made = _load(model, device, quantize).extract(
-        given.pop("image"), wanted, question=question, max_tokens=max_tokens, seed=seed, **given, **_settings(settings))
+        given.pop("image"),
+        wanted,
+        question=question,
+        max_tokens=max_tokens,
+        seed=seed,
+        **given,
+        **_settings(settings),
+    )
     _print_extraction(made, as_json)
 
 
@@ -323,9 +434,13 @@ def extract(
 def choose(
     picture: Annotated[str, typer.Argument(metavar="PICTURE")],
     question: Annotated[str, typer.Argument()],
-    choices: Annotated[list[str], typer.Argument(metavar="CHOICE...", help="The answers to choose from.")],
+    choices: Annotated[
+        list[str], typer.Argument(metavar="CHOICE...", help="The answers to choose from.")
+    ],
     model: Model = "tiny",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the chance of each choice.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the chance of each choice.")
+    ] = False,
     device: Device = None,
     seed: Seed = 0,
     quantize: Quantize = None,
@@ -333,7 +448,9 @@ def choose(
     """Answer a question about a picture with one of the choices."""
     if not question.strip():
         raise _refuse("the question is empty; say what you want to know")
-    _print_extraction(_load(model, device, quantize).choose(picture, question, choices, seed=seed), as_json)
+    _print_extraction(
+        _load(model, device, quantize).choose(picture, question, choices, seed=seed), as_json
+    )
 
 
 @app.command()
@@ -342,7 +459,9 @@ def fill(
     text: Annotated[str, typer.Argument(help='With holes: "The [[ ]] is [[red|green]]."')],
     question: Annotated[str | None, typer.Option(help="What the text answers.")] = None,
     model: Model = "tiny",
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was filled in and how sure it is.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was filled in and how sure it is.")
+    ] = False,
     device: Device = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -350,17 +469,25 @@ def fill(
 ) -> None:
     """Fill the holes of a text about a picture, in any order."""
     made = _load(model, device, quantize).fill(
-        text, image=picture, question=question, seed=seed, **_settings(settings))
+        text, image=picture, question=question, seed=seed, **_settings(settings)
+    )
     _print_extraction(made, as_json)
 
 
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="The model to make: tiny.")] = "tiny",
-    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one goes on from there.")] = Path("runs"),
-    scale: Annotated[float, typer.Option(help="Factor on every stage's number of steps, for a trial run.")] = 1.0,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run; an interrupted one goes on from there.")
+    ] = Path("runs"),
+    scale: Annotated[
+        float, typer.Option(help="Factor on every stage's number of steps, for a trial run.")
+    ] = 1.0,
     whisper: Annotated[
-        str | None, typer.Option(help="Folder or hub name of a Whisper checkpoint to hear with (default: tiny.en).")
+        str | None,
+        typer.Option(
+            help="Folder or hub name of a Whisper checkpoint to hear with (default: tiny.en)."
+        ),
     ] = None,
 ) -> None:
     """Train a model from data that is generated or installed. Stop with Ctrl-C; the same command goes on."""
@@ -377,14 +504,19 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks, or pictures, or speech.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="Tasks, or pictures, or speech.")
+    ] = None,
     model: Model = "tiny",
     speech_model: SpeechModel = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many of each kind.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Evidence as JSON; an interrupted run goes on (default: in runs/eval).")
+        Path | None,
+        typer.Option(help="Evidence as JSON; an interrupted run goes on (default: in runs/eval)."),
     ] = None,
-    against: Annotated[Path | None, typer.Option(help="Evidence of another run, to compare with.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Evidence of another run, to compare with.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 64,
     device: Device = None,
 ) -> None:
@@ -403,19 +535,35 @@ def evaluate(
         read(against)  # a file that is not evidence is reported before the work begins
     pipeline = _load(model, device, speech_model=speech_model)
     out = out or default_out(model)
-    run_tasks(pipeline, list(dict.fromkeys(names)), limit, batch_size, name=model, out=out, other=against)
+    run_tasks(
+        pipeline, list(dict.fromkeys(names)), limit, batch_size, name=model, out=out, other=against
+    )
     typer.echo(f"evidence: {out}", err=True)
 
 
 @app.command()
 def bench(
-    model: Annotated[str | None, typer.Option(help="A shipped model, a checkpoint folder or a hub name.")] = None,
-    preset: Annotated[str, typer.Option(help="Sizes of a model with random weights: small, llada-8b, ...")] = "small",
-    random: Annotated[bool, typer.Option("--random", help="Random weights for --model too, as presets have.")] = False,
-    prompt: Annotated[list[int] | None, typer.Option(help="Positions before the answer; may be given again.")] = None,
-    picture: Annotated[str | None, typer.Option(metavar="WxH", help="Add the positions of such a picture.")] = None,
-    cache: Annotated[list[str] | None, typer.Option(help="none, prefix, block, ...; may be given again.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Answers at once; may be given again.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A shipped model, a checkpoint folder or a hub name.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Sizes of a model with random weights: small, llada-8b, ...")
+    ] = "small",
+    random: Annotated[
+        bool, typer.Option("--random", help="Random weights for --model too, as presets have.")
+    ] = False,
+    prompt: Annotated[
+        list[int] | None, typer.Option(help="Positions before the answer; may be given again.")
+    ] = None,
+    picture: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Add the positions of such a picture.")
+    ] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option(help="none, prefix, block, ...; may be given again.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Answers at once; may be given again.")
+    ] = None,
     gen_length: Annotated[int, typer.Option(help="Positions of the answer.")] = 128,
     block_length: Annotated[int, typer.Option(help="Positions of a block.")] = 32,
     steps: Annotated[int, typer.Option(help="Steps in all, for the rule quota.")] = 128,
@@ -423,18 +571,39 @@ def bench(
     threshold: Threshold = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Device = None,
-    repeats: Annotated[int, typer.Option(help="Answers measured, of which the medians are shown.")] = 3,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Also measure the obvious versions.")] = False,
-    divergence: Annotated[bool, typer.Option("--divergence", help="Also tell how far caches are from exact.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the layers; CUDA graphs on a GPU.")] = False,
+    repeats: Annotated[
+        int, typer.Option(help="Answers measured, of which the medians are shown.")
+    ] = 3,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also measure the obvious versions.")
+    ] = False,
+    divergence: Annotated[
+        bool, typer.Option("--divergence", help="Also tell how far caches are from exact.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the layers; CUDA graphs on a GPU.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Write the report as JSON here; with --accuracy an interrupted one goes on.")
+        Path | None,
+        typer.Option(
+            help="Write the report as JSON here; with --accuracy an interrupted one goes on."
+        ),
     ] = None,
-    accuracy: Annotated[bool, typer.Option("--accuracy", help="Accuracy against forward passes instead.")] = False,
-    setting: Annotated[list[str] | None, typer.Option(help="With --accuracy, one of its settings (all).")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="With --accuracy, pictures of each task (all).")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="With --accuracy, questions answered at once.")] = 64,
-    plot: Annotated[Path | None, typer.Option(help="With --accuracy, score against passes as PNG, SVG, PDF.")] = None,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="Accuracy against forward passes instead.")
+    ] = False,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="With --accuracy, one of its settings (all).")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --accuracy, pictures of each task (all).")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="With --accuracy, questions answered at once.")
+    ] = 64,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --accuracy, score against passes as PNG, SVG, PDF.")
+    ] = None,
 ) -> None:
     """Measure the speed of answers with random weights or a model's, or the accuracy of rules and caches."""
     if accuracy:
@@ -445,9 +614,9 @@ def bench(
         raise _refuse(f"{given} is for --accuracy; add it, or leave {given} out")
     import torch
 
-    from mmdiff.modeling.checkpoint import config_of
     from mmdiff.config import DecodingConfig, from_dict
     from mmdiff.eval.speed import SIZES, Load, bench, compile_layers, picture_length, random_model
+    from mmdiff.modeling.checkpoint import config_of
     from mmdiff.pipeline import choose_device, find, load
 
     _check_outputs(out)
@@ -455,17 +624,32 @@ def bench(
         raise _refuse(f"--preset {preset!r} is not known; use one of {', '.join(SIZES)}")
     if dtype not in ("float32", "bfloat16"):
         raise _refuse(f"--dtype {dtype!r} is not known; use float32 or bfloat16")
-    counts = {"--prompt": prompt or [1 if picture else 729], "--batch": batch or [1], "--repeats": [repeats]}
+    counts = {
+        "--prompt": prompt or [1 if picture else 729],
+        "--batch": batch or [1],
+        "--repeats": [repeats],
+    }
     for name, values in counts.items():
         if min(values) < 1:
             raise _refuse(f"{name} {min(values)} does not fit; it must be at least 1")
     sizes = config_of(find(model, weights=not random)) if model else SIZES[preset]
     seen = picture_length(picture, sizes) if picture else 0
-    trained = model is not None and not random  # random weights end anywhere, so only a trained model's ends count
-    settings = {"gen_length": gen_length, "block_length": block_length, "steps": steps, "rule": rule,
-                "threshold": threshold, "stop": trained}
+    trained = (
+        model is not None and not random
+    )  # random weights end anywhere, so only a trained model's ends count
+    settings = {
+        "gen_length": gen_length,
+        "block_length": block_length,
+        "steps": steps,
+        "rule": rule,
+        "threshold": threshold,
+        "stop": trained,
+    }
     try:
-        plans = [from_dict(DecodingConfig, {**settings, "cache": each}) for each in cache or ["none", "prefix"]]
+        plans = [
+            from_dict(DecodingConfig, {**settings, "cache": each})
+            for each in cache or ["none", "prefix"]
+        ]
     except ValueError as error:
         raise _refuse(str(error)) from None
     place, number_type = choose_device(device), getattr(torch, dtype)
@@ -473,8 +657,12 @@ def bench(
         measured = load(model, device=place, dtype=number_type).model
     else:
         measured = random_model(sizes, place, number_type)
-    loads = [Load(length + seen, rows, plan)
-             for length in counts["--prompt"] for rows in counts["--batch"] for plan in plans]
+    loads = [
+        Load(length + seen, rows, plan)
+        for length in counts["--prompt"]
+        for rows in counts["--batch"]
+        for plan in plans
+    ]
     if compiled:
         compile_layers(measured)
     report = bench(measured, loads, repeats, baselines, divergence)
@@ -483,99 +671,162 @@ def bench(
 
 
 def _bench_accuracy(
-    model: str, settings: list[str] | None, limit: int | None, out: Path | None, plot: Path | None, batch_size: int,
+    model: str,
+    settings: list[str] | None,
+    limit: int | None,
+    out: Path | None,
+    plot: Path | None,
+    batch_size: int,
     device: str | None,
 ) -> None:
     """Accuracy against forward passes for each rule and cache."""
     from mmdiff.eval import accuracy_vs_passes
 
     if unknown := [name for name in settings or [] if name not in accuracy_vs_passes.SETTINGS]:
-        raise _refuse(f"unknown setting {unknown[0]!r}; known are {'; '.join(accuracy_vs_passes.SETTINGS)}")
+        raise _refuse(
+            f"unknown setting {unknown[0]!r}; known are {'; '.join(accuracy_vs_passes.SETTINGS)}"
+        )
     _check_outputs(out, plot)
     if plot:
         accuracy_vs_passes.check_plot(plot)
-    report = accuracy_vs_passes.compare(_load(model, device), settings or list(accuracy_vs_passes.SETTINGS), limit, batch_size, out)
+    report = accuracy_vs_passes.compare(
+        _load(model, device), settings or list(accuracy_vs_passes.SETTINGS), limit, batch_size, out
+    )
     if plot:
         accuracy_vs_passes.plot(report, plot)
 
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="A shipped model, a checkpoint folder or a hub name.")] = "tiny",
+    model: Annotated[
+        str, typer.Argument(help="A shipped model, a checkpoint folder or a hub name.")
+    ] = "tiny",
     speech_model: SpeechModel = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is all of them.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    uds: Annotated[str | None, typer.Option(help="Path of a Unix socket to listen on instead.")] = None,
+    uds: Annotated[
+        str | None, typer.Option(help="Path of a Unix socket to listen on instead.")
+    ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="Asked for on every path but health; those in MMDIFF_API_KEY are valid beside it."),
+        typer.Option(
+            help="Asked for on every path but health; those in MMDIFF_API_KEY are valid beside it."
+        ),
     ] = None,
-    served_model_name: Annotated[list[str] | None, typer.Option(help="What clients call the model.")] = None,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="What clients call the model.")
+    ] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers denoised at once.")] = 16,
-    max_num_queued_reqs: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused.")] = 64,
+    max_num_queued_reqs: Annotated[
+        int, typer.Option(min=0, help="Requests that wait; more are refused.")
+    ] = 64,
     max_num_reqs_per_key: Annotated[int, typer.Option(min=0, help="At once; 0 for no limit.")] = 0,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Positions of prompt and answer.")] = None,
-    queue_timeout: Annotated[float, typer.Option(min=0, help="Seconds before the engine is free.")] = 30.0,
-    request_timeout: Annotated[float, typer.Option(min=0, help="Seconds, then an answer ends as it stands.")] = 60.0,
-    shutdown_timeout: Annotated[float, typer.Option(min=0, help="Seconds to finish in after SIGTERM.")] = 30.0,
-    engine_timeout: Annotated[float, typer.Option(min=1, help="Seconds of an engine's silence.")] = 20.0,
-    overload_status_code: Annotated[int, typer.Option(help="503 or 429, when all places are taken.")] = 503,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="Positions of prompt and answer.")
+    ] = None,
+    queue_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds before the engine is free.")
+    ] = 30.0,
+    request_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds, then an answer ends as it stands.")
+    ] = 60.0,
+    shutdown_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to finish in after SIGTERM.")
+    ] = 30.0,
+    engine_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds of an engine's silence.")
+    ] = 20.0,
+    overload_status_code: Annotated[
+        int, typer.Option(help="503 or 429, when all places are taken.")
+    ] = 503,
     limit_mm_per_prompt: Annotated[
-        str | None, typer.Option(help='Pictures and sounds of a request, such as {"image": 4, "audio": 1}.')
+        str | None,
+        typer.Option(help='Pictures and sounds of a request, such as {"image": 4, "audio": 1}.'),
     ] = None,
     allowed_media_domains: Annotated[
         list[str] | None, typer.Option(help="Domains to fetch media from; none by default.")
     ] = None,
-    allowed_origins: Annotated[list[str] | None, typer.Option(help="Origins whose pages may ask.")] = None,
+    allowed_origins: Annotated[
+        list[str] | None, typer.Option(help="Origins whose pages may ask.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Device = None,
     quantize: Quantize = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the engine (default: all cores but one).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the engine (default: all cores but one).")
+    ] = None,
     on_ray: OnRay = False,
     min_replicas: MinReplicas = None,
     max_replicas: MaxReplicas = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's clients ask for it."""
-    from mmdiff.serve.options import ServerOptions
     from mmdiff.serve.http.server import serve as run_server
+    from mmdiff.serve.options import ServerOptions
 
     if overload_status_code not in (429, 503):
         raise _refuse(f"--overload-status-code {overload_status_code} does not fit; use 503 or 429")
-    seconds = {"queue": queue_timeout, "request": request_timeout, "shutdown": shutdown_timeout,
-               "engine": engine_timeout}
+    seconds = {
+        "queue": queue_timeout,
+        "request": request_timeout,
+        "shutdown": shutdown_timeout,
+        "engine": engine_timeout,
+    }
     for name, value in seconds.items():
         if not math.isfinite(value):
-            raise _refuse(f"--{name}-timeout {value} is not a number of seconds; give one such as 3600")
+            raise _refuse(
+                f"--{name}-timeout {value} is not a number of seconds; give one such as 3600"
+            )
     if api_key is not None and not all(key.strip() for key in api_key):
         raise _refuse("--api-key is empty; give a key, or leave it out")
     if (given := os.environ.get("MMDIFF_API_KEY")) is not None and not given.strip():
         raise _refuse("MMDIFF_API_KEY is empty; put a key into it, or unset it")
     for origin in allowed_origins or ():
         if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
-            raise _refuse(f"--allowed-origins {origin[:80]!r} is not an origin; give scheme and host alone, such as "
-                          "https://example.com")
+            raise _refuse(
+                f"--allowed-origins {origin[:80]!r} is not an origin; give scheme and host alone, such as "
+                "https://example.com"
+            )
     counts = _media_counts(limit_mm_per_prompt)
     options = ServerOptions(
-        model=model, speech_model=speech_model, host=host, port=port, uds=uds,
+        model=model,
+        speech_model=speech_model,
+        host=host,
+        port=port,
+        uds=uds,
         api_keys=(*(api_key or ()), *(given or "").split()),
-        served_model_name=tuple(served_model_name or ()), max_num_seqs=max_num_seqs,
-        max_num_queued_reqs=max_num_queued_reqs, max_num_reqs_per_key=max_num_reqs_per_key,
-        max_model_len=max_model_len, queue_timeout=queue_timeout, request_timeout=request_timeout,
-        shutdown_timeout=shutdown_timeout, engine_timeout=engine_timeout, overload_status_code=overload_status_code,
-        max_images=counts["image"], max_audios=counts["audio"],
-        allowed_media_domains=tuple(allowed_media_domains or ()), allowed_origins=tuple(allowed_origins or ()),
-        dtype=dtype, device=device, quantize=quantize, threads=threads,
+        served_model_name=tuple(served_model_name or ()),
+        max_num_seqs=max_num_seqs,
+        max_num_queued_reqs=max_num_queued_reqs,
+        max_num_reqs_per_key=max_num_reqs_per_key,
+        max_model_len=max_model_len,
+        queue_timeout=queue_timeout,
+        request_timeout=request_timeout,
+        shutdown_timeout=shutdown_timeout,
+        engine_timeout=engine_timeout,
+        overload_status_code=overload_status_code,
+        max_images=counts["image"],
+        max_audios=counts["audio"],
+        allowed_media_domains=tuple(allowed_media_domains or ()),
+        allowed_origins=tuple(allowed_origins or ()),
+        dtype=dtype,
+        device=device,
+        quantize=quantize,
+        threads=threads,
     )
     raise typer.Exit(run_server(options, _replicas(on_ray, min_replicas, max_replicas)))
 
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A preset, a shipped model, a folder or a hub name.")] = "tiny",
+    model: Annotated[
+        str, typer.Argument(help="A preset, a shipped model, a folder or a hub name.")
+    ] = "tiny",
 ) -> None:
     """Say what a model is made of, without loading its weights."""
-    from mmdiff.modeling.checkpoint import config_of, describe
     from mmdiff.config import PRESETS
+    from mmdiff.modeling.checkpoint import config_of, describe
     from mmdiff.pipeline import SHIPPED, find
 
     only_preset = model in PRESETS and not (SHIPPED / model / "config.json").is_file()
@@ -607,7 +858,9 @@ def _write_any_text() -> None:
     codecs.register_error("mmdiff.any", _escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            legacy = sys.platform == "win32" and not stream.isatty()  # files and pipes there have a code page
+            legacy = (
+                sys.platform == "win32" and not stream.isatty()
+            )  # files and pipes there have a code page
             stream.reconfigure(encoding="utf-8" if legacy else None, errors="mmdiff.any")
 
 
@@ -620,14 +873,24 @@ def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _answer(
-    pictures: list[str], question: str, model: str, as_json: bool, show_steps: bool, device: str | None, seed: int,
-    decoding: dict[str, Any], speech: str | None = None, quantize: str | None = None,
+    pictures: list[str],
+    question: str,
+    model: str,
+    as_json: bool,
+    show_steps: bool,
+    device: str | None,
+    seed: int,
+    decoding: dict[str, Any],
+    speech: str | None = None,
+    quantize: str | None = None,
     speech_model: str | None = None,
 ) -> None:
     if speech is None and not question.strip():
         raise _refuse("the question is empty; say what you want to know")
     if show_steps and as_json:
-        raise _refuse("--show-steps draws in the terminal and --json prints data; choose one of them")
+        raise _refuse(
+            "--show-steps draws in the terminal and --json prints data; choose one of them"
+        )
     images = _opened(pictures)
     first = next(images)  # a bad one is reported before the model loads
     if speech is not None:
@@ -656,12 +919,18 @@ def _answer(
             chunk.clear()
             continue
         begun = time.perf_counter()
-        answers = pipeline.ask([image for _, image in good], [question] * len(good), seed=seed + answered, **decoding)
+        answers = pipeline.ask(
+            [image for _, image in good], [question] * len(good), seed=seed + answered, **decoding
+        )
         seconds["answer_seconds"] = round(time.perf_counter() - begun, 3)
         answered += len(good)
         for (name, _), answer in zip(good, answers, strict=True):
             if as_json:
-                typer.echo(_json({"picture": name, **_as_dict(question, answer), **_heard(heard), **seconds}))
+                typer.echo(
+                    _json(
+                        {"picture": name, **_as_dict(question, answer), **_heard(heard), **seconds}
+                    )
+                )
             else:
                 typer.echo(answer.text if len(pictures) == 1 else f"{name}: {answer.text}")
         for held in (chunk, good):
@@ -711,8 +980,11 @@ def _warn_of(name: str, transcript: Transcript) -> None:
         typer.echo(f"mmdiff: {name}: no speech was found", err=True)
     unsure = transcript.unsure
     for segment in unsure[:SHOWN_UNSURE]:
-        typer.echo(f"mmdiff: {name}: not sure of {segment.text!r} at {segment.start:.1f} s "
-                   f"(confidence {segment.confidence:.2f})", err=True)
+        typer.echo(
+            f"mmdiff: {name}: not sure of {segment.text!r} at {segment.start:.1f} s "
+            f"(confidence {segment.confidence:.2f})",
+            err=True,
+        )
     if len(unsure) > SHOWN_UNSURE:
         typer.echo(f"mmdiff: {name}: nor of {len(unsure) - SHOWN_UNSURE} more segments", err=True)
 
@@ -731,8 +1003,10 @@ def _transcript_files(names: list[str], out: Path | None, form: str) -> list[Pat
     files = [out / f"{'stdin' if name == '-' else Path(name).stem}.{suffix}" for name in names]
     for number, file in enumerate(files):
         if file in files[:number]:
-            raise _refuse(f"{names[number]!r} and {names[files.index(file)]!r} would both be written to {file}; "
-                          "transcribe them one after the other")
+            raise _refuse(
+                f"{names[number]!r} and {names[files.index(file)]!r} would both be written to {file}; "
+                "transcribe them one after the other"
+            )
     _check_sources(names, files)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -746,7 +1020,9 @@ def _check_sources(names: Iterable[str | Path], outputs: Iterable[Path]) -> None
     sources = {os.path.realpath(name) for name in names}
     for file in outputs:
         if file.is_file() and os.path.realpath(file) in sources:
-            raise _refuse(f"{shorten(str(file))} is read, and would be written over; give another name for the output")
+            raise _refuse(
+                f"{shorten(str(file))} is read, and would be written over; give another name for the output"
+            )
 
 
 def _write_whole(file: Path, text: str) -> None:
@@ -770,7 +1046,9 @@ def _replicas(on_ray: bool, least: int | None, most: int | None) -> Replicas | N
     if not on_ray:
         for name, number in (("min", least), ("max", most)):
             if number is not None:
-                raise _refuse(f"--{name}-replicas {number} is for a cluster; add --ray, or leave it out")
+                raise _refuse(
+                    f"--{name}-replicas {number} is for a cluster; add --ray, or leave it out"
+                )
         return None
     least = least or 1
     if most is not None and most < least:
@@ -788,7 +1066,9 @@ def _schema(name: str) -> Any:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
-            raise _refuse(f"--schema {name!r}: {error}; give module:Type with a module that Python finds") from None
+            raise _refuse(
+                f"--schema {name!r}: {error}; give module:Type with a module that Python finds"
+            ) from None
     try:
         return json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
@@ -809,9 +1089,13 @@ def _source(name: str) -> dict[str, Any]:
         try:
             return {"image": None, "text": _stdin().decode()}
         except UnicodeDecodeError:
-            raise _refuse("standard input is not text in UTF-8; name the file where it is an image or audio") from None
+            raise _refuse(
+                "standard input is not text in UTF-8; name the file where it is an image or audio"
+            ) from None
     kind = mimetypes.guess_type(name)[0] or ""
-    return {"image": None, "audio": name} if kind.startswith(("audio/", "video/")) else {"image": name}
+    return (
+        {"image": None, "audio": name} if kind.startswith(("audio/", "video/")) else {"image": name}
+    )
 
 
 def _json(value: Any, **options: Any) -> str:
@@ -837,20 +1121,39 @@ def _print_extraction(made: Extraction, as_json: bool) -> None:
         value = json.loads(made.text)
     except ValueError:  # a choice or a text that was filled in
         value = made.text
-    fields = {path: {"confidence": each.confidence, "chances": [list(pair) for pair in each.probabilities]}
-              for path, each in made.fields.items()}
+    fields = {
+        path: {
+            "confidence": each.confidence,
+            "chances": [list(pair) for pair in each.probabilities],
+        }
+        for path, each in made.fields.items()
+    }
     repairs = [{"pointer": each.pointer, "what": each.what} for each in made.repairs]
-    decisions = [{"pointer": each.pointer, "kind": each.kind, "chances": [list(pair) for pair in each.probabilities]}
-                 for each in made.decisions]
-    told = {"value": value, "confidence": made.confidence, "fields": fields, "decisions": decisions,
-            "steps": made.steps, "passes": made.passes, "repairs": repairs, "notes": list(made.notes)}
+    decisions = [
+        {
+            "pointer": each.pointer,
+            "kind": each.kind,
+            "chances": [list(pair) for pair in each.probabilities],
+        }
+        for each in made.decisions
+    ]
+    told = {
+        "value": value,
+        "confidence": made.confidence,
+        "fields": fields,
+        "decisions": decisions,
+        "steps": made.steps,
+        "passes": made.passes,
+        "repairs": repairs,
+        "notes": list(made.notes),
+    }
     typer.echo(_json(told, ensure_ascii=False))
 
 
 def _check_caption(body: dict[str, Any]) -> None:
     """Settings that no picture of a folder could be described with are reported before the first one is."""
-    from mmdiff.serve.http.parsing import validated
     from mmdiff.serve.errors import ApiError
+    from mmdiff.serve.http.parsing import validated
     from mmdiff.serve.http.schemas import CaptionRequest
 
     try:
@@ -863,7 +1166,9 @@ def _check_outputs(*files: Path | None) -> None:
     """What cannot be written is reported before the work begins."""
     for file in files:
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
-            raise _refuse(f"{file} cannot be written: give the name of a file in a folder that exists")
+            raise _refuse(
+                f"{file} cannot be written: give the name of a file in a folder that exists"
+            )
 
 
 def _check_sounds(names: list[str]) -> None:
@@ -879,20 +1184,32 @@ def _with_progress(pipeline: Pipeline, name: str, samples: Any, **options: Any) 
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task(Path(name).name, total=1.0)
-        return pipeline.transcribe(samples, progress=lambda share: bar.update(task, completed=share), **options)
+        return pipeline.transcribe(
+            samples, progress=lambda share: bar.update(task, completed=share), **options
+        )
 
 
 def _as_dict(question: str, answer: Answer) -> dict[str, Any]:
     return {
-        "question": question, "answer": answer.text, "confidence": round(answer.confidence, 4), "steps": answer.steps,
+        "question": question,
+        "answer": answer.text,
+        "confidence": round(answer.confidence, 4),
+        "steps": answer.steps,
         "passes": answer.passes,
-        "tokens": [{"text": t.text, "confidence": round(t.confidence, 4), "step": t.step} for t in answer.tokens],
+        "tokens": [
+            {"text": t.text, "confidence": round(t.confidence, 4), "step": t.step}
+            for t in answer.tokens
+        ],
     }
 
 
-def _show(pipeline: Pipeline, image: Any, question: str, seed: int, decoding: dict[str, Any]) -> None:
+def _show(
+    pipeline: Pipeline, image: Any, question: str, seed: int, decoding: dict[str, Any]
+) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -935,9 +1252,14 @@ def _media_counts(given: str | None) -> dict[str, int]:
         found = json.loads(given or "{}")
     except json.JSONDecodeError:
         found = None
-    if not isinstance(found, dict) or not found.keys() <= counts.keys() or not all(
-            isinstance(count, int) and count >= 0 for count in found.values()):
-        raise _refuse(f"--limit-mm-per-prompt {given!r} does not fit; give JSON such as {json.dumps(counts)}")
+    if (
+        not isinstance(found, dict)
+        or not found.keys() <= counts.keys()
+        or not all(isinstance(count, int) and count >= 0 for count in found.values())
+    ):
+        raise _refuse(
+            f"--limit-mm-per-prompt {given!r} does not fit; give JSON such as {json.dumps(counts)}"
+        )
     return {**counts, **found}
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.decoding.kv_cache import CACHES, CachePolicy, LayerCache, KVCache, CacheState
-from mmdiff.decoding.canvas import PAD_POSITION
 from mmdiff.config import DecodingConfig
-from mmdiff.errors import MMDiffError
-from mmdiff.decoding.speculative import SpeculativeRunner
+from mmdiff.decoding.canvas import PAD_POSITION
+from mmdiff.decoding.kv_cache import CACHES, CachePolicy, CacheState, KVCache, LayerCache
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import Batch
+from mmdiff.decoding.speculative import SpeculativeRunner
+from mmdiff.errors import MMDiffError
 
 
 class CachedRunner:
@@ -41,12 +41,16 @@ class CachedRunner:
         return self.prompted.prompt_length_B
 
     @torch.inference_mode()
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+    ) -> Tensor:
         assert hidden_AG is None, "no cache holds what a token would be if it were hidden"
         kept = self._hold(rows_A, ids_AG.shape[1])
         progress = self._progress(ids_AG, rows_A, select_AG)
         stale_A = self.cache.needs_refresh(progress)
-        columns_AG = (self.cache.positions_to_recompute(progress) | select_AG) & (ids_AG != PAD_POSITION)
+        columns_AG = (self.cache.positions_to_recompute(progress) | select_AG) & (
+            ids_AG != PAD_POSITION
+        )
         self._age_B[rows_A] = torch.where(stale_A, 1, progress.age_A + 1)
         counts_A = select_AG.sum(1)
         logits_NV = torch.empty(0)
@@ -75,22 +79,36 @@ class CachedRunner:
     def join(self, other: Batch) -> None:
         """As `Prompted.join`; what the other one kept is computed anew."""
         assert isinstance(other, CachedRunner)
-        before, num_rows, more = self.prompted.valid_BP.shape[1], len(self.passes_B), len(other.passes_B)
+        before, num_rows, more = (
+            self.prompted.valid_BP.shape[1],
+            len(self.passes_B),
+            len(other.passes_B),
+        )
         self.prompted.join(other.prompted)
         if self._kept is not None:
             self._kept.extend(rows=more, before=self.prompted.valid_BP.shape[1] - before)
             self._rows += range(num_rows, num_rows + more)
             self._length_B, self._block_B, self._age_B = (
-                F.pad(each, (0, more), value=-1) for each in (self._length_B, self._block_B, self._age_B))
+                F.pad(each, (0, more), value=-1)
+                for each in (self._length_B, self._block_B, self._age_B)
+            )
             self._open_BG = F.pad(self._open_BG, (0, 0, 0, more), value=True)
 
     def _pass(
-        self, anew: bool, here_A: slice | Tensor, kept: KVCache, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor,
+        self,
+        anew: bool,
+        here_A: slice | Tensor,
+        kept: KVCache,
+        ids_AG: Tensor,
+        rows_A: Tensor,
+        select_AG: Tensor,
         columns_AG: Tensor,
     ) -> Tensor:
         """The logits of all active rows, or of some."""
         self.calls += 1
-        ids_AG, rows_A, select_AG, columns_AG = (each[here_A] for each in (ids_AG, rows_A, select_AG, columns_AG))
+        ids_AG, rows_A, select_AG, columns_AG = (
+            each[here_A] for each in (ids_AG, rows_A, select_AG, columns_AG)
+        )
 
         def keeps(where: slice | Tensor) -> list[LayerCache]:
             return kept.writers(where, here_A)
@@ -140,13 +158,16 @@ class CachedRunner:
             self._rows = list(range(num_rows))
             self._open_BG = torch.ones(num_rows, length, dtype=torch.bool, device=like.device)
             self._length_B, self._block_B, self._age_B = (
-                torch.full((num_rows,), -1, device=like.device) for _ in range(3))
+                torch.full((num_rows,), -1, device=like.device) for _ in range(3)
+            )
         if more := before + length - self._kept.length:
             self._kept.extend(after=more)
             self._open_BG = F.pad(self._open_BG, (0, more), value=True)
         rows = rows_A.tolist()
         if rows != self._rows:
-            self._kept.take(torch.tensor([self._rows.index(row) for row in rows], device=rows_A.device))
+            self._kept.take(
+                torch.tensor([self._rows.index(row) for row in rows], device=rows_A.device)
+            )
             self._rows = rows
         return self._kept
 
@@ -157,10 +178,18 @@ class CachedRunner:
         length_A = torch.ne(ids_AG, PAD_POSITION).sum(dim=1)
         numbers_G = torch.arange(ids_AG.shape[1], device=ids_AG.device) // self.block_length
         progress = CacheState(
-            open_AG, self._open_BG[rows_A], numbers_G == block_A[:, None], block_A != self._block_B[rows_A],
-            self._age_B[rows_A], length_A != self._length_B[rows_A],
+            open_AG,
+            self._open_BG[rows_A],
+            numbers_G == block_A[:, None],
+            block_A != self._block_B[rows_A],
+            self._age_B[rows_A],
+            length_A != self._length_B[rows_A],
         )
-        self._open_BG[rows_A], self._block_B[rows_A], self._length_B[rows_A] = open_AG, block_A, length_A
+        self._open_BG[rows_A], self._block_B[rows_A], self._length_B[rows_A] = (
+            open_AG,
+            block_A,
+            length_A,
+        )
         return progress
 
 
@@ -189,6 +218,8 @@ def make_runner(prompted: ModelRunner, decoding: DecodingConfig) -> Batch:
     if decoding.lookahead == 0:
         return batch
     if name not in exact:
-        raise MMDiffError(f"lookahead={decoding.lookahead} needs a cache that is exact with this model, and "
-                          f"cache={name!r} is not; use {' or '.join(exact)}")
+        raise MMDiffError(
+            f"lookahead={decoding.lookahead} needs a cache that is exact with this model, and "
+            f"cache={name!r} is not; use {' or '.join(exact)}"
+        )
     return SpeculativeRunner(batch, decoding.lookahead, model.tokens)

@@ -38,7 +38,9 @@ class Canvas:
         return cls(ids_BG, open_BG, (~open_BG).float(), torch.full_like(ids_BG, -1))
 
     @classmethod
-    def blank(cls, rows: int, length: int, mask_id: int, device: torch.device | str = "cpu") -> Canvas:
+    def blank(
+        cls, rows: int, length: int, mask_id: int, device: torch.device | str = "cpu"
+    ) -> Canvas:
         """An answer of `length` open positions for each row."""
         return cls.of(torch.full((rows, length), mask_id, device=device), mask_id)
 
@@ -73,31 +75,49 @@ class Canvas:
 
     def select(self, rows_A: Tensor) -> Canvas:
         """The canvas of some rows."""
-        return Canvas(self.ids_BG[rows_A], self.open_BG[rows_A], self.confidence_BG[rows_A], self.step_BG[rows_A])
+        return Canvas(
+            self.ids_BG[rows_A],
+            self.open_BG[rows_A],
+            self.confidence_BG[rows_A],
+            self.step_BG[rows_A],
+        )
 
     def concatenated(self, other: Canvas) -> Canvas:
         """The rows of both, as wide as the wider."""
         width = max(self.ids_BG.shape[1], other.ids_BG.shape[1])
 
         def both(mine: Tensor, others: Tensor, behind: float) -> Tensor:
-            return torch.cat([F.pad(each, (0, width - each.shape[1]), value=behind) for each in (mine, others)])
+            return torch.cat(
+                [F.pad(each, (0, width - each.shape[1]), value=behind) for each in (mine, others)]
+            )
 
-        return Canvas(both(self.ids_BG, other.ids_BG, PAD_POSITION), both(self.open_BG, other.open_BG, False),
-                      both(self.confidence_BG, other.confidence_BG, 1.0), both(self.step_BG, other.step_BG, -1))
+        return Canvas(
+            both(self.ids_BG, other.ids_BG, PAD_POSITION),
+            both(self.open_BG, other.open_BG, False),
+            both(self.confidence_BG, other.confidence_BG, 1.0),
+            both(self.step_BG, other.step_BG, -1),
+        )
 
     def extended(self, rows_A: Tensor, length_A: Tensor, mask_id: int) -> Canvas:
         """The next canvas: the rows `rows_A` have so many positions, the new ones open."""
-        part, index_G = self.select(rows_A), torch.arange(self.ids_BG.shape[1], device=self.ids_BG.device)
+        part, index_G = (
+            self.select(rows_A),
+            torch.arange(self.ids_BG.shape[1], device=self.ids_BG.device),
+        )
         new_AG = torch.eq(part.ids_BG, PAD_POSITION) & (index_G < length_A[:, None])
         return self.reopen(rows_A, new_AG, mask_id)
 
-    def commit(self, rows_A: Tensor, here_AG: Tensor, ids_AG: Tensor, confidence_AG: Tensor, step_A: Tensor) -> Canvas:
+    def commit(
+        self, rows_A: Tensor, here_AG: Tensor, ids_AG: Tensor, confidence_AG: Tensor, step_A: Tensor
+    ) -> Canvas:
         """The next canvas: the positions `here_AG` of the rows `rows_A` are decided, each row at its own step."""
         part = self.select(rows_A)
         return Canvas(
             self.ids_BG.index_copy(0, rows_A, torch.where(here_AG, ids_AG, part.ids_BG)),
             self.open_BG.index_copy(0, rows_A, part.open_BG & ~here_AG),
-            self.confidence_BG.index_copy(0, rows_A, torch.where(here_AG, confidence_AG, part.confidence_BG)),
+            self.confidence_BG.index_copy(
+                0, rows_A, torch.where(here_AG, confidence_AG, part.confidence_BG)
+            ),
             self.step_BG.index_copy(0, rows_A, torch.where(here_AG, step_A[:, None], part.step_BG)),
         )
 
@@ -114,4 +134,7 @@ class Canvas:
     def token_ids(self, end_ids: Sequence[int]) -> list[list[int]]:
         """The ids of each row before its first end token, or to its end."""
         rows, ends = self.ids_BG.tolist(), (*end_ids, PAD_POSITION)
-        return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+        return [
+            row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
+            for row in rows
+        ]

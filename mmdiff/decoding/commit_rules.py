@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.decoding.canvas import Canvas
 from mmdiff.config import DecodingConfig
+from mmdiff.decoding.canvas import Canvas
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Proposal:
     ids_N: Tensor  # what would be committed
     quota_A: Tensor  # how many positions the schedule commits
     block_length: int
-    draws: Sequence[tuple[torch.Generator, int]]  # each row's own, and how many of its positions are eligible
+    draws: Sequence[
+        tuple[torch.Generator, int]
+    ]  # each row's own, and how many of its positions are eligible
     names: Sequence[int]  # of the rows; a row keeps its name
     decided_AG: Tensor  # decided positions of the block, where a rule reads them
     decided_MV: Tensor  # the logits there, as `Revising.reads` says
@@ -40,18 +42,24 @@ class Proposal:
     def scatter(self, values_N: Tensor, elsewhere: float = -torch.inf) -> Tensor:
         """Values at the eligible positions, (A, G)."""
         return torch.full(self.eligible_AG.shape, elsewhere, device=values_N.device).masked_scatter(
-            self.eligible_AG, values_N.float())
+            self.eligible_AG, values_N.float()
+        )
 
     @cached_property
     def block_AG(self) -> Tensor:
         """Columns of each row's current block."""
-        numbers_G = torch.arange(self.eligible_AG.shape[1], device=self.eligible_AG.device) // self.block_length
+        numbers_G = (
+            torch.arange(self.eligible_AG.shape[1], device=self.eligible_AG.device)
+            // self.block_length
+        )
         return numbers_G == self.eligible_AG.int().argmax(1, keepdim=True) // self.block_length
 
     @cached_property
     def uniform_N(self) -> Tensor:
         """Uniform draws of each row's own seed."""
-        return torch.cat([torch.rand(n, generator=generator) for generator, n in self.draws]).to(self.ids_N.device)
+        return torch.cat([torch.rand(n, generator=generator) for generator, n in self.draws]).to(
+            self.ids_N.device
+        )
 
     @cached_property
     def log_probs_NV(self) -> Tensor:
@@ -66,7 +74,9 @@ class Proposal:
     @cached_property
     def entropy_AG(self) -> Tensor:
         """In nats; infinite where nothing is eligible."""
-        return self.scatter(-(self.log_probs_NV.exp() * self.log_probs_NV.clamp(min=-1e9)).sum(-1), torch.inf)
+        return self.scatter(
+            -(self.log_probs_NV.exp() * self.log_probs_NV.clamp(min=-1e9)).sum(-1), torch.inf
+        )
 
     @cached_property
     def margin_AG(self) -> Tensor:
@@ -78,11 +88,15 @@ class Proposal:
 Order = Callable[[Proposal], Tensor]  # scores (A, G), the best first
 
 ORDERS: dict[str, Order] = {
-    "low_confidence": lambda votes: votes.confidence_AG,  # LLaDA's name: those of low confidence stay masked
+    "low_confidence": lambda votes: (
+        votes.confidence_AG
+    ),  # LLaDA's name: those of low confidence stay masked
     "margin": lambda votes: votes.margin_AG,  # Dream's topk_margin (arXiv 2508.15487)
     "entropy": lambda votes: -votes.entropy_AG,  # Dream's entropy
     "random": lambda votes: votes.scatter(votes.uniform_N),
-    "left_to_right": lambda votes: -votes.scatter(torch.arange(len(votes.ids_N), device=votes.ids_N.device), torch.inf),
+    "left_to_right": lambda votes: (
+        -votes.scatter(torch.arange(len(votes.ids_N), device=votes.ids_N.device), torch.inf)
+    ),
 }
 
 
@@ -119,7 +133,9 @@ class Threshold:
     threshold: float = 0.9
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
-        return _best(votes, score_AG) | ((votes.confidence_AG >= self.threshold) & votes.eligible_AG)
+        return _best(votes, score_AG) | (
+            (votes.confidence_AG >= self.threshold) & votes.eligible_AG
+        )
 
 
 @dataclass(frozen=True)
@@ -155,12 +171,17 @@ class Dilated:
     base: int = 2
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
-        places_G = torch.arange(votes.eligible_AG.shape[1], device=votes.eligible_AG.device) % votes.block_length
+        places_G = (
+            torch.arange(votes.eligible_AG.shape[1], device=votes.eligible_AG.device)
+            % votes.block_length
+        )
         round_G, stride = torch.zeros_like(places_G), votes.block_length
         while stride > 1:
             stride = max(1, stride // self.base)
             round_G += places_G % stride != 0
-        round_AG = round_G.expand_as(votes.eligible_AG).masked_fill(~votes.eligible_AG, votes.block_length)
+        round_AG = round_G.expand_as(votes.eligible_AG).masked_fill(
+            ~votes.eligible_AG, votes.block_length
+        )
         return votes.eligible_AG & (round_AG == round_AG.amin(1, keepdim=True))
 
 
@@ -175,7 +196,10 @@ class LocalDeterminism:
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         anchors_AG = (votes.confidence_AG >= self.anchor) & votes.eligible_AG
         width = 2 * self.radius + 1
-        around_AG = torch.nn.functional.max_pool1d(anchors_AG[:, None].float(), width, 1, self.radius)[:, 0] > 0
+        around_AG = (
+            torch.nn.functional.max_pool1d(anchors_AG[:, None].float(), width, 1, self.radius)[:, 0]
+            > 0
+        )
         nearby_AG = around_AG & (votes.confidence_AG >= self.near) & votes.eligible_AG
         return _best(votes, score_AG) | anchors_AG | nearby_AG
 
@@ -218,7 +242,9 @@ class Saber:
 
     def __init__(self, least: int = 2) -> None:
         self.least = least
-        self.top: dict[int, Tensor] = {}  # the likeliest id's probability (G) at the step before, of each row
+        self.top: dict[
+            int, Tensor
+        ] = {}  # the likeliest id's probability (G) at the step before, of each row
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         made_AG = votes.canvas.step_BG >= 0
@@ -229,7 +255,8 @@ class Saber:
 
     def remask(self, votes: Proposal, after: Canvas) -> Tensor:
         top_AG = votes.scatter(votes.log_probs_NV.amax(-1).exp(), 0.0).masked_scatter(
-            votes.decided_AG, votes.decided_MV.softmax(-1).amax(-1))
+            votes.decided_AG, votes.decided_MV.softmax(-1).amax(-1)
+        )
         width, nothing = top_AG.shape[1], top_AG.new_zeros(0)
         before = [self.top.get(name, nothing) for name in votes.names]
         drop_AG = torch.stack([F.pad(top_G, (0, width - len(top_G))) for top_G in before]) - top_AG
@@ -264,12 +291,16 @@ class WideInNarrowOut:
         likely_M = votes.decided_MV.log_softmax(-1).gather(1, ids_M1)[:, 0].exp()
         likely_AG = torch.ones_like(votes.confidence_AG).masked_scatter(votes.decided_AG, likely_M)
         commits_A = votes.eligible_AG.sum(1) - (after.open_BG & votes.eligible_AG).sum(1)
-        return _first(-likely_AG, votes.decided_AG & (likely_AG < self.keep), (commits_A - 1).clamp(min=0))
+        return _first(
+            -likely_AG, votes.decided_AG & (likely_AG < self.keep), (commits_A - 1).clamp(min=0)
+        )
 
 
 RULES: dict[str, Callable[[DecodingConfig], Rule]] = {
     "quota": lambda decoding: Quota(),
-    "threshold": lambda decoding: Threshold(0.9 if decoding.threshold is None else decoding.threshold),
+    "threshold": lambda decoding: Threshold(
+        0.9 if decoding.threshold is None else decoding.threshold
+    ),
     "factor": lambda decoding: Factor(decoding.factor),
     "entropy_bounded": lambda decoding: EntropyBounded(decoding.gamma),
     "dilated": lambda decoding: Dilated(),
@@ -292,7 +323,9 @@ def make_rule(decoding: DecodingConfig) -> Rule:
 
 def _ranks(score_AG: Tensor, eligible_AG: Tensor) -> Tensor:
     """The place of each position from 0, the best eligible one first; ties in reading order."""
-    order_AG = score_AG.masked_fill(~eligible_AG, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order_AG = score_AG.masked_fill(~eligible_AG, -torch.inf).argsort(
+        dim=1, descending=True, stable=True
+    )
     places_G = torch.arange(order_AG.shape[1], device=order_AG.device)
     return torch.empty_like(order_AG).scatter_(1, order_AG, places_G.expand_as(order_AG))
 

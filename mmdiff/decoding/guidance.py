@@ -35,7 +35,9 @@ class Guided:
         self.conditional.join(other.conditional)
         self.unconditional.join(other.unconditional)
 
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+    ) -> Tensor:
         hidden = () if hidden_AG is None else (hidden_AG,)
         with_prompt_SV = self.conditional(ids_AG, rows_A, select_AG, *hidden)
         without_SV = self.unconditional(ids_AG, rows_A, select_AG, *hidden)

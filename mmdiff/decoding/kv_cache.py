@@ -32,7 +32,9 @@ class CacheState:
     open_before_AG: Tensor  # before the last step; all True before the first
     block_AG: Tensor  # columns of each row's current block
     entered_A: Tensor  # whether that block is another than at the last step
-    age_A: Tensor  # steps since everything was last computed, 1 at the next one; -1 before the first
+    age_A: (
+        Tensor  # steps since everything was last computed, 1 at the next one; -1 before the first
+    )
     grown_A: Tensor  # whether the row has become longer
 
 
@@ -96,7 +98,10 @@ class DelayedPolicy(BlockPolicy):
 
 
 CACHES: dict[str, Callable[..., CachePolicy]] = {
-    "prefix": PrefixPolicy, "block": BlockPolicy, "dual": DualPolicy, "delayed": DelayedPolicy,
+    "prefix": PrefixPolicy,
+    "block": BlockPolicy,
+    "dual": DualPolicy,
+    "delayed": DelayedPolicy,
 }
 
 
@@ -111,8 +116,22 @@ class KVCache:
     One more column takes what is computed for padding; it is never read. The room of rows that left is used again.
     """
 
-    def __init__(self, config: BackboneConfig, rows: int, columns: int, device: torch.device, dtype: torch.dtype):
-        shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, columns + 1, config.head_dim)
+    def __init__(
+        self,
+        config: BackboneConfig,
+        rows: int,
+        columns: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        shape = (
+            config.num_hidden_layers,
+            2,
+            rows,
+            config.num_key_value_heads,
+            columns + 1,
+            config.head_dim,
+        )
         self._room = torch.zeros(shape, device=device, dtype=dtype)
         self.rows, self.length = rows, columns
 
@@ -125,7 +144,9 @@ class KVCache:
     def take(self, rows_A: Tensor) -> None:
         """Keep these rows only; a row may be named several times."""
         rows = rows_A.tolist()
-        if all(old >= new for new, old in enumerate(rows)):  # nothing is overwritten that is still to be moved
+        if all(
+            old >= new for new, old in enumerate(rows)
+        ):  # nothing is overwritten that is still to be moved
             for new, old in enumerate(rows):
                 if new != old:
                     self._room[:, :, new] = self._room[:, :, old]

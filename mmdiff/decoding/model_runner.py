@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdiff.modeling.attention import build_attention_mask
-from mmdiff.decoding.kv_cache import LayerCache
 from mmdiff.decoding.canvas import PAD_POSITION
-from mmdiff.modeling.multimodal import MMDiffModel
-from mmdiff.decoding.sampler import Batch
+from mmdiff.decoding.kv_cache import LayerCache
 from mmdiff.decoding.prefix_cache import CachingEncoder, PrefixBlock, PrefixCache, prompt_blocks
-from mmdiff.tokens import segment_ids as derive_segments
+from mmdiff.decoding.sampler import Batch
+from mmdiff.modeling.attention import build_attention_mask
+from mmdiff.modeling.multimodal import MMDiffModel
 from mmdiff.modeling.weights_version import every_module
+from mmdiff.tokens import segment_ids as derive_segments
 
 Method = TypeVar("Method", bound=Callable[..., Tensor])
 
@@ -63,26 +63,39 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: MMDiffModel, input_ids: Tensor, attention_mask: Tensor | None = None, prefix_cache: PrefixCache | None = None,
+        self,
+        model: MMDiffModel,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        prefix_cache: PrefixCache | None = None,
         **media: Any,
     ) -> None:
         self.model, self.prefix_cache = model, prefix_cache
         tokens = model.model_config.tokens
         version = b"" if prefix_cache is None else prefix_cache.version(model)
         encoder = None if prefix_cache is None else CachingEncoder(model, prefix_cache, version)
-        self._training = any(module.training for module in every_module(model))  # a new adapter may be, on its own
+        self._training = any(
+            module.training for module in every_module(model)
+        )  # a new adapter may be, on its own
         with evaluating(model):
             self.embeds_BPD = model.embed(input_ids, encoder=encoder, **media)
         valid_BP = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         self.valid_BP = valid_BP.bool()
         self.segments_BP = derive_segments(input_ids, tokens)
         self.audio_BP = torch.eq(input_ids, tokens.audio or 0)
-        self.passes_B = torch.zeros(len(input_ids), dtype=torch.long)  # through the backbone, of each row
+        self.passes_B = torch.zeros(
+            len(input_ids), dtype=torch.long
+        )  # through the backbone, of each row
         self.blocks: list[list[PrefixBlock]] = [[] for _ in input_ids]
-        if encoder is not None and model.model_config.backbone.attention_pattern == "segment-causal":
+        if (
+            encoder is not None
+            and model.model_config.backbone.attention_pattern == "segment-causal"
+        ):
             media_of = {tokens.image: encoder.pictures, tokens.audio: encoder.sounds}
             placeholders = {token: given for token, given in media_of.items() if token is not None}
-            self.blocks = prompt_blocks(input_ids, self.valid_BP, self.segments_BP, placeholders, version)
+            self.blocks = prompt_blocks(
+                input_ids, self.valid_BP, self.segments_BP, placeholders, version
+            )
 
     @property
     def prompt_length_B(self) -> Tensor:
@@ -109,7 +122,9 @@ class ModelRunner:
         width = max(self.valid_BP.shape[1], other.valid_BP.shape[1])
 
         def both(mine_BP: Tensor, others_BP: Tensor) -> Tensor:
-            return torch.cat([F.pad(each, (width - each.shape[-1], 0)) for each in (mine_BP, others_BP)])
+            return torch.cat(
+                [F.pad(each, (width - each.shape[-1], 0)) for each in (mine_BP, others_BP)]
+            )
 
         self.embeds_BPD = both(self.embeds_BPD.mT, other.embeds_BPD.mT).mT
         self.segments_BP = both(self.segments_BP, other.segments_BP)
@@ -123,7 +138,9 @@ class ModelRunner:
     def prompt_logits(self, where_BP: Tensor) -> Tensor:
         """Logits (N, V) at the True positions of the prompts, which see no canvas."""
         backbone = self.model.backbone
-        mask_B1PP = build_attention_mask(self.valid_BP, self.segments_BP, backbone.config.attention_pattern)
+        mask_B1PP = build_attention_mask(
+            self.valid_BP, self.segments_BP, backbone.config.attention_pattern
+        )
         positions_BP = (self.valid_BP.cumsum(1) - 1).clamp(min=0)
         self.passes_B += 1
         wanted_BQ, real_BQ = _places(where_BP)
@@ -132,13 +149,20 @@ class ModelRunner:
         return logits_NV
 
     @torch.inference_mode()
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+    ) -> Tensor:
         return self.prefill(ids_AG, rows_A, select_AG, hidden_AG)
 
     @_evaluated
     def prefill(
-        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None,
-        keeps: Callable[[slice], Sequence[LayerCache]] = lambda where: (), first: int = 0,
+        self,
+        ids_AG: Tensor,
+        rows_A: Tensor,
+        select_AG: Tensor,
+        hidden_AG: Tensor | None = None,
+        keeps: Callable[[slice], Sequence[LayerCache]] = lambda where: (),
+        first: int = 0,
     ) -> Tensor:
         """Logits (N, V) from a pass over prompt and canvas, then those (L, V) of what is asked for as if hidden.
 
@@ -148,7 +172,9 @@ class ModelRunner:
         """
         backbone, length = self.model.backbone, ids_AG.shape[1]
         valid_AP, segments_AP = self.valid_BP[rows_A], self.segments_BP[rows_A]
-        embeds_ATD = torch.cat((self.embeds_BPD[rows_A], backbone.embed_tokens(ids_AG.clamp(min=0))), dim=1)
+        embeds_ATD = torch.cat(
+            (self.embeds_BPD[rows_A], backbone.embed_tokens(ids_AG.clamp(min=0))), dim=1
+        )
         valid_AT = torch.cat((valid_AP, ids_AG != PAD_POSITION), dim=1)
         segments_AT = torch.cat((segments_AP, (segments_AP[:, -1:] + 1).expand(-1, length)), dim=1)
         mask_A1TT = build_attention_mask(valid_AT, segments_AT, backbone.config.attention_pattern)
@@ -160,38 +186,63 @@ class ModelRunner:
             mask_A1TT = mask_A1TT[:, :, first:]
         places_AQ, real_AQ = _places(select_AG)
         # Shifted logits are those of the position before.
-        wanted_AQ = (places_AQ + valid_AT.shape[1] - length - first - int(backbone.config.shifted)).clamp(min=0)
-        hidden_AQD = backbone(embeds_ATD[:, first:], positions_AT[:, first:], mask_A1TT,
-                              keeps(slice(first, valid_AT.shape[1])), wanted_AQ)
+        wanted_AQ = (
+            places_AQ + valid_AT.shape[1] - length - first - int(backbone.config.shifted)
+        ).clamp(min=0)
+        hidden_AQD = backbone(
+            embeds_ATD[:, first:],
+            positions_AT[:, first:],
+            mask_A1TT,
+            keeps(slice(first, valid_AT.shape[1])),
+            wanted_AQ,
+        )
         logits_NV: Tensor = backbone.lm_head(hidden_AQD[real_AQ])
         return logits_NV
 
     def _verify(
-        self, embeds_ATD: Tensor, positions_AT: Tensor, mask_A1TT: Tensor | None, select_AG: Tensor, hidden_AG: Tensor
+        self,
+        embeds_ATD: Tensor,
+        positions_AT: Tensor,
+        mask_A1TT: Tensor | None,
+        select_AG: Tensor,
+        hidden_AG: Tensor,
     ) -> Tensor:
         """Logits at the selected positions, and behind them those of the verify lane (WINO, arXiv 2507.18578).
 
         The lane holds a mask token for each position of `hidden_AG`. It sees what the position sees but the position
         itself, and is seen by itself alone.
         """
-        backbone, (num_rows, total), length = self.model.backbone, positions_AT.shape, hidden_AG.shape[1]
+        backbone, (num_rows, total), length = (
+            self.model.backbone,
+            positions_AT.shape,
+            hidden_AG.shape[1],
+        )
         places_AL, real_AL = _places(hidden_AG)
         places_AL, widest = places_AL + total - length, places_AL.shape[1]
-        mask_ASS = torch.zeros(num_rows, total + widest, total + widest, dtype=torch.bool, device=places_AL.device)
+        mask_ASS = torch.zeros(
+            num_rows, total + widest, total + widest, dtype=torch.bool, device=places_AL.device
+        )
         mask_ASS[:, :total, :total] = True if mask_A1TT is None else mask_A1TT[:, 0]
         seen_ALT = mask_ASS[:, :total, :total].gather(1, places_AL[..., None].expand(-1, -1, total))
         mask_ASS[:, total:, :total] = seen_ALT.scatter(2, places_AL[..., None], False)
         mask_ASS[:, total:, total:] = torch.eye(widest, dtype=torch.bool, device=places_AL.device)
         mask_D = backbone.embed_tokens.weight[self.model.model_config.tokens.mask]
-        hidden_ASD = backbone(torch.cat((embeds_ATD, mask_D.expand(num_rows, widest, -1)), dim=1),
-                              torch.cat((positions_AT, positions_AT.gather(1, places_AL)), dim=1), mask_ASS[:, None])
+        hidden_ASD = backbone(
+            torch.cat((embeds_ATD, mask_D.expand(num_rows, widest, -1)), dim=1),
+            torch.cat((positions_AT, positions_AT.gather(1, places_AL)), dim=1),
+            mask_ASS[:, None],
+        )
         canvas_AGD, lane_ALD = hidden_ASD[:, total - length : total], hidden_ASD[:, total:]
         logits_NV: Tensor = backbone.lm_head(torch.cat((canvas_AGD[select_AG], lane_ALD[real_AL])))
         return logits_NV
 
     @_evaluated
     def decode(
-        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, columns_AG: Tensor,
+        self,
+        ids_AG: Tensor,
+        rows_A: Tensor,
+        select_AG: Tensor,
+        columns_AG: Tensor,
         keeps: Callable[[slice | Tensor], Sequence[LayerCache]],
     ) -> Tensor:
         """Logits (N, V) from a pass over some columns of the canvas, which see all that is kept.
@@ -204,7 +255,10 @@ class ModelRunner:
         where: slice | Tensor | None = _span(places_AQ, real_AQ, before)
         if where is None:
             where = torch.where(real_AQ, places_AQ + before, before + length)
-        valid_AT, mask_A1QT = torch.cat((self.valid_BP[rows_A], ids_AG != PAD_POSITION), dim=1), None
+        valid_AT, mask_A1QT = (
+            torch.cat((self.valid_BP[rows_A], ids_AG != PAD_POSITION), dim=1),
+            None,
+        )
         if not bool(valid_AT.all()):
             mask_A1QT = valid_AT[:, None, None].expand(-1, 1, places_AQ.shape[1], -1)
         positions_AQ = valid_AT[:, :before].sum(1, keepdim=True) + places_AQ

@@ -28,7 +28,9 @@ class PrefixCache:
     """Tensors by key, the least recently used dropped first; one too large for it is not kept."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._kept: LRUCache[Key, Tensor] = LRUCache(max_bytes, getsizeof=lambda tensor: tensor.nbytes)
+        self._kept: LRUCache[Key, Tensor] = LRUCache(
+            max_bytes, getsizeof=lambda tensor: tensor.nbytes
+        )
         self._weights, self._version = WeightsVersion(), 0
         self.hits = self.misses = 0
 
@@ -88,7 +90,9 @@ def digest(*parts: bytes | Tensor) -> Key:
 class Encoder(Protocol):
     """What turns pixels and spectrograms into embeddings; `MMDiffModel` does."""
 
-    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor) -> list[Tensor]: ...
+    def encode_images(
+        self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor
+    ) -> list[Tensor]: ...
     def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]: ...
 
 
@@ -108,18 +112,27 @@ class CachingEncoder:
         self.pictures: list[EncodedMedia] = []
         self.sounds: list[EncodedMedia] = []
 
-    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor) -> list[Tensor]:
+    def encode_images(
+        self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor
+    ) -> list[Tensor]:
         """As `MMDiffModel.encode_images`."""
         counts = (1 + image_grids.prod(dim=1)).tolist()
         views, numbers = pixel_values.split(counts), torch.arange(len(pixel_values)).split(counts)
-        keys = [digest(self.version, b"picture", *each) for each in zip(views, image_sizes, image_grids, strict=True)]
+        keys = [
+            digest(self.version, b"picture", *each)
+            for each in zip(views, image_sizes, image_grids, strict=True)
+        ]
 
         def encode(new: Sequence[int]) -> list[Tensor]:
             chosen = torch.cat([numbers[number] for number in new])
-            return self.encoder.encode_images(pixel_values[chosen], image_sizes[list(new)], image_grids[list(new)])
+            return self.encoder.encode_images(
+                pixel_values[chosen], image_sizes[list(new)], image_grids[list(new)]
+            )
 
         made = self._remembered(keys, encode)
-        self.pictures = [EncodedMedia(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)]
+        self.pictures = [
+            EncodedMedia(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)
+        ]
         return made
 
     def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
@@ -132,12 +145,18 @@ class CachingEncoder:
             return self.encoder.encode_audio(input_features[list(new)], feature_lengths[list(new)])
 
         made = self._remembered(keys, encode)
-        self.sounds = [EncodedMedia(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)]
+        self.sounds = [
+            EncodedMedia(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)
+        ]
         return made
 
-    def _remembered(self, keys: Sequence[Key], encode: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
+    def _remembered(
+        self, keys: Sequence[Key], encode: Callable[[Sequence[int]], list[Tensor]]
+    ) -> list[Tensor]:
         found = {key: self.store.get(key) for key in dict.fromkeys(keys)}
-        new = [keys.index(key) for key, embeds in found.items() if embeds is None]  # the same picture twice: once
+        new = [
+            keys.index(key) for key, embeds in found.items() if embeds is None
+        ]  # the same picture twice: once
         for number, embeds in zip(new, encode(new) if new else [], strict=True):
             found[keys[number]] = embeds
             self.store.put(keys[number], embeds)
@@ -154,7 +173,11 @@ class PrefixBlock:
 
 
 def prompt_blocks(
-    ids_BP: Tensor, valid_BP: Tensor, segments_BP: Tensor, placeholders: dict[int, list[EncodedMedia]], version: Key
+    ids_BP: Tensor,
+    valid_BP: Tensor,
+    segments_BP: Tensor,
+    placeholders: dict[int, list[EncodedMedia]],
+    version: Key,
 ) -> list[list[PrefixBlock]]:
     """The segments of each row.
 
@@ -166,10 +189,15 @@ def prompt_blocks(
     rows = []
     for ids_P, valid_P, segments_P in zip(ids_BP, valid_BP, segments_BP, strict=True):
         key, first, row = version, 0, []
-        ids_N, lengths = ids_P[valid_P], torch.unique_consecutive(segments_P[valid_P], return_counts=True)[1]
+        ids_N, lengths = (
+            ids_P[valid_P],
+            torch.unique_consecutive(segments_P[valid_P], return_counts=True)[1],
+        )
         for part_N in ids_N.split(lengths.tolist()):
             counts = {token: int((part_N == token).sum()) for token in waiting}
-            inside = [media.key for token, left in waiting.items() for media in _fill(left, counts[token])]
+            inside = [
+                media.key for token, left in waiting.items() for media in _fill(left, counts[token])
+            ]
             key = digest(key, part_N, *inside)
             row.append(PrefixBlock(first, first + len(part_N), key))
             first += len(part_N)

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.decoding.canvas import Canvas
 from mmdiff.config import DecodingConfig, TokenIds, shown
-from mmdiff.errors import MMDiffError
-from mmdiff.decoding.commit_rules import ORDERS, RemaskingRule, Proposal, make_rule, rule_name
+from mmdiff.decoding.canvas import Canvas
+from mmdiff.decoding.commit_rules import ORDERS, Proposal, RemaskingRule, make_rule, rule_name
 from mmdiff.decoding.schedule import SCHEDULES, even_shares
+from mmdiff.errors import MMDiffError
 
 # DAEDAL's first stage (arXiv 2508.00819): a canvas is long enough when its last positions expect the end.
 END_WINDOW = 32  # positions
@@ -69,7 +69,12 @@ class Constraint(Protocol):
     """What may stand in the open positions of one row, whatever the model says."""
 
     def decide(
-        self, ids_G: Tensor, places: Sequence[int], logits_NV: Tensor, temperature: float, draws: torch.Generator
+        self,
+        ids_G: Tensor,
+        places: Sequence[int],
+        logits_NV: Tensor,
+        temperature: float,
+        draws: torch.Generator,
     ) -> Tensor:
         """Ids (N) for the places, of which any part may be committed; the logits (N, V) lose in place what may not."""
         ...
@@ -89,9 +94,15 @@ def seed_of(value: object, row: int = 0) -> int:
     Raises:
         MMDiffError: the value is no whole number of 64 bits, signed or not.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or not -(2**63) <= int(value) < 2**64:
-        raise MMDiffError(f"seed={shown(value)} does not fit: it must be a whole number of 64 bits, from -2^63 to "
-                          "2^64 - 1")
+    if (
+        not isinstance(value, Integral)
+        or isinstance(value, bool)
+        or not -(2**63) <= int(value) < 2**64
+    ):
+        raise MMDiffError(
+            f"seed={shown(value)} does not fit: it must be a whole number of 64 bits, from -2^63 to "
+            "2^64 - 1"
+        )
     seed = int(value) + row
     return seed if seed < 2**64 else seed - 2**64
 
@@ -126,8 +137,13 @@ class Sampler:
     """
 
     def __init__(
-        self, predict: Predict, canvas: Canvas, decoding: DecodingConfig, tokens: TokenIds,
-        seeds: Sequence[int] | None = None, limits: Sequence[int] | None = None,
+        self,
+        predict: Predict,
+        canvas: Canvas,
+        decoding: DecodingConfig,
+        tokens: TokenIds,
+        seeds: Sequence[int] | None = None,
+        limits: Sequence[int] | None = None,
         constraints: Sequence[Constraint | None] | None = None,
     ) -> None:
         """
@@ -152,9 +168,13 @@ class Sampler:
         self.generators = [torch.Generator().manual_seed(seed_of(seed)) for seed in seeds]
         self.constraints = [None] * num_rows if constraints is None else list(constraints)
         self.quotas_BS = plan_quotas(canvas, decoding)
-        self.steps_B = torch.zeros(num_rows, dtype=torch.long, device=canvas.ids_BG.device)  # of each row so far
+        self.steps_B = torch.zeros(
+            num_rows, dtype=torch.long, device=canvas.ids_BG.device
+        )  # of each row so far
         self.growth_B = torch.zeros_like(self.steps_B)  # those of them in which it grew
-        self.limits_B = canvas.length_B if limits is None else torch.tensor(limits, device=canvas.ids_BG.device)
+        self.limits_B = (
+            canvas.length_B if limits is None else torch.tensor(limits, device=canvas.ids_BG.device)
+        )
         self.growing_B = canvas.length_B < self.limits_B
         self._banned = torch.tensor(tokens.never, dtype=torch.long, device=canvas.ids_BG.device)
         self._end_ids = (tokens.eos, tokens.eot) if decoding.stop else ()
@@ -184,13 +204,27 @@ class Sampler:
         draws = [(self.generators[row], count) for row, count in counts]
         asked_AG = eligible_AG | tail_AG
         if growing_A.any():
-            self._grow(rows_A[growing_A], logits_SV[tail_AG[asked_AG]].split(tail_AG.sum(1)[growing_A].tolist()))
+            self._grow(
+                rows_A[growing_A],
+                logits_SV[tail_AG[asked_AG]].split(tail_AG.sum(1)[growing_A].tolist()),
+            )
         logits_NV = logits_SV[eligible_AG[asked_AG]]
         ids_N = self._draw(part, rows_A, eligible_AG, logits_NV, draws)
-        places_A1 = (self.steps_B - self.growth_B)[rows_A, None].clamp(max=self.quotas_BS.shape[1] - 1)
-        votes = Proposal(part, eligible_AG, logits_NV, ids_N, self.quotas_BS[rows_A].gather(1, places_A1)[:, 0],
-                      self.decoding.block_length, draws, [self.names[row] for row in rows_A.tolist()], decided_AG,
-                      logits_MV)
+        places_A1 = (self.steps_B - self.growth_B)[rows_A, None].clamp(
+            max=self.quotas_BS.shape[1] - 1
+        )
+        votes = Proposal(
+            part,
+            eligible_AG,
+            logits_NV,
+            ids_N,
+            self.quotas_BS[rows_A].gather(1, places_A1)[:, 0],
+            self.decoding.block_length,
+            draws,
+            [self.names[row] for row in rows_A.tolist()],
+            decided_AG,
+            logits_MV,
+        )
         here_AG = self.rule(votes, self.order(votes)) | eligible_AG & hurried_A[:, None]
         if constrained := self._constrained(rows_A):
             here_AG = here_AG.clone()
@@ -200,7 +234,9 @@ class Sampler:
         steps_A = self.steps_B[rows_A]
         self.canvas = self.canvas.commit(rows_A, here_AG, ids_AG, votes.confidence_AG, steps_A)
         if isinstance(self.rule, RemaskingRule):
-            taken_back_AG = self.rule.remask(votes, self.canvas.select(rows_A)) & ~hurried_A[:, None]
+            taken_back_AG = (
+                self.rule.remask(votes, self.canvas.select(rows_A)) & ~hurried_A[:, None]
+            )
             self.canvas = self.canvas.reopen(rows_A, taken_back_AG, self.tokens.mask)
         for number, constraint in self._constrained(rows_A):
             self._commit_forced(rows_A[number : number + 1], constraint)
@@ -215,7 +251,9 @@ class Sampler:
             MMDiffError: its settings are others.
         """
         if other.decoding != self.decoding:
-            raise MMDiffError(f"rows with other settings cannot join: {other.decoding} is not {self.decoding}")
+            raise MMDiffError(
+                f"rows with other settings cannot join: {other.decoding} is not {self.decoding}"
+            )
         assert isinstance(self.predict, Batch) and isinstance(other.predict, Batch)
         self.predict.join(other.predict)
         names = [self._next_name + number for number in range(len(other.names))]
@@ -224,10 +262,12 @@ class Sampler:
         self.constraints = self.constraints + other.constraints
         self.canvas = self.canvas.concatenated(other.canvas)
         width = max(self.quotas_BS.shape[1], other.quotas_BS.shape[1])
-        self.quotas_BS = torch.cat([F.pad(each.quotas_BS, (0, width - each.quotas_BS.shape[1]))
-                                    for each in (self, other)])
+        self.quotas_BS = torch.cat(
+            [F.pad(each.quotas_BS, (0, width - each.quotas_BS.shape[1])) for each in (self, other)]
+        )
         self.steps_B, self.growth_B, self.limits_B, self.growing_B = (
-            torch.cat(pair) for pair in zip(self._row_state(), other._row_state(), strict=True))
+            torch.cat(pair) for pair in zip(self._row_state(), other._row_state(), strict=True)
+        )
         return names
 
     def pop_finished(self, abort: Collection[int] = ()) -> FinishedSequences:
@@ -240,18 +280,26 @@ class Sampler:
         finished_B = self._finished() | self._named(abort)
         gone_A, rest_A = (here_B.nonzero()[:, 0] for here_B in (finished_B, ~finished_B))
         passes = self.predict.passes_B[gone_A.cpu()].tolist()
-        names, constraints = ([each[row] for row in gone_A.tolist()] for each in (self.names, self.constraints))
+        names, constraints = (
+            [each[row] for row in gone_A.tolist()] for each in (self.names, self.constraints)
+        )
         finished = FinishedSequences(names, self.canvas.select(gone_A), passes, constraints)
         if finished.names:
             self.predict.take(rest_A)
             self.canvas, self.quotas_BS = self.canvas.select(rest_A), self.quotas_BS[rest_A]
             self.names, self.generators, self.constraints = (
-                [each[row] for row in rest_A.tolist()] for each in (self.names, self.generators, self.constraints))
-            self.steps_B, self.growth_B, self.limits_B, self.growing_B = (each[rest_A] for each in self._row_state())
+                [each[row] for row in rest_A.tolist()]
+                for each in (self.names, self.generators, self.constraints)
+            )
+            self.steps_B, self.growth_B, self.limits_B, self.growing_B = (
+                each[rest_A] for each in self._row_state()
+            )
         return finished
 
     def _named(self, names: Collection[int]) -> Tensor:
-        return torch.tensor([name in names for name in self.names], dtype=torch.bool, device=self.steps_B.device)
+        return torch.tensor(
+            [name in names for name in self.names], dtype=torch.bool, device=self.steps_B.device
+        )
 
     def _row_state(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.steps_B, self.growth_B, self.limits_B, self.growing_B
@@ -268,7 +316,11 @@ class Sampler:
         return [(number, constraint) for number, constraint in given if constraint is not None]
 
     def _draw(
-        self, part: Canvas, rows_A: Tensor, eligible_AG: Tensor, logits_NV: Tensor,
+        self,
+        part: Canvas,
+        rows_A: Tensor,
+        eligible_AG: Tensor,
+        logits_NV: Tensor,
         draws: Sequence[tuple[torch.Generator, int]],
     ) -> Tensor:
         """What would be committed at the eligible positions; the logits lose what may not."""
@@ -279,8 +331,11 @@ class Sampler:
         for number, chunk_NV in enumerate(logits_NV.split([count for _, count in draws])):
             if number in constrained and len(chunk_NV):
                 places = eligible_AG[number].nonzero()[:, 0].tolist()
-                drawn.append(constrained[number].decide(
-                    part.ids_BG[number], places, chunk_NV, temperature, draws[number][0]))
+                drawn.append(
+                    constrained[number].decide(
+                        part.ids_BG[number], places, chunk_NV, temperature, draws[number][0]
+                    )
+                )
             else:
                 drawn.append(sample(chunk_NV, self.tokens.mask, temperature, [draws[number]]))
         return torch.cat(drawn)
@@ -289,7 +344,10 @@ class Sampler:
         """Commit what nothing is left to decide about, without a pass."""
         forced = constraint.forced(self.canvas.ids_BG[row_1[0]])
         if forced:
-            ids_1G, here_1G = self.canvas.ids_BG[row_1].clone(), torch.zeros_like(self.canvas.open_BG[row_1])
+            ids_1G, here_1G = (
+                self.canvas.ids_BG[row_1].clone(),
+                torch.zeros_like(self.canvas.open_BG[row_1]),
+            )
             ids_1G[0, list(forced)] = torch.tensor(list(forced.values()), device=ids_1G.device)
             here_1G[0, list(forced)] = True
             sure_1G = torch.ones_like(self.canvas.confidence_BG[row_1])
@@ -314,7 +372,9 @@ class Sampler:
 
     def _usable(self, logits_SV: Tensor) -> Tensor:
         logits_SV = logits_SV.float().index_fill(1, self._banned, -torch.inf)
-        return logits_SV if self.decoding.top_k is None else keep_top_k(logits_SV, self.decoding.top_k)
+        return (
+            logits_SV if self.decoding.top_k is None else keep_top_k(logits_SV, self.decoding.top_k)
+        )
 
     def _grow(self, rows_A: Tensor, tails: Sequence[Tensor]) -> None:
         """Lengthen the rows whose tails (n, V) do not expect the end; the others have their length."""
@@ -323,7 +383,9 @@ class Sampler:
         length_A = self.canvas.length_B[rows_A]
         wanted_A = torch.minimum(length_A + GROWTH, self.limits_B[rows_A])
         short_A = torch.tensor([share < END_EXPECTED for share in expected], device=rows_A.device)
-        self.canvas = self.canvas.extended(rows_A, torch.where(short_A, wanted_A, length_A), self.tokens.mask)
+        self.canvas = self.canvas.extended(
+            rows_A, torch.where(short_A, wanted_A, length_A), self.tokens.mask
+        )
         self.growing_B[rows_A] = short_A & (wanted_A < self.limits_B[rows_A])
         quotas_BS = plan_quotas(self.canvas.select(rows_A), self.decoding)
         width = max(quotas_BS.shape[1], self.quotas_BS.shape[1])
@@ -352,7 +414,10 @@ def keep_top_k(logits_SV: Tensor, count: int) -> Tensor:
 
 
 def sample(
-    logits_NV: Tensor, mask_id: int, temperature: float, draws: Sequence[tuple[torch.Generator, int]]
+    logits_NV: Tensor,
+    mask_id: int,
+    temperature: float,
+    draws: Sequence[tuple[torch.Generator, int]],
 ) -> Tensor:
     """Draw an id (N) for every position, never the mask.
 
@@ -364,11 +429,21 @@ def sample(
     """
     noisy_NV = logits_NV.index_fill(1, torch.tensor(mask_id, device=logits_NV.device), -torch.inf)
     if temperature > 0:
-        noise_NV = torch.cat([
-            torch.empty(n, logits_NV.shape[1], dtype=torch.float64).exponential_(generator=generator)
-            for generator, n in draws
-        ]).log().neg()
-        exact = torch.device("cpu") if logits_NV.device.type == "mps" else logits_NV.device  # MPS has no float64
+        noise_NV = (
+            torch.cat(
+                [
+                    torch.empty(n, logits_NV.shape[1], dtype=torch.float64).exponential_(
+                        generator=generator
+                    )
+                    for generator, n in draws
+                ]
+            )
+            .log()
+            .neg()
+        )
+        exact = (
+            torch.device("cpu") if logits_NV.device.type == "mps" else logits_NV.device
+        )  # MPS has no float64
         noisy_NV = noisy_NV.to(exact).double() + temperature * noise_NV.to(exact)
     return noisy_NV.argmax(dim=-1).to(logits_NV.device)
 
@@ -378,7 +453,10 @@ def plan_quotas(canvas: Canvas, decoding: DecodingConfig) -> Tensor:
 
     Steps are shared evenly over the blocks; neither need divide the other.
     """
-    blocks, schedule = canvas.open_BG.split(decoding.block_length, dim=1), SCHEDULES[decoding.schedule]
+    blocks, schedule = (
+        canvas.open_BG.split(decoding.block_length, dim=1),
+        SCHEDULES[decoding.schedule],
+    )
     if decoding.steps < len(blocks) and rule_name(decoding) == "quota":
         raise MMDiffError(
             f"steps={decoding.steps} is fewer than the {len(blocks)} blocks of length {decoding.block_length}; "
@@ -386,7 +464,12 @@ def plan_quotas(canvas: Canvas, decoding: DecodingConfig) -> Tensor:
         )
     block_steps = [max(1, share) for share in even_shares(decoding.steps, len(blocks))]
     rows = [
-        [quota for block, steps in zip(row, block_steps, strict=True) for quota in schedule(block, steps) if quota]
+        [
+            quota
+            for block, steps in zip(row, block_steps, strict=True)
+            for quota in schedule(block, steps)
+            if quota
+        ]
         for row in torch.stack([block.sum(dim=1) for block in blocks], dim=1).tolist()
     ]
     longest = max(map(len, rows), default=0)

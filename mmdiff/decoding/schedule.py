@@ -57,5 +57,8 @@ def _shares(total: int, left: Sequence[float]) -> list[int]:
 Shares = Callable[[int, int], list[int]]
 
 SCHEDULES: dict[str, Shares] = {
-    "uniform": even_shares, "cosine": cosine_shares, "shifted": shifted_shares, "dream": dream_shares,
+    "uniform": even_shares,
+    "cosine": cosine_shares,
+    "shifted": shifted_shares,
+    "dream": dream_shares,
 }

@@ -47,7 +47,11 @@ class SpeculativeRunner:
 
     @property
     def prompt_length_B(self) -> Tensor:
-        return self.batch.prompt_length_B[:: self.drafts] if self._repeated else self.batch.prompt_length_B
+        return (
+            self.batch.prompt_length_B[:: self.drafts]
+            if self._repeated
+            else self.batch.prompt_length_B
+        )
 
     def take(self, rows_A: Tensor) -> None:
         """As `Prompted.take`."""
@@ -63,15 +67,21 @@ class SpeculativeRunner:
         self.batch.join(other.batch)
         self._known, self._asked = self._known + other._known, self._asked + other._asked
 
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+    ) -> Tensor:
         if hidden_AG is not None:
-            return self.batch(ids_AG, rows_A * (self.drafts if self._repeated else 1), select_AG, hidden_AG)
+            return self.batch(
+                ids_AG, rows_A * (self.drafts if self._repeated else 1), select_AG, hidden_AG
+            )
         asked = list(zip(rows_A.tolist(), ids_AG, select_AG, strict=True))
         if any(self._found(*each) is None for each in asked):
             self._compute(asked)
         for each in asked:
             self._asked[each[0]] = self._found(*each)
-        return torch.cat([known.logits_NV for row, *_ in asked if (known := self._asked[row]) is not None])
+        return torch.cat(
+            [known.logits_NV for row, *_ in asked if (known := self._asked[row]) is not None]
+        )
 
     def _found(self, row: int, ids_G: Tensor, select_G: Tensor) -> CachedLogits | None:
         return next((known for known in self._known[row] if known.matches(ids_G, select_G)), None)
@@ -84,12 +94,16 @@ class SpeculativeRunner:
             self._repeat()
         # A row with fewer guesses computes its own canvas again, so that every row keeps its place.
         filled = [(canvases + canvases[:1] * lanes)[:lanes] for canvases in guessed]
-        ids_SG, select_SG = (torch.stack([canvas[part] for row in filled for canvas in row]) for part in (0, 1))
+        ids_SG, select_SG = (
+            torch.stack([canvas[part] for row in filled for canvas in row]) for part in (0, 1)
+        )
         rows_A = torch.tensor([row for row, *_ in asked], device=ids_SG.device)
         logits_NV = self.batch(ids_SG, self._places(rows_A), select_SG)
         made = list(zip(ids_SG, select_SG, logits_NV.split(select_SG.sum(1).tolist()), strict=True))
         for number, (row, *_) in enumerate(asked):
-            self._known[row] = [CachedLogits(*each) for each in made[number * lanes : (number + 1) * lanes]]
+            self._known[row] = [
+                CachedLogits(*each) for each in made[number * lanes : (number + 1) * lanes]
+            ]
 
     def _guess(self, row: int, ids_G: Tensor, select_G: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The canvas that is asked for, and what may be asked for next: one likely commit more each time."""
@@ -102,9 +116,13 @@ class SpeculativeRunner:
         chance_N, best_N = chance_NV.max(dim=-1)
         still_N = select_G[last.select_G]
         places = last.select_G.nonzero()[:, 0][still_N].tolist()
-        likely = sorted(zip(chance_N[still_N].tolist(), places, best_N[still_N].tolist(), strict=True),
-                        key=lambda each: (-each[0], each[1]))
-        for _, place, token in likely[: min(self.drafts, len(likely)) - 1]:  # the last of a block opens the next one
+        likely = sorted(
+            zip(chance_N[still_N].tolist(), places, best_N[still_N].tolist(), strict=True),
+            key=lambda each: (-each[0], each[1]),
+        )
+        for _, place, token in likely[
+            : min(self.drafts, len(likely)) - 1
+        ]:  # the last of a block opens the next one
             ids_G, select_G = ids_G.clone(), select_G.clone()
             ids_G[place], select_G[place] = token, False
             canvases.append((ids_G, select_G))
@@ -113,7 +131,9 @@ class SpeculativeRunner:
     def _places(self, rows_A: Tensor) -> Tensor:
         if not self._repeated:
             return rows_A
-        return (rows_A[:, None] * self.drafts + torch.arange(self.drafts, device=rows_A.device)).flatten()
+        return (
+            rows_A[:, None] * self.drafts + torch.arange(self.drafts, device=rows_A.device)
+        ).flatten()
 
     def _repeat(self) -> None:
         if not self._repeated:

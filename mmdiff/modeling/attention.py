@@ -23,7 +23,9 @@ def rotary_tables(
     `ntk_factor` > 1 raises the base so that positions up to that many times the trained length stay in range.
     """
     base = theta * ntk_factor ** (head_dim / (head_dim - 2))
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_BT.device) / head_dim
+    exponents = (
+        torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_BT.device) / head_dim
+    )
     angles_BTK = positions_BT[..., None].float() * (base**-exponents)
     cos_B1TK, sin_B1TK = angles_BTK.cos()[:, None], angles_BTK.sin()[:, None]
     return torch.cat((cos_B1TK, cos_B1TK), dim=-1), torch.cat((-sin_B1TK, sin_B1TK), dim=-1)
@@ -38,7 +40,10 @@ def rotate(x_BHTK: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def build_attention_mask(
-    valid_BT: Tensor, segments_BT: Tensor, pattern: AttentionPattern, branches_BT: Tensor | None = None
+    valid_BT: Tensor,
+    segments_BT: Tensor,
+    pattern: AttentionPattern,
+    branches_BT: Tensor | None = None,
 ) -> Tensor | None:
     """The boolean mask (B, 1, T, T), True where row position may look at column position; None where all may.
 

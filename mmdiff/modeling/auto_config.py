@@ -12,7 +12,9 @@ from mmdiff import config as settings
 from mmdiff.config import ModelConfig
 from mmdiff.errors import OldPackageError
 
-OLDEST_TRANSFORMERS = "5.2"  # before it, from_pretrained cannot sort names such as connector.0 and connector.norm
+OLDEST_TRANSFORMERS = (
+    "5.2"  # before it, from_pretrained cannot sort names such as connector.0 and connector.norm
+)
 if Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS):
     # installed past the resolver, by --no-deps or a pin of another package
     raise OldPackageError("transformers", transformers.__version__, OLDEST_TRANSFORMERS)
@@ -38,7 +40,9 @@ class MMDiffConfig(transformers.PreTrainedConfig):
     def model(self) -> ModelConfig:
         """The typed settings; a ValueError names unknown or missing keys."""
         if self.settings is None:
-            raise ValueError("config.json holds no 'settings': it does not describe an mmdiff model")
+            raise ValueError(
+                "config.json holds no 'settings': it does not describe an mmdiff model"
+            )
         return settings.from_dict(ModelConfig, self.settings)
 
 

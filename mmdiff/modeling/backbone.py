@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdiff.modeling.attention import attention, rotary_tables, rotate
-from mmdiff.decoding.kv_cache import LayerCache
 from mmdiff.config import BackboneConfig
+from mmdiff.decoding.kv_cache import LayerCache
+from mmdiff.modeling.attention import attention, rotary_tables, rotate
 
 
 class RMSNorm(nn.Module):
@@ -54,20 +54,30 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: LayerCache | None = None,
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask_B1TS: Tensor | None,
+        keep: LayerCache | None = None,
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         """What the positions `wanted_BQ` see, (B, Q, D)."""
         q_BHQK, k_BHTK, v_BHTK = (
             proj(each_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj, each_BTD in ((self.q_proj, _taken(x_BTD, wanted_BQ)), (self.k_proj, x_BTD), (self.v_proj, x_BTD))
+            for proj, each_BTD in (
+                (self.q_proj, _taken(x_BTD, wanted_BQ)),
+                (self.k_proj, x_BTD),
+                (self.v_proj, x_BTD),
+            )
         )
         cos_B1TK, sin_B1TK = rotary
         q_BHQK = rotate(q_BHQK, (_taken(cos_B1TK, wanted_BQ), _taken(sin_B1TK, wanted_BQ)))
         k_BHSK, v_BHSK = rotate(k_BHTK, rotary), v_BHTK
         if keep is not None:
             k_BHSK, v_BHSK = keep(k_BHSK, v_BHSK)
-        out_BHQK = attention(q_BHQK, k_BHSK, v_BHSK, None if mask_B1TS is None else _taken(mask_B1TS, wanted_BQ))
+        out_BHQK = attention(
+            q_BHQK, k_BHSK, v_BHSK, None if mask_B1TS is None else _taken(mask_B1TS, wanted_BQ)
+        )
         out_BQD: Tensor = self.o_proj(out_BHQK.transpose(1, 2).flatten(2))
         return out_BQD
 
@@ -97,7 +107,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, keep: LayerCache | None = None,
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask_B1TS: Tensor | None,
+        keep: LayerCache | None = None,
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         seen_BQD = self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, keep, wanted_BQ)
@@ -130,7 +144,11 @@ class Backbone(nn.Module):
                 nn.init.normal_(module.weight, std=0.5)
 
     def forward(
-        self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor | None = None, keeps: Sequence[LayerCache] = (),
+        self,
+        x_BTD: Tensor,
+        positions_BT: Tensor,
+        mask_B1TS: Tensor | None = None,
+        keeps: Sequence[LayerCache] = (),
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, Q, D) after the last norm; `lm_head` turns the rows that matter into logits.
@@ -144,7 +162,9 @@ class Backbone(nn.Module):
                 others.
         """
         config = self.config
-        rotary = rotary_tables(positions_BT, config.head_dim, config.rope_theta, config.rope_ntk_factor)
+        rotary = rotary_tables(
+            positions_BT, config.head_dim, config.rope_theta, config.rope_ntk_factor
+        )
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             keep = keeps[number] if keeps else None

@@ -19,8 +19,11 @@ from mmdiff.modeling.checkpoint_folder import read_json
 from mmdiff.tokens import CHAT_TEMPLATE, CHATML_TEMPLATE, FLATTENED, IM_END, IM_START, IMAGE
 
 _SPOKEN = "MMDIFFANSWER"  # an answer that no template has in it
-_PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _SPOKEN},
-          {"role": "user", "content": "Why"}]
+_PROBE = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": _SPOKEN},
+    {"role": "user", "content": "Why"},
+]
 
 
 def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -38,10 +41,16 @@ def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
         return FLATTENED + CHATML_TEMPLATE if known else CHAT_TEMPLATE
     if IMAGE in own:  # it was written for this processor
         return own
-    return CHAT_TEMPLATE if _written(tokenizer, own) == _written(tokenizer, CHAT_TEMPLATE) else FLATTENED + own
+    return (
+        CHAT_TEMPLATE
+        if _written(tokenizer, own) == _written(tokenizer, CHAT_TEMPLATE)
+        else FLATTENED + own
+    )
 
 
-def with_end_of_turn(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, template: str) -> ModelConfig:
+def with_end_of_turn(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, template: str
+) -> ModelConfig:
     """The settings with the special token that the template writes behind an answer, if it writes one."""
     _, found, behind = _written(tokenizer, template).partition(_SPOKEN)
     ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"] if found else []
@@ -63,9 +72,11 @@ def _own_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | Non
 
 def _written(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     try:
-        return str(tokenizer.apply_chat_template(
-            _PROBE, chat_template=template, tokenize=False, add_generation_prompt=True
-        ))
+        return str(
+            tokenizer.apply_chat_template(
+                _PROBE, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        )
     except (TemplateError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the chat template of {tokenizer.name_or_path} cannot be used ({str(error)[:80]}); fetch it again"

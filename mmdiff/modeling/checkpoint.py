@@ -16,18 +16,23 @@ import torch
 import transformers
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
 from mmdiff.audio.tower import WhisperTower, encoder_state, whisper_config
-from mmdiff.modeling.chat_format import chat_template, with_end_of_turn
 from mmdiff.config import ModelConfig, to_dict
 from mmdiff.errors import CheckpointError
-from mmdiff.modeling.layouts.families import recognise, translate
+from mmdiff.modeling.chat_format import chat_template, with_end_of_turn
 from mmdiff.modeling.checkpoint_folder import CheckpointTensors, read_json, refuse_adapter, some
+from mmdiff.modeling.layouts.families import recognise, translate
+from mmdiff.modeling.layouts.published_config import config_of_published
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.onednn_linear import use_onednn
 from mmdiff.modeling.processor import MMDiffProcessor
-from mmdiff.modeling.layouts.published_config import config_of_published
 from mmdiff.modeling.quantize import Bits, quantize
 from mmdiff.vision.tower import load_tower, tower_state
 
@@ -35,7 +40,9 @@ TOWER = "vision_tower."
 WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def load_weights(model: MMDiffModel, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+def load_weights(
+    model: MMDiffModel, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> None:
     """Put weights into a model whose every parameter they must name, once, in its shape.
 
     Args:
@@ -48,20 +55,29 @@ def load_weights(model: MMDiffModel, weights: Mapping[str, Tensor], dtype: torch
     layout = recognise(weights)
     sources = {target: name for name in weights if (target := translate(name, layout)) is not None}
     expected = canonical_state(model)
-    _refuse_misfits(layout, {
-        "unknown names": sorted(sources[target] for target in sources.keys() - expected.keys()),
-        "missing names": sorted(expected.keys() - sources.keys()),
-    })
+    _refuse_misfits(
+        layout,
+        {
+            "unknown names": sorted(sources[target] for target in sources.keys() - expected.keys()),
+            "missing names": sorted(expected.keys() - sources.keys()),
+        },
+    )
     ours, misshapen = {}, []
     for target, name in sorted(sources.items()):
         tensor = weights[name]
         if tensor.shape != expected[target].shape:
-            misshapen.append(f"{target}: {tuple(tensor.shape)} instead of {tuple(expected[target].shape)}")
+            misshapen.append(
+                f"{target}: {tuple(tensor.shape)} instead of {tuple(expected[target].shape)}"
+            )
         else:
             ours[target] = _number_type(name, tensor, dtype)
     _refuse_misfits(layout, {"wrong shapes": misshapen})
     if model.vision_tower is not None:
-        tower = {name.removeprefix(TOWER): tensor for name, tensor in ours.items() if name.startswith(TOWER)}
+        tower = {
+            name.removeprefix(TOWER): tensor
+            for name, tensor in ours.items()
+            if name.startswith(TOWER)
+        }
         load_tower(model.vision_tower, tower)
     rest = {name: tensor for name, tensor in ours.items() if not name.startswith(TOWER)}
     model.load_state_dict(rest, strict=False, assign=True)
@@ -69,7 +85,9 @@ def load_weights(model: MMDiffModel, weights: Mapping[str, Tensor], dtype: torch
 
 def _refuse_misfits(layout: str, problems: Mapping[str, list[str]]) -> None:
     if listed := [f"{kind}: {some(names)}" for kind, names in problems.items() if names]:
-        raise CheckpointError(f"the checkpoint ({layout} layout) does not fit the model; {'; '.join(listed)}")
+        raise CheckpointError(
+            f"the checkpoint ({layout} layout) does not fit the model; {'; '.join(listed)}"
+        )
 
 
 def _number_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -83,8 +101,12 @@ def _number_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor
     made = tensor.to(dtype)
     if not _is_finite(made):
         if _is_finite(tensor):
-            raise CheckpointError(f"{name} has numbers that {dtype} cannot hold; use bfloat16 or float32")
-        raise CheckpointError(f"{name} holds numbers that are not finite (NaN or infinite); fetch the checkpoint again")
+            raise CheckpointError(
+                f"{name} has numbers that {dtype} cannot hold; use bfloat16 or float32"
+            )
+        raise CheckpointError(
+            f"{name} holds numbers that are not finite (NaN or infinite); fetch the checkpoint again"
+        )
     return made
 
 
@@ -95,14 +117,20 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def canonical_state(model: MMDiffModel) -> dict[str, Tensor]:
     """The model's weights under the names that are saved, whichever library its tower comes from."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(TOWER)}
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(TOWER)
+    }
     if model.vision_tower is not None:
         state |= {TOWER + name: tensor for name, tensor in tower_state(model.vision_tower).items()}
     return state
 
 
 def load_folder(
-    folder: Path, device: torch.device, dtype: torch.dtype, device_map: str | None = None, bits: Bits | None = None
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    device_map: str | None = None,
+    bits: Bits | None = None,
 ) -> tuple[MMDiffModel, MMDiffProcessor]:
     """A model and its processor from a folder of ours or of a published layout, every weight accounted for.
 
@@ -119,12 +147,16 @@ def load_folder(
         model.set_config(with_end_of_turn(config, tokenizer, template))
     if bits is not None:
         quantize(model.backbone.layers, bits)
-    elif device.type == "cpu" and device_map is None:  # Accelerate's hooks bring weights to the modules they belong to
+    elif (
+        device.type == "cpu" and device_map is None
+    ):  # Accelerate's hooks bring weights to the modules they belong to
         use_onednn(model)
     if device_map is not None:
         from accelerate import dispatch_model, infer_auto_device_map
 
-        model = dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=model._no_split_modules))
+        model = dispatch_model(
+            model, infer_auto_device_map(model, no_split_module_classes=model._no_split_modules)
+        )
     else:
         torch.nn.Module.to(model, device)
     return model, MMDiffProcessor.of(tokenizer, model.model_config, template)
@@ -138,7 +170,9 @@ def load_whisper(folder: Path, **changes: Any) -> WhisperTower:
     """
     tower = WhisperTower(whisper_config(read_json(folder / "config.json"), **changes))
     state = encoder_state(CheckpointTensors(folder), tower)
-    tower.load_state_dict({name: _number_type(name, tensor, None) for name, tensor in state.items()})
+    tower.load_state_dict(
+        {name: _number_type(name, tensor, None) for name, tensor in state.items()}
+    )
     return tower
 
 
@@ -151,12 +185,17 @@ def config_of(folder: Path) -> ModelConfig:
     try:
         return MMDiffConfig(settings=stored.get("settings")).model
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a model: {error}") from None
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not describe a model: {error}"
+        ) from None
 
 
 def _names_end_of_turn(folder: Path) -> bool:
     stored = read_json(folder / "config.json")
-    return stored.get("model_type") == MMDiffConfig.model_type or stored.get("eot_token_id") is not None
+    return (
+        stored.get("model_type") == MMDiffConfig.model_type
+        or stored.get("eot_token_id") is not None
+    )
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -167,13 +206,18 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             tokenizer = Qwen2Tokenizer.from_pretrained(folder)
-        elif any((folder / name).is_file() for name in ("tokenizer.model", "vocab.txt", "tokenizer_config.json")):
+        elif any(
+            (folder / name).is_file()
+            for name in ("tokenizer.model", "vocab.txt", "tokenizer_config.json")
+        ):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         else:
             raise FileNotFoundError("there is no tokenizer.json")
     except Exception as error:  # its libraries raise many kinds; a damaged file is a bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
-        raise CheckpointError(f"{folder} holds no tokenizer that can be read ({reason}); {_cure(folder)}") from None
+        raise CheckpointError(
+            f"{folder} holds no tokenizer that can be read ({reason}); {_cure(folder)}"
+        ) from None
     return tokenizer
 
 
@@ -182,8 +226,10 @@ def _cure(folder: Path) -> str:
     with contextlib.suppress(InvalidVersion, TypeError):
         saved_with = str(read_json(folder / "config.json").get("transformers_version"))
         if Version(saved_with) > Version(transformers.__version__):
-            return (f"it was saved with transformers {saved_with}, and {transformers.__version__} is installed: "
-                    f"pip install 'transformers>={saved_with}'")
+            return (
+                f"it was saved with transformers {saved_with}, and {transformers.__version__} is installed: "
+                f"pip install 'transformers>={saved_with}'"
+            )
     return "fetch it again"
 
 
@@ -197,6 +243,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     """Settings and numbers of parameters, counted on the meta device."""
     with torch.device("meta"):
         model = MMDiffModel(MMDiffConfig.of(config))
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    parts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
     total = sum(p.numel() for p in model.parameters())
     return {"parameters": {"total": total, **parts}, "settings": to_dict(config)}

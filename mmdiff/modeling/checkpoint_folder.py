@@ -62,7 +62,9 @@ def weight_map(folder: Path) -> dict[str, Path]:
     if absent := _absent(folder, listed):
         raise CheckpointError(f"{folder} is incomplete: {some(absent)}; fetch it again")
     held_by = {file: set(tensor_names(folder / file)) for file in sorted(set(listed.values()))}
-    if ghosts := [f"{name} in {file}" for name, file in sorted(listed.items()) if name not in held_by[file]]:
+    if ghosts := [
+        f"{name} in {file}" for name, file in sorted(listed.items()) if name not in held_by[file]
+    ]:
         raise CheckpointError(
             f"{folder} is incomplete: {INDEX} names tensors that are not there: {some(ghosts)}; fetch it again"
         )
@@ -71,7 +73,11 @@ def weight_map(folder: Path) -> dict[str, Path]:
 
 def _read_index(index: Path) -> dict[str, str]:
     listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+    if (
+        not isinstance(listed, dict)
+        or not listed
+        or not all(isinstance(file, str) for file in listed.values())
+    ):
         raise CheckpointError(
             f"{index} has no weight_map from tensor names to file names ({shown(listed)}); fetch it again, or delete "
             f"it where {SINGLE} is whole"
@@ -86,8 +92,14 @@ def _absent(folder: Path, listed: Mapping[str, str]) -> list[str]:
 
 
 def _without_weights(folder: Path) -> str:
-    pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
-    hint = f"; {pickles[0]} is a pickle, which is never read: convert it to safetensors" if pickles else ""
+    pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(
+        path.name for path in folder.glob("*.pt")
+    )
+    hint = (
+        f"; {pickles[0]} is a pickle, which is never read: convert it to safetensors"
+        if pickles
+        else ""
+    )
     return f"{folder} holds neither {SINGLE} nor {INDEX}{hint}"
 
 
@@ -116,7 +128,11 @@ def refuse_adapter(folder: Path) -> None:
     Raises:
         CheckpointError: it is one.
     """
-    if (folder / ADAPTER).is_file() and not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
+    if (
+        (folder / ADAPTER).is_file()
+        and not (folder / SINGLE).is_file()
+        and not (folder / INDEX).is_file()
+    ):
         base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
         raise CheckpointError(
             f"{folder} is a PEFT adapter, not a whole model: load its base, pipeline = mmdiff.load({shown(base)}), "
@@ -127,7 +143,9 @@ def refuse_adapter(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a CheckpointError that says what is wrong with it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte-order mark
+        value = json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # some editors begin a file with a byte-order mark
     except FileNotFoundError:
         raise CheckpointError(
             f"{shown(str(path.parent))} holds no {path.name}; give the folder of a whole model"
@@ -137,7 +155,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as JSON ({error.__class__.__name__}); fetch it again"
         ) from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not a JSON object; fetch it again")
+        raise CheckpointError(
+            f"{path} holds a {type(value).__name__}, not a JSON object; fetch it again"
+        )
     return value
 
 
@@ -147,7 +167,9 @@ def tensor_names(file: Path) -> list[str]:
         with safe_open(file, framework="pt") as opened:
             return list(opened.keys())
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged or not a safetensors file ({error}); fetch it again") from None
+        raise CheckpointError(
+            f"{file} is damaged or not a safetensors file ({error}); fetch it again"
+        ) from None
 
 
 def some(names: Sequence[str], most: int = 8) -> str:

@@ -16,5 +16,7 @@ def merge_media_embeddings(embeds_BTD: Tensor, here_BT: Tensor, media_ND: Tensor
         ValueError: the number of placeholders is not the number of embeddings.
     """
     if int(here_BT.sum()) != media_ND.shape[0]:
-        raise ValueError(f"{int(here_BT.sum())} placeholders in the prompt for {media_ND.shape[0]} media embeddings")
+        raise ValueError(
+            f"{int(here_BT.sum())} placeholders in the prompt for {media_ND.shape[0]} media embeddings"
+        )
     return torch.masked_scatter(embeds_BTD, here_BT[..., None], media_ND.to(embeds_BTD.dtype))

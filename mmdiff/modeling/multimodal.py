@@ -19,17 +19,17 @@ from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from mmdiff import config as settings
-from mmdiff.modeling.attention import build_attention_mask
 from mmdiff.audio.connector import CONNECTORS
 from mmdiff.audio.tower import WhisperTower
-from mmdiff.modeling.auto_config import MMDiffConfig as MMDiffConfig
-from mmdiff.modeling.backbone import Backbone
 from mmdiff.config import ModelConfig
+from mmdiff.decoding.prefix_cache import Encoder
 from mmdiff.errors import MMDiffError
 from mmdiff.files import share_weights
+from mmdiff.modeling.attention import build_attention_mask
+from mmdiff.modeling.auto_config import MMDiffConfig as MMDiffConfig
+from mmdiff.modeling.backbone import Backbone
 from mmdiff.modeling.checkpoint_folder import replacing_weights
 from mmdiff.modeling.fuse import merge_media_embeddings
-from mmdiff.decoding.prefix_cache import Encoder
 from mmdiff.tokens import segment_ids as derive_segments
 from mmdiff.vision.connector import build_connector, pixel_shuffle
 from mmdiff.vision.merge import merge_views
@@ -64,7 +64,9 @@ class MMDiffModel(PreTrainedModel):
         self.connector = _connector(model) if model.vision else None
         self.audio_tower: nn.Module | None = WhisperTower(model.audio) if model.audio else None
         width = model.backbone.hidden_size
-        self.audio_connector = CONNECTORS[model.audio.connector](model.audio, width) if model.audio else None
+        self.audio_connector = (
+            CONNECTORS[model.audio.connector](model.audio, width) if model.audio else None
+        )
         has_newline = model.vision is not None and model.vision.newline
         self.image_newline = nn.Parameter(torch.zeros(width)) if has_newline else None
         self.post_init()
@@ -92,7 +94,9 @@ class MMDiffModel(PreTrainedModel):
             )
         with replacing_weights(Path(save_directory)):
             super().save_pretrained(save_directory, *args, **kwargs)
-        if (Path(save_directory) / "config.json").exists():  # safetensors leaves weights to their owner
+        if (
+            Path(save_directory) / "config.json"
+        ).exists():  # safetensors leaves weights to their owner
             share_weights(Path(save_directory), like="config.json")
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -101,7 +105,9 @@ class MMDiffModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens
 
-    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor) -> list[Tensor]:
+    def encode_images(
+        self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor
+    ) -> list[Tensor]:
         """The embeddings (tokens, D) of each picture.
 
         Args:
@@ -109,14 +115,21 @@ class MMDiffModel(PreTrainedModel):
             image_sizes: width and height of each picture in pixels, (pictures, 2).
             image_grids: columns and rows of tiles behind the base view, (pictures, 2); 0 and 0 for a single view.
         """
-        assert self.vision_tower is not None and self.connector is not None and self.model_config.vision is not None
+        assert (
+            self.vision_tower is not None
+            and self.connector is not None
+            and self.model_config.vision is not None
+        )
         vision, newline = self.model_config.vision, self.image_newline
         patches_NPD = self.vision_tower(pixel_values.to(self.dtype))
         features_NPD = self.connector(pixel_shuffle(patches_NPD, vision.pixel_shuffle))
         sizes, grids = image_sizes.tolist(), image_grids.tolist()
         pictures = features_NPD.split([1 + columns * rows for columns, rows in grids])
         laid_out = zip(pictures, sizes, grids, strict=True)
-        return [merge_views(views_WPD, size, grid, vision, newline) for views_WPD, size, grid in laid_out]
+        return [
+            merge_views(views_WPD, size, grid, vision, newline)
+            for views_WPD, size, grid in laid_out
+        ]
 
     def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
         """The embeddings (tokens, D) of each window.
@@ -154,10 +167,14 @@ class MMDiffModel(PreTrainedModel):
         embeds_BTD: Tensor = self.backbone.embed_tokens(input_ids)
         if pixel_values is not None and image_sizes is not None and image_grids is not None:
             pictures = encoder.encode_images(pixel_values, image_sizes, image_grids)
-            embeds_BTD = merge_media_embeddings(embeds_BTD, torch.eq(input_ids, tokens.image or 0), torch.cat(pictures))
+            embeds_BTD = merge_media_embeddings(
+                embeds_BTD, torch.eq(input_ids, tokens.image or 0), torch.cat(pictures)
+            )
         if input_features is not None and feature_lengths is not None:
             sounds = encoder.encode_audio(input_features, feature_lengths)
-            embeds_BTD = merge_media_embeddings(embeds_BTD, torch.eq(input_ids, tokens.audio or 0), torch.cat(sounds))
+            embeds_BTD = merge_media_embeddings(
+                embeds_BTD, torch.eq(input_ids, tokens.audio or 0), torch.cat(sounds)
+            )
         return embeds_BTD
 
     def forward(
@@ -180,16 +197,26 @@ class MMDiffModel(PreTrainedModel):
         what is left out is derived from the ids.
         """
         tokens, pattern = self.model_config.tokens, self.model_config.backbone.attention_pattern
-        valid_BT = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids
+        valid_BT = (
+            torch.ones_like(input_ids, dtype=torch.bool)
+            if attention_mask is None
+            else attention_mask.bool()
+        )
+        positions_BT = (
+            (valid_BT.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids
+        )
         segments_BT = derive_segments(input_ids, tokens) if segment_ids is None else segment_ids
         mask_B1TT = build_attention_mask(valid_BT, segments_BT, pattern, branch_ids)
         media = (pixel_values, image_sizes, image_grids, input_features, feature_lengths)
         embeds_BTD = self.embed(input_ids, *media)
         hidden_BTD = self.backbone(embeds_BTD, positions_BT, mask_B1TT)
-        if self.model_config.backbone.shifted:  # each position's logits are made at the one before it
+        if (
+            self.model_config.backbone.shifted
+        ):  # each position's logits are made at the one before it
             hidden_BTD = torch.cat((hidden_BTD[:, :1], hidden_BTD[:, :-1]), dim=1)
-        return MMDiffOutput(logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select]))
+        return MMDiffOutput(
+            logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select])
+        )
 
 
 def _connector(config: ModelConfig) -> nn.Sequential:

@@ -17,10 +17,17 @@ class OneDNNLinear(nn.Linear):
     """The same layer with the same weights; while gradients are wanted, on a GPU, or compiled, as it was."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if (input.dtype != torch.float32 or input.device.type != "cpu" or input.shape[:-1].numel() < FEW
-                or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if (
+            input.dtype != torch.float32
+            or input.device.type != "cpu"
+            or input.shape[:-1].numel() < FEW
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+        ):
             return F.linear(input, self.weight, self.bias)
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(
+            input, self.weight, self.bias, "none", [], ""
+        )
         return found
 
 

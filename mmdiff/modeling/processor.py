@@ -19,13 +19,22 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from mmdiff.audio.connector import count_tokens as count_sound_tokens
 from mmdiff.audio.audio_io import SAMPLE_RATE, load_audio
-from mmdiff.audio.log_mel import log_mel_spectrogram, pad_mels, split_windows
+from mmdiff.audio.connector import count_tokens as count_sound_tokens
 from mmdiff.audio.level import level
-from mmdiff.modeling.auto_config import MMDiffConfig
-from mmdiff.config import AudioConfig, ModelConfig, TokenIds, ViewLayout, VisionConfig, from_dict, is_number, shown
+from mmdiff.audio.log_mel import log_mel_spectrogram, pad_mels, split_windows
+from mmdiff.config import (
+    AudioConfig,
+    ModelConfig,
+    TokenIds,
+    ViewLayout,
+    VisionConfig,
+    from_dict,
+    is_number,
+    shown,
+)
 from mmdiff.errors import MMDiffError
+from mmdiff.modeling.auto_config import MMDiffConfig
 from mmdiff.tokens import AUDIO, CHAT_TEMPLATE, IMAGE, control_tokens, neutralize, well_formed
 from mmdiff.vision.image_io import open_image
 from mmdiff.vision.preprocess import Views, count_tokens, make_views
@@ -60,12 +69,20 @@ class MMDiffProcessor(ProcessorMixin):
 
     @classmethod
     def of(
-        cls, tokenizer: PreTrainedTokenizerBase, config: ModelConfig, chat_template: str | None = None
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ModelConfig,
+        chat_template: str | None = None,
     ) -> MMDiffProcessor:
         vision = dataclasses.asdict(config.vision) if config.vision else None
         audio = dataclasses.asdict(config.audio) if config.audio else None
         return cls(
-            tokenizer, dataclasses.asdict(config.tokens), vision, audio, chat_template, config.media_first
+            tokenizer,
+            dataclasses.asdict(config.tokens),
+            vision,
+            audio,
+            chat_template,
+            config.media_first,
         )
 
     @property
@@ -85,7 +102,9 @@ class MMDiffProcessor(ProcessorMixin):
         try:
             return super().apply_chat_template(_in_parts(_opened(conversation)), *args, **kwargs)
         except TemplateError as error:
-            raise MMDiffError(f"the model's chat format does not take this conversation: {error}") from None
+            raise MMDiffError(
+                f"the model's chat format does not take this conversation: {error}"
+            ) from None
 
     def __call__(
         self,
@@ -116,21 +135,36 @@ class MMDiffProcessor(ProcessorMixin):
             MMDiffError: media and their marks differ in number, the model takes none of the kind, or an option is not
                 known or asks for something else.
         """
-        options = _flat_options({"return_tensors": return_tensors, "sampling_rate": sampling_rate, **options})
+        options = _flat_options(
+            {"return_tensors": return_tensors, "sampling_rate": sampling_rate, **options}
+        )
         sampling_rate = options.pop("sampling_rate")
         _check_options(options)
         if not is_number(sampling_rate):
-            raise MMDiffError(f"sampling_rate={shown(sampling_rate)} does not fit; give a number, in Hz")
+            raise MMDiffError(
+                f"sampling_rate={shown(sampling_rate)} does not fit; give a number, in Hz"
+            )
         texts, single = [text] if isinstance(text, str) else text or (), isinstance(text, str)
-        if not isinstance(texts, list | tuple) or not all(isinstance(prompt, str) for prompt in texts):
-            raise MMDiffError(f"text={shown(text)} does not fit; give a prompt in the chat format, or a list of them")
-        pictures, sounds = _rows_of_pictures(images, len(texts), single), _rows_of_sounds(audio, texts)
-        rows = [self._encode(prompt, self._views(prompt, seen), self._mels(heard, sampling_rate))
-                for prompt, seen, heard in zip(texts, pictures, sounds, strict=True)]
+        if not isinstance(texts, list | tuple) or not all(
+            isinstance(prompt, str) for prompt in texts
+        ):
+            raise MMDiffError(
+                f"text={shown(text)} does not fit; give a prompt in the chat format, or a list of them"
+            )
+        pictures, sounds = (
+            _rows_of_pictures(images, len(texts), single),
+            _rows_of_sounds(audio, texts),
+        )
+        rows = [
+            self._encode(prompt, self._views(prompt, seen), self._mels(heard, sampling_rate))
+            for prompt, seen, heard in zip(texts, pictures, sounds, strict=True)
+        ]
         width = max((len(row.ids) for row in rows), default=0)
         pads = [width - len(row.ids) for row in rows]
         batch: dict[str, Any] = {
-            "input_ids": torch.tensor([[self.tokens.pad] * pad + row.ids for pad, row in zip(pads, rows, strict=True)]),
+            "input_ids": torch.tensor(
+                [[self.tokens.pad] * pad + row.ids for pad, row in zip(pads, rows, strict=True)]
+            ),
             "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]),
         }
         if views := [view for row in rows for view in row.views]:
@@ -143,8 +177,10 @@ class MMDiffProcessor(ProcessorMixin):
 
     def _encode(self, prompt: str, views: list[Views], mels: list[list[Tensor]]) -> _Row:
         """The prompt's ids, with as many placeholders for each mark as its picture or sound has embeddings."""
-        counts = {IMAGE: iter([self._count_view(view, len(views)) for view in views]),
-                  AUDIO: iter([self._count_windows(windows) for windows in mels])}
+        counts = {
+            IMAGE: iter([self._count_view(view, len(views)) for view in views]),
+            AUDIO: iter([self._count_windows(windows) for windows in mels]),
+        }
         placeholders = {IMAGE: self.tokens.image or 0, AUDIO: self.tokens.audio or 0}
         ids: list[int] = []
         for part in MARKS.split(prompt):
@@ -154,8 +190,13 @@ class MMDiffProcessor(ProcessorMixin):
     def _views(self, prompt: str, pictures: Sequence[Any]) -> list[Views]:
         _check_marks([prompt], IMAGE, len(pictures), "pictures")
         if pictures and (self.vision is None or self.tokens.image is None):
-            raise MMDiffError("this model takes no pictures; ask it in words alone or load another model")
-        return [make_views(open_image(picture), self._vision, self._layout(len(pictures))) for picture in pictures]
+            raise MMDiffError(
+                "this model takes no pictures; ask it in words alone or load another model"
+            )
+        return [
+            make_views(open_image(picture), self._vision, self._layout(len(pictures)))
+            for picture in pictures
+        ]
 
     def _mels(self, sounds: Sequence[Any], rate: int) -> list[list[Tensor]]:
         """The spectrograms of each sound's windows."""
@@ -163,8 +204,14 @@ class MMDiffProcessor(ProcessorMixin):
             raise MMDiffError("this model takes no sounds; ask it in words or load another model")
         arrays = [as_array(sound) for sound in sounds]
         # At one loudness, without which the same words, spoken softly, would be others to the encoder.
-        loaded = [level(load_audio(sound, rate if isinstance(sound, np.ndarray) else None)) for sound in arrays]
-        return [[log_mel_spectrogram(window, self._audio.num_mels) for window in split_windows(samples)] for samples in loaded]
+        loaded = [
+            level(load_audio(sound, rate if isinstance(sound, np.ndarray) else None))
+            for sound in arrays
+        ]
+        return [
+            [log_mel_spectrogram(window, self._audio.num_mels) for window in split_windows(samples)]
+            for samples in loaded
+        ]
 
     def _count_view(self, view: Views, num_pictures: int) -> int:
         return count_tokens(view.size, self._vision, self._layout(num_pictures))
@@ -192,8 +239,15 @@ class MMDiffProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "image_sizes", "image_grids", "input_features",
-                "feature_lengths"]
+        return [
+            "input_ids",
+            "attention_mask",
+            "pixel_values",
+            "image_sizes",
+            "image_grids",
+            "input_features",
+            "feature_lengths",
+        ]
 
 
 # What this processor does in any case, as transformers' processors are asked for it.
@@ -220,7 +274,9 @@ def _flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
     flat = {name: value for name, value in options.items() if name not in NESTED}
     for group in groups:
         if not isinstance(group, Mapping):
-            raise MMDiffError(f"{shown(group)} is not a group of options; give them by name in a dictionary")
+            raise MMDiffError(
+                f"{shown(group)} is not a group of options; give them by name in a dictionary"
+            )
         flat |= group
     return flat
 
@@ -228,7 +284,9 @@ def _flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def _check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name not in OPTIONS:
-            raise MMDiffError(f"the processor does not know {name}={shown(value)}; known are {', '.join(OPTIONS)}")
+            raise MMDiffError(
+                f"the processor does not know {name}={shown(value)}; known are {', '.join(OPTIONS)}"
+            )
         left_out = value is None and name != "return_tensors"  # there, None would ask for lists
         if not left_out and value not in OPTIONS[name]:
             takes = " or ".join(map(repr, OPTIONS[name])) or "leave it out"
@@ -241,9 +299,15 @@ def check_messages(messages: Any) -> None:
     Raises:
         MMDiffError: it is not; the message says where.
     """
-    if not isinstance(messages, list | tuple) or not messages or not all(isinstance(m, Mapping) for m in messages):
-        raise MMDiffError(f"{shown(messages)} is not a conversation; give a list of messages, each a dictionary with a "
-                          "role and a content")
+    if (
+        not isinstance(messages, list | tuple)
+        or not messages
+        or not all(isinstance(m, Mapping) for m in messages)
+    ):
+        raise MMDiffError(
+            f"{shown(messages)} is not a conversation; give a list of messages, each a dictionary with a "
+            "role and a content"
+        )
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
@@ -251,14 +315,20 @@ def check_messages(messages: Any) -> None:
         if isinstance(content, str):
             continue
         if not isinstance(content, list | tuple):
-            raise MMDiffError(f"content={shown(content)} of the message of role {role!r} does not fit; give a text, "
-                              "or a list of parts")
+            raise MMDiffError(
+                f"content={shown(content)} of the message of role {role!r} does not fit; give a text, "
+                "or a list of parts"
+            )
         for part in content:
             if not isinstance(part, Mapping) or part.get("type") not in PARTS:
-                raise MMDiffError(f"{shown(part)} is not a part of a message; give a dictionary whose type is one of "
-                                  f"{', '.join(PARTS)}")
+                raise MMDiffError(
+                    f"{shown(part)} is not a part of a message; give a dictionary whose type is one of "
+                    f"{', '.join(PARTS)}"
+                )
             if part["type"] == "text" and not isinstance(part.get("text"), str):
-                raise MMDiffError(f"text={shown(part.get('text'))} of the message of role {role!r} is not a text")
+                raise MMDiffError(
+                    f"text={shown(part.get('text'))} of the message of role {role!r} is not a text"
+                )
 
 
 def as_array(source: Any) -> Any:
@@ -269,7 +339,11 @@ def as_array(source: Any) -> Any:
 
 
 def _is_batch(conversation: Any) -> bool:
-    return isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
+    return (
+        isinstance(conversation, list | tuple)
+        and bool(conversation)
+        and isinstance(conversation[0], list | tuple)
+    )
 
 
 @dataclass(frozen=True)
@@ -291,7 +365,9 @@ def _rows_of_pictures(images: Any, num_texts: int, single: bool) -> list[list[An
     if single:
         return [_flat(rows)]
     if len(rows) != num_texts:
-        raise MMDiffError(f"{len(rows)} lists of pictures for {num_texts} prompts; give one list per prompt")
+        raise MMDiffError(
+            f"{len(rows)} lists of pictures for {num_texts} prompts; give one list per prompt"
+        )
     return [row if isinstance(row, list) else [row] for row in rows]
 
 
@@ -310,10 +386,16 @@ def _flat(media: Sequence[Any]) -> list[Any]:
 def _opened(value: Any) -> Any:
     """The conversation with its audio decoded and its image files opened, by the rules of `ask` and `transcribe`."""
     if isinstance(value, Mapping):
-        kind, keys = value.get("type"), [key for key in ("audio", "image", "url", "path") if key in value]
+        kind, keys = (
+            value.get("type"),
+            [key for key in ("audio", "image", "url", "path") if key in value],
+        )
         if kind == "audio" and keys:
             source = as_array(value[keys[0]])
-            return {"type": "audio", "audio": source if isinstance(source, np.ndarray) else load_audio(source)}
+            return {
+                "type": "audio",
+                "audio": source if isinstance(source, np.ndarray) else load_audio(source),
+            }
         if kind == "image" and keys and _is_file(value[keys[0]]):
             return {"type": "image", "image": open_image(value[keys[0]])}
         return {name: _opened(item) for name, item in value.items()}
@@ -343,7 +425,11 @@ def _media_first(value: Any) -> Any:
         return [_media_first(item) for item in value]
     if not isinstance(value, Mapping) or not isinstance(value.get("content"), list | tuple):
         return value
-    texts = [part for part in value["content"] if isinstance(part, Mapping) and part.get("type") == "text"]
+    texts = [
+        part
+        for part in value["content"]
+        if isinstance(part, Mapping) and part.get("type") == "text"
+    ]
     media = [part for part in value["content"] if not any(part is text for text in texts)]
     if len(texts) > 1 and all(isinstance(part.get("text"), str) for part in texts):
         texts = [{**texts[0], "text": "\n".join(part["text"].strip() for part in texts)}]
@@ -354,7 +440,11 @@ def _in_parts(value: Any) -> Any:
     """The conversation with plain texts as parts of their messages: transformers before 5.6 takes nothing else."""
     if isinstance(value, Mapping):
         content = value.get("content")
-        return {**value, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else value
+        return (
+            {**value, "content": [{"type": "text", "text": content}]}
+            if isinstance(content, str)
+            else value
+        )
     return [_in_parts(item) for item in value] if isinstance(value, list | tuple) else value
 
 

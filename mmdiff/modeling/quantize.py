@@ -26,7 +26,9 @@ def quantize(model: nn.Module, bits: Bits) -> None:
 
 def _int8(linear: nn.Linear) -> nn.Module:
     bnb = require_extra("bitsandbytes", "quantize", "quantize='8bit'")
-    made = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False)
+    made = bnb.nn.Linear8bitLt(
+        linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False
+    )
     made.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
     made.bias = linear.bias
     return cast(nn.Module, made)
@@ -34,8 +36,13 @@ def _int8(linear: nn.Linear) -> nn.Module:
 
 def _nf4(linear: nn.Linear) -> nn.Module:
     bnb = require_extra("bitsandbytes", "quantize", "quantize='4bit'")
-    made = bnb.nn.Linear4bit(linear.in_features, linear.out_features, linear.bias is not None, quant_type="nf4",
-                             compute_dtype=linear.weight.dtype)
+    made = bnb.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        linear.bias is not None,
+        quant_type="nf4",
+        compute_dtype=linear.weight.dtype,
+    )
     made.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
     made.bias = linear.bias
     return cast(nn.Module, made)

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 MOST = 1 << 17  # numbers compared of one tensor
 _OWN = frozenset(nn.Module().__dict__)  # what every module has
 _SETTLED = ("torch.nn.", "mmdiff.")  # where modules come from whose attributes are their sizes
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes: equal also where not a number
+_INTEGERS = {
+    1: torch.int8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+}  # by bytes: equal also where not a number
 Kind = tuple[torch.device, torch.dtype]
 
 
@@ -31,7 +36,9 @@ class WeightsVersion:
         before, (marks, tensors) = self._state, _marks(model)
         views = before.views if marks == before.marks else _views(tensors)
         samples = _read(views)
-        if views is before.views and all(torch.equal(part, before.samples[kind]) for kind, part in samples.items()):
+        if views is before.views and all(
+            torch.equal(part, before.samples[kind]) for kind, part in samples.items()
+        ):
             return before.version
         self._state = _State(before.version + 1, marks, views, samples)  # at once, for threads
         return self._state.version
@@ -133,5 +140,7 @@ def _sample(tensor: Tensor) -> Tensor:
 def _read(views: dict[Kind, list[Tensor]]) -> dict[Kind, Tensor]:
     """As integers, in one tensor for each device and dtype."""
     joined = {kind: torch.cat(parts) for kind, parts in views.items()}
-    return {kind: part if part.dtype.is_complex else part.view(_INTEGERS[part.element_size()])
-            for kind, part in joined.items()}
+    return {
+        kind: part if part.dtype.is_complex else part.view(_INTEGERS[part.element_size()])
+        for kind, part in joined.items()
+    }

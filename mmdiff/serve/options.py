@@ -48,7 +48,9 @@ class ServerOptions:
     max_num_reqs_per_key: int = 0  # at once; 0: as many as the server takes
     max_model_len: int | None = None  # the model's by default
     queue_timeout: float = 30.0
-    request_timeout: float = 60.0  # of the engine's work, after which the answer is ended as it stands
+    request_timeout: float = (
+        60.0  # of the engine's work, after which the answer is ended as it stands
+    )
     shutdown_timeout: float = 30.0
     engine_timeout: float = 20.0  # without a sign of life
     overload_status_code: int = 503
@@ -71,7 +73,9 @@ class ServerOptions:
     @property
     def names(self) -> tuple[str, ...]:
         """What clients may call the model."""
-        return self.served_model_name or (Path(self.model).name if Path(self.model).is_dir() else self.model,)
+        return self.served_model_name or (
+            Path(self.model).name if Path(self.model).is_dir() else self.model,
+        )
 
     @property
     def on_loopback(self) -> bool:
@@ -88,5 +92,12 @@ class Replicas(NamedTuple):
 def require_packages() -> None:
     """An MMDiffError where a package of the extra `serve` or a part of the system is missing."""
     require_posix("answering many requests (serve, run-batch, caption --out)")
-    for module in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client", "httpx"):
+    for module in (
+        "fastapi",
+        "uvicorn",
+        "httptools",
+        "python_multipart",
+        "prometheus_client",
+        "httpx",
+    ):
         require_extra(module, "serve", "answering many requests")

@@ -22,18 +22,20 @@ from starlette.types import ASGIApp
 
 from mmdiff.errors import MMDiffError, require_extra
 from mmdiff.serve.batch import run
-from mmdiff.serve.batch.input import Line
-from mmdiff.serve.http.responses import AppState
-from mmdiff.serve.batch.worker_pool import JobOutcome
-from mmdiff.serve.batch.journal import Row
-from mmdiff.serve.options import ServerOptions, Replicas
 from mmdiff.serve.batch.in_process import URLS, asking, identity
+from mmdiff.serve.batch.input import Line
+from mmdiff.serve.batch.journal import Row
+from mmdiff.serve.batch.worker_pool import JobOutcome
+from mmdiff.serve.http.responses import AppState
+from mmdiff.serve.options import Replicas, ServerOptions
 
 log = logging.getLogger("mmdiff.serve")
 NAME = "mmdiff"  # of the application
 HEALTH_SECONDS = 60.0  # for which a replica may be without an engine before it is replaced
 LOOK_SECONDS = 2.0  # between looks at the state of the replicas
-UNBOUNDED = 10_000  # requests that Ray sends a replica at once, which itself knows how many it takes
+UNBOUNDED = (
+    10_000  # requests that Ray sends a replica at once, which itself knows how many it takes
+)
 _houses: list[AppState] = []  # of the replica in this process
 
 
@@ -60,13 +62,21 @@ class Answerer:
 
     def __call__(self, asked: dict[str, Any]) -> dict[str, list[Any]]:
         async def answers() -> list[Any]:
-            return await asyncio.gather(*(
-                self._ask(url, json.loads(body), name)
-                for url, body, name in zip(asked["url"], asked["body"], asked["name"], strict=True)))
+            return await asyncio.gather(
+                *(
+                    self._ask(url, json.loads(body), name)
+                    for url, body, name in zip(
+                        asked["url"], asked["body"], asked["name"], strict=True
+                    )
+                )
+            )
 
         said = self._wait(answers())
-        return {"number": list(asked["number"]), "status": [status for status, _ in said],
-                "body": [json.dumps(body) for _, body in said]}
+        return {
+            "number": list(asked["number"]),
+            "status": [status for status, _ in said],
+            "body": [json.dumps(body) for _, body in said],
+        }
 
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -87,17 +97,31 @@ def serve(options: ServerOptions, replicas: Replicas) -> int:
     from ray import serve as ray_serve
 
     replica = ray_serve.deployment(
-        name=NAME, ray_actor_options=_resources(ray, options), max_ongoing_requests=UNBOUNDED,
-        autoscaling_config={"min_replicas": replicas.least, "initial_replicas": replicas.least,
-                            "max_replicas": replicas.most, "target_ongoing_requests": options.max_num_seqs},
-        graceful_shutdown_timeout_s=options.shutdown_timeout, health_check_timeout_s=HEALTH_SECONDS,
+        name=NAME,
+        ray_actor_options=_resources(ray, options),
+        max_ongoing_requests=UNBOUNDED,
+        autoscaling_config={
+            "min_replicas": replicas.least,
+            "initial_replicas": replicas.least,
+            "max_replicas": replicas.most,
+            "target_ongoing_requests": options.max_num_seqs,
+        },
+        graceful_shutdown_timeout_s=options.shutdown_timeout,
+        health_check_timeout_s=HEALTH_SECONDS,
     )(ray_serve.ingress(_builder(options))(Replica))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the second one ends this at once
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C; the second one ends this at once
     try:
         ray_serve.start(http_options={"host": options.host, "port": options.port})
         ray_serve.run(replica.bind(), name=NAME, route_prefix="/")
-        log.info("mmdiff serves %s on http://%s:%d, with %d to %d replicas", ", ".join(options.names), options.host,
-                 options.port, *replicas)
+        log.info(
+            "mmdiff serves %s on http://%s:%d, with %d to %d replicas",
+            ", ".join(options.names),
+            options.host,
+            options.port,
+            *replicas,
+        )
         while True:
             time.sleep(LOOK_SECONDS)
             application = ray_serve.status().applications.get(NAME)
@@ -118,8 +142,11 @@ def run_batch(source: Path, out: Path, options: ServerOptions, replicas: Replica
     Raises:
         MMDiffError: as of `run.run_batch`, or Ray is missing or cannot be reached.
     """
-    return asyncio.run(run.run_batch(source, out, _by_ray_data(options, replicas), urls=URLS,
-                                       settings=identity(options)))
+    return asyncio.run(
+        run.run_batch(
+            source, out, _by_ray_data(options, replicas), urls=URLS, settings=identity(options)
+        )
+    )
 
 
 def _by_ray_data(options: ServerOptions, replicas: Replicas) -> run.Answering:
@@ -132,19 +159,36 @@ def _by_ray_data(options: ServerOptions, replicas: Replicas) -> run.Answering:
             logging.getLogger(name).setLevel(logging.ERROR)
         lines, items = list[Line](), list[dict[str, Any]]()
         for line, request in asked:
-            items.append({"number": len(lines), "url": request.url, "name": run.request_id(line),
-                          "body": json.dumps(run.seeded(request, line))})
+            items.append(
+                {
+                    "number": len(lines),
+                    "url": request.url,
+                    "name": run.request_id(line),
+                    "body": json.dumps(run.seeded(request, line)),
+                }
+            )
             lines.append(line)
         size = options.max_num_seqs
         answers = data.from_items(items, override_num_blocks=-(-len(items) // size)).map_batches(
-            Answerer, fn_constructor_args=(options,), batch_size=size, **_resources(ray, options),
+            Answerer,
+            fn_constructor_args=(options,),
+            batch_size=size,
+            **_resources(ray, options),
             compute=data.ActorPoolStrategy(  # two batches a copy: one begins while the other ends
-                min_size=replicas.least, max_size=replicas.most, max_concurrent_calls_per_actor=2,
-                enable_true_multi_threading=True))
+                min_size=replicas.least,
+                max_size=replicas.most,
+                max_concurrent_calls_per_actor=2,
+                enable_true_multi_threading=True,
+            ),
+        )
         try:
             for part in answers.iter_batches(batch_size=None, batch_format="numpy"):
-                yield [run.reply(lines[number], (int(status), json.loads(body)))
-                       for number, status, body in zip(part["number"], part["status"], part["body"], strict=True)]
+                yield [
+                    run.reply(lines[number], (int(status), json.loads(body)))
+                    for number, status, body in zip(
+                        part["number"], part["status"], part["body"], strict=True
+                    )
+                ]
         finally:
             ray.shutdown()
 

@@ -16,16 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import PAD_POSITION, Canvas
-from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.decoding.guidance import Guided
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import Batch, Sampler, seed_of
-from mmdiff.structured.constraint.template import Template as Laid
-from mmdiff.structured.constraint.structure_search import Decided, Decision, ProbeRow, search_structure
 from mmdiff.structured.constraint.compiled import CompiledSchema
 from mmdiff.structured.constraint.slots import ChoiceSlot, SlotsConstraint, WordSlot
+from mmdiff.structured.constraint.structure_search import (
+    Decided,
+    Decision,
+    ProbeRow,
+    search_structure,
+)
+from mmdiff.structured.constraint.template import Template as Laid
 from mmdiff.structured.schema.serialize import pointer
 
 SHOWN = 40  # characters of a value in a sentence
@@ -72,12 +77,20 @@ class Extraction:
     def confidence(self) -> float:
         """The least of any field or decision."""
         fields, decisions = self.fields.values(), self.decisions
-        return min([1.0, *(each.confidence for each in fields), *(each.confidence for each in decisions)])
+        return min(
+            [1.0, *(each.confidence for each in fields), *(each.confidence for each in decisions)]
+        )
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know of, in sentences: the repairs and the notes."""
-        return (*(f"at {each.pointer or 'the root'} of the value: {each.what}" for each in self.repairs), *self.notes)
+        return (
+            *(
+                f"at {each.pointer or 'the root'} of the value: {each.what}"
+                for each in self.repairs
+            ),
+            *self.notes,
+        )
 
 
 @dataclass(eq=False)
@@ -99,33 +112,65 @@ class StructuredSequence(SlotsConstraint):
             if isinstance(slot, str):
                 continue
             assert isinstance(slot, ChoiceSlot | WordSlot)
-            names = itertools.chain([slot.path], (pointer(slot.path, number) for number in itertools.count(1)))
+            names = itertools.chain(
+                [slot.path], (pointer(slot.path, number) for number in itertools.count(1))
+            )
             name = next(name for name in names if name not in fields)
             fields[name] = self._field(slot, ids, sure)
             if number in changed:
-                repairs.append(Repair(name, f"{_quoted(changed[number].before)} was changed to "
-                                            f"{_quoted(changed[number].now)}, for the value to fit its schema"))
+                repairs.append(
+                    Repair(
+                        name,
+                        f"{_quoted(changed[number].before)} was changed to "
+                        f"{_quoted(changed[number].now)}, for the value to fit its schema",
+                    )
+                )
                 fields[name] = FieldResult(0.0, fields[name].probabilities)
         if made.stand_in:
-            repairs.append(Repair("", "nothing like what the model said fits the schema; the shortest value known to "
-                                      "fit stands here instead"))
-            fields = {"": FieldResult(0.0), **{name: FieldResult(0.0, each.probabilities) for name, each in fields.items()}}
-        return Extraction(made.value, made.text, fields, int(row.step_BG.max()) + 1, passes, tuple(repairs),
-                          self.decisions, self.scaffold.notes)
+            repairs.append(
+                Repair(
+                    "",
+                    "nothing like what the model said fits the schema; the shortest value known to "
+                    "fit stands here instead",
+                )
+            )
+            fields = {
+                "": FieldResult(0.0),
+                **{name: FieldResult(0.0, each.probabilities) for name, each in fields.items()},
+            }
+        return Extraction(
+            made.value,
+            made.text,
+            fields,
+            int(row.step_BG.max()) + 1,
+            passes,
+            tuple(repairs),
+            self.decisions,
+            self.scaffold.notes,
+        )
 
     def positions(self, ids: Sequence[int]) -> list[int]:
         """The positions of a finished row that hold its text: all but padding, and the end."""
         nothing = (self.scaffold.layouts.vocabulary.pad, self.scaffold.layouts.end_id, PAD_POSITION)
         return [place for place, token in enumerate(ids) if token not in nothing]
 
-    def _field(self, slot: ChoiceSlot | WordSlot, ids: Sequence[int], sure: Sequence[float]) -> FieldResult:
+    def _field(
+        self, slot: ChoiceSlot | WordSlot, ids: Sequence[int], sure: Sequence[float]
+    ) -> FieldResult:
         """What the positions of a slot say of its confidence."""
         inside = range(slot.first, slot.first + slot.room)
         if isinstance(slot, ChoiceSlot) and slot.probabilities:
             pairs = zip(slot.values, slot.probabilities, strict=True)
-            chosen = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
-            return FieldResult(float(slot.probabilities[int(chosen)]), tuple(sorted(pairs, key=lambda pair: -pair[1])))
-        solid = (sure[place] for place in inside if ids[place] != self.scaffold.layouts.vocabulary.pad)
+            chosen = np.flatnonzero(
+                (slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1)
+            )[0]
+            return FieldResult(
+                float(slot.probabilities[int(chosen)]),
+                tuple(sorted(pairs, key=lambda pair: -pair[1])),
+            )
+        solid = (
+            sure[place] for place in inside if ids[place] != self.scaffold.layouts.vocabulary.pad
+        )
         return FieldResult(float(min(solid, default=min(sure[place] for place in inside))))
 
 
@@ -134,7 +179,11 @@ def _quoted(text: str) -> str:
 
 
 def start_scaffold(
-    prompted: ModelRunner, scaffold: CompiledSchema, decoding: DecodingConfig, tokens: TokenIds, seed: int
+    prompted: ModelRunner,
+    scaffold: CompiledSchema,
+    decoding: DecodingConfig,
+    tokens: TokenIds,
+    seed: int,
 ) -> Sampler:
     """Decide the structure of one conversation's answer, and lay out what is to be denoised.
 
@@ -142,28 +191,42 @@ def start_scaffold(
     the scaffold's budget.
     """
     draws = torch.Generator().manual_seed(seed_of(seed))
-    decided: Decided = search_structure(scaffold, lambda rows: _probe(prompted, rows, decoding), decoding.temperature, draws)
+    decided: Decided = search_structure(
+        scaffold, lambda rows: _probe(prompted, rows, decoding), decoding.temperature, draws
+    )
     canvas = decided.canvas
-    filling = StructuredSequence(canvas.constraint.slots, tokens.mask, canvas.constraint.groups, scaffold=scaffold, canvas=canvas,
-                      decisions=decided.decisions)
+    filling = StructuredSequence(
+        canvas.constraint.slots,
+        tokens.mask,
+        canvas.constraint.groups,
+        scaffold=scaffold,
+        canvas=canvas,
+        decisions=decided.decisions,
+    )
     ids_BG = canvas.begun().to(prompted.embeds_BPD.device)
     batch: Batch = make_runner(prompted, decoding)
     if decoding.cfg_scale > 0:
         batch = Guided(batch, make_runner(prompted.unconditional(), decoding), decoding.cfg_scale)
-    return Sampler(batch, Canvas.of(ids_BG, tokens.mask), decoding, tokens, [seed], constraints=[filling])
+    return Sampler(
+        batch, Canvas.of(ids_BG, tokens.mask), decoding, tokens, [seed], constraints=[filling]
+    )
 
 
 def settings_for(scaffolds: Sequence[CompiledSchema], decoding: DecodingConfig) -> DecodingConfig:
     """The settings with one block for all of a canvas; bounded choices and nothing else are decided at one step."""
     budget = max(scaffold.budget for scaffold in scaffolds)
-    decoding = dataclasses.replace(decoding, gen_length=budget, block_length=budget, start_length=None, stop=True)
+    decoding = dataclasses.replace(
+        decoding, gen_length=budget, block_length=budget, start_length=None, stop=True
+    )
     if all(scaffold.bounded for scaffold in scaffolds):
         return dataclasses.replace(decoding, rule="threshold", threshold=0.0, lookahead=0)
     return decoding
 
 
 @torch.inference_mode()
-def _probe(prompted: ModelRunner, rows: Sequence[ProbeRow], decoding: DecodingConfig) -> list[np.ndarray[Any, Any]]:
+def _probe(
+    prompted: ModelRunner, rows: Sequence[ProbeRow], decoding: DecodingConfig
+) -> list[np.ndarray[Any, Any]]:
     """Log-probabilities at places of canvases behind one prompt."""
     told: list[np.ndarray[Any, Any]] = []
     for first in range(0, len(rows), AT_ONCE):
@@ -172,7 +235,9 @@ def _probe(prompted: ModelRunner, rows: Sequence[ProbeRow], decoding: DecodingCo
         batch.take(torch.zeros(len(some), dtype=torch.long, device=prompted.embeds_BPD.device))
         ids_BG, select_BG = _padded(some, prompted.embeds_BPD.device)
         rows_B = torch.arange(len(some), device=ids_BG.device)
-        logits_NV = make_runner(batch, dataclasses.replace(decoding, lookahead=0))(ids_BG, rows_B, select_BG)
+        logits_NV = make_runner(batch, dataclasses.replace(decoding, lookahead=0))(
+            ids_BG, rows_B, select_BG
+        )
         logs = logits_NV.float().log_softmax(-1).cpu()
         told += [part.numpy() for part in logs.split([len(row.places) for row in some])]
         prompted.passes_B += 1
@@ -181,7 +246,9 @@ def _probe(prompted: ModelRunner, rows: Sequence[ProbeRow], decoding: DecodingCo
 
 def _padded(rows: Sequence[ProbeRow], device: torch.device) -> tuple[Tensor, Tensor]:
     width = max(len(row.ids) for row in rows)
-    ids_BG = torch.tensor([[*row.ids, *[PAD_POSITION] * (width - len(row.ids))] for row in rows], device=device)
+    ids_BG = torch.tensor(
+        [[*row.ids, *[PAD_POSITION] * (width - len(row.ids))] for row in rows], device=device
+    )
     select_BG = torch.zeros_like(ids_BG, dtype=torch.bool)
     for select_G, row in zip(select_BG, rows, strict=True):
         select_G[list(row.places)] = True

@@ -23,7 +23,9 @@ from mmdiff.errors import MMDiffError
 
 
 def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
-    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)).astype(
+        np.float32
+    )
 
 
 def encoded(samples: np.ndarray, rate: int, **kind: str) -> bytes:
@@ -36,32 +38,53 @@ def close_to_tone(samples: np.ndarray, tolerance: float) -> None:
     wanted = tone(16_000, len(samples) / 16_000)
     middle = slice(800, min(len(samples), 8000) - 800)  # away from the edges, where filters settle
     assert samples.dtype == np.float32 and samples.ndim == 1 and abs(len(samples) - 8000) <= 1300
-    best = min(np.abs(samples[middle] - np.roll(wanted, shift)[middle]).max() for shift in range(37))
+    best = min(
+        np.abs(samples[middle] - np.roll(wanted, shift)[middle]).max() for shift in range(37)
+    )
     assert best < tolerance
 
 
 @pytest.mark.parametrize(
     ("format_name", "subtype", "tolerance"),
-    [("WAV", "PCM_U8", 0.02), ("WAV", "PCM_16", 1e-3), ("WAV", "PCM_24", 1e-4), ("WAV", "PCM_32", 1e-4),
-     ("WAV", "FLOAT", 1e-4), ("WAV", "DOUBLE", 1e-4), ("WAV", "ULAW", 0.03), ("FLAC", "PCM_16", 1e-3),
-     ("OGG", "VORBIS", 0.1), ("OGG", "OPUS", 0.15), ("MP3", "MPEG_LAYER_III", 0.1), ("AIFF", "PCM_16", 1e-3)],
+    [
+        ("WAV", "PCM_U8", 0.02),
+        ("WAV", "PCM_16", 1e-3),
+        ("WAV", "PCM_24", 1e-4),
+        ("WAV", "PCM_32", 1e-4),
+        ("WAV", "FLOAT", 1e-4),
+        ("WAV", "DOUBLE", 1e-4),
+        ("WAV", "ULAW", 0.03),
+        ("FLAC", "PCM_16", 1e-3),
+        ("OGG", "VORBIS", 0.1),
+        ("OGG", "OPUS", 0.15),
+        ("MP3", "MPEG_LAYER_III", 0.1),
+        ("AIFF", "PCM_16", 1e-3),
+    ],
 )
 def test_every_format(format_name: str, subtype: str, tolerance: float) -> None:
-    close_to_tone(load_audio(encoded(tone(16_000), 16_000, format=format_name, subtype=subtype)), tolerance)
+    close_to_tone(
+        load_audio(encoded(tone(16_000), 16_000, format=format_name, subtype=subtype)), tolerance
+    )
 
 
-@pytest.mark.parametrize("rate", [4_000, 8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
+@pytest.mark.parametrize(
+    "rate", [4_000, 8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000]
+)
 def test_every_rate(rate: int) -> None:
     close_to_tone(load_audio(encoded(tone(rate), rate, format="WAV")), 0.01)
     close_to_tone(load_audio(tone(rate), rate), 0.01)
 
 
-@pytest.mark.parametrize(("container", "codec", "rate"), [("mp4", "aac", 44_100), ("webm", "libopus", 48_000)])
+@pytest.mark.parametrize(
+    ("container", "codec", "rate"), [("mp4", "aac", 44_100), ("webm", "libopus", 48_000)]
+)
 def test_containers_through_pyav(container: str, codec: str, rate: int, tmp_path: Path) -> None:
     path = tmp_path / f"tone.{container}"
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=rate, layout="stereo")
-        frame = av.AudioFrame.from_ndarray(np.stack([tone(rate)] * 2), format="fltp", layout="stereo")
+        frame = av.AudioFrame.from_ndarray(
+            np.stack([tone(rate)] * 2), format="fltp", layout="stereo"
+        )
         frame.rate = rate
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             file.mux(packet)
@@ -69,8 +92,13 @@ def test_containers_through_pyav(container: str, codec: str, rate: int, tmp_path
     close_to_tone(load_audio(path.read_bytes()), 0.1)
 
 
-STREAMED = {"flac in ogg": ("ogg", "flac"), "adts": ("adts", "aac"), "mpeg-ts": ("mpegts", "aac"),
-            "mpeg-ts with mp2": ("mpegts", "mp2"), "avi": ("avi", "pcm_s16le")}
+STREAMED = {
+    "flac in ogg": ("ogg", "flac"),
+    "adts": ("adts", "aac"),
+    "mpeg-ts": ("mpegts", "aac"),
+    "mpeg-ts with mp2": ("mpegts", "mp2"),
+    "avi": ("avi", "pcm_s16le"),
+}
 
 
 @pytest.mark.parametrize("name", STREAMED)
@@ -81,13 +109,17 @@ def test_more_that_pyav_reads(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     # FFmpeg's muxer complains behind the last page of an OGG with FLAC in it, which is whole.
     with contextlib.suppress(av.FFmpegError), av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=16_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray((tone(16_000)[None] * 32767).astype(np.int16), format="s16", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            (tone(16_000)[None] * 32767).astype(np.int16), format="s16", layout="mono"
+        )
         frame.rate = 16_000
         for part in [*av.AudioResampler(format=stream.codec_context.format).resample(frame), None]:
             file.mux(stream.encode(part))
     samples = load_audio(path.read_bytes())
     spectrum = np.abs(np.fft.rfft(samples[2000:6000]))
-    assert spectrum.argmax() == 110 and abs(len(samples) - 8000) < 2500  # 440 Hz; codecs put silence before it
+    assert (
+        spectrum.argmax() == 110 and abs(len(samples) - 8000) < 2500
+    )  # 440 Hz; codecs put silence before it
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MMDiffError, match=r"pip install 'mmdiff\[av\]'"):
         load_audio(path)
@@ -113,7 +145,9 @@ def test_g722_is_told_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "tone.g722"
     with av.open(str(path), "w", format="g722") as file:
         stream = file.add_stream("g722", rate=16_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray((tone(16_000)[None] * 32767).astype(np.int16), format="s16", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            (tone(16_000)[None] * 32767).astype(np.int16), format="s16", layout="mono"
+        )
         frame.rate = 16_000
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             file.mux(packet)
@@ -145,7 +179,9 @@ def test_channels_may_come_first() -> None:
 
 @pytest.mark.parametrize("gain", [-1.0, -0.9, -1.1])
 def test_channels_that_cancel_give_the_louder_one(gain: float) -> None:
-    pair = np.stack([tone(16_000, 20), np.float32(gain) * tone(16_000, 20)], axis=1)  # longer than one block
+    pair = np.stack(
+        [tone(16_000, 20), np.float32(gain) * tone(16_000, 20)], axis=1
+    )  # longer than one block
     np.testing.assert_array_equal(load_audio(pair, 16_000), pair[:, 0])
     quiet_first = np.stack([0.5 * pair[:, 0], pair[:, 1]], axis=1)
     np.testing.assert_array_equal(load_audio(quiet_first, 16_000), pair[:, 1])
@@ -159,11 +195,23 @@ def test_unrelated_channels_are_averaged() -> None:
 
 
 WRONG_SCALES = {
-    "16 bits as floats": (32_000 * tone(16_000), "floats go from -1 to 1: divide them by their full scale"),
-    "8 bits as floats": (100 * tone(16_000).astype(np.float64), "values up to 50, but floats go from -1 to 1"),
-    "16 bits as int32": ((32_000 * tone(16_000)).astype(np.int32), "give 16-bit values as numpy.int16"),
+    "16 bits as floats": (
+        32_000 * tone(16_000),
+        "floats go from -1 to 1: divide them by their full scale",
+    ),
+    "8 bits as floats": (
+        100 * tone(16_000).astype(np.float64),
+        "values up to 50, but floats go from -1 to 1",
+    ),
+    "16 bits as int32": (
+        (32_000 * tone(16_000)).astype(np.int32),
+        "give 16-bit values as numpy.int16",
+    ),
     "16 bits as a list": ((32_000 * tone(16_000)).astype(int).tolist(), "integers of 64 bits"),
-    "a file of floats": (encoded(np.float32([0.0, 12_345.0, 1.0]), 16_000, format="WAV", subtype="FLOAT"), "12,345"),
+    "a file of floats": (
+        encoded(np.float32([0.0, 12_345.0, 1.0]), 16_000, format="WAV", subtype="FLOAT"),
+        "12,345",
+    ),
 }
 
 
@@ -203,7 +251,9 @@ def wav_header(rate: int, channels: int, frames: int = 4) -> bytes:
 
 def flac_of_rate(rate: int) -> bytes:
     content = bytearray(encoded(np.zeros(16_000, np.float32), 16_000, format="FLAC"))
-    content[18:21] = ((rate << 4) | (content[20] & 15)).to_bytes(3, "big")  # STREAMINFO: 20 bits of rate
+    content[18:21] = ((rate << 4) | (content[20] & 15)).to_bytes(
+        3, "big"
+    )  # STREAMINFO: 20 bits of rate
     return bytes(content)
 
 
@@ -216,8 +266,14 @@ BAD = {
     "1 Hz": (wav_header(1, 1), "a rate of 1 Hz"),
     "1024 channels": (wav_header(16_000, 1024), "1,024 channels"),
     "flac of 655,350 Hz": (flac_of_rate(655_350), "a rate of 655,350 Hz"),
-    "not a number": (encoded(np.array([0, np.nan]), 16_000, format="WAV", subtype="FLOAT"), "not finite"),
-    "infinite": (encoded(np.array([0, np.inf]), 16_000, format="WAV", subtype="FLOAT"), "not finite"),
+    "not a number": (
+        encoded(np.array([0, np.nan]), 16_000, format="WAV", subtype="FLOAT"),
+        "not finite",
+    ),
+    "infinite": (
+        encoded(np.array([0, np.inf]), 16_000, format="WAV", subtype="FLOAT"),
+        "not finite",
+    ),
     "empty mp4": (b"\0\0\0\x18ftypM4A \0\0\0\0" + b"\0" * 32, "mp4"),
     "empty webm": (b"\x1a\x45\xdf\xa3" + b"\0" * 32, "matroska"),
 }
@@ -244,15 +300,26 @@ def test_one_sample_is_a_sound() -> None:
 
 @pytest.mark.parametrize(
     ("source", "rate", "reason"),
-    [("", None, "is empty"), ("missing.wav", None, "does not exist"), ("/", None, "is a directory"),
-     ("https://example.org/a.wav", None, "is an address"), ("a\0b", None, "cannot be read"),
-     (io.StringIO("a"), None, "opened as text"), (b"RIFF", 16_000, "arrays only"),
-     (np.zeros(4), None, "give sample_rate"), (np.zeros(0), 16_000, "no samples"),
-     (np.zeros((2, 2, 2)), 16_000, "is no sound"), (np.zeros((40, 16_000)), 16_000, "16,000 channels"),
-     (np.array(["a"]), 16_000, "is no sound"), (np.array([np.nan]), 16_000, "not finite"),
-     (None, 16_000, "is no sound"), (np.zeros(4), "16000", "sample_rate='16000' is not a number"),
-     (np.zeros(4), True, "sample_rate=True is not a number"), ("data:audio/wav,abc", None, "is not a data URL"),
-     ("data:;base64,UklGRg=!", None, "is not base64")],
+    [
+        ("", None, "is empty"),
+        ("missing.wav", None, "does not exist"),
+        ("/", None, "is a directory"),
+        ("https://example.org/a.wav", None, "is an address"),
+        ("a\0b", None, "cannot be read"),
+        (io.StringIO("a"), None, "opened as text"),
+        (b"RIFF", 16_000, "arrays only"),
+        (np.zeros(4), None, "give sample_rate"),
+        (np.zeros(0), 16_000, "no samples"),
+        (np.zeros((2, 2, 2)), 16_000, "is no sound"),
+        (np.zeros((40, 16_000)), 16_000, "16,000 channels"),
+        (np.array(["a"]), 16_000, "is no sound"),
+        (np.array([np.nan]), 16_000, "not finite"),
+        (None, 16_000, "is no sound"),
+        (np.zeros(4), "16000", "sample_rate='16000' is not a number"),
+        (np.zeros(4), True, "sample_rate=True is not a number"),
+        ("data:audio/wav,abc", None, "is not a data URL"),
+        ("data:;base64,UklGRg=!", None, "is not base64"),
+    ],
 )
 def test_bad_sources_are_refused(source: object, rate: int | None, reason: str) -> None:
     with pytest.raises(AudioError, match=reason):
@@ -282,7 +349,9 @@ def test_limits_hold_while_decoding() -> None:
         audio_io._mono_16_khz(endless, 16_000, 1, "it", Limits(seconds=30))
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc"
+)
 def test_minutes_of_stereo_pass_through_little_memory(tmp_path: Path) -> None:
     """Ten minutes of stereo at 48 kHz, 220 MiB as floats, need little more than the 37 MiB that come out."""
     path = tmp_path / "minutes.flac"
@@ -298,12 +367,16 @@ def test_minutes_of_stereo_pass_through_little_memory(tmp_path: Path) -> None:
         "before = memory()\n"
         "print(len(load_audio(sys.argv[1])), memory() - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
     samples, grown = map(int, done.stdout.split())
     assert samples == 600 * 16_000 and grown < 110_000  # KiB: the samples, their parts, and blocks
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc"
+)
 def test_an_hour_of_silence_in_a_small_file_costs_little(tmp_path: Path) -> None:
     path = tmp_path / "hour.flac"
     with soundfile.SoundFile(path, "w", 16_000, 1, format="FLAC") as file:
@@ -318,13 +391,23 @@ def test_an_hour_of_silence_in_a_small_file_costs_little(tmp_path: Path) -> None
         "except ValueError as error: print(error)\n"
         "print(time.perf_counter() - start, re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
     sentence, figures = done.stdout.splitlines()
     assert "lasts 3,600 seconds" in sentence and int(figures.split()[1]) < 300_000  # KiB
 
 
-STARTS = (b"", b"RIFF\x24\0\0\0WAVEfmt ", b"fLaC", b"OggS", b"ID3\x03", b"\xff\xfb", b"\0\0\0\x18ftypM4A ",
-          b"\x1a\x45\xdf\xa3")
+STARTS = (
+    b"",
+    b"RIFF\x24\0\0\0WAVEfmt ",
+    b"fLaC",
+    b"OggS",
+    b"ID3\x03",
+    b"\xff\xfb",
+    b"\0\0\0\x18ftypM4A ",
+    b"\x1a\x45\xdf\xa3",
+)
 
 
 @given(st.binary(max_size=200), st.sampled_from(STARTS))
@@ -338,12 +421,19 @@ def test_garbage_is_a_sound_or_an_error_of_ours(content: bytes, start: bytes) ->
         assert np.isfinite(samples).all() and len(samples)
 
 
-@given(st.integers(0, 3000), st.integers(0, 255), st.sampled_from(["WAV", "FLAC", "OGG", "MP3"]), st.booleans())
+@given(
+    st.integers(0, 3000),
+    st.integers(0, 255),
+    st.sampled_from(["WAV", "FLAC", "OGG", "MP3"]),
+    st.booleans(),
+)
 @settings(max_examples=200, deadline=None)
 def test_damage_is_survived(position: int, value: int, kind: str, cut: bool) -> None:
     content = bytearray(encoded(tone(16_000, 0.1), 16_000, format=kind))
     position %= len(content)
-    content = content[:position] if cut else content[:position] + bytes([value]) + content[position + 1 :]
+    content = (
+        content[:position] if cut else content[:position] + bytes([value]) + content[position + 1 :]
+    )
     try:
         samples = load_audio(bytes(content))
     except AudioError as error:

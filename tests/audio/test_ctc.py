@@ -17,10 +17,18 @@ def logits(*path: int) -> torch.Tensor:
 
 def test_words_have_the_times_of_their_tokens() -> None:
     tokens = timed_path(logits(0, 1, 1, 2, 3, 0, 4, 4), blank=0)
-    assert [(token.id, token.start, token.end) for token in tokens] == [(1, 1, 3), (2, 3, 4), (3, 4, 5), (4, 6, 8)]
+    assert [(token.id, token.start, token.end) for token in tokens] == [
+        (1, 1, 3),
+        (2, 3, 4),
+        (3, 4, 5),
+        (4, 6, 8),
+    ]
     words = timed_words(tokens, decode, start=10.0, seconds=0.5)
     assert [(word.text, word.start, word.end) for word in words] == [
-        ("turn", 10.5, 12.0), ("on", 12.0, 13.0), ("light", 13.0, 14.0)]
+        ("turn", 10.5, 12.0),
+        ("on", 12.0, 13.0),
+        ("light", 13.0, 14.0),
+    ]
     assert all(0.9 < word.probability <= 1 for word in words)
 
 

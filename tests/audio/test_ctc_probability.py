@@ -22,18 +22,24 @@ def test_repeats_are_joined_and_blanks_dropped(path: list[int]) -> None:
     logits = 10 * torch.eye(5)[torch.tensor(path, dtype=torch.long)] if path else torch.zeros(0, 5)
     ids, confidences = best_path(logits, blank=1)
     assert ids == [token for token, _ in groupby(path) if token != 1]
-    assert len(ids) == len(confidences) and all(0.99 < confidence <= 1 for confidence in confidences)
+    assert len(ids) == len(confidences) and all(
+        0.99 < confidence <= 1 for confidence in confidences
+    )
 
 
 @given(st.integers(0, 5), st.lists(st.integers(1, 2), max_size=3), st.integers(0, 99))
-def test_the_probability_of_a_text_is_that_of_all_its_paths(length: int, ids: list[int], seed: int) -> None:
+def test_the_probability_of_a_text_is_that_of_all_its_paths(
+    length: int, ids: list[int], seed: int
+) -> None:
     """The obvious version: every path of the length is read, and those that spell the ids are added up."""
     logits = torch.randn(length, 3, generator=torch.Generator().manual_seed(seed))
     chances = logits.double().softmax(-1)
     total = 0.0
     for path in itertools.product(range(3), repeat=length):
         if [token for token, _ in groupby(path) if token != 0] == ids and length:
-            total += float(torch.stack([chances[place, token] for place, token in enumerate(path)]).prod())
+            total += float(
+                torch.stack([chances[place, token] for place, token in enumerate(path)]).prod()
+            )
     assert text_probability(logits, ids, blank=0) == pytest.approx(total, abs=1e-9)
 
 

@@ -12,17 +12,24 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from mmdiff.modeling.checkpoint import load_folder, save_folder
 from mmdiff.config import PRESETS, AudioConfig
 from mmdiff.errors import MMDiffError
+from mmdiff.modeling.checkpoint import load_folder, save_folder
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.processor import MMDiffProcessor
 from mmdiff.tokens import segment_ids
 from mmdiff.training.tiny.tokenizer import wrap_tokenizer
 
-SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-SOUNDS = {"stack": AudioConfig(**SIZES),
-          "dual": AudioConfig(**SIZES, connector="dual", taps=(0, 1), num_queries=4, qformer_heads=2)}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+SOUNDS = {
+    "stack": AudioConfig(**SIZES),
+    "dual": AudioConfig(**SIZES, connector="dual", taps=(0, 1), num_queries=4, qformer_heads=2),
+}
 RED = Image.new("RGB", (70, 40), "red")
 Hearing = tuple[MMDiffModel, MMDiffProcessor]
 
@@ -46,13 +53,17 @@ def user(*parts: Any) -> list[dict[str, Any]]:
 
 
 def prepare(processor: MMDiffProcessor, conversations: Any) -> Any:
-    return processor.apply_chat_template(conversations, tokenize=True, return_dict=True, add_generation_prompt=True)
+    return processor.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, add_generation_prompt=True
+    )
 
 
 def test_one_placeholder_per_embedding(hearing: Hearing) -> None:
     model, processor = hearing
     batch = prepare(processor, user(sound(2), "what was said?"))
-    assert batch["input_features"].shape == (1, 80, 200) and batch["feature_lengths"].tolist() == [200]
+    assert batch["input_features"].shape == (1, 80, 200) and batch["feature_lengths"].tolist() == [
+        200
+    ]
     extra = 4 if model.model_config.audio == SOUNDS["dual"] else 0
     assert (batch["input_ids"] == processor.tokens.audio).sum() == 25 + extra
     assert model(**batch).logits.shape[:2] == batch["input_ids"].shape
@@ -62,7 +73,9 @@ def test_long_sounds_are_several_windows_at_one_mark(hearing: Hearing) -> None:
     model, processor = hearing
     batch = prepare(processor, user(sound(61), "what was said?"))
     assert batch["feature_lengths"].tolist() == [3000, 3000, 100]
-    assert segment_ids(batch["input_ids"], processor.tokens).max() == 3  # header, sound, words, the answer's header
+    assert (
+        segment_ids(batch["input_ids"], processor.tokens).max() == 3
+    )  # header, sound, words, the answer's header
     assert torch.isfinite(model(**batch).logits).all()
 
 
@@ -75,14 +88,23 @@ def test_many_windows_are_encoded_each_as_alone(hearing: Hearing) -> None:
     together = model.encode_audio(batch["input_features"], batch["feature_lengths"])
     for each, embeds in zip(sounds, together, strict=True):
         alone = prepare(processor, user(each))
-        torch.testing.assert_close(embeds, model.encode_audio(alone["input_features"], alone["feature_lengths"])[0],
-                                   rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            embeds,
+            model.encode_audio(alone["input_features"], alone["feature_lengths"])[0],
+            rtol=1e-3,
+            atol=1e-4,
+        )
 
 
 @torch.no_grad()
 def test_rows_with_and_without_media_are_as_alone(hearing: Hearing) -> None:
     model, processor = hearing
-    rows = [user(sound(1.3), "what?"), user("hello"), user(RED, sound(0.4, 1), sound(2.2, 2), "which?"), user(RED, "?")]
+    rows = [
+        user(sound(1.3), "what?"),
+        user("hello"),
+        user(RED, sound(0.4, 1), sound(2.2, 2), "which?"),
+        user(RED, "?"),
+    ]
     batch = prepare(processor, rows)
     together = model(**batch).logits
     for row, conversation in enumerate(rows):
@@ -96,7 +118,9 @@ def test_it_saves_and_loads(hearing: Hearing, tmp_path: Path) -> None:
     save_folder(model, processor, tmp_path)
     again, preparing = load_folder(tmp_path, torch.device("cpu"), torch.float32)
     batch = prepare(preparing, user(sound(1), "what?"))
-    torch.testing.assert_close(again(**batch).logits, model(**prepare(processor, user(sound(1), "what?"))).logits)
+    torch.testing.assert_close(
+        again(**batch).logits, model(**prepare(processor, user(sound(1), "what?"))).logits
+    )
 
 
 def test_files_are_sounds_too(hearing: Hearing, tmp_path: Path) -> None:
@@ -106,7 +130,10 @@ def test_files_are_sounds_too(hearing: Hearing, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", sound(1), 8_000, subtype="FLOAT")
     from_file = processor(text="<|audio|>", audio=str(tmp_path / "a.wav"))
     from_array = processor(text="<|audio|>", audio=sound(1), sampling_rate=8_000)
-    in_chat = prepare(processor, [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "a.wav")}]}])
+    in_chat = prepare(
+        processor,
+        [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "a.wav")}]}],
+    )
     for other in (from_array, in_chat):
         torch.testing.assert_close(from_file["input_features"], other["input_features"])
 

@@ -26,7 +26,9 @@ def rms(samples: np.ndarray) -> float:
 def test_the_level_does_not_matter(make, decibels: float) -> None:  # type: ignore[no-untyped-def]
     wanted = make(bursts())
     assert abs(rms(wanted) - LOUD) < 8 and wanted.dtype == np.float32
-    np.testing.assert_allclose(make(bursts() * np.float32(10 ** (decibels / 20))), wanted, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        make(bursts() * np.float32(10 ** (decibels / 20))), wanted, rtol=1e-3, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("make", [level, level_locally])
@@ -40,7 +42,7 @@ def test_neither_an_offset_nor_a_click_matters(make) -> None:  # type: ignore[no
 def test_the_gain_follows_who_speaks() -> None:
     both = np.concatenate([bursts(), np.zeros(3 * RATE, np.float32), bursts(gain=0.001)])
     made = level_locally(both)
-    assert abs(rms(made[:2 * RATE]) - rms(made[-2 * RATE :])) < 3
+    assert abs(rms(made[: 2 * RATE]) - rms(made[-2 * RATE :])) < 3
 
 
 @pytest.mark.parametrize("make", [level, level_locally])
@@ -52,5 +54,7 @@ def test_any_length(make, length: int) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_the_noise_of_a_converter_is_not_raised_to_speech() -> None:
-    noise = np.round(np.random.default_rng(0).normal(size=5 * RATE) * 0.4).astype(np.float32) / 32_768
+    noise = (
+        np.round(np.random.default_rng(0).normal(size=5 * RATE) * 0.4).astype(np.float32) / 32_768
+    )
     assert rms(level_locally(noise)) < -25

@@ -25,13 +25,21 @@ print(json.dumps({"shares": shares, "times": [(s.start, s.end) for s in made.seg
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc"
+)
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.long)])
 def test_minutes_take_little_memory(root: Path, seconds: int) -> None:
     command = [sys.executable, "-c", CODE, str(root / "examples" / "talk.flac"), str(seconds)]
     done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert done["duration"] > seconds - 10 and done["times"][-1][1] > seconds - 20
-    assert done["times"] == sorted(done["times"]) and all(end - start <= 10 for start, end in done["times"])
-    assert done["shares"] == sorted(done["shares"]) and done["shares"][-1] == 1.0 and len(done["shares"]) > 10
+    assert done["times"] == sorted(done["times"]) and all(
+        end - start <= 10 for start, end in done["times"]
+    )
+    assert (
+        done["shares"] == sorted(done["shares"])
+        and done["shares"][-1] == 1.0
+        and len(done["shares"]) > 10
+    )
     assert done["text"].count("kitchen lights") > seconds / 12
     assert done["mebibytes"] < 600

@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 
+from mmdiff.eval.speech import ASTERISK, POCKETSPHINX, _pocketsphinx, word_errors
 from tests.helpers.programs import needs
 
-from mmdiff.eval.speech import ASTERISK, POCKETSPHINX, _pocketsphinx, word_errors
-
-CARDS, LIBRIVOX, MUSIC = POCKETSPHINX / "cards", POCKETSPHINX / "librivox", ASTERISK.parents[1] / "moh"
+CARDS, LIBRIVOX, MUSIC = (
+    POCKETSPHINX / "cards",
+    POCKETSPHINX / "librivox",
+    ASTERISK.parents[1] / "moh",
+)
 
 
 def mmdiff(*arguments: object) -> str:
@@ -25,7 +28,10 @@ def test_people_are_written_down_with_times() -> None:
     assert len(written) == len(recordings) == 5
     for each in written:
         assert each["text"] == " ".join(segment["text"] for segment in each["segments"])
-        assert all(0 <= segment["start"] < segment["end"] <= each["duration"] for segment in each["segments"])
+        assert all(
+            0 <= segment["start"] < segment["end"] <= each["duration"]
+            for segment in each["segments"]
+        )
     wrong, words = word_errors([text for _, text in recordings], [each["text"] for each in written])
     assert wrong <= words / 2
 
@@ -39,9 +45,15 @@ def test_a_book_read_aloud_is_written_down() -> None:
 
 @needs("asterisk-core-sounds-en-g722")
 def test_beeps_and_silence_are_not_given_words() -> None:
-    files = [*sorted(ASTERISK.glob("*beep*.g722")), *sorted(ASTERISK.glob("*2tone.g722")),
-             ASTERISK / "silence" / "5.g722"]
-    written = [json.loads(line)["text"] for line in mmdiff("transcribe", *files, "--format", "json").splitlines()]
+    files = [
+        *sorted(ASTERISK.glob("*beep*.g722")),
+        *sorted(ASTERISK.glob("*2tone.g722")),
+        ASTERISK / "silence" / "5.g722",
+    ]
+    written = [
+        json.loads(line)["text"]
+        for line in mmdiff("transcribe", *files, "--format", "json").splitlines()
+    ]
     assert written == [""] * len(files) and len(files) >= 4
 
 
@@ -49,5 +61,8 @@ def test_beeps_and_silence_are_not_given_words() -> None:
 def test_music_is_hardly_given_words() -> None:
     """Eighteen minutes of it; in one place the gate hears speech for most of a second."""
     tracks = sorted(MUSIC.glob("*.g722"))
-    written = [json.loads(line)["text"] for line in mmdiff("transcribe", *tracks, "--format", "json").splitlines()]
+    written = [
+        json.loads(line)["text"]
+        for line in mmdiff("transcribe", *tracks, "--format", "json").splitlines()
+    ]
     assert len(written) == len(tracks) == 5 and len(" ".join(written).split()) <= 1

@@ -14,11 +14,16 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from mmdiff.audio.connector import CONNECTORS, DualAdapter, StackConnector, count_tokens
 from mmdiff.audio.log_mel import pad_mels
 from mmdiff.audio.tower import WhisperTower, encoder_state, sinusoids, whisper_config
-from mmdiff.modeling.checkpoint import load_whisper
 from mmdiff.config import AudioConfig
 from mmdiff.errors import CheckpointError
+from mmdiff.modeling.checkpoint import load_whisper
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+}
 DUAL = AudioConfig(**SMALL, connector="dual", taps=(0, 1, 2, 3), num_queries=8, qformer_heads=2)
 STACK = AudioConfig(**SMALL)
 
@@ -26,15 +31,25 @@ STACK = AudioConfig(**SMALL)
 def rename(name: str) -> str:
     """DIFFA's published names to ours."""
     table = {
-        "acoustic_connector.layer_prompts.": "acoustic.queries.", "acoustic_connector.proj.0.": "acoustic.norm.",
-        "acoustic_connector.proj.1.": "acoustic.proj.", "acoustic_connector.qformer.layer.": "acoustic.layers.",
-        "acoustic_connector.": "acoustic.", "attention.self.query": "attn.q_proj", "attention.self.key": "attn.k_proj",
-        "attention.self.value": "attn.v_proj", ".attention.output.LayerNorm": ".norms.0",
-        "crossattention.output.LayerNorm": "norms.1", "attention.output.dense": "attn.o_proj",
-        ".crossattn": ".cross_attn", ".attn": ".self_attn", "intermediate.dense": "mlp.0",
-        "output.dense": "mlp.2", "output.LayerNorm": "norms.2",
+        "acoustic_connector.layer_prompts.": "acoustic.queries.",
+        "acoustic_connector.proj.0.": "acoustic.norm.",
+        "acoustic_connector.proj.1.": "acoustic.proj.",
+        "acoustic_connector.qformer.layer.": "acoustic.layers.",
+        "acoustic_connector.": "acoustic.",
+        "attention.self.query": "attn.q_proj",
+        "attention.self.key": "attn.k_proj",
+        "attention.self.value": "attn.v_proj",
+        ".attention.output.LayerNorm": ".norms.0",
+        "crossattention.output.LayerNorm": "norms.1",
+        "attention.output.dense": "attn.o_proj",
+        ".crossattn": ".cross_attn",
+        ".attn": ".self_attn",
+        "intermediate.dense": "mlp.0",
+        "output.dense": "mlp.2",
+        "output.LayerNorm": "norms.2",
         "semantic_connector.linear_connector.": "semantic.layers.",
-        "semantic_connector.layernorm.": "semantic.layers.4.", "semantic_connector.": "semantic.",
+        "semantic_connector.layernorm.": "semantic.layers.4.",
+        "semantic_connector.": "semantic.",
     }
     for published, ours in table.items():
         name = name.replace(published, ours)
@@ -45,24 +60,32 @@ def rename(name: str) -> str:
 def diffa(root: Path) -> tuple[DualAdapter, dict[str, Tensor]]:
     folder = root / "tests" / "reference" / "diffa"
     adapter = DualAdapter(DUAL, 48)
-    adapter.load_state_dict({rename(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()})
+    adapter.load_state_dict(
+        {rename(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    )
     return adapter.eval(), load_file(folder / "outputs.safetensors")
 
 
-def test_dual_adapter_gives_the_published_outputs(diffa: tuple[DualAdapter, dict[str, Tensor]]) -> None:
+def test_dual_adapter_gives_the_published_outputs(
+    diffa: tuple[DualAdapter, dict[str, Tensor]],
+) -> None:
     adapter, outputs = diffa
     taps = [outputs[f"hidden_states.{i}"] for i in DUAL.taps]
     with torch.no_grad():
         acoustic = adapter.acoustic(taps, torch.ones(taps[0].shape[:2], dtype=torch.bool))
         features = outputs["last_hidden_state"]
-        semantic = torch.stack(adapter.semantic(features, torch.ones(features.shape[:2], dtype=torch.bool)))
+        semantic = torch.stack(
+            adapter.semantic(features, torch.ones(features.shape[:2], dtype=torch.bool))
+        )
     torch.testing.assert_close(acoustic, outputs["acoustic"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(semantic, outputs["semantic"], rtol=1e-4, atol=1e-4)
 
 
 def published_encoder(layers: int = 4) -> WhisperEncoder:
     torch.manual_seed(0)
-    sizes = WhisperConfig(d_model=32, encoder_layers=layers, encoder_attention_heads=2, encoder_ffn_dim=64)
+    sizes = WhisperConfig(
+        d_model=32, encoder_layers=layers, encoder_attention_heads=2, encoder_ffn_dim=64
+    )
     encoder = WhisperEncoder(sizes).eval()
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -73,12 +96,16 @@ def published_encoder(layers: int = 4) -> WhisperEncoder:
 @torch.no_grad()
 def test_whole_windows_give_what_transformers_gives() -> None:
     encoder, tower = published_encoder(), WhisperTower(DUAL).eval()
-    tower.load_state_dict(encoder_state({f"model.encoder.{k}": v for k, v in encoder.state_dict().items()}, tower))
+    tower.load_state_dict(
+        encoder_state({f"model.encoder.{k}": v for k, v in encoder.state_dict().items()}, tower)
+    )
     mels = torch.randn(2, 80, 3000)
     states, valid = tower(mels, torch.tensor([3000, 3000]))
     wanted = encoder(mels, output_hidden_states=True)
     assert valid.all() and len(states) == 5
-    for ours, theirs in zip(states, [*wanted.hidden_states[:4], wanted.last_hidden_state], strict=True):
+    for ours, theirs in zip(
+        states, [*wanted.hidden_states[:4], wanted.last_hidden_state], strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -90,7 +117,9 @@ def test_the_penultimate_layer_is_one_layer_fewer_without_a_norm() -> None:
     tower.load_state_dict(encoder_state(encoder.state_dict(), tower))
     mels = torch.randn(1, 80, 3000)
     wanted = encoder(mels, output_hidden_states=True).hidden_states[3]
-    torch.testing.assert_close(tower(mels, torch.tensor([3000]))[0][-1], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        tower(mels, torch.tensor([3000]))[0][-1], wanted, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_positions_are_whispers() -> None:
@@ -121,8 +150,15 @@ def test_twelve_and_a_half_embeddings_per_second() -> None:
 
 
 def test_published_sizes() -> None:
-    turbo = {"model_type": "whisper", "d_model": 1280, "encoder_ffn_dim": 5120, "encoder_layers": 32,
-             "encoder_attention_heads": 20, "num_mel_bins": 128, "max_source_positions": 1500}
+    turbo = {
+        "model_type": "whisper",
+        "d_model": 1280,
+        "encoder_ffn_dim": 5120,
+        "encoder_layers": 32,
+        "encoder_attention_heads": 20,
+        "num_mel_bins": 128,
+        "max_source_positions": 1500,
+    }
     with torch.device("meta"):
         tower = WhisperTower(whisper_config(turbo))
     assert sum(p.numel() for p in tower.parameters()) == 636_968_960 - 1500 * 1280
@@ -133,14 +169,34 @@ def test_published_sizes() -> None:
 def test_a_published_checkpoint_gives_its_encoder(tmp_path: Path) -> None:
     """A folder as `transformers` writes it, with the decoder that is not needed, in half precision."""
     torch.manual_seed(0)
-    published = WhisperModel(WhisperConfig(
-        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, decoder_layers=1,
-        decoder_attention_heads=2, decoder_ffn_dim=64, num_mel_bins=128, vocab_size=64, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    )).half().eval()
+    published = (
+        WhisperModel(
+            WhisperConfig(
+                d_model=32,
+                encoder_layers=2,
+                encoder_attention_heads=2,
+                encoder_ffn_dim=64,
+                decoder_layers=1,
+                decoder_attention_heads=2,
+                decoder_ffn_dim=64,
+                num_mel_bins=128,
+                vocab_size=64,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+                decoder_start_token_id=1,
+            )
+        )
+        .half()
+        .eval()
+    )
     published.save_pretrained(tmp_path)
     tower = load_whisper(tmp_path, drafts=True, frames_per_token=8).eval()
-    assert tower.config.ctc_drafts and tower.config.frames_per_token == 8 and tower.config.num_mels == 128
+    assert (
+        tower.config.ctc_drafts
+        and tower.config.frames_per_token == 8
+        and tower.config.num_mels == 128
+    )
     mels = torch.randn(1, 128, 3000)
     with torch.no_grad():
         (features,), _ = tower(mels, torch.tensor([3000]))

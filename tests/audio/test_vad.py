@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdiff.audio.audio_io import SAMPLE_RATE, load_audio
-from mmdiff.audio.vad import quiet_segments, detect_speech
+from mmdiff.audio.vad import detect_speech, quiet_segments
 
 PAUSE = np.zeros(2 * SAMPLE_RATE, np.float32)
 
@@ -24,10 +24,18 @@ def spoken(root: Path) -> np.ndarray:
 def noises() -> dict[str, np.ndarray]:
     time = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
     rng = np.random.default_rng(0)
-    chords = [np.sin(2 * np.pi * np.array([[262.0], [330.0], [392.0]]) * 2 ** (step / 12) * time[:8000]).mean(0)
-              for step in (0, 5, 7, 0, 5, 7, 0, 2)]
-    return {"silence": 0 * time, "beep": 0.5 * np.sin(2 * np.pi * 1000 * time) * (time % 1 < 0.3),
-            "hiss": 0.01 * rng.normal(size=len(time)), "chords": 0.4 * np.concatenate(chords)}
+    chords = [
+        np.sin(
+            2 * np.pi * np.array([[262.0], [330.0], [392.0]]) * 2 ** (step / 12) * time[:8000]
+        ).mean(0)
+        for step in (0, 5, 7, 0, 5, 7, 0, 2)
+    ]
+    return {
+        "silence": 0 * time,
+        "beep": 0.5 * np.sin(2 * np.pi * 1000 * time) * (time % 1 < 0.3),
+        "hiss": 0.01 * rng.normal(size=len(time)),
+        "chords": 0.4 * np.concatenate(chords),
+    }
 
 
 @pytest.mark.parametrize("name", noises())
@@ -40,7 +48,10 @@ def test_segments_follow_the_pauses(spoken: np.ndarray) -> None:
     done: list[float] = []
     first, second = detect_speech(sound, progress=done.append)
     for span, start in ((first, len(PAUSE)), (second, 2 * len(PAUSE) + len(spoken))):
-        assert abs(span.start - start) < 0.35 * SAMPLE_RATE and abs(span.end - start - len(spoken)) < 0.5 * SAMPLE_RATE
+        assert (
+            abs(span.start - start) < 0.35 * SAMPLE_RATE
+            and abs(span.end - start - len(spoken)) < 0.5 * SAMPLE_RATE
+        )
     assert done[-1] == 1.0 and first.seconds == (first.start / 16_000, first.end / 16_000)
 
 

@@ -27,10 +27,16 @@ def pipeline(random_tiny: Path) -> Pipeline:
     loaded = load(random_tiny, device="cpu", store_bytes=0)  # answers to the last bit
     config = loaded.model.model_config
     decoding = dataclasses.replace(config.decoding, threshold=None, block_length=8, steps=24)
-    ends = (config.tokens.eos, config.tokens.eot, *range(len(loaded.processor.tokenizer), config.backbone.vocab_size))
+    ends = (
+        config.tokens.eos,
+        config.tokens.eot,
+        *range(len(loaded.processor.tokenizer), config.backbone.vocab_size),
+    )
     tokens = dataclasses.replace(config.tokens, never=(*config.tokens.never, *ends))
     audio = dataclasses.replace(config.audio, drafts=False)  # type: ignore[type-var]
-    loaded.model.model_config = dataclasses.replace(config, decoding=decoding, tokens=tokens, audio=audio)
+    loaded.model.model_config = dataclasses.replace(
+        config, decoding=decoding, tokens=tokens, audio=audio
+    )
     return loaded
 
 
@@ -41,10 +47,23 @@ def test_listen_hears_all_of_a_sound_or_refuses(pipeline: Pipeline) -> None:
         pipeline.listen(noise(100), "who is it?", sample_rate=16_000)
 
 
-def test_a_spoken_question_is_written_down_and_asked(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "transcribe", lambda speech, **_: Transcript(
-        (verbs.Segment(0, 1, "what is it", 0.6),) if speech is not None and speech.any() else (), 1.0))
-    spoken, written = pipeline.ask(RED, speech=noise(1), gen_length=8), pipeline.ask(RED, "what is it", gen_length=8)
+def test_a_spoken_question_is_written_down_and_asked(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        pipeline,
+        "transcribe",
+        lambda speech, **_: Transcript(
+            (verbs.Segment(0, 1, "what is it", 0.6),)
+            if speech is not None and speech.any()
+            else (),
+            1.0,
+        ),
+    )
+    spoken, written = (
+        pipeline.ask(RED, speech=noise(1), gen_length=8),
+        pipeline.ask(RED, "what is it", gen_length=8),
+    )
     assert spoken == dataclasses.replace(written, heard="what is it", heard_confidence=0.6)
     both = pipeline.ask([RED, RED], speech=[noise(1), noise(2)], gen_length=8)
     assert [answer.text for answer in both] == [written.text] * 2
@@ -85,11 +104,19 @@ def test_likelihoods_hide_every_place_once(pipeline: Pipeline) -> None:
         assert likely[place] == pytest.approx(logits.softmax(-1)[0, token].item(), rel=1e-3)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"draft": " "}, "the draft is empty"), ({"share": 1.5}, "share=1.5"), ({"mode": "all"}, "mode='all'"),
-    ({"chunks": 0}, "chunks=0"), ({"slack": -1}, "slack=-1"),
-])
-def test_refining_refuses_what_does_not_fit(pipeline: Pipeline, change: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"draft": " "}, "the draft is empty"),
+        ({"share": 1.5}, "share=1.5"),
+        ({"mode": "all"}, "mode='all'"),
+        ({"chunks": 0}, "chunks=0"),
+        ({"slack": -1}, "slack=-1"),
+    ],
+)
+def test_refining_refuses_what_does_not_fit(
+    pipeline: Pipeline, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(MMDiffError, match=message):
         pipeline.refine(noise(1), **{"draft": "a star", "sample_rate": 16_000, **change})
 

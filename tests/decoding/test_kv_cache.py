@@ -12,25 +12,35 @@ import torch
 from PIL import Image
 
 from mmdiff import config
-from mmdiff.decoding.kv_cache import CACHES, KVCache
+from mmdiff.config import BackboneConfig, DecodingConfig
 from mmdiff.decoding.cached_runner import CachedRunner, make_runner
 from mmdiff.decoding.canvas import Canvas
-from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
-from mmdiff.config import BackboneConfig, DecodingConfig
-from mmdiff.errors import MMDiffError
-from mmdiff.decoding.speculative import SpeculativeRunner
-from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
-from mmdiff.pipeline import Pipeline
+from mmdiff.decoding.kv_cache import CACHES, KVCache
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import denoise
+from mmdiff.decoding.speculative import SpeculativeRunner
+from mmdiff.errors import MMDiffError
+from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
+from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
+from mmdiff.pipeline import Pipeline
 
 KINDS = {"fast-prefix": "block", "fast-dual": "dual"}
-CASES = [(number, case) for number, case in enumerate(
-    json.loads((Path(__file__).parent / "reference" / "llada-mha" / "generate.json").read_text()))
-    if case["kind"] in KINDS]
+CASES = [
+    (number, case)
+    for number, case in enumerate(
+        json.loads(
+            (Path(__file__).parent / "reference" / "llada-mha" / "generate.json").read_text()
+        )
+    )
+    if case["kind"] in KINDS
+]
 REVISING = ("running_confidence", "saber", "wino")
-PAIRS = [(cache, rule) for cache in get_args(config.Cache) for rule in get_args(config.Rule)
-         if rule != "wino" or cache == "none"]  # no cache holds what a token would be if it were hidden
+PAIRS = [
+    (cache, rule)
+    for cache in get_args(config.Cache)
+    for rule in get_args(config.Rule)
+    if rule != "wino" or cache == "none"
+]  # no cache holds what a token would be if it were hidden
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +63,12 @@ def test_there_are_20_published_cases() -> None:
     assert len(CASES) == 20
 
 
-@pytest.mark.parametrize(("number", "case"), CASES, ids=[f"{case['kind']}-{number}" for number, case in CASES])
-def test_ids_equal_the_published_ones(llada: MMDiffModel, number: int, case: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("number", "case"), CASES, ids=[f"{case['kind']}-{number}" for number, case in CASES]
+)
+def test_ids_equal_the_published_ones(
+    llada: MMDiffModel, number: int, case: dict[str, Any]
+) -> None:
     decoding = DecodingConfig(**case["params"], stop=False, cache=KINDS[case["kind"]])  # type: ignore[arg-type]
     prompt, tokens = torch.tensor(case["prompt"]), llada.model_config.tokens
     predict = make_runner(ModelRunner(llada, prompt), decoding)
@@ -68,15 +82,23 @@ PICTURES = [Image.new("RGB", (70, 40), "red"), Image.new("RGB", (64, 64), "blue"
 
 def prompts() -> list[Any]:
     """Eight rows of several lengths, with and without a picture."""
+
     def user(text: str, picture: Image.Image | None = None) -> list[dict[str, Any]]:
         media = [] if picture is None else [{"type": "image", "image": picture}]
         return [{"role": "user", "content": [*media, {"type": "text", "text": text}]}]
 
-    words = ("what?", "is there a red circle?", "how many stars are there in the picture?", "where is it?")
+    words = (
+        "what?",
+        "is there a red circle?",
+        "how many stars are there in the picture?",
+        "where is it?",
+    )
     return [user(text, picture) for text in words for picture in (PICTURES[len(text) % 2], None)]
 
 
-def steps(pipeline: Pipeline, rows: list[Any], decoding: DecodingConfig, seeds: list[int]) -> Iterator[Canvas]:
+def steps(
+    pipeline: Pipeline, rows: list[Any], decoding: DecodingConfig, seeds: list[int]
+) -> Iterator[Canvas]:
     prompted = pipeline._prompt(rows, decoding.gen_length)
     tokens = pipeline.model.model_config.tokens
     canvas = Canvas.blank(len(rows), decoding.gen_length, tokens.mask)
@@ -95,26 +117,43 @@ def test_eight_rows_are_eight_single_rows(pipeline: Pipeline, cache: str, rule: 
         *_, alone = steps(pipeline, [row], decoding, [number])
         assert torch.equal(together.ids_BG[number], alone.ids_BG[0])
         assert torch.equal(together.step_BG[number], alone.step_BG[0])
-        torch.testing.assert_close(together.confidence_BG[number], alone.confidence_BG[0], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            together.confidence_BG[number], alone.confidence_BG[0], rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("cache", "rule"), PAIRS)
-def test_fixed_positions_stay_and_every_step_commits(pipeline: Pipeline, cache: str, rule: str) -> None:
-    decoding, tokens = settings_for(cache, rule, temperature=0.7), pipeline.model.model_config.tokens
+def test_fixed_positions_stay_and_every_step_commits(
+    pipeline: Pipeline, cache: str, rule: str
+) -> None:
+    decoding, tokens = (
+        settings_for(cache, rule, temperature=0.7),
+        pipeline.model.model_config.tokens,
+    )
     ids = torch.full((1, 20), tokens.mask)
     ids[0, [0, 3, 11]] = torch.tensor([40, 41, 42])
     predict = make_runner(pipeline._prompt(prompts()[:1], 20), decoding)
     before, count = Canvas.of(ids, tokens.mask), 0
     for canvas in denoise(predict, before, decoding, tokens, [5]):
         kept = ~before.open_BG & ((before.step_BG < 0) | torch.tensor(rule not in REVISING))
-        assert torch.equal(canvas.ids_BG[kept], before.ids_BG[kept]) and not (canvas.open_BG & kept).any()
+        assert (
+            torch.equal(canvas.ids_BG[kept], before.ids_BG[kept])
+            and not (canvas.open_BG & kept).any()
+        )
         assert canvas.open_BG.sum() < before.open_BG.sum()
         before, count = canvas, count + 1
     assert not before.open_BG.any() and before.ids_BG[0, [0, 3, 11]].tolist() == [40, 41, 42]
     assert not torch.isin(before.ids_BG, torch.tensor([tokens.mask, *tokens.never])).any()
     assert not isinstance(predict, CachedRunner) or predict.calls == count
-    again = list(denoise(make_runner(pipeline._prompt(prompts()[:1], 20), decoding), Canvas.of(ids, tokens.mask), decoding,
-                         tokens, [5]))[-1]
+    again = list(
+        denoise(
+            make_runner(pipeline._prompt(prompts()[:1], 20), decoding),
+            Canvas.of(ids, tokens.mask),
+            decoding,
+            tokens,
+            [5],
+        )
+    )[-1]
     assert torch.equal(again.ids_BG, before.ids_BG)
 
 
@@ -130,7 +169,9 @@ class Both:
         return logits
 
 
-def difference(prompted: ModelRunner, tokens: config.TokenIds, decoding: DecodingConfig, rows: int) -> float:
+def difference(
+    prompted: ModelRunner, tokens: config.TokenIds, decoding: DecodingConfig, rows: int
+) -> float:
     both = Both(prompted, decoding)
     for _ in denoise(both, Canvas.blank(rows, decoding.gen_length, tokens.mask), decoding, tokens):
         pass
@@ -139,7 +180,10 @@ def difference(prompted: ModelRunner, tokens: config.TokenIds, decoding: Decodin
 
 def test_prefix_is_exact_where_the_prompt_does_not_see_the_answer(pipeline: Pipeline) -> None:
     prompted = pipeline._prompt(prompts(), 20)
-    assert difference(prompted, pipeline.model.model_config.tokens, settings_for("prefix", "quota"), 8) < 1e-4
+    assert (
+        difference(prompted, pipeline.model.model_config.tokens, settings_for("prefix", "quota"), 8)
+        < 1e-4
+    )
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -157,7 +201,9 @@ def test_shifted_logits_are_not_cached(reference: Path) -> None:
     """Nor where the prompt does not see the answer, which would make a cache exact otherwise."""
     sizes = config_of(reference / "dream")
     for pattern in get_args(config.AttentionPattern):
-        shifted = dataclasses.replace(sizes, backbone=dataclasses.replace(sizes.backbone, attention_pattern=pattern))
+        shifted = dataclasses.replace(
+            sizes, backbone=dataclasses.replace(sizes.backbone, attention_pattern=pattern)
+        )
         prompted = ModelRunner(MMDiffModel(MMDiffConfig.of(shifted)), torch.tensor([[1, 2]]))
         assert make_runner(prompted, DecodingConfig()) is prompted
         assert isinstance(make_runner(prompted, DecodingConfig(lookahead=2)), SpeculativeRunner)
@@ -167,15 +213,23 @@ def test_shifted_logits_are_not_cached(reference: Path) -> None:
 
 def test_rows_that_leave_make_room_for_others() -> None:
     """Whatever is taken, added and written, the rows are those of joining tensors anew."""
-    sizes = BackboneConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=2,
-                           num_attention_heads=2, num_key_value_heads=2)
+    sizes = BackboneConfig(
+        vocab_size=8,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     draw = random.Random(0)
     kept = KVCache(sizes, 3, 5, torch.device("cpu"), torch.float32)
     wanted = torch.zeros(2, 2, 3, 2, 6, 2)
     for _ in range(200):
         number = len(wanted[0, 0])
         if number and draw.random() < 0.5:
-            rows = torch.tensor(sorted(draw.sample(range(number), draw.randint(0, number))), dtype=torch.long)
+            rows = torch.tensor(
+                sorted(draw.sample(range(number), draw.randint(0, number))), dtype=torch.long
+            )
             rows = rows.flip(0) if draw.random() < 0.2 else rows
             kept.take(rows)
             wanted = wanted[:, :, rows]

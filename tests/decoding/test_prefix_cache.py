@@ -7,15 +7,17 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from mmdiff.decoding.prefix_cache import CachingEncoder, PrefixCache, digest
 from mmdiff.modeling.multimodal import MMDiffModel
 from mmdiff.pipeline import Pipeline, load
-from mmdiff.decoding.prefix_cache import CachingEncoder, PrefixCache, digest
 
 
 @pytest.fixture
 def pipeline(random_tiny: Path) -> Pipeline:
     loaded = load(random_tiny, device="cpu")
-    loaded.model.backbone.lm_head.weight.data *= 8  # scores far enough apart that rounding does not reorder them
+    loaded.model.backbone.lm_head.weight.data *= (
+        8  # scores far enough apart that rounding does not reorder them
+    )
     return loaded
 
 
@@ -42,11 +44,15 @@ class Spy:
 
 
 def test_the_second_question_skips_the_encoder_and_the_shared_prompt(pipeline: Pipeline) -> None:
-    spy, settings = Spy(pipeline.model), {"gen_length": 8, "steps": 1, "threshold": None, "rule": "quota",
-                                          "block_length": 8}
+    spy, settings = (
+        Spy(pipeline.model),
+        {"gen_length": 8, "steps": 1, "threshold": None, "rule": "quota", "block_length": 8},
+    )
     first = pipeline.ask(picture(), "what is it?", **settings)
     seen, computed = spy.views, spy.positions
-    second = pipeline.ask(picture(), "is it a star?", **settings)  # another object with the same pixels
+    second = pipeline.ask(
+        picture(), "is it a star?", **settings
+    )  # another object with the same pixels
     assert spy.views == seen and spy.positions - computed < computed - 25
     assert pipeline.store.hits >= 2
     again = pipeline.ask(picture(), "what is it?", **settings)
@@ -59,7 +65,9 @@ def test_the_second_question_skips_the_encoder_and_the_shared_prompt(pipeline: P
 def test_nothing_is_stored_twice(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where everything is computed anew at each step."""
     keys, put = [], pipeline.store.put
-    monkeypatch.setattr(pipeline.store, "put", lambda key, tensor: (keys.append(key), put(key, tensor)))
+    monkeypatch.setattr(
+        pipeline.store, "put", lambda key, tensor: (keys.append(key), put(key, tensor))
+    )
     for question in ("what is it?", "what is it?", "is it a star?"):
         pipeline.ask(picture(), question, cache="prefix", refresh=1)
     assert len(keys) == len(set(keys)) == len(pipeline.store) > 2
@@ -92,17 +100,23 @@ def test_sounds_are_remembered(pipeline: Pipeline) -> None:
     wave = torch.sin(torch.arange(16_000) / 20).numpy()
     seen = []
     assert pipeline.model.audio_tower is not None
-    pipeline.model.audio_tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    pipeline.model.audio_tower.register_forward_pre_hook(
+        lambda module, args: seen.append(len(args[0]))
+    )
     first = pipeline.listen(wave, "what is said?", sample_rate=16_000)
     second = pipeline.listen(wave.copy(), "what is said?", sample_rate=16_000)
     assert seen == [1] and first.text == second.text
 
 
-def test_full_attention_shares_encoded_media_only(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_attention_shares_encoded_media_only(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import dataclasses
 
     settings = pipeline.model.model_config
-    full = dataclasses.replace(settings, backbone=dataclasses.replace(settings.backbone, attention_pattern="full"))
+    full = dataclasses.replace(
+        settings, backbone=dataclasses.replace(settings.backbone, attention_pattern="full")
+    )
     monkeypatch.setattr(pipeline.model, "model_config", full)
     content = [{"type": "image", "image": picture()}, {"type": "text", "text": "what is it?"}]
     prompted = pipeline._prompt([[{"role": "user", "content": content}]], 8)
@@ -126,14 +140,28 @@ def test_a_copy_is_kept_and_not_a_view() -> None:
     store.put(b"a", large[:, 1])
     large.fill_(1.0)
     kept = store.get(b"a")
-    assert kept is not None and kept.tolist() == [0.0] * 10 and kept.untyped_storage().nbytes() == store.num_bytes == 40
+    assert (
+        kept is not None
+        and kept.tolist() == [0.0] * 10
+        and kept.untyped_storage().nbytes() == store.num_bytes == 40
+    )
     assert b"a" in store and b"b" not in store and (store.hits, store.misses) == (1, 0)
 
 
 def test_digests_tell_contents_apart() -> None:
     one = torch.arange(4.0)
-    parts = [(one,), (one.int(),), (one.view(2, 2),), (one, one), (one + 1,), (b"a", b"bc"), (b"ab", b"c")]
-    assert len({digest(*each) for each in parts}) == len(parts) and digest(one) == digest(one.clone())
+    parts = [
+        (one,),
+        (one.int(),),
+        (one.view(2, 2),),
+        (one, one),
+        (one + 1,),
+        (b"a", b"bc"),
+        (b"ab", b"c"),
+    ]
+    assert len({digest(*each) for each in parts}) == len(parts) and digest(one) == digest(
+        one.clone()
+    )
 
 
 def test_a_sound_is_known_again_beside_a_longer_one() -> None:

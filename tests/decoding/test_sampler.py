@@ -10,19 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdiff.decoding.canvas import Canvas
-from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.config import DecodingConfig, TokenIds
-from mmdiff.errors import MMDiffError
+from mmdiff.decoding.canvas import Canvas
 from mmdiff.decoding.guidance import Guided
-from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import Sampler, _end_expected, denoise, keep_top_k, plan_quotas, sample
+from mmdiff.errors import MMDiffError
+from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
+from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 
 CASES = [
     (number, case)
     for number, case in enumerate(
-        json.loads((Path(__file__).parent / "reference" / "llada-mha" / "generate.json").read_text())
+        json.loads(
+            (Path(__file__).parent / "reference" / "llada-mha" / "generate.json").read_text()
+        )
     )
     if case["kind"] in ("llada", "fast-none")
 ]
@@ -41,14 +43,24 @@ def last(predict, canvas: Canvas, decoding: DecodingConfig, tokens: TokenIds, se
     return list(denoise(predict, canvas, decoding, tokens, seeds))[-1]
 
 
-@pytest.mark.parametrize(("number", "case"), CASES, ids=[f"{case['kind']}-{number}" for number, case in CASES])
+@pytest.mark.parametrize(
+    ("number", "case"), CASES, ids=[f"{case['kind']}-{number}" for number, case in CASES]
+)
 def test_ids_equal_the_published_samplers(llada: MMDiffModel, number: int, case: dict) -> None:  # type: ignore
     decoding = DecodingConfig(**case["params"], stop=False)
     tokens = llada.model_config.tokens
     prompt = torch.tensor(case["prompt"])
     prompted = ModelRunner(llada, prompt)
-    predict = Guided(prompted, prompted.unconditional(), decoding.cfg_scale) if decoding.cfg_scale else prompted
-    canvases = list(denoise(predict, Canvas.blank(len(prompt), decoding.gen_length, tokens.mask), decoding, tokens))
+    predict = (
+        Guided(prompted, prompted.unconditional(), decoding.cfg_scale)
+        if decoding.cfg_scale
+        else prompted
+    )
+    canvases = list(
+        denoise(
+            predict, Canvas.blank(len(prompt), decoding.gen_length, tokens.mask), decoding, tokens
+        )
+    )
     assert torch.cat((prompt, canvases[-1].ids_BG), dim=1).tolist() == case["output"]
     if case["nfe"] is not None:
         assert len(canvases) == case["nfe"]
@@ -85,7 +97,9 @@ def test_logits_are_asked_for_at_open_positions_of_the_block_only() -> None:
 def test_commits_are_final_and_carry_confidence_and_step() -> None:
     model = mock(2, 6)
     before = Canvas.blank(2, 6, 9)
-    for step, canvas in enumerate(denoise(model, before, DecodingConfig(6, 6, 6, stop=False), TOKENS)):
+    for step, canvas in enumerate(
+        denoise(model, before, DecodingConfig(6, 6, 6, stop=False), TOKENS)
+    ):
         kept = ~before.open_BG
         assert torch.equal(canvas.ids_BG[kept], before.ids_BG[kept])
         new = before.open_BG & ~canvas.open_BG
@@ -113,7 +127,9 @@ def test_a_row_stops_when_all_before_its_end_is_decided() -> None:
         model.logits_BGV[1, position, 3] = sure
     canvases = list(denoise(model, Canvas.blank(2, 8, 9), DecodingConfig(8, 8, 8), TOKENS))
     assert canvases[-1].token_ids((7, 8)) == [[1, 2], [3] * 8]
-    assert canvases[-1].step_BG[0].max() == 2  # the end first, then what stands before it, and no more
+    assert (
+        canvases[-1].step_BG[0].max() == 2
+    )  # the end first, then what stands before it, and no more
     assert [len(rows) for rows, _ in model.asked] == [2] * 3 + [1] * 5
 
 
@@ -127,12 +143,16 @@ def test_without_stop_every_position_is_filled() -> None:
 @pytest.mark.parametrize("threshold", [None, 0.3])
 @pytest.mark.parametrize("order", ["low_confidence", "random"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_does_not_depend_on_its_neighbours(threshold: float | None, order: str, temperature: float) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(
+    threshold: float | None, order: str, temperature: float
+) -> None:
     logits = mock(5, 12, seed=3).logits_BGV * 3
     decoding = DecodingConfig(12, 5, 7, order=order, threshold=threshold, temperature=temperature)  # type: ignore
     together = last(Mock(logits), Canvas.blank(5, 12, 9), decoding, TOKENS, seeds=range(50, 55))
     for row in range(5):
-        alone = last(Mock(logits[row : row + 1]), Canvas.blank(1, 12, 9), decoding, TOKENS, seeds=[50 + row])
+        alone = last(
+            Mock(logits[row : row + 1]), Canvas.blank(1, 12, 9), decoding, TOKENS, seeds=[50 + row]
+        )
         assert torch.equal(together.ids_BG[row], alone.ids_BG[0])
         assert torch.equal(together.step_BG[row], alone.step_BG[0])
 
@@ -140,7 +160,10 @@ def test_a_row_does_not_depend_on_its_neighbours(threshold: float | None, order:
 def test_seeds_repeat_and_differ() -> None:
     logits = torch.zeros(1, 30, VOCAB)
     decoding = DecodingConfig(30, 30, 3, temperature=1.0, stop=False)
-    ids = [last(Mock(logits), Canvas.blank(1, 30, 9), decoding, TOKENS, [seed]).ids_BG for seed in (1, 1, 2)]
+    ids = [
+        last(Mock(logits), Canvas.blank(1, 30, 9), decoding, TOKENS, [seed]).ids_BG
+        for seed in (1, 1, 2)
+    ]
     assert torch.equal(ids[0], ids[1]) and not torch.equal(ids[0], ids[2])
 
 
@@ -169,7 +192,9 @@ def test_noise_does_not_saturate() -> None:
     assert (ids == 1).float().mean().item() == pytest.approx(0.119, abs=0.015)
 
 
-@pytest.mark.parametrize(("length", "block", "steps"), [(16, 16, 16), (30, 7, 11), (5, 8, 3), (9, 2, 40), (64, 8, 8)])
+@pytest.mark.parametrize(
+    ("length", "block", "steps"), [(16, 16, 16), (30, 7, 11), (5, 8, 3), (9, 2, 40), (64, 8, 8)]
+)
 def test_quotas_fill_the_canvas_whatever_divides_what(length: int, block: int, steps: int) -> None:
     decoding = DecodingConfig(length, block, steps, stop=False)
     quotas = plan_quotas(Canvas.blank(2, length, 9), decoding)
@@ -201,12 +226,17 @@ class Still:
     """A batch with fixed logits per row and position, and others for tokens that are hidden."""
 
     def __init__(self, logits_BGV: Tensor, hidden_BGV: Tensor | None = None) -> None:
-        self.logits_BGV, self.hidden_BGV = logits_BGV, logits_BGV if hidden_BGV is None else hidden_BGV
+        self.logits_BGV, self.hidden_BGV = (
+            logits_BGV,
+            logits_BGV if hidden_BGV is None else hidden_BGV,
+        )
         self.passes_B = torch.zeros(len(logits_BGV), dtype=torch.long)
         self.prompt_length_B = torch.zeros_like(self.passes_B)
         self.hidden: list[list[int]] = []  # positions of the first row that were asked for so
 
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+    ) -> Tensor:
         self.passes_B[rows_A] += 1
         made = self.logits_BGV[rows_A][select_AG]
         if hidden_AG is None:
@@ -246,7 +276,12 @@ class Whole:
         self.by_force = forced or {}
 
     def decide(
-        self, ids_G: Tensor, places: Sequence[int], logits_NV: Tensor, temperature: float, draws: torch.Generator
+        self,
+        ids_G: Tensor,
+        places: Sequence[int],
+        logits_NV: Tensor,
+        temperature: float,
+        draws: torch.Generator,
     ) -> Tensor:
         self.seeds.append(draws.initial_seed())
         return logits_NV.index_fill(1, torch.tensor([9]), -torch.inf).argmax(-1)
@@ -263,17 +298,22 @@ def test_the_end_is_expected_as_far_as_it_is_likeliest_from_the_back() -> None:
     assert _end_expected(probs_NV.log(), torch.tensor([1, 2])) == pytest.approx((0.9 + 0.9) / 4)
 
 
-@pytest.mark.parametrize(("first", "chance", "length"), [
-    (0, 0.5, 40),  # expected well enough, as 0.5 and the other end token
-    (0, 0.4, 48),  # likeliest everywhere, and not likely enough
-    (26, 1.0, 48),  # in 14 of the last 32 positions
-    (22, 1.0, 40),  # in 18 of them
-])
+@pytest.mark.parametrize(
+    ("first", "chance", "length"),
+    [
+        (0, 0.5, 40),  # expected well enough, as 0.5 and the other end token
+        (0, 0.4, 48),  # likeliest everywhere, and not likely enough
+        (26, 1.0, 48),  # in 14 of the last 32 positions
+        (22, 1.0, 40),  # in 18 of them
+    ],
+)
 def test_a_canvas_grows_while_its_last_32_positions_do_not_expect_the_end(
     first: int, chance: float, length: int
 ) -> None:
     canvas = Canvas.ragged([40], 48, TOKENS.mask)
-    grown = Sampler(ending(48, first, chance), canvas, DecodingConfig(48, 48, 48), TOKENS, limits=[48]).step()
+    grown = Sampler(
+        ending(48, first, chance), canvas, DecodingConfig(48, 48, 48), TOKENS, limits=[48]
+    ).step()
     assert grown.length_B.tolist() == [length]
 
 
@@ -313,27 +353,45 @@ def test_what_a_constraint_adds_stays_within_the_block() -> None:
     canvas = Canvas.blank(1, 8, 9)
     batch = Sampler(still(1, 8), canvas, DecodingConfig(8, 4, 8), TOKENS, constraints=[Whole()])
     assert batch.step().open_BG.tolist() == [[False] * 4 + [True] * 4]
-    assert not batch.step().open_BG.any() and not torch.isin(batch.canvas.ids_BG, torch.tensor([9])).any()
+    assert (
+        not batch.step().open_BG.any()
+        and not torch.isin(batch.canvas.ids_BG, torch.tensor([9])).any()
+    )
 
 
 def test_a_constrained_row_ends_when_nothing_is_open_and_a_free_one_at_its_end_token() -> None:
     logits_BGV = torch.zeros(2, 8, VOCAB)
     logits_BGV[..., 8] = 5.0  # every position is an end
-    batch = Sampler(Still(logits_BGV), Canvas.blank(2, 8, 9), DecodingConfig(8, 4, 8), TOKENS,
-                     constraints=[Whole(), None])
+    batch = Sampler(
+        Still(logits_BGV),
+        Canvas.blank(2, 8, 9),
+        DecodingConfig(8, 4, 8),
+        TOKENS,
+        constraints=[Whole(), None],
+    )
     batch.step()
     assert batch.pop_finished().names == [1]
     batch.step()
     assert batch.pop_finished().names == [0]
 
 
-def test_constrained_rows_draw_with_their_own_seeds_and_forced_tokens_have_the_step_that_forced_them() -> None:
+def test_constrained_rows_draw_with_their_own_seeds_and_forced_tokens_have_the_step_that_forced_them() -> (
+    None
+):
     constraints = [Whole({7: 3}), Whole()]
-    batch = Sampler(still(2, 8), Canvas.blank(2, 8, 9), DecodingConfig(8, 4, 8, temperature=1.0), TOKENS,
-                     seeds=[5, 6], constraints=constraints)
+    batch = Sampler(
+        still(2, 8),
+        Canvas.blank(2, 8, 9),
+        DecodingConfig(8, 4, 8, temperature=1.0),
+        TOKENS,
+        seeds=[5, 6],
+        constraints=constraints,
+    )
     batch.step()
     assert [each.seeds for each in constraints] == [[5], [6]]
-    assert batch.canvas.ids_BG[0, 7] == 3 and batch.canvas.step_BG[0].tolist() == [0] * 4 + [-1] * 3 + [0]
+    assert batch.canvas.ids_BG[0, 7] == 3 and batch.canvas.step_BG[0].tolist() == [0] * 4 + [
+        -1
+    ] * 3 + [0]
     assert batch.canvas.confidence_BG[0, 7] == 1.0
     batch.step()
     assert batch.canvas.step_BG[0].tolist() == [0] * 4 + [1] * 3 + [0]
@@ -345,8 +403,13 @@ def test_rows_that_join_keep_their_names_seeds_and_passes() -> None:
     decoding = DecodingConfig(6, 6, 6, temperature=1.0, stop=False)
 
     def batch(*rows: int) -> Sampler:
-        return Sampler(Still(logits_BGV[list(rows)]), Canvas.blank(len(rows), 6, 9), decoding, TOKENS,
-                        seeds=[70 + row for row in rows])
+        return Sampler(
+            Still(logits_BGV[list(rows)]),
+            Canvas.blank(len(rows), 6, 9),
+            decoding,
+            TOKENS,
+            seeds=[70 + row for row in rows],
+        )
 
     running = batch(0, 1)
     running.step()
@@ -364,8 +427,12 @@ def test_rows_that_join_keep_their_names_seeds_and_passes() -> None:
         assert left.passes == [6] * len(left.names)
         found.update(zip(left.names, left.canvas.ids_BG.tolist(), strict=True))
     for row in (0, 2, 4):
-        assert found[row] == last(Still(logits_BGV[[row]]), Canvas.blank(1, 6, 9), decoding, TOKENS,
-                                  [70 + row]).ids_BG[0].tolist()
+        assert (
+            found[row]
+            == last(Still(logits_BGV[[row]]), Canvas.blank(1, 6, 9), decoding, TOKENS, [70 + row])
+            .ids_BG[0]
+            .tolist()
+        )
     assert sorted(found) == [0, 2, 4]
 
 
@@ -389,17 +456,24 @@ def test_rows_have_their_number_as_seed_by_default() -> None:
     decoding = DecodingConfig(20, 20, 2, temperature=1.0, stop=False)
     made = last(Still(torch.zeros(2, 20, VOCAB)), Canvas.blank(2, 20, 9), decoding, TOKENS)
     named = last(Still(torch.zeros(2, 20, VOCAB)), Canvas.blank(2, 20, 9), decoding, TOKENS, [0, 1])
-    assert torch.equal(made.ids_BG, named.ids_BG) and not torch.equal(made.ids_BG[0], made.ids_BG[1])
+    assert torch.equal(made.ids_BG, named.ids_BG) and not torch.equal(
+        made.ids_BG[0], made.ids_BG[1]
+    )
 
 
 def test_a_step_for_each_block_is_enough_and_other_rules_need_none_for_each() -> None:
-    for decoding in (DecodingConfig(16, 4, 4, stop=False), DecodingConfig(16, 4, 2, threshold=0.9, stop=False)):
+    for decoding in (
+        DecodingConfig(16, 4, 4, stop=False),
+        DecodingConfig(16, 4, 2, threshold=0.9, stop=False),
+    ):
         assert not last(still(1, 16), Canvas.blank(1, 16, 9), decoding, TOKENS).open_BG.any()
 
 
 def test_noise_is_minus_the_logarithm_of_an_exponential_draw() -> None:
     logits = torch.randn(500, VOCAB, generator=torch.Generator().manual_seed(1))
-    draws = torch.empty(500, VOCAB, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(2))
+    draws = torch.empty(500, VOCAB, dtype=torch.float64).exponential_(
+        generator=torch.Generator().manual_seed(2)
+    )
     wanted = (logits.double() - 0.7 * draws.log())[:, :9].argmax(-1)
     assert torch.equal(sample(logits, 9, 0.7, [(torch.Generator().manual_seed(2), 500)]), wanted)
 

@@ -58,7 +58,9 @@ def test_an_interrupted_report_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("weight", "limit", "batch_size"), [(1.0, 1, 8), (0.0, 2, 8), (0.0, 1, 4)])
-def test_other_circumstances_are_measured_anew(tmp_path: Path, weight: float, limit: int, batch_size: int) -> None:
+def test_other_circumstances_are_measured_anew(
+    tmp_path: Path, weight: float, limit: int, batch_size: int
+) -> None:
     out, other = tmp_path / "report.json", Fake(weight)
     compare(Fake(), [], 1, 8, out)  # type: ignore[arg-type]
     report = compare(other, [], limit, batch_size, out)  # type: ignore[arg-type]
@@ -69,7 +71,9 @@ def test_other_circumstances_are_measured_anew(tmp_path: Path, weight: float, li
 def test_another_file_is_left_alone(tmp_path: Path, text: str) -> None:
     out, fake = tmp_path / "notes.txt", Fake()
     out.write_text(text)
-    with pytest.raises(MMDiffError, match="notes.txt holds something else than a report; name another file"):
+    with pytest.raises(
+        MMDiffError, match="notes.txt holds something else than a report; name another file"
+    ):
         compare(fake, [], 1, 8, out)  # type: ignore[arg-type]
     assert fake.asked == [] and out.read_text() == text
 

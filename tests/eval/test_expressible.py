@@ -19,7 +19,11 @@ from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.constraint.token_dfa import Vocabulary
 
 SCHEMAS: dict[str, Any] = {
-    "closed": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["a"]},
+    "closed": {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "string"}},
+        "required": ["a"],
+    },
     "refused": {"type": "string", "pattern": "^(?<=a)b$"},
     "ranking": {"type": "array", "items": {"enum": ["x", "y"]}, "uniqueItems": True},
 }
@@ -34,9 +38,14 @@ INSTANCES: dict[str, tuple[list[Any], list[Any]]] = {
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     instances, schemas = tmp_path / "instances.jsonl.xz", tmp_path / "schemas.jsonl"
-    rows = ({"id": name, "valid": valid, "invalid": invalid} for name, (valid, invalid) in INSTANCES.items())
+    rows = (
+        {"id": name, "valid": valid, "invalid": invalid}
+        for name, (valid, invalid) in INSTANCES.items()
+    )
     instances.write_bytes(lzma.compress("\n".join(map(json.dumps, rows)).encode()))
-    schemas.write_text("\n".join(json.dumps({"id": name, "schema": schema}) for name, schema in SCHEMAS.items()))
+    schemas.write_text(
+        "\n".join(json.dumps({"id": name, "schema": schema}) for name, schema in SCHEMAS.items())
+    )
     return instances, schemas
 
 
@@ -47,17 +56,27 @@ def layouts(root: Path) -> TemplateBuilder:
     return TemplateBuilder(Vocabulary.of(tokenizer, tokens), tokens.mask, tokens.eot)
 
 
-def test_instances_are_said_in_the_schemas_order_or_not_at_all(files: tuple[Path, Path], layouts: TemplateBuilder) -> None:
+def test_instances_are_said_in_the_schemas_order_or_not_at_all(
+    files: tuple[Path, Path], layouts: TemplateBuilder
+) -> None:
     rows = list(expressible(*files, layouts, compare=False))
     said = {(row.schema, row.valid): [] for row in rows}
     for row in rows:
         said[row.schema, row.valid].append(row.ours)
-    assert said == {("closed", True): [True, False], ("closed", False): [False, False], ("refused", True): [False],
-                    ("refused", False): [False], ("ranking", True): [True], ("ranking", False): [False]}
+    assert said == {
+        ("closed", True): [True, False],
+        ("closed", False): [False, False],
+        ("refused", True): [False],
+        ("refused", False): [False],
+        ("ranking", True): [True],
+        ("ranking", False): [False],
+    }
     assert "undeclared" in rows[1].why and "look-behind" in rows[4].why
 
 
-def test_llguidance_is_asked_in_both_orders(files: tuple[Path, Path], layouts: TemplateBuilder) -> None:
+def test_llguidance_is_asked_in_both_orders(
+    files: tuple[Path, Path], layouts: TemplateBuilder
+) -> None:
     pytest.importorskip("llguidance")
     rows = [row for row in expressible(*files, layouts, compare=True) if row.schema == "closed"]
     assert [row.theirs for row in rows] == [True, True, False, False]
@@ -65,7 +84,14 @@ def test_llguidance_is_asked_in_both_orders(files: tuple[Path, Path], layouts: T
 
 
 def test_the_command_prints_shares(files: tuple[Path, Path]) -> None:
-    done = CliRunner().invoke(app, ["expressible", str(files[0]), "--schemas", str(files[1]), "--no-compare"])
+    done = CliRunner().invoke(
+        app, ["expressible", str(files[0]), "--schemas", str(files[1]), "--no-compare"]
+    )
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert done.exit_code == 0 and told[0] == {"instances": "valid", "count": 4, "said": 2, "share": 0.5}
+    assert done.exit_code == 0 and told[0] == {
+        "instances": "valid",
+        "count": 4,
+        "said": 2,
+        "share": 0.5,
+    }
     assert told[1]["said"] == 0

@@ -24,8 +24,12 @@ from mmdiff.training.tiny.scenes import TEST_SEEDS, TRAIN_SEEDS, Scene, example
 
 def fake_model() -> SimpleNamespace:
     """As much of a model as a report tells of."""
-    return SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, parameters=lambda: iter(()),
-                           model_config=SimpleNamespace(decoding=DecodingConfig()))
+    return SimpleNamespace(
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        parameters=lambda: iter(()),
+        model_config=SimpleNamespace(decoding=DecodingConfig()),
+    )
 
 
 class Known:
@@ -39,14 +43,21 @@ class Known:
         self.say, self.batches = say, list[int]()
         self.rooms: set[tuple[str, int | None]] = set()
 
-    def ask(self, images: list[Image.Image], questions: list[str], gen_length: int | None = None) -> list[Answer]:
+    def ask(
+        self, images: list[Image.Image], questions: list[str], gen_length: int | None = None
+    ) -> list[Answer]:
         self.batches.append(len(questions))
         self.rooms |= {(text, gen_length) for text in questions}
-        texts = [self.answers[image.tobytes(), text] for image, text in zip(images, questions, strict=True)]
+        texts = [
+            self.answers[image.tobytes(), text]
+            for image, text in zip(images, questions, strict=True)
+        ]
         return [Answer(self.say(text), (), steps=3) for text in texts]
 
 
-def measured(pipeline: Any, names: Sequence[str], limit: int | None, batch_size: int = 16) -> dict[str, Any]:
+def measured(
+    pipeline: Any, names: Sequence[str], limit: int | None, batch_size: int = 16
+) -> dict[str, Any]:
     return evaluate(pipeline, names, limit, batch_size)
 
 
@@ -77,16 +88,31 @@ def test_perfect_answers_score_one_of_one() -> None:
     report = measured(pipeline, list(TASKS), limit=12)
     assert report.keys() == {"circumstances", "command", "date", "batch_size", "processor", "tasks"}
     told = report["circumstances"]
-    assert told["versions"]["mmdiff"] == mmdiff.__version__ and told["versions"]["torch"] == torch.__version__
+    assert (
+        told["versions"]["mmdiff"] == mmdiff.__version__
+        and told["versions"]["torch"] == torch.__version__
+    )
     assert told["limit"] == 12 and told["dtype"] == "float32" and told["seed"] == 0
     assert list(report["tasks"]) == list(TASKS)
     for task in report["tasks"].values():
         assert task.keys() == {
-            "questions", "measure", "score", "interval", "count", "of", "kinds", "steps_per_answer",
-            "passes_per_answer", "seconds", "confidence_auc",
+            "questions",
+            "measure",
+            "score",
+            "interval",
+            "count",
+            "of",
+            "kinds",
+            "steps_per_answer",
+            "passes_per_answer",
+            "seconds",
+            "confidence_auc",
         }
         assert task["score"] == 1.0 and task["count"] == task["of"] >= task["questions"]
-        assert all(kind["score"] == 1.0 and kind["interval"] == [1.0, 1.0] for kind in task["kinds"].values())
+        assert all(
+            kind["score"] == 1.0 and kind["interval"] == [1.0, 1.0]
+            for kind in task["kinds"].values()
+        )
         assert task["steps_per_answer"] == 3
     assert report["tasks"]["easy-vqa"]["kinds"].keys() == {"yes/no", "colour", "shape"}
     assert report["tasks"]["scenes-captions"]["kinds"].keys() == {"word", "short", "long"}
@@ -99,12 +125,17 @@ def test_wrong_answers_cost_what_they_should() -> None:
     task = measured(pipeline, ["easy-vqa"], limit=15)["tasks"]["easy-vqa"]
     wanted = [question.expected for question in TASKS["easy-vqa"](15)]
     assert task["of"] == task["questions"] == len(wanted) and task["count"] == wanted.count("yes")
-    assert task["score"] == pytest.approx(wanted.count("yes") / len(wanted)) and 0.2 < task["score"] < 0.7
+    assert (
+        task["score"] == pytest.approx(wanted.count("yes") / len(wanted))
+        and 0.2 < task["score"] < 0.7
+    )
     low, high = task["interval"]
     assert low < task["score"] < high
     kinds = {kind: scored["score"] for kind, scored in task["kinds"].items()}
     assert kinds["colour"] == kinds["shape"] == 0
-    assert kinds["yes/no"] == pytest.approx(wanted.count("yes") / sum(w in ("yes", "no") for w in wanted))
+    assert kinds["yes/no"] == pytest.approx(
+        wanted.count("yes") / sum(w in ("yes", "no") for w in wanted)
+    )
 
 
 def test_captions_get_part_of_their_facts() -> None:
@@ -120,7 +151,9 @@ def test_captions_are_given_the_room_they_have_elsewhere() -> None:
     """A batch has one length of canvas: a long caption in a short one's batch would be cut off."""
     pipeline = Known(list(TASKS), limit=3)
     measured(pipeline, ["scenes-captions"], limit=3, batch_size=2)
-    assert pipeline.rooms == {(CAPTION_PROMPTS[length], room) for length, room in CAPTION_ROOM.items()}
+    assert pipeline.rooms == {
+        (CAPTION_PROMPTS[length], room) for length, room in CAPTION_ROOM.items()
+    }
     assert sorted(pipeline.batches) == [1, 1, 1, 2, 2, 2]
     pipeline.rooms.clear()
     measured(pipeline, ["scenes-vqa", "easy-vqa"], limit=3)
@@ -152,15 +185,24 @@ def test_easy_vqa_is_asked_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked) == 9673 and len(opened) == len(set(opened)) == 1000
     assert all(path.parts[-3:-1] == ("test", "images") for path in opened)
     assert not set(opened) & {picture.path for picture in easy_vqa.load("train")}
-    kinds = {kind: {q.expected for q in asked if q.kind == kind} for kind in ("yes/no", "shape", "colour")}
-    assert kinds["yes/no"] == {"yes", "no"} and kinds["shape"] == {"circle", "rectangle", "triangle"}
+    kinds = {
+        kind: {q.expected for q in asked if q.kind == kind}
+        for kind in ("yes/no", "shape", "colour")
+    }
+    assert kinds["yes/no"] == {"yes", "no"} and kinds["shape"] == {
+        "circle",
+        "rectangle",
+        "triangle",
+    }
     assert kinds["colour"] == {"red", "green", "blue", "black", "gray", "teal", "brown", "yellow"}
     assert sum(q.kind in kinds for q in asked) == 9673
     images = [question.image for question in TASKS["easy-vqa"](3)]
     assert len({id(image) for image in images}) == 3 < len(images)
 
 
-@pytest.mark.parametrize(("name", "each"), [("scenes-vqa", QUESTIONS_PER_SCENE), ("scenes-captions", 3)])
+@pytest.mark.parametrize(
+    ("name", "each"), [("scenes-vqa", QUESTIONS_PER_SCENE), ("scenes-captions", 3)]
+)
 @pytest.mark.parametrize(("limit", "pictures"), [(None, NUM_SCENES), (7, 7), (10**6, NUM_SCENES)])
 def test_scenes_have_test_seeds(
     monkeypatch: pytest.MonkeyPatch, name: str, each: int, limit: int | None, pictures: int
@@ -183,10 +225,20 @@ def test_scenes_have_test_seeds(
 @pytest.mark.parametrize("name", TASKS)
 def test_questions_are_the_same_every_time(name: str) -> None:
     """Scores can be compared only where the questions are the same."""
+
     def told(question: Question) -> tuple[Any, ...]:
-        return tuple(getattr(question, field.name) for field in dataclasses.fields(question) if field.name != "score")
+        return tuple(
+            getattr(question, field.name)
+            for field in dataclasses.fields(question)
+            if field.name != "score"
+        )
 
     first, second = ([told(question) for question in TASKS[name](6)] for _ in range(2))
     assert [one[1:] for one in first] == [other[1:] for other in second]
-    assert all(one[0].tobytes() == other[0].tobytes() for one, other in zip(first, second, strict=True))
-    assert all(image.mode == "RGB" and text and kind and expected for image, text, kind, expected, *_ in first)
+    assert all(
+        one[0].tobytes() == other[0].tobytes() for one, other in zip(first, second, strict=True)
+    )
+    assert all(
+        image.mode == "RGB" and text and kind and expected
+        for image, text, kind, expected, *_ in first
+    )

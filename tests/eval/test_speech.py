@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.helpers.programs import needs
 
 from mmdiff.errors import MMDiffError, NoSpeechError
 from mmdiff.eval import speech
@@ -14,10 +13,14 @@ from mmdiff.eval.speech import Recording, normalise, recorded, word_errors
 from mmdiff.pipeline import Answer
 from mmdiff.training.tiny.sentences import KINDS
 from mmdiff.transcript import Segment, Transcript
+from tests.helpers.programs import needs
 
 
 def test_word_errors_are_pooled_after_normalising() -> None:
-    assert word_errors(["What color is it?", "two nine three"], ["what colour is it", "293"]) == (0, 5)
+    assert word_errors(["What color is it?", "two nine three"], ["what colour is it", "293"]) == (
+        0,
+        5,
+    )
     assert word_errors(["stop", "is there a cat"], ["do stop it", "is there cat"]) == (3, 5)
     assert normalise("hold...") == "hold" and normalise("Mr. Brown") == "mister brown"
 
@@ -25,8 +28,16 @@ def test_word_errors_are_pooled_after_normalising() -> None:
 @needs("asterisk-core-sounds-en", "asterisk-core-sounds-en-g722", "pocketsphinx-testdata")
 def test_recordings_of_people_are_all_found() -> None:
     counts = Counter(recording.kind for recording in recorded(None))
-    assert counts["people: numbers"] == 94 and counts["people: letters"] == 61 and counts["people: LibriVox"] == 5
-    assert counts["people: spelling words"] == 27 and counts["people: cards"] == 5 and counts["people: prompts"] > 200
+    assert (
+        counts["people: numbers"] == 94
+        and counts["people: letters"] == 61
+        and counts["people: LibriVox"] == 5
+    )
+    assert (
+        counts["people: spelling words"] == 27
+        and counts["people: cards"] == 5
+        and counts["people: prompts"] > 200
+    )
     assert not any("[" in recording.text or "<" in recording.text for recording in recorded(None))
     assert Counter(recording.kind for recording in recorded(2)) == dict.fromkeys(counts, 2)
 
@@ -35,8 +46,11 @@ def recording(name: str, text: str, kind: str) -> Recording:
     return Recording(lambda: Path(name), text, kind, name)
 
 
-SAID = [recording("a", "turn left", "command"), recording("b", "what is it", "question"),
-        recording("c", "ten", "number")]
+SAID = [
+    recording("a", "turn left", "command"),
+    recording("b", "what is it", "question"),
+    recording("c", "ten", "number"),
+]
 
 
 def test_wrong_words_are_counted_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,14 +64,21 @@ def test_wrong_words_are_counted_row_by_row(monkeypatch: pytest.MonkeyPatch) -> 
     rows = [row for (row,) in speech.transcripts(SimpleNamespace(transcribe=transcribe), None, 8)]  # type: ignore
     assert [(row.id, row.count, row.of) for row in rows] == [("a", 1, 2), ("b", 0, 3), ("c", 1, 1)]
     assert all(row.details == {"seconds": 1.0, "confidence": 0.75} for row in rows)
-    left = [row for (row,) in speech.transcripts(SimpleNamespace(transcribe=transcribe), None, 8, {"a", "c"})]  # type: ignore
+    left = [
+        row
+        for (row,) in speech.transcripts(
+            SimpleNamespace(transcribe=transcribe), None, 8, {"a", "c"}
+        )
+    ]  # type: ignore
     assert left == rows[1:2]
 
 
 def test_spoken_questions_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked_with(ask: Any) -> list[tuple[str, int]]:
-        asked = [(SAID[number], SimpleNamespace(open=lambda: None), answer)
-                 for number, answer in enumerate(("red", "yes"))]
+        asked = [
+            (SAID[number], SimpleNamespace(open=lambda: None), answer)
+            for number, answer in enumerate(("red", "yes"))
+        ]
         monkeypatch.setattr(speech, "spoken_questions", lambda limit: iter(asked))
         rows = [row for (row,) in speech.questions(SimpleNamespace(ask=ask), None, 8)]  # type: ignore[arg-type]
         return [(row.details["heard"], row.count) for row in rows]
@@ -71,7 +92,9 @@ def test_spoken_questions_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     red = asked_with(lambda *_, **__: Answer("Red", (), 1, heard="what is it"))
     assert red == [("what is it", 1), ("what is it", 0)]
     assert asked_with(refuse(NoSpeechError("no speech"))) == [("", 0), ("", 0)]
-    with pytest.raises(MMDiffError, match="soxr"):  # what is not the model's fault is not counted against it
+    with pytest.raises(
+        MMDiffError, match="soxr"
+    ):  # what is not the model's fault is not counted against it
         asked_with(refuse(MMDiffError("soxr is not installed")))
 
 

@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from tests.helpers.programs import needs
 
+from mmdiff.config import PRESETS, DecodingConfig
 from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import Canvas
-from mmdiff.config import PRESETS, DecodingConfig
+from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.sampler import denoise
 from mmdiff.errors import MMDiffError
 from mmdiff.eval import speed
 from mmdiff.eval.baselines import joining_caches, llada_loop
@@ -24,8 +25,7 @@ from mmdiff.eval.speed import (
     random_prompt,
 )
 from mmdiff.modeling.multimodal import MMDiffModel
-from mmdiff.decoding.model_runner import ModelRunner
-from mmdiff.decoding.sampler import denoise
+from tests.helpers.programs import needs
 
 CPU = torch.device("cpu")
 
@@ -33,9 +33,12 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def model() -> MMDiffModel:
     sizes = dataclasses.replace(
-        SMALL.backbone, num_hidden_layers=2, hidden_size=64, intermediate_size=96, vocab_size=256)
+        SMALL.backbone, num_hidden_layers=2, hidden_size=64, intermediate_size=96, vocab_size=256
+    )
     tokens = dataclasses.replace(SMALL.tokens, mask=255, eos=254, eot=253, bos=252, pad=254)
-    return random_model(dataclasses.replace(SMALL, backbone=sizes, tokens=tokens), CPU, torch.float32)
+    return random_model(
+        dataclasses.replace(SMALL, backbone=sizes, tokens=tokens), CPU, torch.float32
+    )
 
 
 @pytest.mark.parametrize("name", ["none", "block", "dual"])
@@ -47,30 +50,53 @@ def test_the_obvious_versions_give_the_same_ids(model: MMDiffModel, name: str) -
         wanted = llada_loop(model.backbone, prompt, *lengths)
     else:
         wanted = joining_caches(model.backbone, prompt, *lengths, dual=name == "dual")
-    *_, last = denoise(make_runner(ModelRunner(model, prompt), decoding), Canvas.blank(2, 24, mask), decoding,
-                       model.model_config.tokens)
+    *_, last = denoise(
+        make_runner(ModelRunner(model, prompt), decoding),
+        Canvas.blank(2, 24, mask),
+        decoding,
+        model.model_config.tokens,
+    )
     assert torch.equal(wanted[:, 20:], last.ids_BG) and torch.equal(wanted[:, :20], prompt)
 
 
 def test_a_report(model: MMDiffModel, capsys: pytest.CaptureFixture[str]) -> None:
-    loads = [Load(10, 2, DecodingConfig(16, 8, 8, stop=False, cache=name)) for name in ("none", "prefix")]  # type: ignore
+    loads = [
+        Load(10, 2, DecodingConfig(16, 8, 8, stop=False, cache=name)) for name in ("none", "prefix")
+    ]  # type: ignore
     report = bench(model, loads, 1, baselines=True, diverging=True)
     assert report["rows"][1]["logits_off"] > 0 and 0 <= report["rows"][1]["ids_equal"] <= 1
     assert [row["how"] for row in report["rows"]] == [
-        "cache none", "cache prefix", "llada_loop", "joining block", "joining dual"]
+        "cache none",
+        "cache prefix",
+        "llada_loop",
+        "joining block",
+        "joining dual",
+    ]
     for row in report["rows"]:
         assert row["passes"] == 8 and row["seconds"] > 0 and row["ms_per_pass"] > 0
     for row in report["rows"][:2]:
-        assert row["tokens_per_pass"] == 2.0 and row["tokens_per_second"] > 0 and row["floor_ms"] > 0
+        assert (
+            row["tokens_per_pass"] == 2.0 and row["tokens_per_second"] > 0 and row["floor_ms"] > 0
+        )
     assert report["date"][:4] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("decoding", [
-    DecodingConfig(24, 16, 8), DecodingConfig(24, 8, 10), DecodingConfig(8, 16, 8),
-    DecodingConfig(24, 8, 12, rule="saber"), DecodingConfig(24, 8, 12, threshold=0.9),
-])
-def test_the_obvious_versions_refuse_what_they_cannot_do(model: MMDiffModel, decoding: DecodingConfig) -> None:
-    with pytest.raises(MMDiffError, match=f"{decoding.steps} steps, gen_length={decoding.gen_length}.*--baselines"):
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        DecodingConfig(24, 16, 8),
+        DecodingConfig(24, 8, 10),
+        DecodingConfig(8, 16, 8),
+        DecodingConfig(24, 8, 12, rule="saber"),
+        DecodingConfig(24, 8, 12, threshold=0.9),
+    ],
+)
+def test_the_obvious_versions_refuse_what_they_cannot_do(
+    model: MMDiffModel, decoding: DecodingConfig
+) -> None:
+    with pytest.raises(
+        MMDiffError, match=f"{decoding.steps} steps, gen_length={decoding.gen_length}.*--baselines"
+    ):
         bench(model, [Load(10, 1, decoding)], 1, baselines=True)
 
 
@@ -80,7 +106,9 @@ def test_a_picture_has_a_length() -> None:
     assert picture_length("1x1", PRESETS["tiny"]) == PRESETS["tiny"].vision.tokens_per_side ** 2
 
 
-@pytest.mark.parametrize("size", ["", "640", "640x", "0x480", "640x480x3", "640 x 480", "6.4x4", "-1x5", "9999999x1"])
+@pytest.mark.parametrize(
+    "size", ["", "640", "640x", "0x480", "640x480x3", "640 x 480", "6.4x4", "-1x5", "9999999x1"]
+)
 def test_what_is_no_size_has_none(size: str) -> None:
     with pytest.raises(MMDiffError, match=f"picture={size!r} is no size"):
         picture_length(size, PRESETS["llada-v-8b"])
@@ -93,7 +121,9 @@ def test_prompts_hold_no_special_tokens(model: MMDiffModel) -> None:
     assert int(ids.max()) < 252 and measure_machine(CPU, torch.float32)["bytes_per_second"] > 1e8
 
 
-def test_where_a_cache_is_exact_nothing_diverges(model: MMDiffModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_cache_is_exact_nothing_diverges(
+    model: MMDiffModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = model.model_config
     causal = dataclasses.replace(config.backbone, attention_pattern="segment-causal")
     monkeypatch.setattr(model, "model_config", dataclasses.replace(config, backbone=causal))
@@ -123,5 +153,7 @@ def test_compiled_layers_give_the_same_logits(model: MMDiffModel) -> None:
 
 def test_a_model_without_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "free_bytes", lambda device: 2**30)
-    with pytest.raises(MMDiffError, match="the model takes 29.9 GiB in float32, and cpu has 1.0 GiB free"):
+    with pytest.raises(
+        MMDiffError, match="the model takes 29.9 GiB in float32, and cpu has 1.0 GiB free"
+    ):
         random_model(PRESETS["llada-8b"], CPU, torch.float32)

@@ -62,28 +62,58 @@ HEARD: dict[str, tuple[str, Callable[[Samples], Any]]] = {
     "-40 dB": ("Beingpax/VoiceInk/issues/639", quiet(-40)),
     "-52 dB": ("coaxk/subarr/issues/543", quiet(-52)),
     "-58 dB": ("saurabhav88/EnviousWispr/pull/109", quiet(-58)),
-    "-52 dB in 16 bits": ("Beingpax/VoiceInk/issues/639", lambda samples: as_16_bits(quiet(-52)(samples))),
+    "-52 dB in 16 bits": (
+        "Beingpax/VoiceInk/issues/639",
+        lambda samples: as_16_bits(quiet(-52)(samples)),
+    ),
     "-52 dB behind a click": ("tmoroney/auto-subs/issues/563", behind_a_click),
-    "opposite channels": ("m-bain/whisperX/pull/750", lambda samples: np.stack([samples, -samples], 1)),
-    "opposite channels of other levels": ("moona3k/macparakeet/pull/953",
-                                          lambda samples: np.stack([0.8 * samples, -samples], 1)),
-    "opposite channels, -52 dB": ("m-bain/whisperX/pull/750",
-                                  lambda samples: quiet(-52)(np.stack([samples, -samples], 1))),
-    "one channel silent": ("pytorch/audio/issues/877", lambda samples: np.stack([samples, 0 * samples], 1)),
+    "opposite channels": (
+        "m-bain/whisperX/pull/750",
+        lambda samples: np.stack([samples, -samples], 1),
+    ),
+    "opposite channels of other levels": (
+        "moona3k/macparakeet/pull/953",
+        lambda samples: np.stack([0.8 * samples, -samples], 1),
+    ),
+    "opposite channels, -52 dB": (
+        "m-bain/whisperX/pull/750",
+        lambda samples: quiet(-52)(np.stack([samples, -samples], 1)),
+    ),
+    "one channel silent": (
+        "pytorch/audio/issues/877",
+        lambda samples: np.stack([samples, 0 * samples], 1),
+    ),
     "channels first": ("m-bain/whisperX/issues/752", lambda samples: np.stack([samples, samples])),
-    "channels last": ("huggingface/transformers/issues/47886", lambda samples: np.stack([samples, samples], 1)),
+    "channels last": (
+        "huggingface/transformers/issues/47886",
+        lambda samples: np.stack([samples, samples], 1),
+    ),
     "16 bits": ("SYSTRAN/faster-whisper/issues/626", as_16_bits),
-    "32 bits": ("theevann/streamlit-audiorecorder/issues/23",
-                lambda samples: (samples * float(2**31 - 1)).astype(np.int32)),
-    "24 bits in 32": ("theevann/streamlit-audiorecorder/issues/23",
-                      lambda samples: (samples * float(2**23 - 1)).astype(np.int32)),
-    "unsigned 8 bits": ("theevann/streamlit-audiorecorder/issues/23",
-                        lambda samples: np.rint(samples * 127 + 128).astype(np.uint8)),
-    "a tensor of 16 bits": ("huggingface/transformers/issues/19888",
-                            lambda samples: torch.from_numpy(as_16_bits(samples))),
+    "32 bits": (
+        "theevann/streamlit-audiorecorder/issues/23",
+        lambda samples: (samples * float(2**31 - 1)).astype(np.int32),
+    ),
+    "24 bits in 32": (
+        "theevann/streamlit-audiorecorder/issues/23",
+        lambda samples: (samples * float(2**23 - 1)).astype(np.int32),
+    ),
+    "unsigned 8 bits": (
+        "theevann/streamlit-audiorecorder/issues/23",
+        lambda samples: np.rint(samples * 127 + 128).astype(np.uint8),
+    ),
+    "a tensor of 16 bits": (
+        "huggingface/transformers/issues/19888",
+        lambda samples: torch.from_numpy(as_16_bits(samples)),
+    ),
     "a list of floats": ("mallorbc/whisper_mic/issues/12", lambda samples: samples.tolist()),
-    "off centre": ("nyumaya/nyumaya_audio_recognition/issues/2", lambda samples: samples + np.float32(0.3)),
-    "clipped": ("PiSugar/whisplay-ai-chatbot/issues/40", lambda samples: np.clip(4 * samples, -1, 1)),
+    "off centre": (
+        "nyumaya/nyumaya_audio_recognition/issues/2",
+        lambda samples: samples + np.float32(0.3),
+    ),
+    "clipped": (
+        "PiSugar/whisplay-ai-chatbot/issues/40",
+        lambda samples: np.clip(4 * samples, -1, 1),
+    ),
 }
 
 
@@ -100,21 +130,46 @@ def test_a_softer_voice_behind_a_loud_one_is_heard(tiny: Pipeline, sentence: Sam
 
 # What is not audio of a known scale -> the report, and what the sentence says.
 REFUSED: dict[str, tuple[str, Callable[[Samples], Any], str]] = {
-    "16 bits in floats": ("gaborvecsei/whisper-live-transcription/issues/4",
-                          lambda samples: as_16_bits(samples).astype(np.float32), "floats go from -1 to 1"),
-    "16 bits over 255": ("gaborvecsei/whisper-live-transcription/issues/4",
-                         lambda samples: as_16_bits(samples) / np.float32(255), "floats go from -1 to 1"),
-    "16 bits in 32": ("dscripka/openWakeWord/issues/295",
-                      lambda samples: as_16_bits(samples).astype(np.int32), "numpy.int16"),
-    "a list of integers": ("dscripka/openWakeWord/issues/295",
-                           lambda samples: as_16_bits(samples).tolist(), "numpy.int16"),
-    "a dictionary": ("huggingface/transformers/issues/19888", lambda samples: {"array": samples}, "give a path, bytes"),
-    "a generator": ("django-oscar/django-oscar-elasticsearch/pull/40", lambda samples: (x for x in samples),
-                    "give a path, bytes"),
-    "not a number": ("huggingface/transformers/issues/47885",
-                     lambda samples: np.where(np.arange(len(samples)) == 9, np.nan, samples), "not finite"),
-    "infinite": ("mrxz/wLipSync/issues/6",
-                 lambda samples: np.where(np.arange(len(samples)) == 9, np.inf, samples), "not finite"),
+    "16 bits in floats": (
+        "gaborvecsei/whisper-live-transcription/issues/4",
+        lambda samples: as_16_bits(samples).astype(np.float32),
+        "floats go from -1 to 1",
+    ),
+    "16 bits over 255": (
+        "gaborvecsei/whisper-live-transcription/issues/4",
+        lambda samples: as_16_bits(samples) / np.float32(255),
+        "floats go from -1 to 1",
+    ),
+    "16 bits in 32": (
+        "dscripka/openWakeWord/issues/295",
+        lambda samples: as_16_bits(samples).astype(np.int32),
+        "numpy.int16",
+    ),
+    "a list of integers": (
+        "dscripka/openWakeWord/issues/295",
+        lambda samples: as_16_bits(samples).tolist(),
+        "numpy.int16",
+    ),
+    "a dictionary": (
+        "huggingface/transformers/issues/19888",
+        lambda samples: {"array": samples},
+        "give a path, bytes",
+    ),
+    "a generator": (
+        "django-oscar/django-oscar-elasticsearch/pull/40",
+        lambda samples: (x for x in samples),
+        "give a path, bytes",
+    ),
+    "not a number": (
+        "huggingface/transformers/issues/47885",
+        lambda samples: np.where(np.arange(len(samples)) == 9, np.nan, samples),
+        "not finite",
+    ),
+    "infinite": (
+        "mrxz/wLipSync/issues/6",
+        lambda samples: np.where(np.arange(len(samples)) == 9, np.inf, samples),
+        "not finite",
+    ),
 }
 
 
@@ -126,15 +181,19 @@ def test_what_has_no_scale_is_refused(name: str, tiny: Pipeline, sentence: Sampl
 
 
 def test_segments_too_short_for_words_are_refused(tiny: Pipeline, sentence: Samples) -> None:
-    with pytest.raises(MMDiffError, match=r"max_seconds=0\.001 does not fit"):  # SYSTRAN/faster-whisper/issues/681
+    with pytest.raises(
+        MMDiffError, match=r"max_seconds=0\.001 does not fit"
+    ):  # SYSTRAN/faster-whisper/issues/681
         tiny.transcribe(sentence, sample_rate=16_000, max_seconds=0.001)
 
 
 # Silence, or what is hardly longer than a window, has no words and ends in no error.
 EMPTY: dict[str, tuple[str, Samples]] = {
     "silence": ("MahmoudAshraf97/whisper-diarization/issues/27", np.zeros(32_000, np.float32)),
-    "the noise of a converter": ("MahmoudAshraf97/whisper-diarization/issues/27", np.float32(
-        np.rint(np.random.default_rng(0).normal(size=32_000) * 0.4) / 32_768)),
+    "the noise of a converter": (
+        "MahmoudAshraf97/whisper-diarization/issues/27",
+        np.float32(np.rint(np.random.default_rng(0).normal(size=32_000) * 0.4) / 32_768),
+    ),
     "a constant": ("xiph/LPCNet/issues/214", np.full(32_000, 0.5, np.float32)),
     "one sample": ("Nyralei/whisperx-api-server/issues/36", np.full(1, 0.5, np.float32)),
     "ten milliseconds": ("Nyralei/whisperx-api-server/issues/36", np.full(160, 0.1, np.float32)),
@@ -171,17 +230,37 @@ def encoded(samples: Samples, container: str, codec: str, folder: Path) -> bytes
 
 FILES: dict[str, tuple[str, Callable[[Samples, Path], Any]]] = {
     "WAV of 0 bytes": ("filoe/cscore/issues/12", lambda samples, _: wav(samples, 0)),
-    "WAV of 0xFFFFFFFF bytes": ("naudio/NAudio/issues/688", lambda samples, _: wav(samples, 0xFFFF_FFFF)),
-    "FLAC in OGG": ("bastibe/python-soundfile/issues/424",
-                    lambda samples, folder: encoded(samples, "ogg", "flac", folder)),
-    "AAC without a container": ("knik0/faad2/issues/182",
-                                lambda samples, folder: encoded(samples, "adts", "aac", folder)),
-    "AAC named WAV": ("openvpi/dataset-tools/issues/4",
-                      lambda samples, folder: encoded(samples, "adts", "aac", folder)),
-    "M4A": ("bastibe/python-soundfile/issues/431", lambda samples, folder: encoded(samples, "mp4", "aac", folder)),
-    "MPEG-TS": ("epoupon/lms/issues/10", lambda samples, folder: encoded(samples, "mpegts", "aac", folder)),
-    "base64 without padding": ("mstar-project/mstar/pull/235", lambda samples, _: "data:audio/wav;base64,"
-                               + base64.b64encode(wav(samples, 0xFFFF_FFFF)).decode().rstrip("=")),
+    "WAV of 0xFFFFFFFF bytes": (
+        "naudio/NAudio/issues/688",
+        lambda samples, _: wav(samples, 0xFFFF_FFFF),
+    ),
+    "FLAC in OGG": (
+        "bastibe/python-soundfile/issues/424",
+        lambda samples, folder: encoded(samples, "ogg", "flac", folder),
+    ),
+    "AAC without a container": (
+        "knik0/faad2/issues/182",
+        lambda samples, folder: encoded(samples, "adts", "aac", folder),
+    ),
+    "AAC named WAV": (
+        "openvpi/dataset-tools/issues/4",
+        lambda samples, folder: encoded(samples, "adts", "aac", folder),
+    ),
+    "M4A": (
+        "bastibe/python-soundfile/issues/431",
+        lambda samples, folder: encoded(samples, "mp4", "aac", folder),
+    ),
+    "MPEG-TS": (
+        "epoupon/lms/issues/10",
+        lambda samples, folder: encoded(samples, "mpegts", "aac", folder),
+    ),
+    "base64 without padding": (
+        "mstar-project/mstar/pull/235",
+        lambda samples, _: (
+            "data:audio/wav;base64,"
+            + base64.b64encode(wav(samples, 0xFFFF_FFFF)).decode().rstrip("=")
+        ),
+    ),
 }
 
 

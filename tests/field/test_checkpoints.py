@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
-from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_folder, load_weights
 from mmdiff.errors import CheckpointError, MMDiffError
+from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_folder, load_weights
 from mmdiff.modeling.checkpoint_folder import INDEX, SINGLE
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import load
@@ -28,10 +28,15 @@ def settings(reference: Path, tmp_path: Path) -> Callable[..., Any]:
     """The settings of a published config.json with changes."""
 
     def read(of: str, **changes: Any) -> Any:
-        file = {"llada": "llada-mha/config.json", "dream": "dream/config.json",
-                "llada-v": "llada-v/config-variants/published-hub-name.json"}[of]
+        file = {
+            "llada": "llada-mha/config.json",
+            "dream": "dream/config.json",
+            "llada-v": "llada-v/config-variants/published-hub-name.json",
+        }[of]
         published = json.loads((reference / file).read_text()) | changes
-        (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in published.items() if v != "absent"}))
+        (tmp_path / "config.json").write_text(
+            json.dumps({k: v for k, v in published.items() if v != "absent"})
+        )
         return config_of(tmp_path)
 
     return read
@@ -41,29 +46,68 @@ def settings(reference: Path, tmp_path: Path) -> Callable[..., Any]:
 # link goes on from https://github.com/.
 REFUSED = [
     # theta's scaling was read, and never applied
-    ("NVIDIA/Megatron-LM/issues/6305", "llada", {"rope_scaling": {"rope_type": "llama3", "factor": 32.0}}),
+    (
+        "NVIDIA/Megatron-LM/issues/6305",
+        "llada",
+        {"rope_scaling": {"rope_type": "llama3", "factor": 32.0}},
+    ),
     # scaled positions were dropped, and the run ended with exit code 0
-    ("deepspeedai/DeepSpeed/pull/8341", "dream", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5,
-                                                                      "factor": 8.0}}),
+    (
+        "deepspeedai/DeepSpeed/pull/8341",
+        "dream",
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
+    ),
     # long context was announced and logits did not change
-    ("MakazhanAlpamys/Soup/issues/793", "llada-v", {"rope_scaling": {"type": "yarn", "factor": 4.0}}),
+    (
+        "MakazhanAlpamys/Soup/issues/793",
+        "llada-v",
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+    ),
     # a window that only some kernels know
     ("huggingface/text-generation-inference/pull/2033", "dream", {"sliding_window": 4096}),
     # a window that never reached the attention
-    ("unslothai/unsloth/pull/8253", "llada-v", {"sliding_window": 1024, "use_sliding_window": True}),
+    (
+        "unslothai/unsloth/pull/8253",
+        "llada-v",
+        {"sliding_window": 1024, "use_sliding_window": True},
+    ),
     # the head stayed as it was initialised
     ("vllm-project/vllm/issues/5621", "dream", {"tie_word_embeddings": True}),
     # the kind of quantization is in config.json
-    ("huggingface/lighteval/issues/200", "llada", {"quantization_config": {"quant_method": "bitsandbytes"}}),
-    ("intel/llm-on-ray/issues/85", "llada-v", {"quantization_config": {"quant_method": "awq", "bits": 4}}),
+    (
+        "huggingface/lighteval/issues/200",
+        "llada",
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+    ),
+    (
+        "intel/llm-on-ray/issues/85",
+        "llada-v",
+        {"quantization_config": {"quant_method": "awq", "bits": 4}},
+    ),
     # another architecture under a name that is close
     ("ggml-org/llama.cpp/issues/5142", "llada-v", {"architectures": ["LlamaForCausalLM"]}),
-    ("InternLM/xtuner/issues/748", "llada-v", {"architectures": "absent", "model_type": "llava_llama"}),
+    (
+        "InternLM/xtuner/issues/748",
+        "llada-v",
+        {"architectures": "absent", "model_type": "llava_llama"},
+    ),
     # another tower's sizes
-    ("LLaVA-VL/LLaVA-NeXT/issues/246", "llada-v", {"mm_vision_tower": "openai/clip-vit-base-patch32"}),
+    (
+        "LLaVA-VL/LLaVA-NeXT/issues/246",
+        "llada-v",
+        {"mm_vision_tower": "openai/clip-vit-base-patch32"},
+    ),
     # tiles that are not multiples of the tower's view
-    ("haotian-liu/LLaVA/issues/1300", "llada-v", {"image_grid_pinpoints": [[336, 1008], [1008, 336]]}),
-    ("haotian-liu/LLaVA/issues/1644", "llada-v", {"image_grid_pinpoints": [[672, 672], [1344, 336]]}),
+    (
+        "haotian-liu/LLaVA/issues/1300",
+        "llada-v",
+        {"image_grid_pinpoints": [[336, 1008], [1008, 336]]},
+    ),
+    (
+        "haotian-liu/LLaVA/issues/1644",
+        "llada-v",
+        {"image_grid_pinpoints": [[672, 672], [1344, 336]]},
+    ),
     # tiling without a list of grids
     ("haotian-liu/LLaVA/issues/1049", "llada-v", {"image_grid_pinpoints": None}),
 ]
@@ -75,35 +119,88 @@ def test_what_would_be_computed_otherwise_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError) as raised:
         settings(of, **changes)
-    assert any(key.removesuffix("s") in str(raised.value) or "vision tower" in str(raised.value) for key in changes)
+    assert any(
+        key.removesuffix("s") in str(raised.value) or "vision tower" in str(raised.value)
+        for key in changes
+    )
     assert "\n" not in str(raised.value)
 
 
 # What a configuration says and loads.
 ACCEPTED = [
     # transformers 5 writes the base of rotary positions into another key, and its value got lost
-    ("deepspeedai/DeepSpeed/pull/8345", "dream",
-     {"rope_theta": "absent", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
-    ("vllm-project/vllm/pull/28542", "llada-v",
-     {"rope_theta": "absent", "rope_scaling": "absent", "rope_parameters": {"rope_theta": 5e5}}),
+    (
+        "deepspeedai/DeepSpeed/pull/8345",
+        "dream",
+        {"rope_theta": "absent", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
+    (
+        "vllm-project/vllm/pull/28542",
+        "llada-v",
+        {"rope_theta": "absent", "rope_scaling": "absent", "rope_parameters": {"rope_theta": 5e5}},
+    ),
     # both spellings beside each other
-    ("sgl-project/sglang/pull/14745", "dream", {"rope_scaling": {"rope_type": "default", "rope_theta": 1e6}}),
+    (
+        "sgl-project/sglang/pull/14745",
+        "dream",
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
     # a window that is written, and switched off
-    ("huggingface/transformers/issues/38002", "dream", {"sliding_window": 4096, "use_sliding_window": False}),
+    (
+        "huggingface/transformers/issues/38002",
+        "dream",
+        {"sliding_window": 4096, "use_sliding_window": False},
+    ),
     # the tower's path is that of whoever trained
-    ("VITA-Group/VLM-3R/issues/18", "llada-v", {"mm_vision_tower": "/media/x/models/siglip-so400m-patch14-384"}),
-    ("LLaVA-VL/LLaVA-NeXT/issues/188", "llada-v", {"mm_vision_tower": "google/siglip-so400m-patch14-384"}),
+    (
+        "VITA-Group/VLM-3R/issues/18",
+        "llada-v",
+        {"mm_vision_tower": "/media/x/models/siglip-so400m-patch14-384"},
+    ),
+    (
+        "LLaVA-VL/LLaVA-NeXT/issues/188",
+        "llada-v",
+        {"mm_vision_tower": "google/siglip-so400m-patch14-384"},
+    ),
     # grids in the form that scripts write them
     ("LLaVA-VL/LLaVA-NeXT/issues/358", "llada-v", {"image_grid_pinpoints": "(1x1),...,(6x6)"}),
     # loading LLaDA broke with the library's version; here no code of the folder is run
-    ("ML-GSAI/LLaDA/issues/130", "llada", {"transformers_version": "4.38.2", "auto_map": {"AutoModel": "x.Y"}}),
+    (
+        "ML-GSAI/LLaDA/issues/130",
+        "llada",
+        {"transformers_version": "4.38.2", "auto_map": {"AutoModel": "x.Y"}},
+    ),
     # keys that only libraries, runs of training and generation read
-    ("open-edge-platform/physical-ai-studio/pull/1076", "dream", {"license": "mit", "use_safetensors": True}),
-    ("NX-AI/xlstm/issues/71", "llada", {"_name_or_path": "a/b", "seq_length": 4096, "learning_rate": 1e-5}),
-    ("IAAR-Shanghai/UHGEval/issues/31", "dream", {"max_new_tokens": 512, "generation_config": {"top_p": 0.9}}),
-    ("hiyouga/LlamaFactory/issues/7412", "llada-v", {"pretrain_mm_mlp_adapter": "a.bin", "weight_decay": 0.1,
-                                                     "frames_upbound": 32, "mm_perceiver_depth": 3}),
-    ("IndicoDataSolutions/finetune/pull/401", "llada", {"resid_pdrop": 0.1, "remasking": "low_confidence"}),
+    (
+        "open-edge-platform/physical-ai-studio/pull/1076",
+        "dream",
+        {"license": "mit", "use_safetensors": True},
+    ),
+    (
+        "NX-AI/xlstm/issues/71",
+        "llada",
+        {"_name_or_path": "a/b", "seq_length": 4096, "learning_rate": 1e-5},
+    ),
+    (
+        "IAAR-Shanghai/UHGEval/issues/31",
+        "dream",
+        {"max_new_tokens": 512, "generation_config": {"top_p": 0.9}},
+    ),
+    (
+        "hiyouga/LlamaFactory/issues/7412",
+        "llada-v",
+        {
+            "pretrain_mm_mlp_adapter": "a.bin",
+            "weight_decay": 0.1,
+            "frames_upbound": 32,
+            "mm_perceiver_depth": 3,
+        },
+    ),
+    (
+        "IndicoDataSolutions/finetune/pull/401",
+        "llada",
+        {"resid_pdrop": 0.1, "remasking": "low_confidence"},
+    ),
 ]
 
 
@@ -138,13 +235,19 @@ def test_names_of_models_are_cut(name: str) -> None:
 
 def test_a_folder_that_holds_no_model_is_told_so(tmp_path: Path) -> None:
     # https://github.com/BBC-Esq/VectorDB-Plugin/issues/54
-    with pytest.raises(CheckpointError, match="holds no config.json; give the folder of a whole model"):
+    with pytest.raises(
+        CheckpointError, match="holds no config.json; give the folder of a whole model"
+    ):
         load(tmp_path, device="cpu")
 
 
 # https://github.com/MakazhanAlpamys/Soup/issues/793: a setting of the maths went unnoticed
-@pytest.mark.parametrize("changes", [{"act_fn": "gelu"}, {"q_lora_rank": 512}, {"kv_lora_rank": 64}])
-def test_maths_under_other_names_is_refused(settings: Callable[..., Any], changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"act_fn": "gelu"}, {"q_lora_rank": 512}, {"kv_lora_rank": 64}]
+)
+def test_maths_under_other_names_is_refused(
+    settings: Callable[..., Any], changes: dict[str, Any]
+) -> None:
     with pytest.raises(CheckpointError, match=next(iter(changes))):
         settings("dream", **changes)
 
@@ -207,7 +310,9 @@ def test_a_name_in_the_index_that_no_file_can_have_is_told(folder: Path, tensors
 
 # https://github.com/Blaizzy/mlx-vlm/pull/1827, https://github.com/Neph0s/CoSER/issues/3: the index is of older files
 def test_a_whole_file_beside_an_old_index_loads(folder: Path, tensors: Tensors) -> None:
-    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model-00001-of-00030.safetensors")}))
+    (folder / INDEX).write_text(
+        json.dumps({"weight_map": dict.fromkeys(tensors, "model-00001-of-00030.safetensors")})
+    )
     assert torch.equal(model_of(folder).backbone.lm_head.weight, tensors[HEAD])
 
 
@@ -235,7 +340,9 @@ def test_eight_bits_are_never_cast(folder: Path, tensors: Tensors, scales: bool)
     small = {HEAD: tensors[HEAD].to(torch.float8_e4m3fn)}
     scale = {HEAD.replace(".weight", ".weight_scale"): torch.ones(1)} if scales else {}
     save_file(tensors | small | scale, folder / SINGLE)
-    with pytest.raises(CheckpointError, match="weight_scale" if scales else f"{HEAD} is stored as float8_e4m3fn"):
+    with pytest.raises(
+        CheckpointError, match="weight_scale" if scales else f"{HEAD} is stored as float8_e4m3fn"
+    ):
         model_of(folder)
 
 
@@ -244,7 +351,9 @@ def test_eight_bits_are_never_cast(folder: Path, tensors: Tensors, scales: bool)
 def test_buffers_of_older_versions_are_passed_over(reference: Path, tmp_path: Path) -> None:
     shutil.copytree(reference / "dream", tmp_path / "dream")
     file = tmp_path / "dream" / SINGLE
-    save_file(load_file(file) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, file)
+    save_file(
+        load_file(file) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, file
+    )
     model_of(tmp_path / "dream")
 
 
@@ -257,7 +366,9 @@ def test_a_head_that_is_in_no_file_is_named(folder: Path, tensors: Tensors) -> N
 
 # https://github.com/lm-sys/FastChat/issues/502, https://github.com/QwenLM/Qwen/issues/940: an adapter for a model
 def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "GSAI-ML/LLaDA-V"}))
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "GSAI-ML/LLaDA-V"})
+    )
     save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=r"is a PEFT adapter.*GSAI-ML/LLaDA-V"):
         load(tmp_path, device="cpu")
@@ -297,8 +408,10 @@ def test_settings_do_not_bring_weights(monkeypatch: pytest.MonkeyPatch, referenc
     from mmdiff.pipeline import find
 
     asked: list[str] = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download",
-                        lambda name, allow_patterns: asked.extend(allow_patterns) or str(reference / "dream"))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, allow_patterns: asked.extend(allow_patterns) or str(reference / "dream"),
+    )
     assert config_of(find("some/model", weights=False)).backbone.shifted
     assert asked and not [pattern for pattern in asked if "safetensors" in pattern]
 
@@ -312,17 +425,23 @@ def test_answers_end_where_the_template_ends_turns(
 ) -> None:
     shutil.copytree(reference / "dream", tmp_path / "dream")
     tokenizer = AutoProcessor.from_pretrained(random_tiny).tokenizer
-    tokenizer.chat_template = ("{% for m in messages %}{{ m.role + ': ' + m.content + '" + end + "\n' }}{% endfor %}"
-                               "{{ 'assistant: ' }}")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '" + end + "\n' }}{% endfor %}"
+        "{{ 'assistant: ' }}"
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": [end]})
     tokenizer.save_pretrained(tmp_path / "dream")
     config = json.loads((tmp_path / "dream" / "config.json").read_text()) | {"vocab_size": 1024}
     file = tmp_path / "dream" / SINGLE
-    wide = {name: torch.cat([tensor, tensor]) if len(tensor) == 512 else tensor
-            for name, tensor in load_file(file).items()}
+    wide = {
+        name: torch.cat([tensor, tensor]) if len(tensor) == 512 else tensor
+        for name, tensor in load_file(file).items()
+    }
     save_file(wide, file)
     (tmp_path / "dream" / "config.json").write_text(json.dumps(config))
     pipeline = load(tmp_path / "dream", device="cpu")
     assert pipeline.model.model_config.tokens.eot == tokenizer.convert_tokens_to_ids(end) != 501
-    asked = pipeline.processor.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True)
+    asked = pipeline.processor.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True
+    )
     assert asked == f"user: hi{end}\nassistant: "

@@ -44,11 +44,19 @@ def with_text(how: str) -> bytes:
 
 def line(samples: bytes, width: int, depth: int, kind: int, clear: bytes) -> bytes:
     """A PNG one pixel high, with a transparent colour."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)), (b"tRNS", clear),
-              (b"IDAT", zlib.compress(b"\0" + samples)), (b"IEND", b"")]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)),
+        (b"tRNS", clear),
+        (b"IDAT", zlib.compress(b"\0" + samples)),
+        (b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        for name, content in chunks)
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
 
 
 def photo(orientation: int, details: bool = False) -> Image.Image:
@@ -76,29 +84,88 @@ COLOURS: dict[str, tuple[str, Callable[[], Any], tuple[int, int, int]]] = {
     "16-bit grey PNG": ("python-pillow/Pillow/issues/5967", lambda: scan(65_535), WHITE),
     "16-bit grey TIFF": ("python-pillow/Pillow/issues/1108", lambda: scan(65_535, "TIFF"), WHITE),
     "12 bits in a 16-bit PNG": ("python-pillow/Pillow/issues/5991", lambda: scan(4_095), WHITE),
-    "12 bits in a 16-bit TIFF": ("ros-perception/image_pipeline/pull/334", lambda: scan(4_095, "TIFF"), WHITE),
-    "12 bits in an array": ("Emory-HITI/Niffler/pull/226", lambda: np.array([[4_095, 0]], np.uint16), WHITE),
-    "grey 16-bit PNG, transparent": ("python-pillow/Pillow/pull/3744",
-                                     lambda: line(b"\x12\x34\0\0", 2, 16, 0, b"\x12\x34"), WHITE),
-    "grey 2-bit PNG, transparent": ("randy408/libspng/issues/48", lambda: line(b"\x50", 2, 2, 0, b"\0\1"), WHITE),
-    "grey 1-bit PNG, transparent": ("python-pillow/Pillow/issues/9281", lambda: line(b"\x40", 2, 1, 0, b"\0\0"),
-                                    WHITE),
-    "RGB 16-bit PNG, transparent": ("python-pillow/Pillow/issues/421",
-                                    lambda: line(b"\x12\x34" * 3 + b"\0" * 6, 2, 16, 2, b"\x12\x34" * 3), WHITE),
-    "clear RGBA": ("QwenLM/Qwen3-VL/pull/661", lambda: saved(Image.new("RGBA", (2, 2), (255, 0, 0, 0))), WHITE),
-    "clear LA": ("meerk40t/meerk40t/issues/962", lambda: saved(Image.new("LA", (2, 2), (0, 0))), WHITE),
-    "clear palette": ("MMMU-Benchmark/MMMU/issues/17", lambda: saved(red("P"), transparency=b"\0" * 256), WHITE),
-    "CMYK JPEG": ("python-pillow/Pillow/issues/6563", lambda: saved(red("CMYK"), "JPEG", quality=100), RED),
-    "float TIFF": ("python-pillow/Pillow/issues/5114",
-                   lambda: saved(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), WHITE),
-    "data URL in lines": ("omnimind-ai/OmniBot/pull/360", lambda: data_url(
-        lambda text: "data:image/png;base64," + "\n".join(text[at : at + 40] for at in range(0, len(text), 40))), RED),
-    "data URL without padding": ("matatonic/openedai-vision/issues/4", lambda: data_url(
-        lambda text: "data:image/png;base64," + text.rstrip("=")), RED),
-    "data URL in URL-safe base64": ("localstack/localstack/pull/5932", lambda: data_url(
-        lambda text: "data:image/png;base64," + text.replace("+", "-").replace("/", "_")), RED),
-    "data URL with parameters": ("matatonic/openedai-vision/issues/4", lambda: data_url(
-        lambda text: "Data:image/PNG;name=a.png;Base64," + text), RED),
+    "12 bits in a 16-bit TIFF": (
+        "ros-perception/image_pipeline/pull/334",
+        lambda: scan(4_095, "TIFF"),
+        WHITE,
+    ),
+    "12 bits in an array": (
+        "Emory-HITI/Niffler/pull/226",
+        lambda: np.array([[4_095, 0]], np.uint16),
+        WHITE,
+    ),
+    "grey 16-bit PNG, transparent": (
+        "python-pillow/Pillow/pull/3744",
+        lambda: line(b"\x12\x34\0\0", 2, 16, 0, b"\x12\x34"),
+        WHITE,
+    ),
+    "grey 2-bit PNG, transparent": (
+        "randy408/libspng/issues/48",
+        lambda: line(b"\x50", 2, 2, 0, b"\0\1"),
+        WHITE,
+    ),
+    "grey 1-bit PNG, transparent": (
+        "python-pillow/Pillow/issues/9281",
+        lambda: line(b"\x40", 2, 1, 0, b"\0\0"),
+        WHITE,
+    ),
+    "RGB 16-bit PNG, transparent": (
+        "python-pillow/Pillow/issues/421",
+        lambda: line(b"\x12\x34" * 3 + b"\0" * 6, 2, 16, 2, b"\x12\x34" * 3),
+        WHITE,
+    ),
+    "clear RGBA": (
+        "QwenLM/Qwen3-VL/pull/661",
+        lambda: saved(Image.new("RGBA", (2, 2), (255, 0, 0, 0))),
+        WHITE,
+    ),
+    "clear LA": (
+        "meerk40t/meerk40t/issues/962",
+        lambda: saved(Image.new("LA", (2, 2), (0, 0))),
+        WHITE,
+    ),
+    "clear palette": (
+        "MMMU-Benchmark/MMMU/issues/17",
+        lambda: saved(red("P"), transparency=b"\0" * 256),
+        WHITE,
+    ),
+    "CMYK JPEG": (
+        "python-pillow/Pillow/issues/6563",
+        lambda: saved(red("CMYK"), "JPEG", quality=100),
+        RED,
+    ),
+    "float TIFF": (
+        "python-pillow/Pillow/issues/5114",
+        lambda: saved(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"),
+        WHITE,
+    ),
+    "data URL in lines": (
+        "omnimind-ai/OmniBot/pull/360",
+        lambda: data_url(
+            lambda text: (
+                "data:image/png;base64,"
+                + "\n".join(text[at : at + 40] for at in range(0, len(text), 40))
+            )
+        ),
+        RED,
+    ),
+    "data URL without padding": (
+        "matatonic/openedai-vision/issues/4",
+        lambda: data_url(lambda text: "data:image/png;base64," + text.rstrip("=")),
+        RED,
+    ),
+    "data URL in URL-safe base64": (
+        "localstack/localstack/pull/5932",
+        lambda: data_url(
+            lambda text: "data:image/png;base64," + text.replace("+", "-").replace("/", "_")
+        ),
+        RED,
+    ),
+    "data URL with parameters": (
+        "matatonic/openedai-vision/issues/4",
+        lambda: data_url(lambda text: "Data:image/PNG;name=a.png;Base64," + text),
+        RED,
+    ),
 }
 
 
@@ -113,11 +180,26 @@ def test_the_colour_is_right(name: str) -> None:
 SIZES: dict[str, tuple[str, Callable[[], Any], tuple[int, int]]] = {
     "a phone's file": ("sgl-project/sglang/pull/33449", lambda: photo(6), (20, 40)),
     "upside down": ("ollama/ollama/issues/18418", lambda: photo(3), (40, 20)),
-    "turned by hand": ("python-pillow/Pillow/issues/4124", lambda: photo(6).transpose(Image.Transpose.ROTATE_270),
-                       (20, 40)),
-    "rotated by hand": ("python-pillow/Pillow/issues/4537", lambda: photo(8).rotate(90, expand=True), (20, 40)),
-    "turned by its EXIF": ("python-pillow/Pillow/pull/6476", lambda: ImageOps.exif_transpose(photo(6)), (20, 40)),
-    "only converted": ("mistralai/mistral-common/pull/331", lambda: photo(6, True).convert("RGBA"), (20, 40)),
+    "turned by hand": (
+        "python-pillow/Pillow/issues/4124",
+        lambda: photo(6).transpose(Image.Transpose.ROTATE_270),
+        (20, 40),
+    ),
+    "rotated by hand": (
+        "python-pillow/Pillow/issues/4537",
+        lambda: photo(8).rotate(90, expand=True),
+        (20, 40),
+    ),
+    "turned by its EXIF": (
+        "python-pillow/Pillow/pull/6476",
+        lambda: ImageOps.exif_transpose(photo(6)),
+        (20, 40),
+    ),
+    "only converted": (
+        "mistralai/mistral-common/pull/331",
+        lambda: photo(6, True).convert("RGBA"),
+        (20, 40),
+    ),
 }
 
 
@@ -145,18 +227,47 @@ def half_floats() -> bytes:
 
 # What cannot be opened -> the report, and the reason that is told.
 REASONS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "closed file": ("mapleneverfade/pytorch-semantic-segmentation/issues/2", lambda _: closed(), "was closed before"),
+    "closed file": (
+        "mapleneverfade/pytorch-semantic-segmentation/issues/2",
+        lambda _: closed(),
+        "was closed before",
+    ),
     "left context": ("python-pillow/Pillow/issues/4007", left, "was closed before"),
-    "HEIC named PNG": ("python-pillow/Pillow/issues/4163", lambda _: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
-                       "is a HEIF file"),
-    "TIFF of half floats": ("python-pillow/Pillow/issues/4480", lambda _: half_floats(), "of a kind that is not read"),
-    "cut short": ("python-pillow/Pillow/issues/4163",
-                  lambda _: saved(Image.effect_noise((64, 64), 90), "PNG")[:-900], "is cut short"),
-    "file URL": ("NousResearch/hermes-agent/issues/7571", lambda _: "file:///a/b.png", "leave out 'file://'"),
-    "object store": ("NousResearch/hermes-agent/issues/7571", lambda _: "s3://a/b.png", "is an address, not a file"),
-    "scheme in capitals": ("NousResearch/hermes-agent/issues/7571", lambda _: "HTTPS://a/b.png", "is an address"),
-    "base64 without its head": ("BerriAI/litellm/pull/34783",
-                                lambda _: base64.b64encode(saved(red())).decode() * 99, "…"),
+    "HEIC named PNG": (
+        "python-pillow/Pillow/issues/4163",
+        lambda _: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "is a HEIF file",
+    ),
+    "TIFF of half floats": (
+        "python-pillow/Pillow/issues/4480",
+        lambda _: half_floats(),
+        "of a kind that is not read",
+    ),
+    "cut short": (
+        "python-pillow/Pillow/issues/4163",
+        lambda _: saved(Image.effect_noise((64, 64), 90), "PNG")[:-900],
+        "is cut short",
+    ),
+    "file URL": (
+        "NousResearch/hermes-agent/issues/7571",
+        lambda _: "file:///a/b.png",
+        "leave out 'file://'",
+    ),
+    "object store": (
+        "NousResearch/hermes-agent/issues/7571",
+        lambda _: "s3://a/b.png",
+        "is an address, not a file",
+    ),
+    "scheme in capitals": (
+        "NousResearch/hermes-agent/issues/7571",
+        lambda _: "HTTPS://a/b.png",
+        "is an address",
+    ),
+    "base64 without its head": (
+        "BerriAI/litellm/pull/34783",
+        lambda _: base64.b64encode(saved(red())).decode() * 99,
+        "…",
+    ),
 }
 
 
@@ -165,7 +276,11 @@ def test_the_reason_is_the_true_one(name: str, tmp_path: Path) -> None:
     _, make, reason = REASONS[name]
     with pytest.raises(ImageError, match=reason) as caught:
         open_image(make(tmp_path))
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300 and "damaged" not in str(caught.value)
+    assert (
+        "\n" not in str(caught.value)
+        and len(str(caught.value)) < 300
+        and "damaged" not in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("ending", [".tif", ".tiff", ".jpe", ".jfif", ".avif", ".heic", ".ppm"])

@@ -37,18 +37,18 @@ from transformers import PreTrainedTokenizerFast
 from mmdiff.config import PRESETS
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.structured_adversarial import BASE, Fake, Judge, generate, settings
+from mmdiff.structured.constraint.compiled import compile_schema
+from mmdiff.structured.constraint.membership import Unsaid, arranged
+from mmdiff.structured.constraint.structure_search import ProbeRow, search_structure
+from mmdiff.structured.constraint.template import TemplateBuilder
+from mmdiff.structured.constraint.token_dfa import Vocabulary
 from mmdiff.structured.schema.errors import (
     ScaffoldError,
     SchemaTooLargeError,
     UnsatisfiableSchemaError,
     UnsupportedSchemaError,
 )
-from mmdiff.structured.constraint.template import TemplateBuilder
-from mmdiff.structured.constraint.membership import Unsaid, arranged
-from mmdiff.structured.constraint.structure_search import ProbeRow, search_structure
-from mmdiff.structured.constraint.compiled import compile_schema
 from mmdiff.structured.schema.inputs import compile_choices, compile_source, compile_template
-from mmdiff.structured.constraint.token_dfa import Vocabulary
 
 TOKENS = PRESETS["tiny"].tokens
 HUB = "https://github.com/"
@@ -491,7 +491,9 @@ def test_older_drafts_are_asked_to_be_named(
 def test_versions_of_uuids_are_kept_to(layouts: TemplateBuilder, version: Any) -> None:
     # https://github.com/pydantic/pydantic/issues/11967
     found = made(layouts, version)
-    assert not found.stand_in and found.value.version == int(TypeAdapter(version).json_schema()["format"][-1])
+    assert not found.stand_in and found.value.version == int(
+        TypeAdapter(version).json_schema()["format"][-1]
+    )
 
 
 def test_half_a_character_is_refused_in_a_sentence(layouts: TemplateBuilder) -> None:

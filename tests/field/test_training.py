@@ -19,7 +19,9 @@ from mmdiff.training.loop import Batch, TrainConfig, parameter_groups, train
 from mmdiff.training.losses import WEIGHTINGS
 from mmdiff.vision.image_io import open_image
 
-CONFIG = TrainConfig(steps=6, learning_rate=1e-2, rates={}, warmup_steps=1, save_every=2, log_every=1, workers=0)
+CONFIG = TrainConfig(
+    steps=6, learning_rate=1e-2, rates={}, warmup_steps=1, save_every=2, log_every=1, workers=0
+)
 
 
 class Adapted(nn.Module):
@@ -41,7 +43,9 @@ class Numbers(Dataset[Batch]):
         return {"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(number))}
 
 
-def plain(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def plain(
+    model: nn.Module, batch: Batch, draws: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     return model(batch["x"]).square().mean(), {}
 
 
@@ -69,7 +73,9 @@ def test_what_is_frozen_is_not_trained(
     model = freeze(Adapted(), *learning)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     train(model, plain, Numbers(), replace(CONFIG, rates=rates), tmp_path, "adapted")
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert changed == {name for name in before if name.startswith(learning)}
 
 
@@ -92,7 +98,12 @@ DIVERGED = [
     ("https://github.com/mlfoundations/open_lm/pull/7", 5, torch.inf, "step-00000004"),
     ("https://github.com/BVLC/caffe/pull/1479", 2, -torch.inf, "step-00000002"),
     ("https://github.com/skinniderlab/CLM/issues/284", 0, torch.nan, None),
-    ("https://github.com/Lightning-AI/pytorch-lightning/issues/1008", 5, torch.nan, "step-00000004"),
+    (
+        "https://github.com/Lightning-AI/pytorch-lightning/issues/1008",
+        5,
+        torch.nan,
+        "step-00000004",
+    ),
 ]
 
 
@@ -102,7 +113,9 @@ def test_a_loss_that_is_no_number_ends_the_run(
 ) -> None:
     calls = 0
 
-    def diverging(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def diverging(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         nonlocal calls
         calls += 1
         value, metrics = plain(model, batch, draws)
@@ -117,7 +130,9 @@ def test_a_loss_that_is_no_number_ends_the_run(
 
 def test_weights_are_looked_at_before_they_are_saved(tmp_path: Path) -> None:
     # https://github.com/neoml-lib/neoml/issues/576
-    def poisoning(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def poisoning(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         value, metrics = plain(model, batch, draws)
         model.head.bias.data.fill_(torch.nan)
         return value, metrics
@@ -146,13 +161,17 @@ DAMAGED: list[tuple[str, bytes | None, Any]] = [
 
 
 @pytest.mark.parametrize(("link", "content", "opened_by"), DAMAGED)
-def test_one_damaged_image_does_not_end_a_run(tmp_path: Path, link: str, content: bytes | None, opened_by: Any) -> None:
+def test_one_damaged_image_does_not_end_a_run(
+    tmp_path: Path, link: str, content: bytes | None, opened_by: Any
+) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     good.write_bytes(image_bytes())
     if content is not None:
         bad.write_bytes(content)
     paths = iter([bad, bad, good])
-    row, skipped = read_row(lambda rng: (opened_by(next(paths)), [Turn("what?", "it")]), np.random.default_rng(0))
+    row, skipped = read_row(
+        lambda rng: (opened_by(next(paths)), [Turn("what?", "it")]), np.random.default_rng(0)
+    )
     assert row[0] is not None and row[0].size == (32, 32) and len(skipped) == 2
 
 
@@ -167,6 +186,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_the_published_weighting_is_that_of_the_rate() -> None:
     # https://github.com/inclusionAI/dFactory/issues/17: a plain mean is another objective, and is called so
-    assert [name for name, weighting in WEIGHTINGS.items() if weighting.bound] == ["pretraining", "response"]
+    assert [name for name, weighting in WEIGHTINGS.items() if weighting.bound] == [
+        "pretraining",
+        "response",
+    ]
     times = torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    assert all(torch.equal(WEIGHTINGS[name].times(times), times) for name in ("pretraining", "response", "mean"))
+    assert all(
+        torch.equal(WEIGHTINGS[name].times(times), times)
+        for name in ("pretraining", "response", "mean")
+    )

@@ -67,7 +67,9 @@ def advice(reasons: Iterable[str]) -> str | None:
         packages |= named
         skipped += bool(named)
     tests = "1 test" if skipped == 1 else f"{skipped} tests"
-    return f"{tests} skipped: install {', '.join(sorted(packages))} to run them" if packages else None
+    return (
+        f"{tests} skipped: install {', '.join(sorted(packages))} to run them" if packages else None
+    )
 
 
 def _named_in(reason: str) -> set[str]:

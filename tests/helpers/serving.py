@@ -13,22 +13,45 @@ from typing import Any
 
 import httpx
 
-SLOW = {"gen_length": 700, "block_length": 700, "steps": 700, "rule": "quota", "order": "random", "cache": "none"}
+SLOW = {
+    "gen_length": 700,
+    "block_length": 700,
+    "steps": 700,
+    "rule": "quota",
+    "order": "random",
+    "cache": "none",
+}
 
 
 class Served:
     """A server's process, and a client for it."""
 
     def __init__(
-        self, log: Path, *options: str, wait: bool = True, environment: Mapping[str, str] = os.environ,
+        self,
+        log: Path,
+        *options: str,
+        wait: bool = True,
+        environment: Mapping[str, str] = os.environ,
         port: int | None = None,
     ) -> None:
         self.port = port or free_port()
         self.url, self.log = f"http://127.0.0.1:{self.port}", log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mmdiff.cli.main", "serve", "tiny", "--port", str(self.port), *options],
-                stderr=output, stdout=output, env={**environment, "HF_HUB_OFFLINE": "1"})
+                [
+                    sys.executable,
+                    "-m",
+                    "mmdiff.cli.main",
+                    "serve",
+                    "tiny",
+                    "--port",
+                    str(self.port),
+                    *options,
+                ],
+                stderr=output,
+                stdout=output,
+                env={**environment, "HF_HUB_OFFLINE": "1"},
+            )
         self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         if wait:
             self.wait()
@@ -45,29 +68,43 @@ class Served:
             time.sleep(0.05)
         raise AssertionError(f"{path} was never {status}: {self.log.read_text()}")
 
-    def chat(self, text: str = "what color is the circle?", *, key: str | None = None, **body: Any) -> httpx.Response:
+    def chat(
+        self, text: str = "what color is the circle?", *, key: str | None = None, **body: Any
+    ) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return self.client.post("/v1/chat/completions", json=asking(text, **body), headers=headers)
 
     def numbers(self, key: str | None = None) -> dict[str, float]:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         lines = self.client.get("/metrics", headers=headers).text.splitlines()
-        return {name: float(value) for line in lines if not line.startswith("#")
-                for name, _, value in [line.rpartition(" ")]}
+        return {
+            name: float(value)
+            for line in lines
+            if not line.startswith("#")
+            for name, _, value in [line.rpartition(" ")]
+        }
 
     def settle(self, key: str | None = None) -> dict[str, float]:
         """The numbers once nothing is in flight; every request that was let in has ended in one way."""
         until = time.monotonic() + 10
-        while (found := self.numbers(key))["mmdiff_requests_in_flight"] and time.monotonic() < until:
+        while (found := self.numbers(key))[
+            "mmdiff_requests_in_flight"
+        ] and time.monotonic() < until:
             time.sleep(0.02)
-        ends = sum(found[f"mmdiff_requests_{end}_total"] for end in ("completed", "failed", "cancelled"))
+        ends = sum(
+            found[f"mmdiff_requests_{end}_total"] for end in ("completed", "failed", "cancelled")
+        )
         assert found["mmdiff_requests_in_flight"] == found["mmdiff_rows_running"] == 0
         assert found["mmdiff_requests_accepted_total"] == ends
         return found
 
     def engine(self) -> int:
         """The process id of the engine."""
-        return next(pid for pid, command in children(self.process.pid) if "mmdiff.serve.engine.process" in command)
+        return next(
+            pid
+            for pid, command in children(self.process.pid)
+            if "mmdiff.serve.engine.process" in command
+        )
 
     def stop(self) -> int:
         self.client.close()

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmdiff.modeling.multimodal import MMDiffModel, MMDiffOutput
-from mmdiff.pipeline import load
 from mmdiff.modeling.processor import MMDiffProcessor
+from mmdiff.pipeline import load
 
 CHECK = """
 p = AutoProcessor.from_pretrained({folder!r})
@@ -18,7 +18,9 @@ from PIL import Image
 batch = p(text="<|image|> hello", images=Image.new("RGB", (8, 8)))
 print(type(p).__name__, sorted(batch))
 """
-WANTED = "MMDiffProcessor ['attention_mask', 'image_grids', 'image_sizes', 'input_ids', 'pixel_values']"
+WANTED = (
+    "MMDiffProcessor ['attention_mask', 'image_grids', 'image_sizes', 'input_ids', 'pixel_values']"
+)
 
 
 def run(code: str) -> str:
@@ -27,11 +29,16 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("imports", [
-    "import mmdiff\nassert 'transformers' not in sys.modules\nfrom transformers import AutoProcessor",
-    pytest.param("from transformers import AutoConfig\nimport mmdiff\nfrom transformers import AutoProcessor",
-                 marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import mmdiff\nassert 'transformers' not in sys.modules\nfrom transformers import AutoProcessor",
+        pytest.param(
+            "from transformers import AutoConfig\nimport mmdiff\nfrom transformers import AutoProcessor",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_images_are_never_left_out(random_tiny: Path, imports: str) -> None:
     assert run("import sys\n" + imports + CHECK.format(folder=str(random_tiny))) == WANTED
 
@@ -49,4 +56,8 @@ def test_a_compiled_model_gives_the_same(random_tiny: Path) -> None:
         wanted, got = model(ids), torch.compile(model, backend="eager")(ids)
     assert isinstance(got, MMDiffOutput)
     torch.testing.assert_close(got.logits, wanted.logits)
-    assert wanted[0] is wanted.logits and wanted["logits"] is wanted.logits and tuple(wanted) == ("logits",)
+    assert (
+        wanted[0] is wanted.logits
+        and wanted["logits"] is wanted.logits
+        and tuple(wanted) == ("logits",)
+    )

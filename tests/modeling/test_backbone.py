@@ -7,14 +7,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmdiff.modeling.attention import attention, rotary_tables, rotate, build_attention_mask
+from mmdiff.config import PRESETS, BackboneConfig
+from mmdiff.modeling.attention import attention, build_attention_mask, rotary_tables, rotate
 from mmdiff.modeling.backbone import Backbone
 from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
-from mmdiff.config import PRESETS, BackboneConfig
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.onednn_linear import OneDNNLinear, use_onednn
 
-SMALL = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+SMALL = dict(
+    vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+)
 
 
 def backbone(**changes: object) -> Backbone:
@@ -24,7 +26,9 @@ def backbone(**changes: object) -> Backbone:
 
 
 @torch.no_grad()
-def logits(model: Backbone, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None = None) -> Tensor:
+def logits(
+    model: Backbone, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None = None
+) -> Tensor:
     return model.lm_head(model(model.embed_tokens(ids_BT), positions_BT, mask))
 
 
@@ -80,7 +84,12 @@ def test_a_padded_row_is_the_row_alone(options: dict[str, object]) -> None:
     padded_ids = torch.cat((torch.zeros(1, 3, dtype=torch.long), ids), dim=1)
     valid = torch.tensor([[False] * 3 + [True] * 5])
     positions = (valid.cumsum(1) - 1).clamp(min=0)
-    padded = logits(model, padded_ids, positions, build_attention_mask(valid, torch.zeros_like(padded_ids), "full"))
+    padded = logits(
+        model,
+        padded_ids,
+        positions,
+        build_attention_mask(valid, torch.zeros_like(padded_ids), "full"),
+    )
     assert padded.isfinite().all()
     torch.testing.assert_close(padded[:, 3:], alone, rtol=1e-5, atol=1e-5)
 
@@ -91,7 +100,9 @@ def test_full_attention_is_bidirectional() -> None:
     changed = ids.clone()
     changed[0, 5] = 0
     positions = torch.arange(6)[None]
-    assert not torch.allclose(logits(model, ids, positions)[0, 0], logits(model, changed, positions)[0, 0])
+    assert not torch.allclose(
+        logits(model, ids, positions)[0, 0], logits(model, changed, positions)[0, 0]
+    )
 
 
 def test_segment_causal_prompts_do_not_see_what_follows() -> None:
@@ -101,7 +112,9 @@ def test_segment_causal_prompts_do_not_see_what_follows() -> None:
     whole = logits(model, ids, positions, build_attention_mask(valid, segments, "segment-causal"))
     for end in (2, 5, 7):
         mask = build_attention_mask(valid[:, :end], segments[:, :end], "segment-causal")
-        torch.testing.assert_close(logits(model, ids[:, :end], positions[:, :end], mask), whole[:, :end])
+        torch.testing.assert_close(
+            logits(model, ids[:, :end], positions[:, :end], mask), whole[:, :end]
+        )
 
 
 def test_branches_equal_separate_rows() -> None:
@@ -112,11 +125,15 @@ def test_branches_equal_separate_rows() -> None:
     branches = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2]])
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6]])
     valid = torch.ones(1, 10, dtype=torch.bool)
-    packed = logits(model, ids, positions, build_attention_mask(valid, segments, "segment-causal", branches))
+    packed = logits(
+        model, ids, positions, build_attention_mask(valid, segments, "segment-causal", branches)
+    )
     for branch in (1, 2):
         own = (branches[0] == 0) | (branches[0] == branch)
         mask = build_attention_mask(valid[:, own], segments[:, own], "segment-causal")
-        torch.testing.assert_close(logits(model, ids[:, own], positions[:, own], mask), packed[:, own])
+        torch.testing.assert_close(
+            logits(model, ids[:, own], positions[:, own], mask), packed[:, own]
+        )
 
 
 def test_visibility_by_the_slow_rule() -> None:
@@ -138,7 +155,12 @@ def test_visibility_by_the_slow_rule() -> None:
 
 def test_parameters_are_named_as_in_llama() -> None:
     assert "layers.1.self_attn.o_proj.weight" in backbone().state_dict()
-    assert {name.split(".")[0] for name in backbone().state_dict()} == {"embed_tokens", "layers", "lm_head", "norm"}
+    assert {name.split(".")[0] for name in backbone().state_dict()} == {
+        "embed_tokens",
+        "layers",
+        "lm_head",
+        "norm",
+    }
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 5), (2, 400)])
@@ -149,4 +171,6 @@ def test_the_way_for_processors_gives_the_same_numbers(shape: tuple[int, int]) -
     assert suited.state_dict().keys() == plain.state_dict().keys()
     ids = torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(shape[1]).expand(shape)
-    torch.testing.assert_close(logits(suited, ids, positions), logits(plain, ids, positions), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        logits(suited, ids, positions), logits(plain, ids, positions), rtol=1e-4, atol=1e-5
+    )

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
+from mmdiff.config import PRESETS
+from mmdiff.errors import CheckpointError
 from mmdiff.modeling.checkpoint import (
     CheckpointTensors,
     canonical_state,
@@ -21,8 +23,6 @@ from mmdiff.modeling.checkpoint import (
     recognise,
     translate,
 )
-from mmdiff.config import PRESETS
-from mmdiff.errors import CheckpointError
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 
 CPU = torch.device("cpu")
@@ -55,12 +55,25 @@ def test_layouts_are_told_apart_by_their_keys(reference: Path, random_tiny: Path
 
 def test_ff_out_is_the_head_or_a_block_s_projection() -> None:
     assert translate("model.transformer.ff_out.weight", "llada") == "backbone.lm_head.weight"
-    assert translate("model.transformer.blocks.7.ff_out.weight", "llada") == "backbone.layers.7.mlp.down_proj.weight"
+    assert (
+        translate("model.transformer.blocks.7.ff_out.weight", "llada")
+        == "backbone.layers.7.mlp.down_proj.weight"
+    )
 
 
 def test_every_name_of_llada_8b_is_known() -> None:
     """The 291 names of the published checkpoint, made from its sizes, cover the meta model exactly."""
-    parts = ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out", "attn_norm", "ff_norm"]
+    parts = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "attn_out",
+        "ff_proj",
+        "up_proj",
+        "ff_out",
+        "attn_norm",
+        "ff_norm",
+    ]
     names = [f"model.transformer.blocks.{n}.{part}.weight" for n in range(32) for part in parts]
     names += [f"model.transformer.{part}.weight" for part in ("wte", "ln_f", "ff_out")]
     with torch.device("meta"):
@@ -72,9 +85,15 @@ def test_every_name_of_llada_8b_is_known() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("model.transformer.blocks.1.q_proj.weight"), "missing names: backbone.layers.1.self_attn.q_"),
+        (
+            lambda w: w.pop("model.transformer.blocks.1.q_proj.weight"),
+            "missing names: backbone.layers.1.self_attn.q_",
+        ),
         (lambda w: w.update(surprise=torch.zeros(1)), "unknown names: surprise"),
-        (lambda w: w.update({"model.transformer.ln_f.weight": torch.zeros(3)}), r"norm.weight: \(3,\) instead of"),
+        (
+            lambda w: w.update({"model.transformer.ln_f.weight": torch.zeros(3)}),
+            r"norm.weight: \(3,\) instead of",
+        ),
         (lambda w: w.pop("model.transformer.wte.weight"), "unknown architecture"),
     ],
 )
@@ -94,24 +113,32 @@ def test_a_damaged_file_is_refused(llada: Path) -> None:
 
 def test_pickles_are_never_read(llada: Path) -> None:
     (llada / "model.safetensors").rename(llada / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is a pickle, which is never read"):
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model.bin is a pickle, which is never read"
+    ):
         model_of(llada)
 
 
 def test_a_missing_shard_is_named(llada: Path) -> None:
-    (llada / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    (llada / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "one.safetensors"}})
+    )
     with pytest.raises(CheckpointError, match="incomplete: one.safetensors"):
         model_of(llada)
 
 
 def test_an_index_cannot_point_outside_its_folder(llada: Path, tmp_path: Path) -> None:
     shutil.copy(llada / "model.safetensors", tmp_path / "other.safetensors")
-    (llada / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    (llada / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../other.safetensors"}})
+    )
     with pytest.raises(CheckpointError, match="incomplete"):
         model_of(llada)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"model_type": "llama"}', '{"model_type": "mmdiff"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"model_type": "llama"}', '{"model_type": "mmdiff"}']
+)
 def test_a_config_of_something_else_is_refused(llada: Path, text: str) -> None:
     (llada / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match="config.json"):
@@ -128,11 +155,22 @@ def test_a_model_that_does_more_is_refused(llada: Path) -> None:
 def test_published_sizes_come_from_config_json(tmp_path: Path) -> None:
     """LLaDA-V's published config.json, in the parts that matter, gives the preset."""
     published = {
-        "model_type": "llava_llada", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 126464, "rope_theta": 500000.0,
-        "rms_norm_eps": 1e-5, "attention_bias": False, "max_position_embeddings": 16384, "bos_token_id": 128000,
-        "mm_vision_tower": "google/siglip2-so400m-patch14-384", "image_aspect_ratio": "anyres_max_4",
-        "image_grid_pinpoints": "(1x1),...,(6x6)", "mm_patch_merge_type": "spatial_unpad",
+        "model_type": "llava_llada",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 126464,
+        "rope_theta": 500000.0,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "max_position_embeddings": 16384,
+        "bos_token_id": 128000,
+        "mm_vision_tower": "google/siglip2-so400m-patch14-384",
+        "image_aspect_ratio": "anyres_max_4",
+        "image_grid_pinpoints": "(1x1),...,(6x6)",
+        "mm_patch_merge_type": "spatial_unpad",
     }
     (tmp_path / "config.json").write_text(json.dumps(published))
     assert config_of(tmp_path) == PRESETS["llada-v-8b"]
@@ -154,7 +192,9 @@ def test_the_shipped_form_round_trips(random_tiny: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("library", ["timm", "open_clip"])
-def test_a_tower_of_another_library_loads_the_same_folder(random_tiny: Path, tmp_path: Path, library: str) -> None:
+def test_a_tower_of_another_library_loads_the_same_folder(
+    random_tiny: Path, tmp_path: Path, library: str
+) -> None:
     shutil.copytree(random_tiny, tmp_path / "model")
     stored = json.loads((random_tiny / "config.json").read_text())
     stored["settings"]["vision"]["library"] = library
@@ -177,10 +217,18 @@ def test_describe_counts_without_weights() -> None:
 
 def test_presets_survive_json() -> None:
     for preset in PRESETS.values():
-        assert MMDiffConfig(settings=json.loads(json.dumps(dataclasses.asdict(preset)))).model == preset
+        assert (
+            MMDiffConfig(settings=json.loads(json.dumps(dataclasses.asdict(preset)))).model
+            == preset
+        )
 
 
-def test_a_folder_without_a_tokenizer_is_one_sentence(llada: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CheckpointError, match="no tokenizer that can be read .there is no tokenizer.json.; fetch it"):
+def test_a_folder_without_a_tokenizer_is_one_sentence(
+    llada: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        CheckpointError,
+        match="no tokenizer that can be read .there is no tokenizer.json.; fetch it",
+    ):
         load_folder(llada, CPU, torch.float32)
     assert capfd.readouterr().err == ""

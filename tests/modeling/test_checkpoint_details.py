@@ -9,9 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdiff.modeling.checkpoint import CheckpointTensors, _tokenizer, config_of, load_folder, load_weights
 from mmdiff.config import PRESETS
 from mmdiff.errors import CheckpointError
+from mmdiff.modeling.checkpoint import (
+    CheckpointTensors,
+    _tokenizer,
+    config_of,
+    load_folder,
+    load_weights,
+)
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.onednn_linear import OneDNNLinear
 

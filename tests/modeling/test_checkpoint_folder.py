@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_folder, load_weights
 from mmdiff.errors import CheckpointError
+from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_folder, load_weights
 from mmdiff.modeling.checkpoint_folder import INDEX, SINGLE
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 
@@ -26,7 +26,10 @@ def tensors(reference: Path) -> Tensors:
 def sharded(reference: Path, tensors: Tensors, tmp_path: Path) -> Path:
     """The tiny LLaDA in two files with an index."""
     names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    parts = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, held in parts.items():
         save_file({name: tensors[name] for name in held}, tmp_path / file)
     write_index(tmp_path, {name: file for file, held in parts.items() for name in held})
@@ -48,7 +51,9 @@ def rewrite(file: Path, **more: torch.Tensor) -> None:
 
 def same(folder: Path, tensors: Tensors) -> bool:
     found = CheckpointTensors(folder)
-    return found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    return found.keys() == tensors.keys() and all(
+        torch.equal(found[name], tensors[name]) for name in tensors
+    )
 
 
 def test_a_stale_copy_in_another_file_counts_for_nothing(sharded: Path, tensors: Tensors) -> None:
@@ -65,19 +70,27 @@ def test_tensors_that_the_index_does_not_name_are_not_read(sharded: Path, tensor
 
 def test_a_ghost_is_named(sharded: Path) -> None:
     write_index(sharded, listed(sharded) | {"ghost.weight": "model-00002-of-00002.safetensors"})
-    with pytest.raises(CheckpointError, match="names tensors that are not there: ghost.weight in model-00002"):
+    with pytest.raises(
+        CheckpointError, match="names tensors that are not there: ghost.weight in model-00002"
+    ):
         CheckpointTensors(sharded)
 
 
 def test_a_missing_file_is_named(sharded: Path) -> None:
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="incomplete: model-00002-of-00002.safetensors; fetch it again"):
+    with pytest.raises(
+        CheckpointError, match="incomplete: model-00002-of-00002.safetensors; fetch it again"
+    ):
         CheckpointTensors(sharded)
 
 
-@pytest.mark.parametrize("weight_map", [None, [], {}, 5, "model.safetensors", {"a": 5}, {"a": None}, {"a": ["b"]}])
+@pytest.mark.parametrize(
+    "weight_map", [None, [], {}, 5, "model.safetensors", {"a": 5}, {"a": None}, {"a": ["b"]}]
+)
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_malformed_index_is_one_sentence(sharded: Path, tensors: Tensors, weight_map: Any, whole: bool) -> None:
+def test_a_malformed_index_is_one_sentence(
+    sharded: Path, tensors: Tensors, weight_map: Any, whole: bool
+) -> None:
     write_index(sharded, weight_map)
     if whole:
         save_file(tensors, sharded / SINGLE)
@@ -86,7 +99,9 @@ def test_a_malformed_index_is_one_sentence(sharded: Path, tensors: Tensors, weig
 
 
 @pytest.mark.parametrize("stale", ["files gone", "files there"])
-def test_a_whole_file_goes_before_a_stale_index(sharded: Path, tensors: Tensors, stale: str) -> None:
+def test_a_whole_file_goes_before_a_stale_index(
+    sharded: Path, tensors: Tensors, stale: str
+) -> None:
     new = {name: tensor + 1 for name, tensor in tensors.items()}
     save_file(new, sharded / SINGLE)
     if stale == "files gone":
@@ -109,17 +124,25 @@ def test_an_index_may_name_the_one_file(sharded: Path, tensors: Tensors) -> None
         CheckpointTensors(sharded)
 
 
-@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2])
-def test_quantized_weights_without_scales_are_refused_by_name(sharded: Path, kind: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "kind", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+def test_quantized_weights_without_scales_are_refused_by_name(
+    sharded: Path, kind: torch.dtype
+) -> None:
     file = sharded / listed(sharded)[HEAD]
     rewrite(file, **{HEAD: load_file(file)[HEAD].to(kind)})
-    with pytest.raises(CheckpointError, match=f"{HEAD} is stored as {str(kind).removeprefix('torch.')}"):
+    with pytest.raises(
+        CheckpointError, match=f"{HEAD} is stored as {str(kind).removeprefix('torch.')}"
+    ):
         fill(sharded)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
-def test_numbers_that_are_not_finite_are_refused_by_name(sharded: Path, bad: float, kind: torch.dtype) -> None:
+def test_numbers_that_are_not_finite_are_refused_by_name(
+    sharded: Path, bad: float, kind: torch.dtype
+) -> None:
     file = sharded / listed(sharded)[HEAD]
     head = load_file(file)[HEAD].to(kind)
     head[7, 3] = bad
@@ -141,18 +164,26 @@ def fill(folder: Path, dtype: torch.dtype | None = None) -> None:
 
 
 def test_old_versions_buffers_are_passed_over(reference: Path) -> None:
-    names = ["model.vision_tower.vision_tower.vision_model.embeddings.position_ids",
-             "model.layers.0.self_attn.rotary_emb.inv_freq"]
+    names = [
+        "model.vision_tower.vision_tower.vision_model.embeddings.position_ids",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+    ]
     from mmdiff.modeling.layouts.families import translate
 
     assert [translate(name, "llada-v") for name in names] == [None, None]
 
 
 def test_an_adapter_alone_says_how_it_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "GSAI-ML/LLaDA-V"}))
-    save_file({"base_model.model.a.lora_A.weight": torch.zeros(2)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "GSAI-ML/LLaDA-V"})
+    )
+    save_file(
+        {"base_model.model.a.lora_A.weight": torch.zeros(2)}, tmp_path / "adapter_model.safetensors"
+    )
     for load in (config_of, lambda folder: load_folder(folder, torch.device("cpu"), torch.float32)):
-        with pytest.raises(CheckpointError, match=r"is a PEFT adapter.*mmdiff.load\('GSAI-ML/LLaDA-V'\).*PeftModel"):
+        with pytest.raises(
+            CheckpointError, match=r"is a PEFT adapter.*mmdiff.load\('GSAI-ML/LLaDA-V'\).*PeftModel"
+        ):
             load(tmp_path)
 
 
@@ -161,5 +192,7 @@ def test_a_save_removes_what_an_earlier_one_left(random_tiny: Path, tmp_path: Pa
     model, _ = load_folder(random_tiny, torch.device("cpu"), torch.float32)
     for size in ("50GB", "3MB", "50GB"):
         model.save_pretrained(tmp_path, max_shard_size=size)
-        assert (tmp_path / SINGLE).exists() == (size == "50GB") and (tmp_path / INDEX).exists() == (size == "3MB")
+        assert (tmp_path / SINGLE).exists() == (size == "50GB") and (tmp_path / INDEX).exists() == (
+            size == "3MB"
+        )
         assert CheckpointTensors(tmp_path).keys() == model.state_dict().keys()

@@ -8,15 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmdiff.decoding.canvas import Canvas
 from mmdiff.config import DecodingConfig
-from mmdiff.modeling.multimodal import MMDiffModel
+from mmdiff.decoding.canvas import Canvas
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import denoise
+from mmdiff.modeling.multimodal import MMDiffModel
 from mmdiff.vision.image_io import open_image
 from mmdiff.vision.preprocess import count_tokens, make_views
 
-CASES = json.loads((Path(__file__).parent / "reference" / "llada-v" / "cases.json").read_text())["cases"]
+CASES = json.loads((Path(__file__).parent / "reference" / "llada-v" / "cases.json").read_text())[
+    "cases"
+]
 
 
 def inputs(model: MMDiffModel, folder: Path, case: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -25,7 +27,11 @@ def inputs(model: MMDiffModel, folder: Path, case: dict[str, Any]) -> dict[str, 
     views = make_views(open_image(folder / case["image"]), vision)
     count = count_tokens(views.size, vision)
     assert count == case["tokens"]
-    ids = [token for part in case["prompt"] for token in ([image_id] * count if part == -200 else [part])]
+    ids = [
+        token
+        for part in case["prompt"]
+        for token in ([image_id] * count if part == -200 else [part])
+    ]
     return {
         "input_ids": torch.tensor([ids]),
         "pixel_values": views.pixels_V3HW,
@@ -48,5 +54,7 @@ def test_logits_and_answers(llada_v: MMDiffModel, reference: Path, case: dict[st
     tokens = llada_v.model_config.tokens
     for run in case["generate"]:
         decoding = DecodingConfig(run["gen_length"], run["block_length"], run["steps"])
-        *_, canvas = denoise(prompted, Canvas.blank(1, run["gen_length"], tokens.mask), decoding, tokens)
+        *_, canvas = denoise(
+            prompted, Canvas.blank(1, run["gen_length"], tokens.mask), decoding, tokens
+        )
         assert canvas.token_ids((tokens.eot,))[0] == run["output"]

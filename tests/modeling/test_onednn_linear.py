@@ -7,9 +7,13 @@ from torch import Tensor, nn
 from mmdiff.modeling.onednn_linear import FEW, OneDNNLinear, use_onednn
 
 INPUTS = {
-    "plain": torch.randn(2, 3, 7, 24), "few": torch.randn(FEW - 1, 24), "none": torch.randn(0, 24),
-    "transposed": torch.randn(3, 24, 50).mT, "expanded": torch.randn(5, 1, 24).expand(5, 20, 24),
-    "strided": torch.randn(4, 30, 48)[:, ::3, ::2], "double": torch.randn(64, 24, dtype=torch.float64),
+    "plain": torch.randn(2, 3, 7, 24),
+    "few": torch.randn(FEW - 1, 24),
+    "none": torch.randn(0, 24),
+    "transposed": torch.randn(3, 24, 50).mT,
+    "expanded": torch.randn(5, 1, 24).expand(5, 20, 24),
+    "strided": torch.randn(4, 30, 48)[:, ::3, ::2],
+    "double": torch.randn(64, 24, dtype=torch.float64),
     "half": torch.randn(64, 24, dtype=torch.bfloat16),
 }
 

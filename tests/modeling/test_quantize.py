@@ -14,12 +14,18 @@ from mmdiff.pipeline import load
 
 def weight_bytes(model: nn.Module) -> int:
     """What all weights take, with the scales of those in 4 bits."""
-    states = [state for weight in model.parameters() if (state := getattr(weight, "quant_state", None)) is not None]
+    states = [
+        state
+        for weight in model.parameters()
+        if (state := getattr(weight, "quant_state", None)) is not None
+    ]
     return sum(each.nbytes for each in (*model.parameters(), *(state.absmax for state in states)))
 
 
 @pytest.mark.parametrize(("bits", "smaller", "near"), [("8bit", 3.5, 0.05), ("4bit", 6.0, 0.3)])
-def test_layers_are_smaller_and_logits_close(random_tiny: Path, bits: Any, smaller: float, near: float) -> None:
+def test_layers_are_smaller_and_logits_close(
+    random_tiny: Path, bits: Any, smaller: float, near: float
+) -> None:
     full, small = load(random_tiny, device="cpu"), load(random_tiny, device="cpu", quantize=bits)
     layers, fewer = full.model.backbone.layers, small.model.backbone.layers
     assert weight_bytes(layers) / weight_bytes(fewer) > smaller
@@ -42,8 +48,10 @@ def test_a_quantized_model_is_not_saved(random_tiny: Path, tmp_path: Path) -> No
     from mmdiff.modeling.checkpoint import save_folder
 
     small = load(random_tiny, device="cpu", quantize="8bit")
-    for save in (lambda: save_folder(small.model, small.processor, tmp_path / "new"),
-                 lambda: small.model.save_pretrained(tmp_path / "new")):
+    for save in (
+        lambda: save_folder(small.model, small.processor, tmp_path / "new"),
+        lambda: small.model.save_pretrained(tmp_path / "new"),
+    ):
         with pytest.raises(MMDiffError, match="layers in 8 or 4 bits is not saved"):
             save()
     assert not (tmp_path / "new").exists()

@@ -13,14 +13,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from mmdiff.modeling.checkpoint import load_folder
 from mmdiff.config import PRESETS, ModelConfig
+from mmdiff.modeling.checkpoint import load_folder
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.onednn_linear import use_onednn
-from mmdiff.pipeline import Pipeline
 from mmdiff.modeling.processor import MMDiffProcessor
 from mmdiff.modeling.quantize import quantize
 from mmdiff.modeling.weights_version import WeightsVersion
+from mmdiff.pipeline import Pipeline
 
 SETTINGS: dict[str, Any] = {"gen_length": 8, "steps": 1, "block_length": 8}
 Change = Callable[[MMDiffModel], Any]
@@ -28,15 +28,24 @@ Change = Callable[[MMDiffModel], Any]
 
 @pytest.fixture(scope="module")
 def processor(random_tiny: Path) -> MMDiffProcessor:
-    return MMDiffProcessor.of(load_folder(random_tiny, torch.device("cpu"), torch.float32)[1].tokenizer, small())
+    return MMDiffProcessor.of(
+        load_folder(random_tiny, torch.device("cpu"), torch.float32)[1].tokenizer, small()
+    )
 
 
 def small() -> ModelConfig:
     tiny = PRESETS["tiny"]
     assert tiny.vision is not None
-    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3}
+    sizes = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+    }
     backbone = dataclasses.replace(tiny.backbone, num_key_value_heads=3, **sizes)
-    return dataclasses.replace(tiny, backbone=backbone, vision=dataclasses.replace(tiny.vision, **sizes), audio=None)
+    return dataclasses.replace(
+        tiny, backbone=backbone, vision=dataclasses.replace(tiny.vision, **sizes), audio=None
+    )
 
 
 @pytest.fixture
@@ -126,12 +135,22 @@ def step(**options: Any) -> Change:
 
 
 CHANGES: dict[str, Change] = {
-    "in place": add_in_place, "inference mode": add_in_inference_mode, "through .data": add_through_data,
-    "a row through .data": change_a_row_through_data, "through NumPy": write_through_numpy,
-    "other data": replace_data, "another layer": replace_the_layer, "load_state_dict": load_other_weights,
-    "load_state_dict(assign=True)": assign_other_weights, "a hook": hook, "another forward": wrap_forward,
-    "AdamW": step(), "fused AdamW": step(fused=True), "SGD by foreach": step(foreach=True),
-    "bfloat16": lambda model: model.to(torch.bfloat16), "float64": lambda model: model.double(),
+    "in place": add_in_place,
+    "inference mode": add_in_inference_mode,
+    "through .data": add_through_data,
+    "a row through .data": change_a_row_through_data,
+    "through NumPy": write_through_numpy,
+    "other data": replace_data,
+    "another layer": replace_the_layer,
+    "load_state_dict": load_other_weights,
+    "load_state_dict(assign=True)": assign_other_weights,
+    "a hook": hook,
+    "another forward": wrap_forward,
+    "AdamW": step(),
+    "fused AdamW": step(fused=True),
+    "SGD by foreach": step(foreach=True),
+    "bfloat16": lambda model: model.to(torch.bfloat16),
+    "float64": lambda model: model.double(),
 }
 
 
@@ -168,11 +187,14 @@ def test_clear_forgets(pipeline: Pipeline) -> None:
     said(pipeline)
     layer(pipeline.model).weight.data[1, 40] += 100.0
     pipeline.clear()
-    assert len(pipeline.store) == 0 and said(pipeline) == said(Pipeline(pipeline.model, pipeline.processor))
+    assert len(pipeline.store) == 0 and said(pipeline) == said(
+        Pipeline(pipeline.model, pipeline.processor)
+    )
 
 
 def test_training_goes_on_with_dropout(pipeline: Pipeline) -> None:
     """Answers are those without it, and the model is then as the run left it."""
+
     class Dropping(nn.Module):
         def __init__(self, inside: nn.Module) -> None:
             super().__init__()
@@ -187,14 +209,18 @@ def test_training_goes_on_with_dropout(pipeline: Pipeline) -> None:
     layers[1].eval()  # a part that stands still
     states = [module.training for module in pipeline.model.modules()]
     wanted = said(pipeline)
-    assert [module.training for module in pipeline.model.modules()] == states and layers[0].mlp.up_proj.training
+    assert [module.training for module in pipeline.model.modules()] == states and layers[
+        0
+    ].mlp.up_proj.training
     assert wanted == said(Pipeline(pipeline.model, pipeline.processor))
 
 
 def test_adapters_are_noticed(pipeline: Pipeline) -> None:
     """Switched, disabled, scaled, merged, taken apart again, and deleted."""
     peft = pytest.importorskip("peft")
-    settings = peft.LoraConfig(target_modules=["up_proj", "v_proj"], init_lora_weights=False, lora_dropout=0.1)
+    settings = peft.LoraConfig(
+        target_modules=["up_proj", "v_proj"], init_lora_weights=False, lora_dropout=0.1
+    )
     adapted = peft.get_peft_model(pipeline.model, settings)
     adapted.add_adapter("other", settings)
     seen = []
@@ -256,7 +282,9 @@ def test_a_store_is_pickled_without_what_it_keeps(pipeline: Pipeline) -> None:
 
 def test_a_version_costs_little() -> None:
     """A model with as many tensors as one of 8 billion parameters."""
-    layers = nn.ModuleList(nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(9))) for _ in range(32))
+    layers = nn.ModuleList(
+        nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(9))) for _ in range(32)
+    )
     version, model = WeightsVersion(), nn.Sequential(layers)
     assert version.of(model) == version.of(model) == 1
     times = []
@@ -269,9 +297,16 @@ def test_a_version_costs_little() -> None:
 
 def test_tensors_without_numbers_are_no_fault() -> None:
     """On no device yet, sparse, transposed, empty, or with numbers that are not equal to themselves."""
-    for tensor in (torch.empty(3, 4, device="meta"), torch.eye(3).to_sparse(), torch.randn(4, 6).t(), torch.empty(0, 3),
-                   torch.full((3,), torch.nan), torch.tensor(1.0), torch.ones(2, dtype=torch.complex64),
-                   torch.ones(5, dtype=torch.bool)):
+    for tensor in (
+        torch.empty(3, 4, device="meta"),
+        torch.eye(3).to_sparse(),
+        torch.randn(4, 6).t(),
+        torch.empty(0, 3),
+        torch.full((3,), torch.nan),
+        torch.tensor(1.0),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(5, dtype=torch.bool),
+    ):
         model, version = nn.Module(), WeightsVersion()
         model.register_buffer("held", tensor)
         assert version.of(model) == version.of(model) == 1

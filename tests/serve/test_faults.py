@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.helpers.serving import SLOW, Served, asking, children
 
 Start = Callable[..., Served]
@@ -41,8 +42,10 @@ def test_clients_that_vanish_leave_nothing_behind(server: Served) -> None:
     for number in range(64):
         body = json.dumps(asking("what?", stream=number % 2 == 0, n=2, **SLOW)).encode()
         held = socket.create_connection(("127.0.0.1", server.port))
-        held.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                     b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        held.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
         sockets.append(held)
     until = time.monotonic() + 20
     while server.numbers()["mmdiff_requests_running"] < 8 and time.monotonic() < until:
@@ -60,13 +63,17 @@ def test_clients_that_vanish_leave_nothing_behind(server: Served) -> None:
 def test_a_body_that_hardly_comes_is_not_waited_for(server: Served) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as slow:
         slow.settimeout(12)
-        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                     b"Content-Length: 1000\r\n\r\n{")
+        slow.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000\r\n\r\n{"
+        )
         started, answer = time.monotonic(), b""
         while part := slow.recv(4096):
             answer += part
         assert 3 < time.monotonic() - started < 11
-    assert b" 400 " in answer and b"body_too_slow" in answer and b"connection: close" in answer.lower()
+    assert (
+        b" 400 " in answer and b"body_too_slow" in answer and b"connection: close" in answer.lower()
+    )
     assert server.chat().status_code == 200
     server.settle()
 
@@ -74,10 +81,27 @@ def test_a_body_that_hardly_comes_is_not_waited_for(server: Served) -> None:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Room for one at work and one who waits, with keys."""
-    served = Served(tmp_path_factory.mktemp("small") / "log", "--api-key", KEY, "--api-key", "another",
-                    "--max-num-seqs", "4", "--max-num-queued-reqs", "1", "--max-num-reqs-per-key", "3",
-                    "--request-timeout", "3", "--queue-timeout", "1", "--engine-timeout", "2",
-                    "--shutdown-timeout", "20")
+    served = Served(
+        tmp_path_factory.mktemp("small") / "log",
+        "--api-key",
+        KEY,
+        "--api-key",
+        "another",
+        "--max-num-seqs",
+        "4",
+        "--max-num-queued-reqs",
+        "1",
+        "--max-num-reqs-per-key",
+        "3",
+        "--request-timeout",
+        "3",
+        "--queue-timeout",
+        "1",
+        "--engine-timeout",
+        "2",
+        "--shutdown-timeout",
+        "20",
+    )
     yield served
     served.client.close()
     if served.process.poll() is None:
@@ -86,21 +110,43 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def test_keys_are_asked_for_on_every_path(small: Served) -> None:
     schema = small.client.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
-    paths = [*schema["paths"], "/", "/openapi.json", "/docs", "/none", "//health", "/health/", "/v1/health", "/HEALTH"]
+    paths = [
+        *schema["paths"],
+        "/",
+        "/openapi.json",
+        "/docs",
+        "/none",
+        "//health",
+        "/health/",
+        "/v1/health",
+        "/HEALTH",
+    ]
     free = {"/health", "/v1/health/live", "/v1/health/ready"}
     for path in paths:
         for method in ("GET", "POST", "OPTIONS", "HEAD", "PUT"):
-            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {KEY[:-1]}"},
-                            {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}, {"Host": "a/health?x="}):
+            for headers in (
+                {},
+                {"Authorization": "Bearer wrong"},
+                {"Authorization": f"Bearer {KEY[:-1]}"},
+                {"Authorization": KEY},
+                {"Authorization": f"Basic {KEY}"},
+                {"Host": "a/health?x="},
+            ):
                 answer = small.client.request(method, path, headers=headers)
                 if path in free:
                     assert answer.status_code in (200, 405)
                 else:
-                    assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer", path
+                    assert (
+                        answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+                    ), path
                     assert method == "HEAD" or answer.json()["error"]["code"] == "invalid_api_key"
     double = [("Authorization", "Bearer wrong"), ("Authorization", f"Bearer {KEY}")]
     assert small.client.get("/v1/models", headers=double).status_code == 401
-    for right in ({"Authorization": f"Bearer {KEY}"}, {"Authorization": "bearer another"}, {"X-Moondream-Auth": KEY}):
+    for right in (
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": "bearer another"},
+        {"X-Moondream-Auth": KEY},
+    ):
         assert small.client.get("/v1/models", headers=right).status_code == 200
 
 
@@ -110,28 +156,46 @@ def test_a_browser_asks_its_user_for_the_key(small: Served) -> None:
     page = small.client.get("/", auth=("anybody", KEY))
     assert page.status_code == 200 and "<html" in page.text
     assert small.client.get("/", auth=(KEY, "")).status_code == 401
-    foreign = {"Origin": "https://elsewhere.example"}  # a browser sends such a password to whatever asks here
-    assert small.client.post("/v1/chat/completions", auth=("", KEY), headers=foreign, json={}).status_code == 403
+    foreign = {
+        "Origin": "https://elsewhere.example"
+    }  # a browser sends such a password to whatever asks here
+    assert (
+        small.client.post(
+            "/v1/chat/completions", auth=("", KEY), headers=foreign, json={}
+        ).status_code
+        == 403
+    )
 
 
 def test_a_full_house_refuses_before_it_reads(small: Served) -> None:
     with streaming(small, KEY, n=4), ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(small.chat, key=KEY) for _ in range(2)]
         until = time.monotonic() + 5
-        while small.numbers("another")["mmdiff_requests_in_flight"] < 3 and time.monotonic() < until:
+        while (
+            small.numbers("another")["mmdiff_requests_in_flight"] < 3 and time.monotonic() < until
+        ):
             time.sleep(0.02)
         refused = small.chat(key=KEY)
-        assert code(refused) == (429, "rate_limited") and 1 <= int(refused.headers["retry-after"]) <= 30
+        assert (
+            code(refused) == (429, "rate_limited")
+            and 1 <= int(refused.headers["retry-after"]) <= 30
+        )
         more = [pool.submit(small.chat, key="another") for _ in range(6)]
-        ends = [code(each.result()) for each in [*waiting, *more] if each.result().status_code != 200]
+        ends = [
+            code(each.result()) for each in [*waiting, *more] if each.result().status_code != 200
+        ]
         assert (503, "queue_full") in ends and (503, "queue_timeout") in ends
-        with socket.create_connection(("127.0.0.1", small.port)) as never:  # no byte of its body comes
+        with socket.create_connection(
+            ("127.0.0.1", small.port)
+        ) as never:  # no byte of its body comes
             never.settimeout(5)
             for _ in range(5):
                 pool.submit(small.chat, key="another")
             time.sleep(0.2)
-            never.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer another\r\n"
-                          b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n")
+            never.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer another\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+            )
             assert never.recv(4096).startswith((b"HTTP/1.1 503 ", b"HTTP/1.1 429 "))
     small.settle(KEY)
 
@@ -197,7 +261,9 @@ def test_past_its_time_and_when_killed_the_server_leaves_nothing(serve: Start) -
     killed.process.kill()
     killed.process.wait()
     until = time.monotonic() + 5
-    while (left := [pid for pid in family if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < until:
+    while (
+        left := [pid for pid in family if os.path.exists(f"/proc/{pid}")]
+    ) and time.monotonic() < until:
         time.sleep(0.05)
     assert left == []
 

@@ -14,12 +14,20 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
 from tests.helpers.serving import Served, asking, children, free_port
 
 pytestmark = pytest.mark.long
 Start = Callable[..., Served]
 CLIENTS = 16
-STEPS = {"gen_length": 256, "block_length": 256, "steps": 256, "rule": "quota", "order": "random", "cache": "none"}
+STEPS = {
+    "gen_length": 256,
+    "block_length": 256,
+    "steps": 256,
+    "rule": "quota",
+    "order": "random",
+    "cache": "none",
+}
 
 
 @contextmanager
@@ -30,8 +38,13 @@ def streams(served: Served, **settings: int) -> Iterator[list[Future[list[str]]]
     def client() -> list[str]:
         found = []
         try:
-            with httpx.stream("POST", f"{served.url}/v1/chat/completions", timeout=60, trust_env=False,
-                              json=asking("what?", stream=True, **{**STEPS, **settings})) as answer:
+            with httpx.stream(
+                "POST",
+                f"{served.url}/v1/chat/completions",
+                timeout=60,
+                trust_env=False,
+                json=asking("what?", stream=True, **{**STEPS, **settings}),
+            ) as answer:
                 for line in answer.iter_lines():
                     if not found:
                         begun.release()
@@ -80,12 +93,16 @@ def test_a_killed_server_leaves_its_port_and_starts_again(tmp_path: Path) -> Non
         assert gone(family, 5)
     assert sorted(os.listdir("/dev/shm")) == left
     assert max(ends) < 2
-    print(f"\nclients were told after {max(ends):.2f} s at most; "
-          f"the server was ready after {sorted(starts)[10]:.1f} s (median), {max(starts):.1f} s (most)")
+    print(
+        f"\nclients were told after {max(ends):.2f} s at most; "
+        f"the server was ready after {sorted(starts)[10]:.1f} s (median), {max(starts):.1f} s (most)"
+    )
 
 
 @pytest.mark.parametrize(("fault", "times"), [(signal.SIGKILL, 20), (signal.SIGSTOP, 5)])
-def test_an_engine_that_dies_or_hangs_fails_what_it_had(serve: Start, fault: signal.Signals, times: int) -> None:
+def test_an_engine_that_dies_or_hangs_fails_what_it_had(
+    serve: Start, fault: signal.Signals, times: int
+) -> None:
     ends, alive = list[float](), list[float]()
     for number in range(times):
         if number % 4 == 0:  # a fifth time within a minute would be the end of the server
@@ -106,7 +123,9 @@ def test_an_engine_that_dies_or_hangs_fails_what_it_had(serve: Start, fault: sig
             assert served.stop() == 0
     hang = 2 if fault is signal.SIGSTOP else 0
     assert max(ends) < 2 + 2 * hang
-    print(f"\n/health was 503 after {max(alive):.2f} s at most, clients were told after {max(ends):.2f} s")
+    print(
+        f"\n/health was 503 after {max(alive):.2f} s at most, clients were told after {max(ends):.2f} s"
+    )
 
 
 def test_sigterm_lets_all_of_them_finish(serve: Start) -> None:
@@ -133,7 +152,9 @@ def test_past_its_time_or_told_twice_the_server_ends_with_an_error(serve: Start)
                 served.wait("/v1/health/ready", 503, 2)
                 served.process.send_signal(signal.SIGTERM)
             ends = [client.exception() or error(client.result()) for client in clients]
-        assert all(end == "shutting_down" or isinstance(end, httpx.TransportError) for end in ends), ends
+        assert all(
+            end == "shutting_down" or isinstance(end, httpx.TransportError) for end in ends
+        ), ends
         assert served.process.wait(5) == 1
         assert gone(family, 5)
 
@@ -145,8 +166,10 @@ def test_bodies_that_hardly_come_hold_up_nobody(server: Served) -> None:
     started, ended = time.monotonic(), dict[int, bytes]()
     for each in slow:
         each.setblocking(False)
-        each.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                     b"Content-Length: 1000\r\n\r\n{")
+        each.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000\r\n\r\n{"
+        )
     answered = 0
     while len(ended) < len(slow) and time.monotonic() < started + 15:
         assert server.chat().status_code == 200
@@ -169,15 +192,23 @@ def test_readers_that_stop_take_no_memory(server: Served) -> None:
     """16 clients that ask for drafts and never read them."""
     server.settle()
     before = server.numbers()["mmdiff_requests_cancelled_total"]
-    body = json.dumps(asking("what?", stream=True, diffusing=True, **{
-        **STEPS, "gen_length": 700, "block_length": 700, "steps": 700})).encode()
+    body = json.dumps(
+        asking(
+            "what?",
+            stream=True,
+            diffusing=True,
+            **{**STEPS, "gen_length": 700, "block_length": 700, "steps": 700},
+        )
+    ).encode()
     deaf = []
     for _ in range(CLIENTS):
         held = socket.socket()
         held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         held.connect(("127.0.0.1", server.port))
-        held.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                     b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        held.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
         deaf.append(held)
     door = psutil.Process(server.process.pid)
     resident, most = door.memory_info().rss, 0
@@ -188,7 +219,9 @@ def test_readers_that_stop_take_no_memory(server: Served) -> None:
     after = server.settle()
     assert most - resident < CLIENTS * (256 << 10), (most - resident) >> 10
     assert server.chat().status_code == 200
-    print(f"\n{after['mmdiff_requests_cancelled_total'] - before:.0f} of {CLIENTS} readers were let go; "
-          f"the server grew by {(most - resident) / 2**20:.1f} MiB")
+    print(
+        f"\n{after['mmdiff_requests_cancelled_total'] - before:.0f} of {CLIENTS} readers were let go; "
+        f"the server grew by {(most - resident) / 2**20:.1f} MiB"
+    )
     for held in deaf:
         held.close()

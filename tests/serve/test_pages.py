@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.helpers.programs import needs
 from tests.helpers.serving import Served, asking
 
@@ -19,7 +20,11 @@ OURS = "127.0.0.1:8000"
 
 
 def found(root: Path, pattern: str) -> list[str]:
-    return [each for page in PAGES for each in re.findall(pattern, (root / page).read_text(), re.M | re.S)]
+    return [
+        each
+        for page in PAGES
+        for each in re.findall(pattern, (root / page).read_text(), re.M | re.S)
+    ]
 
 
 def test_python(server: Served, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +36,11 @@ def test_python(server: Served, root: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(block.replace(OURS, f"127.0.0.1:{server.port}"), "page", "exec"), {})
         printed.append(out.getvalue())
-    assert printed[0] == "red\n" and "the kitchen lights" in printed[1] and printed[1].count("circle") >= 2
+    assert (
+        printed[0] == "red\n"
+        and "the kitchen lights" in printed[1]
+        and printed[1].count("circle") >= 2
+    )
 
 
 @needs("curl")
@@ -44,7 +53,9 @@ def test_curl(server: Served, root: Path) -> None:
         assert made and '"error"' not in made, made
 
 
-def test_hugging_faces_client(server: Served, shapes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_faces_client(
+    server: Served, shapes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import InferenceClient, constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # other tests keep away from the hub
@@ -93,10 +104,20 @@ console.log(JSON.stringify([whole.choices[0].message.content, joined, helper.cho
 @needs("nodejs", "npm")
 def test_openais_client_for_node(server: Served, root: Path, tmp_path: Path) -> None:
     (tmp_path / "ask.mjs").write_text(NODE)
-    subprocess.run(["npm", "install", "--no-audit", "--no-fund", "openai@6"], cwd=tmp_path, check=True,
-                   capture_output=True, timeout=300)
-    said = subprocess.run(["node", "ask.mjs", f"{server.url}/v1", str(root / "examples" / "shapes.png")], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=300)
+    subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "openai@6"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    said = subprocess.run(
+        ["node", "ask.mjs", f"{server.url}/v1", str(root / "examples" / "shapes.png")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout) == ["red", "red", "red", 404]
 
@@ -120,7 +141,12 @@ def test_litellms_client(server: Served, shapes: dict[str, Any], tmp_path: Path)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "litellm>=1.90"], check=True, timeout=600)
     messages = json.dumps(asking("what color is the circle?", shapes)["messages"])
-    said = subprocess.run([python, "-c", LITELLM, f"{server.url}/v1", messages], capture_output=True, text=True,
-                          cwd=tmp_path, timeout=300)
+    said = subprocess.run(
+        [python, "-c", LITELLM, f"{server.url}/v1", messages],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout.splitlines()[-1]) == ["red", "red"]

@@ -10,25 +10,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdiff.serve.media import fetch
 from mmdiff.serve.engine import ipc
-from mmdiff.serve.http.limiter import RequestLimiter, FairSemaphore
-from mmdiff.serve.http.parsing import parse_json_strict, validated
-from mmdiff.serve.http.route_chat import fit_length
-from mmdiff.serve.media.pool import MediaPool
-from mmdiff.serve.errors import ApiError, Disconnected
-from mmdiff.serve.http.responses import SseWriter
-from mmdiff.serve.http.middleware import SecurityMiddleware
-from mmdiff.serve.options import MediaLimits, ServerOptions
-from mmdiff.serve.media.parse import unpacked_url
-from mmdiff.serve.http.schemas import ChatRequest
 from mmdiff.serve.engine.client import EngineClient, PendingRequest
 from mmdiff.serve.engine.detokenizer import StreamingText, cut, held_back
+from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.http.limiter import FairSemaphore, RequestLimiter
+from mmdiff.serve.http.middleware import SecurityMiddleware
+from mmdiff.serve.http.parsing import parse_json_strict, validated
+from mmdiff.serve.http.responses import SseWriter
+from mmdiff.serve.http.route_chat import fit_length
+from mmdiff.serve.http.schemas import ChatRequest
+from mmdiff.serve.media import fetch
+from mmdiff.serve.media.parse import unpacked_url
+from mmdiff.serve.media.pool import MediaPool
+from mmdiff.serve.options import MediaLimits, ServerOptions
 
 
 def test_what_is_told_joined_is_the_answer() -> None:
-    for answer, stops in (("a red circle and a star", ["and", "star"]), ("a b  c", ["z"]), ("né é", []),
-                          ("stop", ["stop"])):
+    for answer, stops in (
+        ("a red circle and a star", ["and", "star"]),
+        ("a b  c", ["z"]),
+        ("né é", []),
+        ("stop", ["stop"]),
+    ):
         told = StreamingText(stops)
         pieces = [told.push(answer[:end]) for end in range(len(answer) + 1)]
         whole = cut(answer, stops)[0].rstrip()
@@ -46,8 +50,16 @@ def test_rows_are_given_in_turn() -> None:
             await asyncio.sleep(seconds)
             rows.give(count)
 
-        tasks = [asyncio.create_task(one(*each)) for each in (
-            ("a", 3, 0.02), ("large", 4, 0.01), ("b", 1, 0.01), ("gone", 2, 0.01), ("c", 1, 0.01))]
+        tasks = [
+            asyncio.create_task(one(*each))
+            for each in (
+                ("a", 3, 0.02),
+                ("large", 4, 0.01),
+                ("b", 1, 0.01),
+                ("gone", 2, 0.01),
+                ("c", 1, 0.01),
+            )
+        ]
         await asyncio.sleep(0.005)
         tasks[3].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -58,8 +70,16 @@ def test_rows_are_given_in_turn() -> None:
 
 
 def test_every_request_that_comes_in_is_counted_once() -> None:
-    door = RequestLimiter(ServerOptions(max_num_seqs=2, max_num_queued_reqs=1, max_num_reqs_per_key=2))
-    for error in (None, ApiError(400, "x", "y"), Disconnected(), asyncio.CancelledError(), ValueError()):
+    door = RequestLimiter(
+        ServerOptions(max_num_seqs=2, max_num_queued_reqs=1, max_num_reqs_per_key=2)
+    )
+    for error in (
+        None,
+        ApiError(400, "x", "y"),
+        Disconnected(),
+        asyncio.CancelledError(),
+        ValueError(),
+    ):
         try:
             with door.slot("key", True):
                 if error is not None:
@@ -80,7 +100,10 @@ def test_every_request_that_comes_in_is_counted_once() -> None:
 
 def test_frames_come_out_as_they_went_in() -> None:
     ours, theirs = socket.socketpair()
-    arrays = [np.arange(24, dtype=np.uint8).reshape(2, 4, 3), np.linspace(0, 1, 7, dtype=np.float32)]
+    arrays = [
+        np.arange(24, dtype=np.uint8).reshape(2, 4, 3),
+        np.linspace(0, 1, 7, dtype=np.float32),
+    ]
     sender = threading.Thread(target=ipc.send, args=(ours, {"op": "answer", "text": "é"}, arrays))
     sender.start()
     message, found = ipc.receive(theirs)
@@ -92,32 +115,67 @@ def test_frames_come_out_as_they_went_in() -> None:
     theirs.close()
 
 
-@pytest.mark.parametrize("address", [
-    "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
-    "::1", "fe80::1", "fc00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "::", "255.255.255.255",
-    "198.18.0.1",
-])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "192.168.0.1",
+        "172.16.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::1",
+        "fe80::1",
+        "fc00::1",
+        "::ffff:127.0.0.1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "::",
+        "255.255.255.255",
+        "198.18.0.1",
+    ],
+)
 def test_addresses_that_are_not_public_are_not_asked(address: str) -> None:
     assert not fetch.is_public(address)
 
 
 def test_public_addresses_are_known() -> None:
-    assert fetch.is_public("93.184.215.14") and fetch.is_public("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
+    assert fetch.is_public("93.184.215.14") and fetch.is_public(
+        "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
+    )
 
 
-@pytest.mark.parametrize("url", [
-    "http://evil.example/", "http://pictures.example.evil.example/", "http://pictures.example@evil.example/",
-    "http://evil.example\\@pictures.example/", "http://pictures.example:8080/", "http://pictures.example\t/",
-    "http://2130706433/", "http://0x7f.1/", "http://[::1]/", "http://localhost/", "https:///a", "http://pictures.example./",
-    "http://p\u0456ctures.example/", "http://127.0.0.1/", "http://pictures.example:99999/",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.example/",
+        "http://pictures.example.evil.example/",
+        "http://pictures.example@evil.example/",
+        "http://evil.example\\@pictures.example/",
+        "http://pictures.example:8080/",
+        "http://pictures.example\t/",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://[::1]/",
+        "http://localhost/",
+        "https:///a",
+        "http://pictures.example./",
+        "http://p\u0456ctures.example/",
+        "http://127.0.0.1/",
+        "http://pictures.example:99999/",
+    ],
+)
 def test_only_named_domains_are_asked(url: str) -> None:
     with pytest.raises(ApiError) as refused:
         asyncio.run(fetch.fetch(url, "param", "image 0", 100, ["pictures.example"]))
     assert (refused.value.status, refused.value.code) == (400, "media_url_not_allowed")
 
 
-def test_a_name_or_a_redirect_that_leads_inside_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_or_a_redirect_that_leads_inside_is_not_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each hop is resolved once and checked; the connection goes to the address that was checked."""
     asked: list[tuple[str, str]] = []
     hosts = {"pictures.example": "93.184.215.14", "inside.pictures.example": "10.0.0.1"}
@@ -127,17 +185,27 @@ def test_a_name_or_a_redirect_that_leads_inside_is_not_followed(monkeypatch: pyt
 
     async def get(scheme: str, host: str, address: str, *rest: Any) -> bytes | str:
         asked.append((host, address))
-        return {"/": b"picture", "/in": "http://inside.pictures.example/", "/out": "http://evil.example/",
-                "/round": "/round"}[rest[1]]
+        return {
+            "/": b"picture",
+            "/in": "http://inside.pictures.example/",
+            "/out": "http://evil.example/",
+            "/round": "/round",
+        }[rest[1]]
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", resolve)
     monkeypatch.setattr(fetch, "_get", get)
 
     def ask(path: str) -> bytes:
-        return asyncio.run(fetch.fetch(f"http://pictures.example{path}", "p", "image 0", 100, ["pictures.example"]))
+        return asyncio.run(
+            fetch.fetch(f"http://pictures.example{path}", "p", "image 0", 100, ["pictures.example"])
+        )
 
     assert ask("/") == b"picture"
-    refusals = {"/in": "media_url_not_allowed", "/out": "media_url_not_allowed", "/round": "media_fetch_failed"}
+    refusals = {
+        "/in": "media_url_not_allowed",
+        "/out": "media_url_not_allowed",
+        "/round": "media_fetch_failed",
+    }
     for path, code in refusals.items():
         with pytest.raises(ApiError) as refused:
             ask(path)
@@ -147,10 +215,13 @@ def test_a_name_or_a_redirect_that_leads_inside_is_not_followed(monkeypatch: pyt
 
 def test_a_host_that_misbehaves_is_named_and_not_repeated() -> None:
     """What comes back, from a server of our own that is asked past the check of its address."""
-    answers = {"/404": b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n",
-               "/503": b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n",
-               "/large": b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + b"x" * 9999,
-               "/reset": b"", "/": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"}
+    answers = {
+        "/404": b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n",
+        "/503": b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n",
+        "/large": b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + b"x" * 9999,
+        "/reset": b"",
+        "/": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    }
 
     async def play() -> dict[str, Any]:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -163,12 +234,20 @@ def test_a_host_that_misbehaves_is_named_and_not_repeated() -> None:
             port, found = server.sockets[0].getsockname()[1], {}
             for path in answers:
                 try:
-                    found[path] = await fetch._get("http", "a.example", "127.0.0.1", port, path, 100, "p", "image 0")
+                    found[path] = await fetch._get(
+                        "http", "a.example", "127.0.0.1", port, path, 100, "p", "image 0"
+                    )
                 except ApiError as error:
                     found[path] = error.status
             return found
 
-    assert asyncio.run(play()) == {"/404": 422, "/503": 502, "/large": 413, "/reset": 502, "/": b"ok"}
+    assert asyncio.run(play()) == {
+        "/404": 422,
+        "/503": 502,
+        "/large": 413,
+        "/reset": 502,
+        "/": b"ok",
+    }
 
 
 def test_data_urls() -> None:
@@ -184,15 +263,28 @@ def test_json_is_read_strictly() -> None:
 
 
 def test_names_of_others_mean_ours() -> None:
-    asked = validated(ChatRequest, {"messages": [{"role": "user", "content": "a"}], "max_denoising_steps": 4,
-                                    "canvas_length": 8, "remasking": "random"})
+    asked = validated(
+        ChatRequest,
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "max_denoising_steps": 4,
+            "canvas_length": 8,
+            "remasking": "random",
+        },
+    )
     assert asked.settings() == {"steps": 4, "block_length": 8, "order": "random"}
 
 
-@pytest.mark.parametrize(("limit", "given", "length", "settings"), [
-    (None, {}, None, {}), (8, {}, 8, {}), (100, {}, 100, {"gen_length": 128, "start_length": 32}),
-    (10**6, {}, 512, {"gen_length": 512, "start_length": 32}), (10, {"gen_length": 64}, 10, {"gen_length": 64}),
-])
+@pytest.mark.parametrize(
+    ("limit", "given", "length", "settings"),
+    [
+        (None, {}, None, {}),
+        (8, {}, 8, {}),
+        (100, {}, 100, {"gen_length": 128, "start_length": 32}),
+        (10**6, {}, 512, {"gen_length": 512, "start_length": 32}),
+        (10, {"gen_length": 64}, 10, {"gen_length": 64}),
+    ],
+)
 def test_long_answers_get_a_canvas_that_grows(
     limit: int | None, given: dict[str, Any], length: int | None, settings: dict[str, Any]
 ) -> None:
@@ -212,13 +304,22 @@ def test_a_reader_that_stops_is_not_waited_for_and_misses_drafts_only() -> None:
 
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
         async with asyncio.timeout(5):
-            await SecurityMiddleware(app, ServerOptions(reader_timeout=0.05), print, print)(scope, send, send)  # type: ignore[arg-type]
+            await SecurityMiddleware(app, ServerOptions(reader_timeout=0.05), print, print)(
+                scope, send, send
+            )  # type: ignore[arg-type]
 
     asyncio.run(play())
     work = PendingRequest(EngineClient(ServerOptions()), "a")
     for event in ("started", "draft", "draft", "text", "draft", "draft", "row", "done"):
         work.put({"event": event})
-    assert [event["event"] for event in work._events] == ["started", "draft", "text", "draft", "row", "done"]
+    assert [event["event"] for event in work._events] == [
+        "started",
+        "draft",
+        "text",
+        "draft",
+        "row",
+        "done",
+    ]
     assert work.over
 
 
@@ -262,7 +363,9 @@ def test_a_stream_that_has_nothing_to_tell_yet_is_opened_by_its_first_comment() 
         await reply.end()
 
     asyncio.run(play())
-    assert [message["type"] for message in sent] == ["http.response.start"] + ["http.response.body"] * 3
+    assert [message["type"] for message in sent] == ["http.response.start"] + [
+        "http.response.body"
+    ] * 3
     assert sent[1]["body"] == b": working\n\n" and sent[2]["body"] == b"data: [DONE]\n\n"
 
 
@@ -270,4 +373,8 @@ def test_what_is_told_ends_before_the_first_stop_and_holds_no_half_character() -
     assert cut("one two three", ["three", "two"]) == ("one ", True)
     assert cut("stop it", ["stop"]) == ("", True) and cut("go on", ["stop"]) == ("go on", False)
     told = StreamingText([])
-    assert [told.push(text) for text in ("a n\ufffd", "a n\u00e9", "a n\u00e9 \ufffd\ufffd")] == ["a n", "\u00e9", ""]
+    assert [told.push(text) for text in ("a n\ufffd", "a n\u00e9", "a n\u00e9 \ufffd\ufffd")] == [
+        "a n",
+        "\u00e9",
+        "",
+    ]

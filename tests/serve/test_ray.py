@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from tests.helpers.serving import SLOW, Served, asking, data_url
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -32,10 +33,21 @@ cluster.shutdown()
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """The environment of whoever may use the cluster."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-                   "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    process = subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert process.stdin is not None and process.stdout is not None
     address = next(line for line in process.stdout if re.fullmatch(r"[\d.]+:\d+\n", line)).strip()
     yield {**environment, "RAY_ADDRESS": address}
@@ -44,19 +56,55 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def mmdiff(environment: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "mmdiff.cli.main", *map(str, words)], env=environment, capture_output=True,
-                          text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "mmdiff.cli.main", *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
-def test_a_job_on_two_workers_gives_the_rows_of_one(cluster: dict[str, str], root: Path, tmp_path: Path) -> None:
+def test_a_job_on_two_workers_gives_the_rows_of_one(
+    cluster: dict[str, str], root: Path, tmp_path: Path
+) -> None:
     source, one, two = tmp_path / "in.jsonl", tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    picture = {"type": "image_url", "image_url": {"url": data_url(root / "examples" / "shapes.png")}}
-    bodies = [asking("what color is the circle?", picture, temperature=number % 2) for number in range(30)]
+    picture = {
+        "type": "image_url",
+        "image_url": {"url": data_url(root / "examples" / "shapes.png")},
+    }
+    bodies = [
+        asking("what color is the circle?", picture, temperature=number % 2) for number in range(30)
+    ]
     bodies += [{"messages": []}]
-    source.write_text("".join(json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions",
-                                          "body": body}) + "\n" for number, body in enumerate(bodies)))
+    source.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "custom_id": str(number),
+                    "method": "POST",
+                    "url": "/v1/chat/completions",
+                    "body": body,
+                }
+            )
+            + "\n"
+            for number, body in enumerate(bodies)
+        )
+    )
     assert mmdiff(dict(os.environ), "run-batch", "-i", source, "-o", one).returncode == 0
-    done = mmdiff(cluster, "run-batch", "-i", source, "-o", two, "--ray", "--min-replicas", 2, "--max-num-seqs", 4)
+    done = mmdiff(
+        cluster,
+        "run-batch",
+        "-i",
+        source,
+        "-o",
+        two,
+        "--ray",
+        "--min-replicas",
+        2,
+        "--max-num-seqs",
+        4,
+    )
     assert done.returncode == 0 and "31 requests, 1 failed" in done.stderr
     assert [said(line) for line in two.open()] == [said(line) for line in one.open()]
 
@@ -68,22 +116,40 @@ def said(line: str) -> tuple[object, ...]:
     return row["id"], row["custom_id"], row["response"]["status_code"], texts, body.get("error")
 
 
-def test_replicas_answer_as_one_server_does(cluster: dict[str, str], root: Path, tmp_path: Path) -> None:
-    served = Served(tmp_path / "log", "--ray", "--min-replicas", "2", "--api-key", "secret", environment=cluster)
+def test_replicas_answer_as_one_server_does(
+    cluster: dict[str, str], root: Path, tmp_path: Path
+) -> None:
+    served = Served(
+        tmp_path / "log", "--ray", "--min-replicas", "2", "--api-key", "secret", environment=cluster
+    )
     assert served.client.get("/v1/models").json()["error"]["code"] == "invalid_api_key"
-    picture = {"type": "image_url", "image_url": {"url": data_url(root / "examples" / "shapes.png")}}
+    picture = {
+        "type": "image_url",
+        "image_url": {"url": data_url(root / "examples" / "shapes.png")},
+    }
     served.client.headers["Authorization"] = "Bearer secret"
     body = asking("what color is the circle?", picture)
     engines = set()
     for _ in range(12):
         answer = served.client.post("/v1/chat/completions", json=body)
         assert answer.json()["choices"][0]["message"]["content"] == "red"
-        engines |= {line for line in served.client.get("/metrics").text.splitlines() if "accepted_total " in line}
+        engines |= {
+            line
+            for line in served.client.get("/metrics").text.splitlines()
+            if "accepted_total " in line
+        }
     assert served.client.post("/v1/chat/completions", json={"messages": []}).json()["error"]["type"]
-    with served.client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as stream:
-        lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: ")]
+    with served.client.stream(
+        "POST", "/v1/chat/completions", json={**body, "stream": True}
+    ) as stream:
+        lines = [
+            line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: ")
+        ]
     assert lines.pop() == "[DONE]"
-    assert "".join(json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines) == "red"
+    assert (
+        "".join(json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines)
+        == "red"
+    )
     assert len(engines) > 1
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(60) == 0
@@ -100,11 +166,18 @@ print("running", states.get("RUNNING", 0), flush=True)
 
 
 def test_replicas_grow_with_requests(cluster: dict[str, str], tmp_path: Path) -> None:
-    served = Served(tmp_path / "log", "--ray", "--max-replicas", "2", "--max-num-seqs", "2", environment=cluster)
+    served = Served(
+        tmp_path / "log", "--ray", "--max-replicas", "2", "--max-num-seqs", "2", environment=cluster
+    )
 
     def running() -> int:
-        told = subprocess.run([sys.executable, "-c", REPLICAS], env=cluster, capture_output=True, text=True,
-                              timeout=100).stdout
+        told = subprocess.run(
+            [sys.executable, "-c", REPLICAS],
+            env=cluster,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        ).stdout
         return int(told.rpartition("running ")[2])
 
     assert running() == 1
@@ -129,18 +202,28 @@ def test_the_cluster_asks_for_its_token(cluster: dict[str, str], tmp_path: Path)
     row = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {}}
     (tmp_path / "in.jsonl").write_text(json.dumps(row))
     stranger = {**cluster, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    done = mmdiff(stranger, "run-batch", "-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--ray")
+    done = mmdiff(
+        stranger, "run-batch", "-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--ray"
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"Ray at {cluster['RAY_ADDRESS']} cannot be reached" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    (["serve", "--ray", "--uds", "/tmp/socket"], "--uds"),
-    (["serve", "--ray", "--min-replicas", "3", "--max-replicas", "2"], "--max-replicas 2"),
-    (["serve", "--max-replicas", "2"], "--max-replicas 2 is for a cluster"),
-    (["run-batch", "-i", "in", "-o", "out", "--min-replicas", "2"], "--min-replicas 2 is for a cluster"),
-    (["serve", "nothing", "--ray"], "'nothing'"),
-])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["serve", "--ray", "--uds", "/tmp/socket"], "--uds"),
+        (["serve", "--ray", "--min-replicas", "3", "--max-replicas", "2"], "--max-replicas 2"),
+        (["serve", "--max-replicas", "2"], "--max-replicas 2 is for a cluster"),
+        (
+            ["run-batch", "-i", "in", "-o", "out", "--min-replicas", "2"],
+            "--min-replicas 2 is for a cluster",
+        ),
+        (["serve", "nothing", "--ray"], "'nothing'"),
+    ],
+)
 def test_mistakes_end_in_a_sentence(words: list[str], says: str) -> None:
     done = mmdiff({**os.environ, "RAY_ADDRESS": "127.0.0.1:9"}, *words)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    )

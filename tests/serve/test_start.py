@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.helpers.serving import Served, asking
 from typer.testing import CliRunner
 
 from mmdiff.cli.main import app
 from mmdiff.errors import ContextError, MMDiffError
 from mmdiff.pipeline import Pipeline
-from mmdiff.serve.http import server
 from mmdiff.serve.engine.process import about, shorten
+from mmdiff.serve.http import server
+from tests.helpers.serving import Served, asking
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return parse
 
 
-def test_keys_of_the_environment_are_valid_beside_those_of_the_command_line(options: Callable[..., Any]) -> None:
+def test_keys_of_the_environment_are_valid_beside_those_of_the_command_line(
+    options: Callable[..., Any],
+) -> None:
     assert options(key="a b").api_keys == ("a", "b")
     assert options("--api-key", "c").api_keys == ("c",)
     assert options("--api-key", "c", "--api-key", "d", key="a").api_keys == ("c", "d", "a")
@@ -44,9 +46,22 @@ def test_keys_of_the_environment_are_valid_beside_those_of_the_command_line(opti
 
 
 def test_origins_are_scheme_and_host(options: Callable[..., Any]) -> None:
-    for origin in ("https://example.com", "http://localhost:3000", "*", "app://obsidian.md", "http://[::1]:80"):
+    for origin in (
+        "https://example.com",
+        "http://localhost:3000",
+        "*",
+        "app://obsidian.md",
+        "http://[::1]:80",
+    ):
         assert options("--allowed-origins", origin).allowed_origins == (origin,)
-    for origin in ("example.com", "https://example.com/", "https://example.com/app", "", "https://a b", "x" * 500):
+    for origin in (
+        "example.com",
+        "https://example.com/",
+        "https://example.com/app",
+        "",
+        "https://a b",
+        "x" * 500,
+    ):
         assert "is not an origin" in options("--allowed-origins", origin)
         assert len(options("--allowed-origins", origin)) < 250
 
@@ -61,20 +76,30 @@ def test_times_are_finite(options: Callable[..., Any]) -> None:
 def test_a_model_uses_no_more_positions_than_it_may(endless: Pipeline) -> None:
     config = endless.model.model_config
     try:
-        with pytest.raises(MMDiffError, match="--max-model-len 1025 is more than the 1024 positions of the model"):
+        with pytest.raises(
+            MMDiffError, match="--max-model-len 1025 is more than the 1024 positions of the model"
+        ):
             shorten(endless, 1025)
         shorten(endless, 60)
         assert about(endless)["max_model_len"] == 60
-        endless.start([[{"role": "user", "content": "hello"}]], gen_length=8, block_length=8, steps=8)
+        endless.start(
+            [[{"role": "user", "content": "hello"}]], gen_length=8, block_length=8, steps=8
+        )
         with pytest.raises(ContextError, match="60 positions"):
-            endless.start([[{"role": "user", "content": "word " * 50}]], gen_length=8, block_length=8, steps=8)
+            endless.start(
+                [[{"role": "user", "content": "word " * 50}]], gen_length=8, block_length=8, steps=8
+            )
     finally:
         endless.model.model_config = config
 
 
 def started(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "mmdiff.cli.main", "serve", "tiny", "--port", "0", *arguments],
-                          capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "mmdiff.cli.main", "serve", "tiny", "--port", "0", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.slow
@@ -87,19 +112,26 @@ def test_a_length_beyond_the_models_is_refused_at_the_start() -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_shorter_length_holds_on_every_route_and_a_hangup_drains(serve: Callable[..., Served]) -> None:
+def test_a_shorter_length_holds_on_every_route_and_a_hangup_drains(
+    serve: Callable[..., Served],
+) -> None:
     served = serve("--max-model-len", "100", "--api-key", "a")
     key = {"Authorization": "Bearer a"}
     models = served.client.get("/v1/models", headers=key).json()["data"]
     assert [model["max_model_len"] for model in models] == [100]
     assert served.chat("hello", key="a").status_code == 200
     long = " ".join(["word"] * 120)
-    for path, body in (("/v1/chat/completions", asking(long)), ("/v1/query", {"question": long}),
-                       ("/v1/chat/completions", asking("a", gen_length=101)),
-                       ("/v1/query", {"question": "a", "gen_length": 101})):
+    for path, body in (
+        ("/v1/chat/completions", asking(long)),
+        ("/v1/query", {"question": long}),
+        ("/v1/chat/completions", asking("a", gen_length=101)),
+        ("/v1/query", {"question": "a", "gen_length": 101}),
+    ):
         answer = served.client.post(path, json=body, headers=key)
         assert answer.status_code == 400 and "100" in answer.json()["error"]["message"], path
-    slow = asking("what?", stream=True, gen_length=64, block_length=64, steps=64, rule="quota", cache="none")
+    slow = asking(
+        "what?", stream=True, gen_length=64, block_length=64, steps=64, rule="quota", cache="none"
+    )
     with served.client.stream("POST", "/v1/chat/completions", json=slow, headers=key) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -110,7 +142,9 @@ def test_a_shorter_length_holds_on_every_route_and_a_hangup_drains(serve: Callab
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_hangup_is_ignored_under_nohup(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hangup_is_ignored_under_nohup(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits what is ignored
     try:
         served = serve()

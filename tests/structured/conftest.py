@@ -16,26 +16,43 @@ from mmdiff.structured.constraint.token_dfa import Vocabulary
 
 SPECIAL = ["<mask>", "<eos>", "<eot>", "<bos>", "<image>"]
 TOKENS = TokenIds(mask=0, eos=1, eot=2, bos=3, pad=1, image=4, never=(3, 4))
-TEXT = ['{"name":"a red circle","count":12,"ok":true}', "the quick brown fox, 3.5 and -7 [x] \u00e9\u00e8 \u20ac"] * 30
+TEXT = [
+    '{"name":"a red circle","count":12,"ok":true}',
+    "the quick brown fox, 3.5 and -7 [x] \u00e9\u00e8 \u20ac",
+] * 30
 TEXT += ["name shape circle red green blue small large true false null"] * 9
-TEXT += ["0 1 2 3 4 5 6 7 8 9 : , . - { } [ ] \" \\ / _ @"] * 9
+TEXT += ['0 1 2 3 4 5 6 7 8 9 : , . - { } [ ] " \\ / _ @'] * 9
 
 
 def _byte_bpe() -> Tokenizer:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(TEXT, trainers.BpeTrainer(
-        vocab_size=420, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    made.train_from_iterator(
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=420,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return made
 
 
 def _sentencepiece() -> Tokenizer:
     """As Llama's: spaces as \u2581, a space in front of a text, bytes for what is not in the vocabulary."""
     made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
-                                      decoders.Strip(" ", 1, 0)])
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     made.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL))
     plan = json.loads(made.to_str())
     vocabulary = plan["model"]["vocab"]
@@ -48,17 +65,23 @@ def _wordpiece() -> Tokenizer:
     made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    made.train_from_iterator(TEXT, trainers.WordPieceTrainer(vocab_size=300, special_tokens=[*SPECIAL, "[UNK]"]))
+    made.train_from_iterator(
+        TEXT, trainers.WordPieceTrainer(vocab_size=300, special_tokens=[*SPECIAL, "[UNK]"])
+    )
     plan = json.loads(made.to_str())
     vocabulary = plan["model"]["vocab"]
-    for letter in map(chr, range(33, 127)):  # also inside words, as few real vocabularies have them all
+    for letter in map(
+        chr, range(33, 127)
+    ):  # also inside words, as few real vocabularies have them all
         for token in (letter, f"##{letter}"):
             vocabulary.setdefault(token, len(vocabulary))
     return Tokenizer.from_str(json.dumps(plan))
 
 
 KINDS: dict[str, Callable[[], Tokenizer]] = {
-    "byte-level BPE": _byte_bpe, "SentencePiece": _sentencepiece, "WordPiece": _wordpiece,
+    "byte-level BPE": _byte_bpe,
+    "SentencePiece": _sentencepiece,
+    "WordPiece": _wordpiece,
 }
 
 

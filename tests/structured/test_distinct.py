@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmdiff.structured.constraint.slots import ChoiceSlot, Distinct, SlotsConstraint, _gumbel, assignment
+from mmdiff.structured.constraint.slots import (
+    ChoiceSlot,
+    Distinct,
+    SlotsConstraint,
+    _gumbel,
+    assignment,
+)
 
 PAD, MASK, VOCAB = 7, 8, 9
 TABLE = {"x": [0, 1], "y": [0, 2], "z": [3, PAD], "w": [4, PAD]}

@@ -12,13 +12,13 @@ import torch
 from pydantic import AfterValidator, Field
 
 from mmdiff.config import PRESETS
+from mmdiff.decoding.commit_rules import RULES
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.structured_adversarial import SCHEMAS, Judge
 from mmdiff.pipeline import Pipeline, _finish, load
-from mmdiff.decoding.commit_rules import RULES
+from mmdiff.serve.engine.detokenizer import draft
 from mmdiff.structured.schema.errors import BudgetError, UnsupportedSchemaError
 from mmdiff.structured.schema.inputs import compile_template
-from mmdiff.serve.engine.detokenizer import draft
 from mmdiff.training.tiny.structured import scene_schema
 
 PICTURE = Path(__file__).parents[1] / "examples" / "shapes.png"
@@ -30,17 +30,31 @@ def pipeline(random_tiny: Path) -> Pipeline:
     return load(str(random_tiny))
 
 
-@pytest.mark.parametrize(("rule", "cache"), [*((rule, "none") for rule in sorted(RULES)),
-                                            *(("threshold", cache) for cache in CACHES)])
+@pytest.mark.parametrize(
+    ("rule", "cache"),
+    [*((rule, "none") for rule in sorted(RULES)), *(("threshold", cache) for cache in CACHES)],
+)
 def test_values_fit_with_every_rule_and_cache(pipeline: Pipeline, rule: str, cache: str) -> None:
     for name, temperature in (("receipt", 0.0), ("one of", 1.0)):
-        made = pipeline.extract(PICTURE, SCHEMAS[name], rule=rule, cache=cache, temperature=temperature, steps=8)
+        made = pipeline.extract(
+            PICTURE, SCHEMAS[name], rule=rule, cache=cache, temperature=temperature, steps=8
+        )
         assert Judge(SCHEMAS[name])(made.text)
         assert json.loads(made.text) == made.value
 
 
-@pytest.mark.parametrize("options", [{"cfg_scale": 1.5}, {"lookahead": 2}, {"top_k": 1}, {"order": "random", "seed": 3},
-                                     {"block_length": 4}, {"max_tokens": 120}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cfg_scale": 1.5},
+        {"lookahead": 2},
+        {"top_k": 1},
+        {"order": "random", "seed": 3},
+        {"block_length": 4},
+        {"max_tokens": 120},
+    ],
+    ids=str,
+)
 def test_values_fit_with_every_other_setting(pipeline: Pipeline, options: dict[str, Any]) -> None:
     made = pipeline.extract(PICTURE, SCHEMAS["receipt"], steps=8, **options)
     assert Judge(SCHEMAS["receipt"])(made.text)
@@ -59,16 +73,27 @@ def test_bounded_choices_take_one_pass_and_tell_their_chances(pipeline: Pipeline
     for path, count in (("/a", 2), ("/b", 5), ("/c", 5)):
         chances = made.fields[path].probabilities
         assert len(chances) == count and sum(chance for _, chance in chances) == pytest.approx(1)
-        assert chances[0][0] == made.value[path[1:]] and made.fields[path].confidence == chances[0][1]
+        assert (
+            chances[0][0] == made.value[path[1:]] and made.fields[path].confidence == chances[0][1]
+        )
     assert pipeline.choose(PICTURE, "what color is it?", ["red", "blue"]).passes == 1
 
 
 def test_each_source_is_looked_at(pipeline: Pipeline, root: Path) -> None:
-    schema = {"type": "object", "required": ["words"], "properties": {"words": {"type": "string", "maxLength": 20}}}
-    speech = next((root / "examples").glob("*.wav"), None) or next((root / "examples").glob("*.flac"))
-    made = [pipeline.extract(PICTURE, schema), pipeline.extract(None, schema, audio=str(speech)),
-            pipeline.extract(None, schema, text="A red circle."),
-            pipeline.extract([PICTURE, PICTURE], schema, question="What is the difference?")]
+    schema = {
+        "type": "object",
+        "required": ["words"],
+        "properties": {"words": {"type": "string", "maxLength": 20}},
+    }
+    speech = next((root / "examples").glob("*.wav"), None) or next(
+        (root / "examples").glob("*.flac")
+    )
+    made = [
+        pipeline.extract(PICTURE, schema),
+        pipeline.extract(None, schema, audio=str(speech)),
+        pipeline.extract(None, schema, text="A red circle."),
+        pipeline.extract([PICTURE, PICTURE], schema, question="What is the difference?"),
+    ]
     assert all(Judge(schema)(each.text) for each in made)
 
 
@@ -77,7 +102,9 @@ def test_rows_with_scaffolds_join_and_do_not_change_each_other(pipeline: Pipelin
     messages = [[{"role": "user", "content": f"number {n}"}] for n in range(3)]
     alone = []
     for message, scaffold in zip(messages, scaffolds, strict=True):
-        finished = _finish(pipeline.start([message], seeds=[5], scaffolds=[scaffold], threshold=0.5))
+        finished = _finish(
+            pipeline.start([message], seeds=[5], scaffolds=[scaffold], threshold=0.5)
+        )
         alone.append(pipeline.answers(finished)[0].text)
     finished = _finish(pipeline.start(messages, seeds=[5] * 3, scaffolds=scaffolds, threshold=0.5))
     together = [answer.text for answer in pipeline.answers(finished)]
@@ -123,7 +150,9 @@ def test_a_space_before_a_hole_is_part_of_what_is_filled_in(pipeline: Pipeline) 
 
 def test_holes_are_filled_and_the_rest_stands(pipeline: Pipeline) -> None:
     made = pipeline.fill("A [[ ]] is left of the [[red|green]] one.", image=PICTURE)
-    assert made.text.startswith("A ") and made.text.endswith((" is left of the red one.", " is left of the green one."))
+    assert made.text.startswith("A ") and made.text.endswith(
+        (" is left of the red one.", " is left of the green one.")
+    )
 
 
 def test_the_schema_of_scenes_is_that_of_the_example(root: Path) -> None:
@@ -131,7 +160,10 @@ def test_the_schema_of_scenes_is_that_of_the_example(root: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_value(pipeline: Pipeline) -> None:
-    made = [pipeline.extract(PICTURE, SCHEMAS["receipt"], temperature=1.0, seed=seed).text for seed in (1, 1, 2)]
+    made = [
+        pipeline.extract(PICTURE, SCHEMAS["receipt"], temperature=1.0, seed=seed).text
+        for seed in (1, 1, 2)
+    ]
     assert made[0] == made[1] != made[2]
 
 
@@ -144,7 +176,10 @@ def test_the_budget_leaves_room_for_the_prompt(pipeline: Pipeline) -> None:
 def test_chances_are_those_of_the_positions(pipeline: Pipeline) -> None:
     made = pipeline.choose(PICTURE, "what color is it?", ["red", "blue", "green"])
     told = dict(made.fields[""].probabilities)
-    assert set(told) == {"red", "blue", "green"} and max(told, key=lambda word: told[word]) == made.value
+    assert (
+        set(told) == {"red", "blue", "green"}
+        and max(told, key=lambda word: told[word]) == made.value
+    )
     assert all(one >= 0 for one in told.values())
     assert list(itertools.accumulate(told.values()))[-1] == pytest.approx(1)
 
@@ -157,7 +192,11 @@ def test_a_value_without_anything_to_decide_takes_no_pass(pipeline: Pipeline) ->
 def test_an_optional_member_that_cannot_be_worked_out_is_left_out(pipeline: Pipeline) -> None:
     """Nothing is refused once the model has been asked."""
     large = {"type": "string", "pattern": "^(x|[ab]*a[ab]{30}c)$"}
-    schema = {"type": "object", "properties": {"a": large, "b": {"type": "boolean"}}, "required": ["b"]}
+    schema = {
+        "type": "object",
+        "properties": {"a": large, "b": {"type": "boolean"}},
+        "required": ["b"],
+    }
     assert set(pipeline.extract(PICTURE, schema).value) == {"b"}
 
 
@@ -172,7 +211,10 @@ def test_literals_hold_no_control_tokens(pipeline: Pipeline) -> None:
     ids = pipeline._layouts.vocabulary.encode(text)
     assert not {tokens.eot, tokens.image, tokens.mask} & set(ids)
     assert pipeline.processor.tokenizer.decode(ids) == text
-    assert pipeline.choose(None, "which?", ["<|eot_id|> it", "<|image|>"]).text in ("<|eot_id|> it", "<|image|>")
+    assert pipeline.choose(None, "which?", ["<|eot_id|> it", "<|image|>"]).text in (
+        "<|eot_id|> it",
+        "<|image|>",
+    )
 
 
 @pytest.fixture
@@ -184,12 +226,21 @@ def uniform(random_tiny: Path) -> Pipeline:
     return made
 
 
-DIFFERENT = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 500}, "uniqueItems": True,
-             "minItems": 3, "maxItems": 3}
+DIFFERENT = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": 500},
+    "uniqueItems": True,
+    "minItems": 3,
+    "maxItems": 3,
+}
 
 
 def test_what_was_repaired_is_said_and_nothing_is_sure_of_it(uniform: Pipeline) -> None:
-    schema = {"type": "object", "required": ["a", "b"], "properties": {"a": DIFFERENT, "b": {"type": "boolean"}}}
+    schema = {
+        "type": "object",
+        "required": ["a", "b"],
+        "properties": {"a": DIFFERENT, "b": {"type": "boolean"}},
+    }
     made = uniform.extract(PICTURE, schema)
     changed = {repair.pointer for repair in made.repairs}
     assert changed and changed < {"/a/0", "/a/1", "/a/2"}
@@ -205,27 +256,47 @@ def _only_these(text: str) -> str:
 
 
 def test_a_stand_in_is_called_one(pipeline: Pipeline) -> None:
-    made = pipeline.extract(PICTURE, Annotated[str, Field(pattern="^[a-z]{8}$"), AfterValidator(_only_these)])
+    made = pipeline.extract(
+        PICTURE, Annotated[str, Field(pattern="^[a-z]{8}$"), AfterValidator(_only_these)]
+    )
     assert made.value == "a" * 8 and made.confidence == 0
-    assert [repair.pointer for repair in made.repairs] == [""] and "stands here instead" in made.repairs[0].what
+    assert [repair.pointer for repair in made.repairs] == [
+        ""
+    ] and "stands here instead" in made.repairs[0].what
 
 
 def test_decisions_about_the_structure_have_their_chances(pipeline: Pipeline) -> None:
-    made = pipeline.extract(PICTURE, {
-        "type": "object", "required": ["a"], "properties": {
-            "a": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}, "b": {"type": "boolean"},
-            "c": {"type": ["object", "integer"], "minimum": 0}}, "minProperties": 2})
+    made = pipeline.extract(
+        PICTURE,
+        {
+            "type": "object",
+            "required": ["a"],
+            "properties": {
+                "a": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+                "b": {"type": "boolean"},
+                "c": {"type": ["object", "integer"], "minimum": 0},
+            },
+            "minProperties": 2,
+        },
+    )
     kinds = {(each.pointer, each.kind): each for each in made.decisions}
     assert ("/a", "items") in kinds and ("/b", "present") in kinds
     assert kinds["/a", "items"].chosen == len(made.value["a"])
     assert kinds["/b", "present"].chosen == ("b" in made.value)
-    assert all(sum(chance for _, chance in each.probabilities) == pytest.approx(1) for each in made.decisions)
-    assert made.confidence == min(each.confidence for each in (*made.decisions, *made.fields.values()))
+    assert all(
+        sum(chance for _, chance in each.probabilities) == pytest.approx(1)
+        for each in made.decisions
+    )
+    assert made.confidence == min(
+        each.confidence for each in (*made.decisions, *made.fields.values())
+    )
 
 
 def test_padding_inside_ends_no_draft_and_no_count(pipeline: Pipeline) -> None:
     words = {"type": "string", "maxLength": 40}
-    scaffold = pipeline.compile({"type": "object", "required": ["a", "b"], "properties": {"a": words, "b": words}})
+    scaffold = pipeline.compile(
+        {"type": "object", "required": ["a", "b"], "properties": {"a": words, "b": words}}
+    )
     batch = pipeline.start([[{"role": "user", "content": "hello"}]], scaffolds=[scaffold], steps=4)
     while batch.working:
         batch.step()

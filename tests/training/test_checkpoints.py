@@ -22,7 +22,11 @@ def parts(seed: int = 0, updates: int = 3) -> tuple[nn.Module, torch.optim.Optim
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 2))
     groups = [
-        {"params": [p for p in model.parameters() if (p.dim() > 1) == matrix], "factor": factor, "weight_decay": decay}
+        {
+            "params": [p for p in model.parameters() if (p.dim() > 1) == matrix],
+            "factor": factor,
+            "weight_decay": decay,
+        }
         for matrix, factor, decay in ((True, 1.0, 0.01), (False, 0.2, 0.0))
     ]
     optimizer = torch.optim.AdamW(groups, lr=1 / 3000, betas=(0.9, 0.98))
@@ -92,7 +96,9 @@ def test_the_last_two_are_kept_oldest_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-@pytest.mark.parametrize("failing", ["save_file of model", "save_file of optimizer", "_sha256", "_sync", "rename"])
+@pytest.mark.parametrize(
+    "failing", ["save_file of model", "save_file of optimizer", "_sha256", "_sync", "rename"]
+)
 def test_a_crash_while_writing_leaves_the_older_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException
 ) -> None:
@@ -120,7 +126,9 @@ def test_a_crash_while_writing_leaves_the_older_ones(
     assert len(os.listdir(tmp_path)) == 2
 
 
-def test_a_crash_while_pruning_lists_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_pruning_lists_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The old folder used to be emptied in place, so that one with a manifest and no weights could stay listed."""
     model, optimizer = parts()
     for step in (10, 20):
@@ -168,10 +176,14 @@ def test_damage_is_an_error_that_names_the_file(tmp_path: Path, name: str, damag
     if damage == "missing":
         (path / name).unlink()
     else:
-        (path / name).write_bytes(data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+        (path / name).write_bytes(
+            data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1])
+        )
     model, optimizer = parts(seed=1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=f"{name} is missing or damaged; delete .*step-00000005 to resume"):
+    with pytest.raises(
+        CheckpointError, match=f"{name} is missing or damaged; delete .*step-00000005 to resume"
+    ):
         load_checkpoint(path, model, optimizer)
     assert equal(before, model.state_dict())
 

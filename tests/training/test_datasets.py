@@ -13,16 +13,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mmdiff.config import PRESETS
+from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.errors import MMDiffError
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
-from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.modeling.processor import MMDiffProcessor
-from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.tokens import segment_ids
 from mmdiff.training import datasets
-from mmdiff.training.tiny import easy_vqa
-from mmdiff.training.tiny import questions
-from mmdiff.training.forward_process import IGNORE
 from mmdiff.training.datasets import (
     CANVAS_LENGTHS,
     CANVAS_ODDS,
@@ -42,9 +39,20 @@ from mmdiff.training.datasets import (
     patch_owners,
     scene_row,
 )
+from mmdiff.training.forward_process import IGNORE
 from mmdiff.training.loop import Batch
-from mmdiff.training.tiny.questions import ATTRIBUTES, FACTS, UNKNOWN, Phrase, GroundingPhrase, describe, facts_of, references
 from mmdiff.training.recipes import MODEL_INPUTS, corpus
+from mmdiff.training.tiny import easy_vqa, questions
+from mmdiff.training.tiny.questions import (
+    ATTRIBUTES,
+    FACTS,
+    UNKNOWN,
+    GroundingPhrase,
+    Phrase,
+    describe,
+    facts_of,
+    references,
+)
 from mmdiff.training.tiny.scenes import (
     COLOURS,
     TEST_SEEDS,
@@ -65,11 +73,19 @@ CONFIG = PRESETS["tiny"]
 TOKENS = CONFIG.tokens
 GREY = Background("plain", (240, 240, 240), (240, 240, 240))
 ROWS: list[tuple[Image.Image, list[Turn]]] = [
-    (example(3)[0], [
-        Turn("what color is the circle?", "red"),
-        Turn("Describe the picture {in} detail.", "a small red circle at the top left, and a teal ring", 0.5, 64),
-        Turn("Größe 大?", "不 {} knows"),  # words that the tokenizer has to spell in bytes
-    ]),
+    (
+        example(3)[0],
+        [
+            Turn("what color is the circle?", "red"),
+            Turn(
+                "Describe the picture {in} detail.",
+                "a small red circle at the top left, and a teal ring",
+                0.5,
+                64,
+            ),
+            Turn("Größe 大?", "不 {} knows"),  # words that the tokenizer has to spell in bytes
+        ],
+    ),
     (Image.new("RGB", (64, 100), "teal"), [Turn("is it?", "yes")]),
 ]
 
@@ -100,13 +116,21 @@ def batch(tokenizer: Tokenizer) -> Batch:
     return pack(ROWS, tokenizer, CONFIG, np.random.default_rng(0))
 
 
-def prompt(processor: MMDiffProcessor, rows: Sequence[tuple[Image.Image, str]]) -> dict[str, Tensor]:
+def prompt(
+    processor: MMDiffProcessor, rows: Sequence[tuple[Image.Image, str]]
+) -> dict[str, Tensor]:
     """What the pipeline gives the model for a question about a picture."""
-    content = [[{"type": "image", "image": image}, {"type": "text", "text": text}] for image, text in rows]
-    return dict(processor.apply_chat_template(
-        [[{"role": "user", "content": parts}] for parts in content],
-        tokenize=True, return_dict=True, add_generation_prompt=True,
-    ))
+    content = [
+        [{"type": "image", "image": image}, {"type": "text", "text": text}] for image, text in rows
+    ]
+    return dict(
+        processor.apply_chat_template(
+            [[{"role": "user", "content": parts}] for parts in content],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+        )
+    )
 
 
 def positions(batch: Batch, row: int, branch: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +141,9 @@ def positions(batch: Batch, row: int, branch: int) -> tuple[Tensor, Tensor]:
     return asked.nonzero()[:, 0], (valid & (branches == branch) & labelled).nonzero()[:, 0]
 
 
-BRANCHES = [(row, branch) for row, (_, turns) in enumerate(ROWS) for branch in range(1, len(turns) + 1)]
+BRANCHES = [
+    (row, branch) for row, (_, turns) in enumerate(ROWS) for branch in range(1, len(turns) + 1)
+]
 
 
 @pytest.mark.parametrize(("row", "branch"), BRANCHES)
@@ -133,15 +159,21 @@ def test_a_branch_is_the_prompt_that_is_asked(
     segments = segment_ids(ids, TOKENS)[0]
     assert batch["segment_ids"][row, asked].tolist() == segments.tolist()
     assert batch["segment_ids"][row, answer].tolist() == [int(segments[-1]) + 1] * len(answer)
-    places = list(range(ids.shape[1] + len(answer)))  # each branch counts on from the shared part, as if it were alone
+    places = list(
+        range(ids.shape[1] + len(answer))
+    )  # each branch counts on from the shared part, as if it were alone
     assert batch["position_ids"][row, torch.cat((asked, answer))].tolist() == places
     assert torch.equal(batch["pixel_values"][row : row + 1], alone["pixel_values"])
-    assert batch["image_sizes"][row].tolist() == alone["image_sizes"][0].tolist() == list(image.size)
+    assert (
+        batch["image_sizes"][row].tolist() == alone["image_sizes"][0].tolist() == list(image.size)
+    )
     assert batch["image_grids"][row].tolist() == alone["image_grids"][0].tolist()
 
 
 @pytest.mark.parametrize(("row", "branch"), BRANCHES)
-def test_only_answers_are_learned(batch: Batch, tokenizer: Tokenizer, row: int, branch: int) -> None:
+def test_only_answers_are_learned(
+    batch: Batch, tokenizer: Tokenizer, row: int, branch: int
+) -> None:
     """An answer is its words, the end of the turn, and ends of text up to a canvas of whole blocks."""
     turn = ROWS[row][1][branch - 1]
     _, answer = positions(batch, row, branch)
@@ -170,13 +202,17 @@ def test_prompts_and_padding_have_no_labels(batch: Batch) -> None:
 def test_canvases_are_of_several_lengths(tokenizer: Tokenizer) -> None:
     """The sampler's canvas is longer than most answers; a model that saw short ones only could not end it."""
     roomy = max(CANVAS_LENGTHS) + 8
-    rows: list[Row] = [(ROWS[0][0], [Turn("is it?", "no")] * 200 + [Turn("is it?", "no", canvas=roomy)])]
+    rows: list[Row] = [
+        (ROWS[0][0], [Turn("is it?", "no")] * 200 + [Turn("is it?", "no", canvas=roomy)])
+    ]
     packed = pack(rows, tokenizer, CONFIG, np.random.default_rng(1))
     lengths = [len(positions(packed, 0, branch)[1]) for branch in range(1, 202)]
     assert lengths[-1] == roomy
     for length, odds in zip(CANVAS_LENGTHS, CANVAS_ODDS, strict=True):
         assert lengths[:200].count(length) / 200 == pytest.approx(odds, abs=0.12)
-    assert set(lengths[:200]) == {length for length, odds in zip(CANVAS_LENGTHS, CANVAS_ODDS, strict=True) if odds}
+    assert set(lengths[:200]) == {
+        length for length, odds in zip(CANVAS_LENGTHS, CANVAS_ODDS, strict=True) if odds
+    }
 
 
 @pytest.mark.parametrize("hidden", [0.0, 0.5, 1.0])
@@ -187,7 +223,9 @@ def test_packed_logits_are_those_of_the_sampler(
     vision = dataclasses.replace(CONFIG.vision, num_hidden_layers=1)  # type: ignore[type-var]
     backbone = dataclasses.replace(CONFIG.backbone, num_hidden_layers=2)
     torch.manual_seed(0)
-    model = MMDiffModel(MMDiffConfig.of(dataclasses.replace(CONFIG, backbone=backbone, vision=vision))).eval()
+    model = MMDiffModel(
+        MMDiffConfig.of(dataclasses.replace(CONFIG, backbone=backbone, vision=vision))
+    ).eval()
     draws = torch.rand(batch["labels"].shape, generator=torch.Generator().manual_seed(1))
     masked = (draws < hidden) & (batch["labels"] != IGNORE)
     ids = torch.where(masked, TOKENS.mask, batch["input_ids"])
@@ -210,6 +248,7 @@ def equal(one: Batch, other: Batch) -> bool:
 
 def test_conversations_depend_on_their_number_alone(tokenizer_file: Path) -> None:
     """Whatever was asked for before, and in whichever process: a resumed run sees the batches of an unbroken one."""
+
     def make(seed: int) -> ConversationDataset:
         return ConversationDataset(CONFIG, tokenizer_file, [scene_row, easy_vqa_row], seed)
 
@@ -218,7 +257,9 @@ def test_conversations_depend_on_their_number_alone(tokenizer_file: Path) -> Non
     assert all(equal(other[number], batches[number]) for number in (2, 0, 2, 1))
     assert not equal(batches[0], batches[1])
     assert not equal(make(4)[0], batches[0])
-    assert batches[0]["pixel_values"].shape == (2, 3, 96, 96) and batches[0]["input_ids"].shape[0] == 2
+    assert (
+        batches[0]["pixel_values"].shape == (2, 3, 96, 96) and batches[0]["input_ids"].shape[0] == 2
+    )
 
 
 def test_phrases_depend_on_their_number_alone(tokenizer_file: Path) -> None:
@@ -245,12 +286,19 @@ def test_phrases_tell_the_truth(
     batch = RegionTextDataset(CONFIG, tokenizer_file, num_pictures=4, phrases_each=3, seed=0)[0]
     things = [(picture, thing) for picture, scene in enumerate(scenes) for thing in scene.things]
     lengths = batch["phrase_mask"].sum(1).tolist()
-    texts = [tokenizer.decode(ids[:n]) for ids, n in zip(batch["phrase_ids"].tolist(), lengths, strict=True)]
+    texts = [
+        tokenizer.decode(ids[:n])
+        for ids, n in zip(batch["phrase_ids"].tolist(), lengths, strict=True)
+    ]
     assert batch["truth"].shape == (1 + len(things), len(texts)) and not batch["truth"][0].any()
-    assert {Phrase(**{name: value}).text() for name, values in ATTRIBUTES.items() for value in values} <= set(texts)
+    assert {
+        Phrase(**{name: value}).text() for name, values in ATTRIBUTES.items() for value in values
+    } <= set(texts)
     for row, (picture, thing) in enumerate(things, start=1):
         full = describe(thing, scenes[picture])
-        parts = [dataclasses.replace(full, **dict.fromkeys(gone)) for gone in subsets(list(ATTRIBUTES))]
+        parts = [
+            dataclasses.replace(full, **dict.fromkeys(gone)) for gone in subsets(list(ATTRIBUTES))
+        ]
         true = {part.text() for part in parts}
         assert batch["truth"][row].tolist() == [text in true for text in texts]
     owners = batch["owner"]
@@ -261,7 +309,10 @@ def test_phrases_tell_the_truth(
 
 
 def subsets(names: list[str]) -> list[list[str]]:
-    return [[name for bit, name in enumerate(names) if number >> bit & 1] for number in range(2 ** len(names))]
+    return [
+        [name for bit, name in enumerate(names) if number >> bit & 1]
+        for number in range(2 ** len(names))
+    ]
 
 
 def slow_owners(scene: Scene, patches_per_side: int) -> list[int]:
@@ -292,11 +343,18 @@ def test_patch_owners_by_the_slow_loop(width: int, height: int, patches_per_side
     rng = np.random.default_rng(width)
     for _ in range(20):
         things = tuple(
-            Thing("rectangle", "red", "large", *(int(v) for v in rng.integers((-5, -5, 10, 10), (60, 60, 60, 60))))
+            Thing(
+                "rectangle",
+                "red",
+                "large",
+                *(int(v) for v in rng.integers((-5, -5, 10, 10), (60, 60, 60, 60))),
+            )
             for _ in range(rng.integers(1, 5))
         )
         scene = Scene(width, height, GREY, things)
-        assert patch_owners(scene, patches_per_side).tolist() == slow_owners(scene, patches_per_side)
+        assert patch_owners(scene, patches_per_side).tolist() == slow_owners(
+            scene, patches_per_side
+        )
 
 
 @pytest.mark.parametrize(("width", "height"), SIDES)
@@ -306,12 +364,24 @@ def test_patches_show_their_owner(width: int, height: int) -> None:
     short = min(width, height)
     things = (
         Thing("rectangle", "red", "large", 2, 3, short // 2, short // 2),
-        Thing("rectangle", "blue", "large", width - short // 2 - 2, height - short // 2 - 4, short // 2, short // 2),
+        Thing(
+            "rectangle",
+            "blue",
+            "large",
+            width - short // 2 - 2,
+            height - short // 2 - 4,
+            short // 2,
+            short // 2,
+        ),
     )
     scene = Scene(width, height, GREY, things)
-    pixels = make_views(draw(scene, np.random.default_rng(0)), CONFIG.vision).pixels_V3HW[0] / 2 + 0.5
+    pixels = (
+        make_views(draw(scene, np.random.default_rng(0)), CONFIG.vision).pixels_V3HW[0] / 2 + 0.5
+    )
     size = CONFIG.vision.patch_size
-    middles = pixels[:, size // 2 :: size, size // 2 :: size].flatten(1).T * 255  # one pixel of each patch
+    middles = (
+        pixels[:, size // 2 :: size, size // 2 :: size].flatten(1).T * 255
+    )  # one pixel of each patch
     owners = patch_owners(scene, CONFIG.vision.patches_per_side)
     for number, thing in enumerate(things, start=1):
         off = (middles[owners == number] - torch.tensor(COLOURS[thing.colour])).abs().amax(1)
@@ -333,7 +403,9 @@ def test_scenes_to_train_on_have_training_seeds(
     rows = [scene_row(rng, num_questions=1) for _ in range(300)]
     RegionTextDataset(CONFIG, tokenizer_file, num_pictures=30, phrases_each=1, seed=0)[5]
     assert len(seeds) == len(set(seeds)) == 330
-    assert all(seed in TRAIN_SEEDS and seed not in TEST_SEEDS and seed not in VALID_SEEDS for seed in seeds)
+    assert all(
+        seed in TRAIN_SEEDS and seed not in TEST_SEEDS and seed not in VALID_SEEDS for seed in seeds
+    )
     assert max(seeds) > 0.9 * TRAIN_SEEDS.stop
     kinds = [[type(turn) for turn in turns] for _, turns in rows]
     assert all(row[:2] == [Scene, Turn] and row[-1] is GroundingPhrase for row in kinds)
@@ -343,7 +415,12 @@ def test_scene_rows_are_asked_described_and_named() -> None:
     image, row = scene_row(np.random.default_rng(1))
     turns = [turn for turn in row if isinstance(turn, Turn)]
     named = [turn for turn in row if isinstance(turn, GroundingPhrase)]
-    assert image.mode == "RGB" and len(turns) == 10 and 5 <= len(named) <= 16 and len(row) == 11 + len(named)
+    assert (
+        image.mode == "RGB"
+        and len(turns) == 10
+        and 5 <= len(named) <= 16
+        and len(row) == 11 + len(named)
+    )
     assert [turn.loss_weight for turn in turns] == [1.0] * 9 + [CAPTION_IMPORTANCE]
     assert len({turn.question for turn in turns[:6]}) == 6
     assert all(turn.answer in ("yes", "no", *"0123456") for turn in turns[6:9])
@@ -361,11 +438,15 @@ def test_references_are_read_behind_the_picture(tokenizer: Tokenizer, batch: Bat
     for row, (_, turns) in enumerate(ROWS):
         ends = packed["named"][row].nonzero()[:, 0].tolist()
         assert len(ends) == len(said)
-        for number, (end, reference) in enumerate(zip(ends, said, strict=True), start=len(turns) + 1):
+        for number, (end, reference) in enumerate(
+            zip(ends, said, strict=True), start=len(turns) + 1
+        ):
             own = packed["branch_ids"][row] == number
             words = packed["input_ids"][row, own].tolist()
             told = tokenizer.decode(words[: end + 1 - int(own.nonzero()[0, 0])])
-            assert told == f"\n{reference.text}" and tokenizer.decode(words) == told + reference.after
+            assert (
+                told == f"\n{reference.text}" and tokenizer.decode(words) == told + reference.after
+            )
             assert (packed["labels"][row, own] == IGNORE).all()
             first = int(own.nonzero()[0, 0])
             asked = batch["input_ids"][row] == tokenizer.encode("\n").ids[0]
@@ -378,7 +459,9 @@ def test_a_scene_is_told_at_the_tokens_of_its_picture(tokenizer: Tokenizer) -> N
     image, scene, _ = example(3)
     blank = (Image.new("RGB", (64, 64)), [Turn("is it?", "no")])
     said = references(scene, np.random.default_rng(0), 1)
-    packed = pack([blank, (image, [scene, *blank[1], *said])], tokenizer, CONFIG, np.random.default_rng(0))
+    packed = pack(
+        [blank, (image, [scene, *blank[1], *said])], tokenizer, CONFIG, np.random.default_rng(0)
+    )
     pictured = packed["input_ids"] == TOKENS.image
     assert not packed["named"][0].any() and packed["named"][1].sum() == 37
     assert packed["named"][1, pictured[1]].all()
@@ -386,7 +469,11 @@ def test_a_scene_is_told_at_the_tokens_of_its_picture(tokenizer: Tokenizer) -> N
     owners = patch_owners(scene, 12)
     for token in range(36):
         row, column = divmod(token, 6)
-        shown = [int(owners[12 * (2 * row + down) + 2 * column + across]) for down in (0, 1) for across in (0, 1)]
+        shown = [
+            int(owners[12 * (2 * row + down) + 2 * column + across])
+            for down in (0, 1)
+            for across in (0, 1)
+        ]
         things = [scene.things[owner - 1] for owner in shown if owner]
         told = packed["facts"][token].tolist()
         if not things:
@@ -395,8 +482,13 @@ def test_a_scene_is_told_at_the_tokens_of_its_picture(tokenizer: Tokenizer) -> N
         *told, centre, of_its_shape, of_its_colour = told
         assert centre in (0, 1)
         assert (told, of_its_shape, of_its_colour) in [
-            (list(facts_of([thing], scene))[:-3], sum(other.shape == thing.shape for other in scene.things),
-             sum(other.colour == thing.colour for other in scene.things)) for thing in things]
+            (
+                list(facts_of([thing], scene))[:-3],
+                sum(other.shape == thing.shape for other in scene.things),
+                sum(other.colour == thing.colour for other in scene.things),
+            )
+            for thing in things
+        ]
 
 
 def test_a_thing_has_its_centre_on_one_token() -> None:
@@ -410,7 +502,9 @@ def test_a_thing_has_its_centre_on_one_token() -> None:
             x = thing.centre[0] + (extent - scene.width) // 2
             y = thing.centre[1] + (extent - scene.height) // 2
             wanted.add(side * int(y * side / extent) + int(x * side / extent))
-        marked = {token for token, facts in enumerate(_shown_facts(scene, CONFIG)) if facts[place] == 1}
+        marked = {
+            token for token, facts in enumerate(_shown_facts(scene, CONFIG)) if facts[place] == 1
+        }
         assert marked <= wanted and len(marked) >= len(wanted) - 1
 
 
@@ -428,7 +522,9 @@ def test_a_caption_tells_of_the_thing_it_speaks_of(tokenizer: Tokenizer) -> None
 
 def test_captions_are_asked_for_as_they_were_trained() -> None:
     """The pipeline has prompts of its own, since it may not know of training; they must be among the trained ones."""
-    assert {length: prompts[0] for length, prompts in questions.CAPTION_PROMPTS.items()} == CAPTION_PROMPTS
+    assert {
+        length: prompts[0] for length, prompts in questions.CAPTION_PROMPTS.items()
+    } == CAPTION_PROMPTS
     assert CAPTION_CANVAS == CAPTION_ROOM
 
 
@@ -485,15 +581,22 @@ def test_each_sound_is_a_branch_with_its_own_placeholders(tokenizer: Tokenizer) 
     """12.5 of them a second, behind the opening and before the question; the row has no picture."""
     row = Sounds(TwoClips(), per_row=6)(np.random.default_rng(1))  # type: ignore[arg-type]
     packed = pack([ROWS[0], row], tokenizer, CONFIG, np.random.default_rng(0))
-    assert packed["pixel_values"].shape[0] == 1 and packed["input_features"].shape[0] == 6 == len(packed["said"])
-    assert not (packed["input_ids"][1] == TOKENS.image).any() and not (packed["input_ids"][0] == TOKENS.audio).any()
+    assert packed["pixel_values"].shape[0] == 1 and packed["input_features"].shape[0] == 6 == len(
+        packed["said"]
+    )
+    assert (
+        not (packed["input_ids"][1] == TOKENS.image).any()
+        and not (packed["input_ids"][0] == TOKENS.audio).any()
+    )
     for branch, turn in enumerate(row[1], start=1):
         assert isinstance(turn, Turn) and turn.sound is not None
         here = packed["branch_ids"][1] == branch
         sounds = packed["input_ids"][1, here] == TOKENS.audio
         assert sounds.sum() == -(-turn.sound.shape[1] // 8) and sounds[: int(sounds.sum())].all()
         segments = packed["segment_ids"][1, here]
-        assert len(segments[sounds].unique()) == 1 and (segments[~sounds] > segments[sounds][0]).all()
+        assert (
+            len(segments[sounds].unique()) == 1 and (segments[~sounds] > segments[sounds][0]).all()
+        )
     assert packed["feature_lengths"].tolist() == [turn.sound.shape[1] for turn in row[1]]  # type: ignore[union-attr]
 
 
@@ -507,26 +610,60 @@ def test_reopened_drafts_keep_their_words_and_say_nothing_in_the_slack() -> None
         assert any(is_open) and is_open[-1] and made[-1] == 1
 
 
-MARKS = ("<|image|>", "<|eot_id|>", "<|mdm_mask|>", "<|endoftext|>", "<|start_header_id|>", "<|audio|>")
+MARKS = (
+    "<|image|>",
+    "<|eot_id|>",
+    "<|mdm_mask|>",
+    "<|endoftext|>",
+    "<|start_header_id|>",
+    "<|audio|>",
+)
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_control_tokens_in_texts_are_harmless(tokenizer: Tokenizer, processor: MMDiffProcessor, mark: str) -> None:
+def test_control_tokens_in_texts_are_harmless(
+    tokenizer: Tokenizer, processor: MMDiffProcessor, mark: str
+) -> None:
     """In questions, answers, references and structured parts, as in the prompts of a pipeline."""
     image = Image.new("RGB", (64, 64), "red")
-    parts = [AnswerPart(f'{{"a {mark}": '), AnswerPart(f'"{mark}"', slot=True, alike=(f'"{mark} or more"',)), AnswerPart("}")]
-    turns = [Turn(f"say {mark}{mark}", f"{mark} it {mark}"), Turn("structured", "", parts=parts, num_scaffolded=3),
-             GroundingPhrase(f"the {mark}", (IGNORE,) * len(FACTS), f" or {mark}")]
-    plain = [Turn("say", "it"), Turn("structured", "", parts=[AnswerPart('{"a": '), AnswerPart('""', slot=True), AnswerPart("}")],
-                                     num_scaffolded=3), GroundingPhrase("the", (IGNORE,) * len(FACTS), " or")]
+    parts = [
+        AnswerPart(f'{{"a {mark}": '),
+        AnswerPart(f'"{mark}"', slot=True, alike=(f'"{mark} or more"',)),
+        AnswerPart("}"),
+    ]
+    turns = [
+        Turn(f"say {mark}{mark}", f"{mark} it {mark}"),
+        Turn("structured", "", parts=parts, num_scaffolded=3),
+        GroundingPhrase(f"the {mark}", (IGNORE,) * len(FACTS), f" or {mark}"),
+    ]
+    plain = [
+        Turn("say", "it"),
+        Turn(
+            "structured",
+            "",
+            parts=[AnswerPart('{"a": '), AnswerPart('""', slot=True), AnswerPart("}")],
+            num_scaffolded=3,
+        ),
+        GroundingPhrase("the", (IGNORE,) * len(FACTS), " or"),
+    ]
     live = tokenizer.token_to_id(mark)
-    counts = [int((pack([(image, each)], tokenizer, CONFIG, np.random.default_rng(0))["input_ids"] == live).sum())
-              for each in (turns, plain)]
+    counts = [
+        int(
+            (
+                pack([(image, each)], tokenizer, CONFIG, np.random.default_rng(0))["input_ids"]
+                == live
+            ).sum()
+        )
+        for each in (turns, plain)
+    ]
     if mark != "<|endoftext|>":  # pads canvases, of which a longer answer leaves less
         assert counts[0] == counts[1]
     asked = pack([(image, turns[:1])], tokenizer, CONFIG, np.random.default_rng(0))
     where, answer = positions(asked, 0, 1)
-    assert torch.equal(asked["input_ids"][0, where], prompt(processor, [(image, turns[0].question)])["input_ids"][0])
+    assert torch.equal(
+        asked["input_ids"][0, where],
+        prompt(processor, [(image, turns[0].question)])["input_ids"][0],
+    )
     said = asked["labels"][0, answer].tolist()
     assert said.index(TOKENS.eot) == len(said) - said.count(TOKENS.eos) - 1
 
@@ -538,7 +675,9 @@ def damaged(tmp_path: Path, content: bytes) -> Path:
 
 @pytest.mark.parametrize("opened_by", [open_image, Image.open])
 @pytest.mark.parametrize("kind", ["empty", "no image", "cut short", "missing"])
-def test_a_damaged_image_is_left_out(tokenizer_file: Path, tmp_path: Path, kind: str, opened_by: Any) -> None:
+def test_a_damaged_image_is_left_out(
+    tokenizer_file: Path, tmp_path: Path, kind: str, opened_by: Any
+) -> None:
     """Whoever opens it, and also where the damage shows only when its pixels are wanted; the next one is taken."""
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
@@ -556,13 +695,22 @@ def test_a_damaged_image_is_left_out(tokenizer_file: Path, tmp_path: Path, kind:
     if kind == "missing" or opened_by is open_image:
         assert bad.name in first["skipped"][0]
     assert torch.equal(first["pixel_values"], again["pixel_values"])
-    assert "skipped" not in ConversationDataset(CONFIG, tokenizer_file, [lambda rng: (None, [Turn("a", "b")])], seed=0)[0]
+    assert (
+        "skipped"
+        not in ConversationDataset(
+            CONFIG, tokenizer_file, [lambda rng: (None, [Turn("a", "b")])], seed=0
+        )[0]
+    )
 
 
 def test_a_source_without_one_good_row_is_told(tokenizer_file: Path, tmp_path: Path) -> None:
     bad = damaged(tmp_path, b"hello")
-    data = ConversationDataset(CONFIG, tokenizer_file, [lambda rng: (open_image(bad), [Turn("a", "b")])], seed=0)
-    with pytest.raises(MMDiffError, match=f"{TRIES} rows .* cannot be read; the last: .*damaged.png"):
+    data = ConversationDataset(
+        CONFIG, tokenizer_file, [lambda rng: (open_image(bad), [Turn("a", "b")])], seed=0
+    )
+    with pytest.raises(
+        MMDiffError, match=f"{TRIES} rows .* cannot be read; the last: .*damaged.png"
+    ):
         data[0]
 
 

@@ -20,7 +20,14 @@ from mmdiff.training.checkpoints import checkpoints, load_checkpoint
 from mmdiff.training.loop import Batch, Loss, TrainConfig, learning_rate, parameter_groups, train
 
 CONFIG = TrainConfig(
-    steps=12, learning_rate=1e-2, rates={}, warmup_steps=3, save_every=5, log_every=1, workers=0, seed=4
+    steps=12,
+    learning_rate=1e-2,
+    rates={},
+    warmup_steps=3,
+    save_every=5,
+    log_every=1,
+    workers=0,
+    seed=4,
 )
 
 
@@ -44,17 +51,25 @@ class Points(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         points = range(number * self.size, (number + 1) * self.size)
-        x = torch.stack([torch.randn(4, generator=torch.Generator().manual_seed(point)) for point in points])
+        x = torch.stack(
+            [torch.randn(4, generator=torch.Generator().manual_seed(point)) for point in points]
+        )
         return {"x": x, "y": x.sin().sum(1, keepdim=True), "number": number}
 
 
-def noisy_loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def noisy_loss(
+    model: nn.Module, batch: Batch, draws: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     """A mean over the points, with noise from the loop's draws."""
     noise = torch.randn(batch["x"].shape, generator=draws)
-    return (model(batch["x"] + 0.3 * noise) - batch["y"]).square().mean(), {"noise": noise.mean().item()}
+    return (model(batch["x"] + 0.3 * noise) - batch["y"]).square().mean(), {
+        "noise": noise.mean().item()
+    }
 
 
-def plain_loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def plain_loss(
+    model: nn.Module, batch: Batch, draws: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     return (model(batch["x"]) - batch["y"]).square().mean(), {}
 
 
@@ -62,7 +77,9 @@ def stopping(loss: Loss, after: int, error: BaseException) -> Loss:
     """The loss of the first `after` batches, and then an error."""
     calls = 0
 
-    def stop(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def stop(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         nonlocal calls
         calls += 1
         if calls > after:
@@ -92,8 +109,12 @@ def unbroken(tmp_path: Path) -> Path:
 def test_every_step_is_logged(unbroken: Path) -> None:
     lines = logged(unbroken)
     assert [line["step"] for line in lines] == list(range(1, 13))
-    assert all(line.keys() == {"step", "loss", "grad_norm", "noise", "learning_rate"} for line in lines)
-    assert [line["learning_rate"] for line in lines] == [learning_rate(CONFIG, step) for step in range(12)]
+    assert all(
+        line.keys() == {"step", "loss", "grad_norm", "noise", "learning_rate"} for line in lines
+    )
+    assert [line["learning_rate"] for line in lines] == [
+        learning_rate(CONFIG, step) for step in range(12)
+    ]
     assert len({line["noise"] for line in lines}) == 12
     assert [path.name for path in checkpoints(unbroken)] == ["step-00000010", "step-00000012"]
 
@@ -108,7 +129,9 @@ def test_it_learns(tmp_path: Path) -> None:
     assert [line["step"] for line in logged(tmp_path)] == [20, 40, 60]
 
 
-@pytest.mark.parametrize("after", [3, 5, 8, 11])  # batches: before the first checkpoint, right at it, behind it
+@pytest.mark.parametrize(
+    "after", [3, 5, 8, 11]
+)  # batches: before the first checkpoint, right at it, behind it
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
 def test_a_resumed_run_equals_an_unbroken_one(
     tmp_path: Path, unbroken: Path, after: int, error: BaseException
@@ -123,7 +146,9 @@ def test_a_resumed_run_equals_an_unbroken_one(
     metrics = train(model, noisy_loss, Points(), CONFIG, folder, "toy")
     assert weights(folder) == weights(unbroken)
     assert logged(folder) == logged(unbroken)
-    assert metrics == {name: value for name, value in logged(unbroken)[-1].items() if name in metrics}
+    assert metrics == {
+        name: value for name, value in logged(unbroken)[-1].items() if name in metrics
+    }
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, torch_state(unbroken)[name])
 
@@ -145,7 +170,14 @@ def test_a_run_interrupted_again_and_again(tmp_path: Path, unbroken: Path) -> No
 
     for after, steps in ((6, [5]), (4, [5])):
         with pytest.raises(KeyboardInterrupt):
-            train(Toy(), stopping(noisy_loss, after, KeyboardInterrupt()), Points(), CONFIG, folder, "toy")
+            train(
+                Toy(),
+                stopping(noisy_loss, after, KeyboardInterrupt()),
+                Points(),
+                CONFIG,
+                folder,
+                "toy",
+            )
         assert [load_checkpoint(path, Toy()) for path in checkpoints(folder)] == steps
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(writing, "save_file", interrupt)
@@ -169,9 +201,15 @@ def test_a_torn_line_does_not_stop_a_resumed_run(tmp_path: Path, unbroken: Path)
 
 def test_a_finished_run_is_left_as_it_is(unbroken: Path) -> None:
     before, lines, model = weights(unbroken), (unbroken / "metrics.jsonl").read_text(), Toy()
-    assert train(model, stopping(noisy_loss, 0, AssertionError()), Points(), CONFIG, unbroken, "toy") == {}
+    assert (
+        train(model, stopping(noisy_loss, 0, AssertionError()), Points(), CONFIG, unbroken, "toy")
+        == {}
+    )
     assert weights(unbroken) == before and (unbroken / "metrics.jsonl").read_text() == lines
-    assert all(torch.equal(tensor, torch_state(unbroken)[name]) for name, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(tensor, torch_state(unbroken)[name])
+        for name, tensor in model.state_dict().items()
+    )
 
 
 def test_tensorboard_forgets_the_steps_that_come_again(tmp_path: Path) -> None:
@@ -200,11 +238,15 @@ def test_workers_change_nothing(tmp_path: Path, unbroken: Path) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_come_in_order_and_go_on_in_order(tmp_path: Path, accumulate: int, workers: int) -> None:
+def test_batches_come_in_order_and_go_on_in_order(
+    tmp_path: Path, accumulate: int, workers: int
+) -> None:
     """A resumed run starts at batch `step * accumulate`: counting steps instead would train on some batches twice."""
     seen: list[int] = []
 
-    def note(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def note(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         seen.append(batch["number"])
         return plain_loss(model, batch, draws)
 
@@ -229,30 +271,50 @@ def test_two_half_batches_are_one_whole(tmp_path: Path) -> None:
 
 def test_another_seed_draws_otherwise(tmp_path: Path, unbroken: Path) -> None:
     train(Toy(), noisy_loss, Points(), replace(CONFIG, seed=5), tmp_path / "other", "toy")
-    assert not {line["noise"] for line in logged(tmp_path / "other")} & {line["noise"] for line in logged(unbroken)}
+    assert not {line["noise"] for line in logged(tmp_path / "other")} & {
+        line["noise"] for line in logged(unbroken)
+    }
 
 
 @pytest.mark.parametrize("order", [list, lambda items: list(reversed(items))])
-def test_frozen_parts_stay_and_the_longest_prefix_counts(tmp_path: Path, order: Callable[[Any], Any]) -> None:
+def test_frozen_parts_stay_and_the_longest_prefix_counts(
+    tmp_path: Path, order: Callable[[Any], Any]
+) -> None:
     """Whichever prefix stands first; decay alone would move a frozen weight, so it must not reach the optimizer."""
     rates = dict(order({"body": 0.0, "body.second": 0.5, "body.second.bias": 0.0}.items()))
     model, start = Toy(), Toy().state_dict()
-    train(model, noisy_loss, Points(), replace(CONFIG, rates=rates, weight_decay=0.5), tmp_path, "toy")
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
+    train(
+        model, noisy_loss, Points(), replace(CONFIG, rates=rates, weight_decay=0.5), tmp_path, "toy"
+    )
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])
+    }
     assert changed == {"body.second.weight", "head.weight", "head.bias"}
     stored = json.loads((checkpoints(tmp_path)[-1] / "state.json").read_text())["param_groups"]
     final = learning_rate(CONFIG, CONFIG.steps - 1)
-    assert [(group["factor"], group["weight_decay"], group["lr"], len(group["params"])) for group in stored] == [
-        (0.5, 0.5, 0.5 * final, 1), (1.0, 0.0, final, 1), (1.0, 0.5, final, 1)
-    ]
+    assert [
+        (group["factor"], group["weight_decay"], group["lr"], len(group["params"]))
+        for group in stored
+    ] == [(0.5, 0.5, 0.5 * final, 1), (1.0, 0.0, final, 1), (1.0, 0.5, final, 1)]
 
 
 def test_a_later_stage_learns_what_an_earlier_one_froze(tmp_path: Path) -> None:
     """Freezing is for one run; the model is then as it came."""
     model, start = Toy(), Toy().state_dict()
-    train(model, noisy_loss, Points(), replace(CONFIG, rates={"": 0.0, "head": 1.0}), tmp_path / "first", "toy")
+    train(
+        model,
+        noisy_loss,
+        Points(),
+        replace(CONFIG, rates={"": 0.0, "head": 1.0}),
+        tmp_path / "first",
+        "toy",
+    )
     assert all(p.requires_grad for p in model.parameters())
-    assert all(torch.equal(p, start[name]) for name, p in model.named_parameters() if not name.startswith("head"))
+    assert all(
+        torch.equal(p, start[name])
+        for name, p in model.named_parameters()
+        if not name.startswith("head")
+    )
     train(model, noisy_loss, Points(), CONFIG, tmp_path / "second", "toy")
     assert not any(torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items())
 
@@ -281,12 +343,22 @@ def test_a_frozen_part_is_left_bit_for_bit(tmp_path: Path, frozen: str) -> None:
     elif frozen == "half of it before":
         model.tower[0].requires_grad_(False)
     rates = {"tower": {"before": 0.5, "by its rate": 0.0, "half of it before": 1.0}[frozen]}
-    asked, modes = [p.requires_grad for p in model.parameters()], [module.training for module in model.modules()]
+    asked, modes = (
+        [p.requires_grad for p in model.parameters()],
+        [module.training for module in model.modules()],
+    )
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train(model, noisy_loss, Points(), replace(CONFIG, rates=rates, weight_decay=0.5), tmp_path, "toy")
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
+    train(
+        model, noisy_loss, Points(), replace(CONFIG, rates=rates, weight_decay=0.5), tmp_path, "toy"
+    )
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])
+    }
     head = {f"head.{number}.{name}" for number in (0, 2) for name in ("weight", "bias")}
-    norm = {f"tower.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    norm = {
+        f"tower.1.{name}"
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
     assert changed == (head | norm if frozen == "half of it before" else head)
     assert [p.requires_grad for p in model.parameters()] == asked
     assert [module.training for module in model.modules()] == modes
@@ -296,9 +368,18 @@ def test_what_is_frozen_is_so_again_after_an_error(tmp_path: Path) -> None:
     model = Toy().eval()
     model.body.requires_grad_(False)
     with pytest.raises(RuntimeError):
-        train(model, stopping(noisy_loss, 2, RuntimeError()), Points(), replace(CONFIG, rates={"head.bias": 0.0}),
-              tmp_path, "toy")
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+        train(
+            model,
+            stopping(noisy_loss, 2, RuntimeError()),
+            Points(),
+            replace(CONFIG, rates={"head.bias": 0.0}),
+            tmp_path,
+            "toy",
+        )
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        "head.weight",
+        "head.bias",
+    }
     assert not any(module.training for module in model.modules())
 
 
@@ -309,8 +390,17 @@ def test_an_adapter_learns_alone(tmp_path: Path) -> None:
     model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["first", "second"], r=2))
     learns = {name for name, p in model.named_parameters() if p.requires_grad}
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train(model, noisy_loss, Points(), replace(CONFIG, rates={"head": 0.5, "body.second": 0.0}), tmp_path, "toy")
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
+    train(
+        model,
+        noisy_loss,
+        Points(),
+        replace(CONFIG, rates={"head": 0.5, "body.second": 0.0}),
+        tmp_path,
+        "toy",
+    )
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])
+    }
     assert changed == {name for name in learns if "first" in name} and len(changed) == 2
     assert {name for name, p in model.named_parameters() if p.requires_grad} == learns
 
@@ -334,7 +424,9 @@ def turning(loss: Loss, after: int, factor: float) -> Loss:
     """The loss of the first `after` batches, and then a multiple of it."""
     calls = 0
 
-    def turned(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def turned(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         nonlocal calls
         calls += 1
         value, metrics = loss(model, batch, draws)
@@ -360,7 +452,10 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, after: int, facto
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
     """A last step that throws them out of range has a loss that looks well."""
-    def throwing(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+
+    def throwing(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         value, _ = plain_loss(model, batch, draws)
         model.head.bias.data.fill_(torch.inf)
         return value, {}
@@ -372,7 +467,10 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
 
 def test_metrics_are_json(tmp_path: Path) -> None:
     """A share of nothing is no number, and JSON has none such."""
-    def unsure(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+
+    def unsure(
+        model: nn.Module, batch: Batch, draws: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         return plain_loss(model, batch, draws)[0], {"right": float("nan")}
 
     train(Toy(), unsure, Points(), replace(CONFIG, steps=1), tmp_path, "toy")
@@ -389,7 +487,11 @@ class Leaving(Points):
 
     def __getitem__(self, number: int) -> Batch:
         batch = super().__getitem__(number)
-        reasons = [f"{number}-{row}.png is damaged" for row in range(self.left_out)] if number % self.every == 0 else []
+        reasons = (
+            [f"{number}-{row}.png is damaged" for row in range(self.left_out)]
+            if number % self.every == 0
+            else []
+        )
         return {**batch, "input_ids": torch.zeros(8, 3)} | ({"skipped": reasons} if reasons else {})
 
 
@@ -399,7 +501,8 @@ def test_rows_that_were_left_out_are_told_and_counted(
 ) -> None:
     train(Toy(), noisy_loss, Leaving(5), replace(CONFIG, workers=workers), tmp_path, "toy")
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
-        f"{number}-0.png is damaged" for number in (0, 5, 10)]
+        f"{number}-0.png is damaged" for number in (0, 5, 10)
+    ]
     assert [line["skipped"] for line in logged(tmp_path)] == [1] * 5 + [2] * 5 + [3] * 2
 
 
@@ -439,7 +542,9 @@ class Seen(Points):
         return {**super().__getitem__(number), "heard": self.hears(number)}
 
 
-def seen_loss(model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def seen_loss(
+    model: nn.Module, batch: Batch, draws: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     return (model(batch["x"], batch["heard"]) - batch["y"]).square().mean(), {}
 
 
@@ -447,8 +552,17 @@ def one_of_two(rank: int, port: int, folder: Path, hears: Callable[[int], bool])
     """A process of two, forked from this one."""
     from accelerate.state import AcceleratorState, PartialState
 
-    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DISTRIBUTED": "gloo"})
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+            "ACCELERATE_TORCH_DISTRIBUTED": "gloo",
+        }
+    )
     AcceleratorState._reset_state(True)
     PartialState._reset_state()
     train(Eyes(), seen_loss, Seen(hears), replace(CONFIG, steps=6), folder, "toy")
@@ -457,6 +571,7 @@ def one_of_two(rank: int, port: int, folder: Path, hears: Callable[[int], bool])
 @pytest.mark.parametrize("sounds", [(), (0, 3, 6, 9), (1,)], ids=str)
 def test_two_processes_train_on_images_alone(tmp_path: Path, sounds: tuple[int, ...]) -> None:
     """And on batches of which one process has sounds; as one process does with two batches a step."""
+
     def hears(number: int) -> bool:
         return number in sounds
 
@@ -464,14 +579,19 @@ def test_two_processes_train_on_images_alone(tmp_path: Path, sounds: tuple[int, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=one_of_two, args=(rank, port, tmp_path / "two", hears)) for rank in range(2)]
+    workers = [
+        context.Process(target=one_of_two, args=(rank, port, tmp_path / "two", hears))
+        for rank in range(2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0]
     one, two = Eyes(), Eyes()
-    train(one, seen_loss, Seen(hears), replace(CONFIG, steps=6, accumulate=2), tmp_path / "one", "toy")
+    train(
+        one, seen_loss, Seen(hears), replace(CONFIG, steps=6, accumulate=2), tmp_path / "one", "toy"
+    )
     load_checkpoint(checkpoints(tmp_path / "two")[-1], two)
     for name, tensor in one.state_dict().items():
         torch.testing.assert_close(two.state_dict()[name], tensor, rtol=0, atol=1e-7)
@@ -481,7 +601,8 @@ def test_only_matrices_decay() -> None:
     """Biases and norms would be pulled towards zero, which is no neutral value for a norm's scale."""
     groups = parameter_groups(Toy(), CONFIG)
     assert {(p.dim() > 1, group["weight_decay"]) for group in groups for p in group["params"]} == {
-        (True, CONFIG.weight_decay), (False, 0.0)
+        (True, CONFIG.weight_decay),
+        (False, 0.0),
     }
 
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers.modeling_outputs import ModelOutput
 
-from mmdiff.modeling.multimodal import MMDiffModel
 from mmdiff.decoding.schedule import masking_rate
-from mmdiff.training.forward_process import IGNORE, mask_tokens, draw_times
+from mmdiff.modeling.multimodal import MMDiffModel
+from mmdiff.training.forward_process import IGNORE, draw_times, mask_tokens
 from mmdiff.training.losses import (
     WEIGHTINGS,
     fact_loss,
@@ -24,7 +24,9 @@ from mmdiff.training.losses import (
 from mmdiff.training.recipes import denoising_loss
 
 
-def test_loss_and_gradients_equal_the_published_llada_v(reference: Path, llada_v: MMDiffModel) -> None:
+def test_loss_and_gradients_equal_the_published_llada_v(
+    reference: Path, llada_v: MMDiffModel
+) -> None:
     outputs = load_file(reference / "llada-v" / "outputs.safetensors")
     given = {name.removeprefix("train."): value for name, value in outputs.items()}
     model = copy.deepcopy(llada_v)
@@ -37,7 +39,9 @@ def test_loss_and_gradients_equal_the_published_llada_v(reference: Path, llada_v
     loss.backward()
     torch.testing.assert_close(loss[None], given["loss"], rtol=1e-4, atol=1e-5)
     q_proj = model.backbone.layers[0].self_attn.q_proj
-    torch.testing.assert_close(model.backbone.lm_head.weight.grad, given["grad_lm_head"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.backbone.lm_head.weight.grad, given["grad_lm_head"], rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(q_proj.weight.grad, given["grad_q0"], rtol=1e-4, atol=1e-5)
 
 
@@ -69,7 +73,9 @@ def test_weightings_by_the_slow_sum(name: str) -> None:
     labels[branches == 0] = IGNORE
     labels[:, 6] = IGNORE
     t = torch.rand(3, 3, generator=generator).gather(1, branches)
-    noisy = mask_tokens(labels.clamp(min=0), labels, t, torch.rand(3, 12, generator=generator), mask_id=9)
+    noisy = mask_tokens(
+        labels.clamp(min=0), labels, t, torch.rand(3, 12, generator=generator), mask_id=9
+    )
     losses = torch.rand(3, 12, generator=generator)
     got = (WEIGHTINGS[name](noisy, labels, branches) * losses).sum()
     want, hidden = 0.0, int(noisy.masked_BT.sum())
@@ -80,17 +86,25 @@ def test_weightings_by_the_slow_sum(name: str) -> None:
                 weight = {
                     "pretraining": 1 / noisy.rate_BT[b, i] / 36,
                     "response": 1 / noisy.rate_BT[b, i] / length / 6,
-                    "mean": 1 / hidden, "late_mean": 1 / hidden,
+                    "mean": 1 / hidden,
+                    "late_mean": 1 / hidden,
                 }[name]
                 want += float(weight * losses[b, i])
     assert got.item() == pytest.approx(want, rel=1e-5)
 
 
 def test_weightings_have_names() -> None:
-    weights = {"pretraining": pretraining_weights, "response": response_weights, "mean": mean_weights,
-               "late_mean": mean_weights}
+    weights = {
+        "pretraining": pretraining_weights,
+        "response": response_weights,
+        "mean": mean_weights,
+        "late_mean": mean_weights,
+    }
     assert {name: weighting.weights for name, weighting in WEIGHTINGS.items()} == weights
-    assert [name for name, weighting in WEIGHTINGS.items() if weighting.bound] == ["pretraining", "response"]
+    assert [name for name, weighting in WEIGHTINGS.items() if weighting.bound] == [
+        "pretraining",
+        "response",
+    ]
 
 
 class Table(torch.nn.Module):
@@ -98,8 +112,12 @@ class Table(torch.nn.Module):
 
     def __init__(self, length: int, vocabulary: int) -> None:
         super().__init__()
-        self.logits = 2 * torch.randn((vocabulary + 1) ** length, length, vocabulary,
-                                      generator=torch.Generator().manual_seed(0))
+        self.logits = 2 * torch.randn(
+            (vocabulary + 1) ** length,
+            length,
+            vocabulary,
+            generator=torch.Generator().manual_seed(0),
+        )
         self.powers = (vocabulary + 1) ** torch.arange(length)
 
     def forward(self, input_ids: torch.Tensor, select: torch.Tensor, **_: object) -> ModelOutput:
@@ -114,20 +132,31 @@ class Table(torch.nn.Module):
         def left(seen: tuple[int, ...]) -> float:
             row = logs[int((torch.tensor(seen) * self.powers).sum())]
             hidden = [i for i, token in enumerate(seen) if token == mask]
-            costs = [-float(row[i, ids[i]]) + left((*seen[:i], ids[i], *seen[i + 1 :])) for i in hidden]
+            costs = [
+                -float(row[i, ids[i]]) + left((*seen[:i], ids[i], *seen[i + 1 :])) for i in hidden
+            ]
             return sum(costs) / max(1, len(costs))
 
         return left((mask,) * len(ids))
 
 
-@pytest.mark.parametrize("name", sorted(name for name, weighting in WEIGHTINGS.items() if weighting.bound))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, weighting in WEIGHTINGS.items() if weighting.bound)
+)
 def test_the_bound_is_met(name: str) -> None:
     """By the loss that training takes."""
     table, ids = Table(4, 3), torch.tensor([[0, 1, 2, 1], [2, 2, 0, 1]])
-    batch = {"input_ids": ids, "labels": ids, "importance": torch.ones(2, 4), "branch_ids": torch.zeros_like(ids)}
+    batch = {
+        "input_ids": ids,
+        "labels": ids,
+        "importance": torch.ones(2, 4),
+        "branch_ids": torch.zeros_like(ids),
+    }
     many = {key: value.repeat(512, 1) for key, value in batch.items()}
     loss = denoising_loss(name, mask_id=3)
-    values = torch.stack([loss(table, many, torch.Generator().manual_seed(seed))[0] for seed in range(150)])
+    values = torch.stack(
+        [loss(table, many, torch.Generator().manual_seed(seed))[0] for seed in range(150)]
+    )
     wanted = sum(table.exact(tuple(row)) for row in ids.tolist()) / 8
     error = values.std().item() / len(values) ** 0.5
     assert error < 0.015 * wanted and abs(values.mean().item() - wanted) < 3 * error
@@ -136,17 +165,27 @@ def test_the_bound_is_met(name: str) -> None:
 def test_times_are_those_of_the_weighting() -> None:
     """Uniform for the published objectives: half of all tokens are hidden on average, and two thirds of the late."""
     labels = torch.zeros(200, 20, dtype=torch.long)
-    batch = {"input_ids": labels, "labels": labels, "importance": torch.ones(200, 20), "branch_ids": labels}
+    batch = {
+        "input_ids": labels,
+        "labels": labels,
+        "importance": torch.ones(200, 20),
+        "branch_ids": labels,
+    }
     shares = {}
     for name in WEIGHTINGS:
+
         class Seeing(torch.nn.Module):
-            def forward(self, input_ids: torch.Tensor, select: torch.Tensor, **_: object) -> ModelOutput:
+            def forward(
+                self, input_ids: torch.Tensor, select: torch.Tensor, **_: object
+            ) -> ModelOutput:
                 shares[name] = select.float().mean().item()  # noqa: B023
                 return ModelOutput(logits=torch.zeros(int(select.sum()), 3))
 
         denoising_loss(name, mask_id=2)(Seeing(), batch, torch.Generator().manual_seed(0))
     late = shares.pop("late_mean")
-    assert late == pytest.approx(2 / 3, abs=0.02) and list(shares.values()) == pytest.approx([0.5] * 3, abs=0.02)
+    assert late == pytest.approx(2 / 3, abs=0.02) and list(shares.values()) == pytest.approx(
+        [0.5] * 3, abs=0.02
+    )
 
 
 def test_region_text_loss_is_low_for_right_logits_only() -> None:
@@ -156,7 +195,6 @@ def test_region_text_loss_is_low_for_right_logits_only() -> None:
     good, metrics = region_text_loss(sure, truth, shown)
     bad, _ = region_text_loss(-sure, truth, shown)
     assert good < 0.01 < 5 < bad and metrics == {"recall": 1.0, "specificity": 1.0}
-
 
 
 def test_fact_loss_is_the_mean_over_facts_of_the_mean_over_what_is_known() -> None:
@@ -175,5 +213,7 @@ def test_fact_loss_is_the_mean_over_facts_of_the_mean_over_what_is_known() -> No
 
 
 def test_fact_loss_of_nothing_is_nothing() -> None:
-    value, share = fact_loss(torch.zeros(0, 5, requires_grad=True), torch.zeros(0, 2, dtype=torch.long), (3, 2))
+    value, share = fact_loss(
+        torch.zeros(0, 5, requires_grad=True), torch.zeros(0, 2, dtype=torch.long), (3, 2)
+    )
     assert value.item() == 0 and share == 0

@@ -45,11 +45,21 @@ def noise(width: int = 23, height: int = 17) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG"])
 def test_formats(kind: str, tmp_path: Path) -> None:
-    data = encoded(Image.new("RGB", (7, 5), RED), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    data = encoded(
+        Image.new("RGB", (7, 5), RED), kind, **({"lossless": True} if kind == "WEBP" else {})
+    )
     path = tmp_path / "name without suffix"
     path.write_bytes(data)
     with path.open("rb") as stream:
-        for source in (data, bytearray(data), io.BytesIO(data), path, str(path), stream, Image.open(io.BytesIO(data))):
+        for source in (
+            data,
+            bytearray(data),
+            io.BytesIO(data),
+            path,
+            str(path),
+            stream,
+            Image.open(io.BytesIO(data)),
+        ):
             assert np.abs(pixels(source).astype(int) - RED).max() <= 2
             assert pixels(source).shape == (5, 7, 3)
         assert not stream.closed
@@ -68,12 +78,20 @@ def test_orientation(orientation: int, kind: str) -> None:
     upright = np.zeros((32, 48, 3), dtype=np.uint8)
     upright[16:, 16:] = 255
     stored = {
-        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright), 7: upright[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(upright, -1),
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, lossless=True, quality=100)
+    data = encoded(
+        Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, lossless=True, quality=100
+    )
     for source in (data, Image.open(io.BytesIO(data))):
         assert np.abs(pixels(source).astype(int) - upright).max() < 10
 
@@ -85,14 +103,40 @@ def test_damaged_exif_does_not_cost_the_picture() -> None:
         assert np.array_equal(pixels(data), noise())
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "LA", "PA", "La",
-                                  "RGBa", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "P",
+        "RGB",
+        "RGBX",
+        "RGBA",
+        "CMYK",
+        "YCbCr",
+        "HSV",
+        "LAB",
+        "LA",
+        "PA",
+        "La",
+        "RGBa",
+        "I",
+        "F",
+        "I;16",
+        "I;16B",
+        "I;16L",
+        "I;16N",
+    ],
+)
 def test_every_mode(mode: str) -> None:
     assert pixels(Image.new(mode, (3, 2))).shape == (2, 3, 3)
 
 
 def test_alpha_is_laid_on_white() -> None:
-    clear, half = Image.new("RGBA", (1, 1), (255, 0, 0, 0)), Image.new("RGBA", (1, 1), (255, 0, 0, 128))
+    clear, half = (
+        Image.new("RGBA", (1, 1), (255, 0, 0, 0)),
+        Image.new("RGBA", (1, 1), (255, 0, 0, 128)),
+    )
     assert tuple(pixels(encoded(clear))[0, 0]) == WHITE
     assert tuple(pixels(encoded(half))[0, 0]) == (255, 127, 127)
     assert tuple(pixels(Image.new("LA", (1, 1), (0, 0)))[0, 0]) == WHITE
@@ -105,14 +149,19 @@ def test_transparency_outside_the_alpha_channel() -> None:
     palette.putpixel((1, 0), 1)
     assert [tuple(p) for p in pixels(encoded(palette))[0]] == [(0, 0, 255), RED]
     for transparency in (0, b"\x00\xff"):
-        assert [tuple(p) for p in pixels(encoded(palette, transparency=transparency))[0]] == [WHITE, RED]
+        assert [tuple(p) for p in pixels(encoded(palette, transparency=transparency))[0]] == [
+            WHITE,
+            RED,
+        ]
     assert [tuple(p) for p in pixels(encoded(palette, "GIF", transparency=0))[0]] == [WHITE, RED]
     assert tuple(pixels(encoded(Image.new("RGB", (1, 1), RED), transparency=RED))[0, 0]) == WHITE
     assert tuple(pixels(encoded(Image.new("L", (1, 1), 9), transparency=9))[0, 0]) == WHITE
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("PPM", np.uint16),
-                                             ("TIFF", np.dtype(">u2"))])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("PNG", np.uint16), ("TIFF", np.uint16), ("PPM", np.uint16), ("TIFF", np.dtype(">u2"))],
+)
 def test_16_bits(kind: str, dtype: Any) -> None:
     values = np.array([[0, 257, 32_768, 65_535]], dtype=dtype)
     assert pixels(encoded(Image.fromarray(values), kind))[0, :, 0].tolist() == [0, 1, 128, 255]
@@ -150,7 +199,9 @@ def test_the_first_frame(kind: str) -> None:
 
 def test_a_frame_chosen_by_the_caller() -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, (0, 0, 255))]
-    image = Image.open(io.BytesIO(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])))
+    image = Image.open(
+        io.BytesIO(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]))
+    )
     image.seek(1)
     assert tuple(pixels(image)[0, 0]) == (0, 0, 255)
 
@@ -192,11 +243,19 @@ def test_views_of_arrays() -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.array([[0.5, np.nan]]), "nan"), (np.array([[np.inf]]), "inf"), (np.array([[-0.1]]), "from -0.1"),
-        (np.array([[200.0]]), "0 to 1 "), (np.array([[256]]), "0 to 255"), (np.array([[-1]]), "from -1"),
-        (np.zeros((3, 8, 9)), "shape"), (np.zeros(5), "shape"), (np.zeros((1, 8, 9, 3)), "shape"),
-        (np.zeros((0, 5)), "no pixels"), (np.zeros((5, 0, 3), np.uint8), "no pixels"),
-        (np.array([["a"]]), "no numbers"), (np.array([[None]]), "no numbers"),
+        (np.array([[0.5, np.nan]]), "nan"),
+        (np.array([[np.inf]]), "inf"),
+        (np.array([[-0.1]]), "from -0.1"),
+        (np.array([[200.0]]), "0 to 1 "),
+        (np.array([[256]]), "0 to 255"),
+        (np.array([[-1]]), "from -1"),
+        (np.zeros((3, 8, 9)), "shape"),
+        (np.zeros(5), "shape"),
+        (np.zeros((1, 8, 9, 3)), "shape"),
+        (np.zeros((0, 5)), "no pixels"),
+        (np.zeros((5, 0, 3), np.uint8), "no pixels"),
+        (np.array([["a"]]), "no numbers"),
+        (np.array([[None]]), "no numbers"),
         (np.zeros((2, 2), complex), "no numbers"),
     ],
 )
@@ -245,7 +304,12 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     one_sentence(b"", "the picture is empty")
     one_sentence(io.BytesIO(), "is empty")
     one_sentence(b"\x89PNG\r\n\x1a\n", "damaged PNG file")
-    for other in (b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"%!PS-Adobe-3.0 EPSF-3.0", b"\0\0\1\0"):
+    for other in (
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        b"%!PS-Adobe-3.0 EPSF-3.0",
+        b"\0\0\1\0",
+    ):
         one_sentence(other, "no picture that can be read")
 
 
@@ -265,7 +329,12 @@ def huge_png(width: int, height: int) -> bytes:
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b""))
     data = b"\x89PNG\r\n\x1a\n"
     for name, content in chunks:
-        data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        data += (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
     return data
 
 
@@ -276,15 +345,32 @@ def huge_png(width: int, height: int) -> bytes:
         (huge_png(10_000, 10_000), "10000 x 10000 = 100,000,000"),  # where Pillow would warn
         (huge_png(40_000, 40_000), "40000 x 40000 = 1,600,000,000"),  # where Pillow would raise
         (huge_png(2**31 - 1, 2**31 - 1), "2147483647 x 2147483647"),
-        (b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0)
-         + b"\2\1\0\0;", "65535 x 65535"),
+        (
+            b"GIF89a"
+            + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0)
+            + b","
+            + struct.pack("<HHHHB", 0, 0, 1, 1, 0)
+            + b"\2\1\0\0;",
+            "65535 x 65535",
+        ),
         (b"P6 30000 30000 255 ", "30000 x 30000"),
-        (b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0), "30000"),
-        (b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\x3f\0\xff\x3f\0" + b"\0" * 9, ""),  # Pillow's word
+        (
+            b"BM"
+            + struct.pack(
+                "<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0
+            ),
+            "30000",
+        ),
+        (
+            b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\x3f\0\xff\x3f\0" + b"\0" * 9,
+            "",
+        ),  # Pillow's word
     ],
 )
 def test_oversized_pictures_are_not_decoded(data: bytes, size: str) -> None:
-    one_sentence(data, size, "smaller" if size else "WEBP" if PIL.__version__ < "13" else "too large")
+    one_sentence(
+        data, size, "smaller" if size else "WEBP" if PIL.__version__ < "13" else "too large"
+    )
 
 
 def test_the_limit_is_the_callers() -> None:
@@ -314,21 +400,44 @@ def test_truncated_files(kind: str, tmp_path: Path) -> None:
 
 def png(samples: bytes, width: int, depth: int, kind: int, clear: bytes = b"") -> bytes:
     """One line of a PNG of that depth and kind of colour, and what is transparent in it."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)), (b"tRNS", clear),
-              (b"IDAT", zlib.compress(b"\0" + samples)), (b"IEND", b"")]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)),
+        (b"tRNS", clear),
+        (b"IDAT", zlib.compress(b"\0" + samples)),
+        (b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        for name, content in chunks if content or name == b"IEND")
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+        if content or name == b"IEND"
+    )
 
 
-@pytest.mark.parametrize(("data", "expected"), [
-    (png(struct.pack(">3H", 30_000, 0, 65_535), 3, 16, 0, struct.pack(">H", 30_000)), [255, 0, 255]),
-    (png(bytes([0b01_00_01_11]), 4, 2, 0, struct.pack(">H", 1)), [255, 0, 255, 255]),
-    (png(bytes([0x5A]), 2, 4, 0, struct.pack(">H", 5)), [255, 170]),
-    (png(bytes([0b01000000]), 2, 1, 0, struct.pack(">H", 0)), [255, 255]),
-    (png(struct.pack(">6H", 0x1234, 0x2345, 0x3456, 0, 0, 0), 2, 16, 2, struct.pack(">3H", 0x1234, 0x2345, 0x3456)),
-     [255, 0]),
-])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            png(struct.pack(">3H", 30_000, 0, 65_535), 3, 16, 0, struct.pack(">H", 30_000)),
+            [255, 0, 255],
+        ),
+        (png(bytes([0b01_00_01_11]), 4, 2, 0, struct.pack(">H", 1)), [255, 0, 255, 255]),
+        (png(bytes([0x5A]), 2, 4, 0, struct.pack(">H", 5)), [255, 170]),
+        (png(bytes([0b01000000]), 2, 1, 0, struct.pack(">H", 0)), [255, 255]),
+        (
+            png(
+                struct.pack(">6H", 0x1234, 0x2345, 0x3456, 0, 0, 0),
+                2,
+                16,
+                2,
+                struct.pack(">3H", 0x1234, 0x2345, 0x3456),
+            ),
+            [255, 0],
+        ),
+    ],
+)
 def test_a_transparent_colour_of_any_depth(data: bytes, expected: list[int]) -> None:
     """Where the key is in the samples' own depth, and Pillow's pixels are not."""
     for source in (data, Image.open(io.BytesIO(data))):
@@ -338,7 +447,11 @@ def test_a_transparent_colour_of_any_depth(data: bytes, expected: list[int]) -> 
 @pytest.mark.parametrize("top", [255, 1023, 4095, 65_535])
 def test_scans_of_fewer_bits_in_16_are_not_black(top: int) -> None:
     values = np.array([[0, top // 2, top]], np.uint16)
-    for source in (values, encoded(Image.fromarray(values)), encoded(Image.fromarray(values), "TIFF")):
+    for source in (
+        values,
+        encoded(Image.fromarray(values)),
+        encoded(Image.fromarray(values), "TIFF"),
+    ):
         assert np.abs(pixels(source)[0, :, 0].astype(int) - [0, 127, 255]).max() <= 1
 
 
@@ -375,15 +488,21 @@ def test_kinds_that_are_not_read_are_not_called_damaged() -> None:
 
 def test_heic_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    one_sentence(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIF file", "pip install 'pillow-heif'")
+    one_sentence(
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIF file", "pip install 'pillow-heif'"
+    )
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow is built without AVIF")
 def test_avif_is_opened_where_pillow_can() -> None:
-    assert np.abs(pixels(encoded(Image.new("RGB", (16, 8), RED), "AVIF")).astype(int) - RED).max() <= 3
+    assert (
+        np.abs(pixels(encoded(Image.new("RGB", (16, 8), RED), "AVIF")).astype(int) - RED).max() <= 3
+    )
 
 
-def turned(orientation: int, size: tuple[int, int] = (40, 20), details: bool = False) -> Image.Image:
+def turned(
+    orientation: int, size: tuple[int, int] = (40, 20), details: bool = False
+) -> Image.Image:
     """A photo as a camera stores it, with or without the size that cameras write."""
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -394,8 +513,10 @@ def turned(orientation: int, size: tuple[int, int] = (40, 20), details: bool = F
 
 @pytest.mark.parametrize("details", [False, True])
 def test_an_image_turned_by_hand_is_not_turned_again(details: bool) -> None:
-    for by_hand in (turned(6, details=details).transpose(Image.Transpose.ROTATE_270),
-                    turned(6, details=details).rotate(-90, expand=True)):
+    for by_hand in (
+        turned(6, details=details).transpose(Image.Transpose.ROTATE_270),
+        turned(6, details=details).rotate(-90, expand=True),
+    ):
         assert by_hand.getexif()[0x0112] == 6 and open_image(by_hand).size == (20, 40)
     assert open_image(ImageOps.exif_transpose(turned(6, details=details))).size == (20, 40)
     assert open_image(turned(6, details=details)).size == (20, 40)
@@ -408,15 +529,20 @@ def test_a_photo_that_was_only_converted_is_turned() -> None:
 
 SPELLINGS = {
     "plain": lambda text: f"data:image/png;base64,{text}",
-    "line breaks": lambda text: "data:image/png;base64,\n" + "\r\n".join(text[at : at + 76] for at in
-                                                                       range(0, len(text), 76)) + "\n",
+    "line breaks": lambda text: (
+        "data:image/png;base64,\n"
+        + "\r\n".join(text[at : at + 76] for at in range(0, len(text), 76))
+        + "\n"
+    ),
     "URL-safe": lambda text: "data:image/png;base64," + text.replace("+", "-").replace("/", "_"),
     "without padding": lambda text: "data:image/png;base64," + text.rstrip("="),
     "other case": lambda text: f"DATA:IMAGE/PNG;BASE64,{text}",
     "parameters": lambda text: f"data:image/png;charset=utf-8;name=a%20b.png;base64,{text}",
     "no type": lambda text: f"data:;base64,{text}",
     "spaces": lambda text: f" data:image/png; base64, {text} ",
-    "percent": lambda text: "data:image/png;base64," + text.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+    "percent": lambda text: (
+        "data:image/png;base64," + text.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
+    ),
 }
 
 
@@ -455,7 +581,9 @@ def test_damaged_bytes_end_in_a_picture_or_a_sentence(kind: str) -> None:
     """Cuts, flips, overwritten runs, insertions: whatever comes, it is a picture or an ImageError."""
     rng = np.random.default_rng(len(kind))
     sources = [encoded(noise(31, 27), kind), encoded(noise(9, 9).convert("L"), kind)]
-    sources.append(encoded(noise(40, 8).convert("P"), kind if kind in ("GIF", "BMP", "TIFF") else "PNG"))
+    sources.append(
+        encoded(noise(40, 8).convert("P"), kind if kind in ("GIF", "BMP", "TIFF") else "PNG")
+    )
     for number in range(240):
         data = bytearray(sources[number % len(sources)])
         for _ in range(int(rng.integers(1, 6))):
@@ -498,7 +626,9 @@ def test_many_threads() -> None:
 
 @pytest.mark.parametrize("layout", ["anyres", "resize", "pad"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-def test_extreme_shapes_from_file_to_embeddings(size: tuple[int, int], layout: Any, anyres: VisionConfig) -> None:
+def test_extreme_shapes_from_file_to_embeddings(
+    size: tuple[int, int], layout: Any, anyres: VisionConfig
+) -> None:
     views = make_views(open_image(encoded(noise(*size))), anyres, layout)
     features = views.pixels_V3HW.mean(dim=(1, 2, 3)).view(-1, 1, 1).expand(-1, 729, 2)
     embeddings = merge_views(features, views.size, views.grid, anyres, features.new_zeros(2))

@@ -15,8 +15,8 @@ from mmdiff.config import VisionConfig
 from mmdiff.vision.connector import build_connector
 from mmdiff.vision.image_io import open_image
 from mmdiff.vision.merge import merge_views
-from mmdiff.vision.tower import build_tower, load_tower
 from mmdiff.vision.preprocess import count_tokens, make_views
+from mmdiff.vision.tower import build_tower, load_tower
 
 PICTURES = (0, 1, 3, 4, 6)
 
@@ -38,7 +38,11 @@ def cases(llada_v: Path) -> dict[int, dict[str, Any]]:
 
 
 def part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
 
 
 def test_no_case_is_left_out(cases: dict[int, dict[str, Any]]) -> None:
@@ -47,7 +51,11 @@ def test_no_case_is_left_out(cases: dict[int, dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("number", PICTURES)
 def test_views(
-    number: int, llada_v: Path, anyres: VisionConfig, cases: dict[int, dict[str, Any]], outputs: dict[str, Tensor]
+    number: int,
+    llada_v: Path,
+    anyres: VisionConfig,
+    cases: dict[int, dict[str, Any]],
+    outputs: dict[str, Tensor],
 ) -> None:
     case = cases[number]
     views = make_views(open_image(llada_v / case["image"]), anyres)
@@ -55,7 +63,12 @@ def test_views(
     assert list(views.grid) == case["grid"]
     assert views.pixels_V3HW.shape == (case["tiles"], 3, 384, 384)
     assert count_tokens(views.size, anyres) == case["tokens"]
-    assert_close(views.pixels_V3HW[:, :, ::16, ::16], outputs[f"{number}.pixels_stride16"], rtol=1e-4, atol=1e-5)
+    assert_close(
+        views.pixels_V3HW[:, :, ::16, ::16],
+        outputs[f"{number}.pixels_stride16"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert views.pixels_V3HW.double().mean().item() == pytest.approx(case["pixel_mean"], abs=1e-6)
     assert views.pixels_V3HW.double().std().item() == pytest.approx(case["pixel_std"], abs=1e-6)
 
@@ -78,12 +91,16 @@ def test_embeddings(
     views = make_views(open_image(llada_v / cases[number]["image"]), config)
     with torch.inference_mode():
         features = connector(tower(views.pixels_V3HW))
-        embeddings = merge_views(features, views.size, views.grid, config, weights["model.image_newline"])
+        embeddings = merge_views(
+            features, views.size, views.grid, config, weights["model.image_newline"]
+        )
     assert len(embeddings) == cases[number]["tokens"]
     assert_close(embeddings[::32], outputs[f"{number}.image_embeds_every32"], rtol=1e-4, atol=1e-4)
 
 
-def test_the_layer_before_the_last(llada_v: Path, anyres: VisionConfig, weights: dict[str, Tensor]) -> None:
+def test_the_layer_before_the_last(
+    llada_v: Path, anyres: VisionConfig, weights: dict[str, Tensor]
+) -> None:
     """The tower as SigLIP publishes it (one layer more, a pooling head) gives what LLaDA-V's own copy gives."""
     towers = build_tower(anyres), build_tower(anyres)
     load_tower(towers[0], load_file(llada_v / "siglip-tiny" / "model.safetensors"))

@@ -15,8 +15,8 @@ from torch.nn.functional import interpolate
 from torch.testing import assert_close
 
 from mmdiff.config import VisionConfig
-from mmdiff.vision.connector import pixel_shuffle
 from mmdiff.vision.anyres import SINGLE_VIEW, choose_grid, image_rows_and_columns
+from mmdiff.vision.connector import pixel_shuffle
 from mmdiff.vision.merge import merge_views
 from mmdiff.vision.preprocess import count_tokens, make_views
 
@@ -64,21 +64,31 @@ def plainly_merged(size: tuple[int, int], config: VisionConfig) -> Tensor:
         times = math.sqrt(whole.shape[0] * whole.shape[1] / (config.max_base_areas * side**2))
         if times > 1.1:
             target = [int(whole.shape[0] // times), int(whole.shape[1] // times)]
-            whole = interpolate(whole.permute(2, 0, 1)[None], target, mode="bilinear")[0].permute(1, 2, 0)
+            whole = interpolate(whole.permute(2, 0, 1)[None], target, mode="bilinear")[0].permute(
+                1, 2, 0
+            )
     lines = list(views[0])
     for row in whole:
         lines += [*row, torch.full((WIDTH,), 7.0)]
     return torch.stack(lines)
 
 
-@pytest.mark.parametrize("size", [(384, 384), (640, 480), (1, 5000), (5000, 1), (1, 1), (2000, 900), (333, 1777)])
+@pytest.mark.parametrize(
+    "size", [(384, 384), (640, 480), (1, 5000), (5000, 1), (1, 1), (2000, 900), (333, 1777)]
+)
 def test_merge_is_the_published_one(size: tuple[int, int], anyres: VisionConfig) -> None:
     assert_close(merged(size, anyres, "anyres"), plainly_merged(size, anyres))
 
 
 @settings(max_examples=300, deadline=None)
-@given(SIZES, st.sampled_from([1, 2, 3, 4, 8, 14]), st.sampled_from([None, 1, 4]), st.booleans(),
-       st.sampled_from(["anyres", "resize", "pad"]), st.sampled_from([1, 2]))
+@given(
+    SIZES,
+    st.sampled_from([1, 2, 3, 4, 8, 14]),
+    st.sampled_from([None, 1, 4]),
+    st.booleans(),
+    st.sampled_from(["anyres", "resize", "pad"]),
+    st.sampled_from([1, 2]),
+)
 @example((1, 5000), 8, 4, True, "anyres", 1)
 @example((5000, 1), 14, 1, False, "anyres", 2)
 @example((1, 1), 1, None, True, "anyres", 1)
@@ -86,8 +96,16 @@ def test_tokens_are_counted_before_they_exist(
     size: tuple[int, int], side: int, areas: int | None, newline: bool, layout: Any, shuffle: int
 ) -> None:
     config = VisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=side * shuffle * 4,
-        patch_size=4, pixel_shuffle=shuffle, newline=newline, max_base_areas=areas, layout="anyres",
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=side * shuffle * 4,
+        patch_size=4,
+        pixel_shuffle=shuffle,
+        newline=newline,
+        max_base_areas=areas,
+        layout="anyres",
         grids=tuple((columns, rows) for columns in range(1, 5) for rows in range(1, 4)),
     )
     embeddings = merged(size, config, layout)
@@ -106,8 +124,15 @@ def test_some_of_every_picture_is_kept(size: tuple[int, int], side: int) -> None
 
 @pytest.mark.parametrize(
     ("size", "tokens"),
-    [((384, 384), 1485), ((640, 480), 2929), ((768, 768), 3699), ((1000, 1000), 3699), ((1024, 768), 3627),
-     ((1280, 720), 3649), ((1920, 1080), 3649)],
+    [
+        ((384, 384), 1485),
+        ((640, 480), 2929),
+        ((768, 768), 3699),
+        ((1000, 1000), 3699),
+        ((1024, 768), 3627),
+        ((1280, 720), 3649),
+        ((1920, 1080), 3649),
+    ],
 )
 def test_published_token_counts(size: tuple[int, int], tokens: int, anyres: VisionConfig) -> None:
     assert count_tokens(size, anyres) == tokens
@@ -115,7 +140,9 @@ def test_published_token_counts(size: tuple[int, int], tokens: int, anyres: Visi
 
 
 @pytest.mark.parametrize("layout", ["anyres", "resize", "pad"])
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (1, 100_000), (2, 3), (383, 385), (1, 2_000_000)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 5000), (5000, 1), (1, 100_000), (2, 3), (383, 385), (1, 2_000_000)]
+)
 def test_strange_sizes(size: tuple[int, int], layout: Any, anyres: VisionConfig) -> None:
     config = dataclasses.replace(anyres, image_size=56)
     views = make_views(Image.new("RGB", size, (10, 20, 30)), config, layout)
@@ -123,7 +150,9 @@ def test_strange_sizes(size: tuple[int, int], layout: Any, anyres: VisionConfig)
     assert views.pixels_V3HW.shape == (num_views, 3, 56, 56)
     assert views.size == size and views.layout == layout
     assert views.pixels_V3HW.is_contiguous() and views.pixels_V3HW.dtype == torch.float32
-    embeddings = merge_views(features(num_views, config), views.size, views.grid, config, torch.zeros(WIDTH))
+    embeddings = merge_views(
+        features(num_views, config), views.size, views.grid, config, torch.zeros(WIDTH)
+    )
     assert len(embeddings) == count_tokens(size, config, layout)
 
 
@@ -174,16 +203,25 @@ def test_merge_in_half_precision_and_with_gradients(anyres: VisionConfig) -> Non
     assert embeddings.dtype == torch.bfloat16
     embeddings.float().sum().backward()
     assert views.grad is not None and newline.grad is not None
-    num_rows = count_tokens((1000, 700), anyres) - count_tokens((1000, 700), dataclasses.replace(anyres, newline=False))
+    num_rows = count_tokens((1000, 700), anyres) - count_tokens(
+        (1000, 700), dataclasses.replace(anyres, newline=False)
+    )
     assert newline.grad.tolist() == [num_rows] * WIDTH
 
 
 def test_pixel_shuffle_joins_neighbours() -> None:
     patches = torch.arange(16.0).view(1, 16, 1)
     assert pixel_shuffle(patches, 1) is patches
-    assert pixel_shuffle(patches, 2)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert pixel_shuffle(patches, 2)[0].tolist() == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+        [8, 9, 12, 13],
+        [10, 11, 14, 15],
+    ]
 
 
 def test_newline_may_be_left_out_where_there_is_none(small: VisionConfig) -> None:
     config = dataclasses.replace(small, newline=False)
-    assert torch.equal(merge_views(features(1, config), (9, 5), SINGLE_VIEW, config), features(1, config)[0])
+    assert torch.equal(
+        merge_views(features(1, config), (9, 5), SINGLE_VIEW, config), features(1, config)[0]
+    )

@@ -23,11 +23,16 @@ def through(library: Any, config: VisionConfig) -> nn.Module:
 def random_state(config: VisionConfig) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     tower = build_tower(config)
-    return {name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in tower_state(tower).items()}
+    return {
+        name: torch.randn(tensor.shape, generator=generator) * 0.3
+        for name, tensor in tower_state(tower).items()
+    }
 
 
 def pictures(config: VisionConfig) -> Tensor:
-    return torch.randn(2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def plain_siglip(state: dict[str, Tensor], pixels: Tensor, config: VisionConfig) -> Tensor:
@@ -42,13 +47,25 @@ def plain_siglip(state: dict[str, Tensor], pixels: Tensor, config: VisionConfig)
         scaled = centred / (centred.square().mean(-1, keepdim=True) + config.layer_norm_eps).sqrt()
         return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
-    squares = pixels.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-    x = squares @ state["embeddings.patch_embedding.weight"].flatten(1).T + state["embeddings.patch_embedding.bias"]
+    squares = (
+        pixels.unfold(2, size, size)
+        .unfold(3, size, size)
+        .permute(0, 2, 3, 1, 4, 5)
+        .flatten(3)
+        .flatten(1, 2)
+    )
+    x = (
+        squares @ state["embeddings.patch_embedding.weight"].flatten(1).T
+        + state["embeddings.patch_embedding.bias"]
+    )
     x = x + state["embeddings.position_embedding.weight"]
     for number in range(config.num_hidden_layers):
         layer = f"encoder.layers.{number}"
         y = norm(x, f"{layer}.layer_norm1")
-        q, k, v = (linear(y, f"{layer}.self_attn.{n}_proj").unflatten(2, (heads, -1)).transpose(1, 2) for n in "qkv")
+        q, k, v = (
+            linear(y, f"{layer}.self_attn.{n}_proj").unflatten(2, (heads, -1)).transpose(1, 2)
+            for n in "qkv"
+        )
         seen = (q @ k.transpose(2, 3) / (width // heads) ** 0.5).softmax(-1) @ v
         x = x + linear(seen.transpose(1, 2).flatten(2), f"{layer}.self_attn.out_proj")
         y = linear(norm(x, f"{layer}.layer_norm2"), f"{layer}.mlp.fc1")
@@ -63,7 +80,9 @@ def test_features(library: str, eps: float, small: VisionConfig) -> None:
     state = random_state(config)
     tower = through(library, config)
     load_tower(tower, state)
-    assert_close(tower(pictures(config)), plain_siglip(state, pictures(config), config), rtol=1e-4, atol=1e-5)
+    assert_close(
+        tower(pictures(config)), plain_siglip(state, pictures(config), config), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -74,7 +93,9 @@ def test_state_goes_in_and_comes_out(library: str, small: VisionConfig) -> None:
     again = tower_state(tower)
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], state[name]) for name in state)
-    assert sum(tensor.numel() for tensor in again.values()) == sum(p.numel() for p in tower.parameters())
+    assert sum(tensor.numel() for tensor in again.values()) == sum(
+        p.numel() for p in tower.parameters()
+    )
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -84,7 +105,9 @@ def test_built_without_memory_then_filled(library: str, small: VisionConfig) -> 
         tower = through(library, small)
     assert tower(torch.empty(2, 3, 56, 56, device="meta")).shape == (2, 16, 48)
     load_tower(tower, state)
-    assert_close(tower(pictures(small)), plain_siglip(state, pictures(small), small), rtol=1e-4, atol=1e-5)
+    assert_close(
+        tower(pictures(small)), plain_siglip(state, pictures(small), small), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -122,15 +145,25 @@ def test_whole_published_checkpoints(library: str, prefix: str, small: VisionCon
     deep_state = random_state(deeper)
     state = {prefix + name: tensor for name, tensor in deep_state.items()}
     state |= {
-        f"{prefix}post_layernorm.weight": torch.ones(48), f"{prefix}post_layernorm.bias": torch.ones(48),
-        f"{prefix}head.probe": torch.ones(1, 1, 48), f"{prefix}head.attention.in_proj_weight": torch.ones(144, 48),
-        f"{prefix}embeddings.position_ids": torch.arange(16)[None], "logit_scale": torch.ones(1),
-        "logit_bias": torch.ones(1), "text_model.embeddings.token_embedding.weight": torch.ones(5, 5),
-        "text_model.encoder.layers.0.layer_norm1.weight": torch.ones(5), "text_model.head.bias": torch.ones(5),
+        f"{prefix}post_layernorm.weight": torch.ones(48),
+        f"{prefix}post_layernorm.bias": torch.ones(48),
+        f"{prefix}head.probe": torch.ones(1, 1, 48),
+        f"{prefix}head.attention.in_proj_weight": torch.ones(144, 48),
+        f"{prefix}embeddings.position_ids": torch.arange(16)[None],
+        "logit_scale": torch.ones(1),
+        "logit_bias": torch.ones(1),
+        "text_model.embeddings.token_embedding.weight": torch.ones(5, 5),
+        "text_model.encoder.layers.0.layer_norm1.weight": torch.ones(5),
+        "text_model.head.bias": torch.ones(5),
     }
     tower = through(library, small)
     load_tower(tower, state)
-    assert_close(tower(pictures(small)), plain_siglip(deep_state, pictures(small), small), rtol=1e-4, atol=1e-5)
+    assert_close(
+        tower(pictures(small)),
+        plain_siglip(deep_state, pictures(small), small),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -152,12 +185,22 @@ def test_what_does_not_fit_is_listed(library: str, small: VisionConfig) -> None:
 
 def test_names_of_published_checkpoints(small: VisionConfig) -> None:
     assert tower_names(
-        ["vision_model.encoder.layers.1.mlp.fc1.bias", "encoder.layers.2.mlp.fc1.bias", "vision_model.head.probe",
-         "text_model.head.bias", "logit_scale", "embeddings.class_embedding"], small
+        [
+            "vision_model.encoder.layers.1.mlp.fc1.bias",
+            "encoder.layers.2.mlp.fc1.bias",
+            "vision_model.head.probe",
+            "text_model.head.bias",
+            "logit_scale",
+            "embeddings.class_embedding",
+        ],
+        small,
     ) == {
         "vision_model.encoder.layers.1.mlp.fc1.bias": "encoder.layers.1.mlp.fc1.bias",
-        "encoder.layers.2.mlp.fc1.bias": None, "vision_model.head.probe": None, "text_model.head.bias": None,
-        "logit_scale": None, "embeddings.class_embedding": "embeddings.class_embedding",
+        "encoder.layers.2.mlp.fc1.bias": None,
+        "vision_model.head.probe": None,
+        "text_model.head.bias": None,
+        "logit_scale": None,
+        "embeddings.class_embedding": "embeddings.class_embedding",
     }
 
 
@@ -170,12 +213,16 @@ def test_a_name_with_and_without_prefix(small: VisionConfig) -> None:
 
 def test_fewer_layers_than_are_built_are_missing(small: VisionConfig) -> None:
     with pytest.raises(ValueError, match=r"missing: encoder\.layers\.2\."):
-        load_tower(build_tower(dataclasses.replace(small, num_hidden_layers=3)), random_state(small))
+        load_tower(
+            build_tower(dataclasses.replace(small, num_hidden_layers=3)), random_state(small)
+        )
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("shape", [(1, 3, 28, 28), (1, 3, 56, 57), (1, 1, 56, 56), (3, 56, 56)])
-def test_other_pixels_are_refused(library: str, shape: tuple[int, ...], small: VisionConfig) -> None:
+def test_other_pixels_are_refused(
+    library: str, shape: tuple[int, ...], small: VisionConfig
+) -> None:
     with pytest.raises(ValueError, match=r"pixels of shape .* \(views, 3, 56, 56\)"):
         through(library, small)(torch.zeros(shape))
 
@@ -201,7 +248,10 @@ def test_attention_is_fused(small: VisionConfig) -> None:
 def test_connector() -> None:
     connector = build_connector(6, 4)
     assert {name: tuple(p.shape) for name, p in connector.state_dict().items()} == {
-        "0.weight": (4, 6), "0.bias": (4,), "2.weight": (4, 4), "2.bias": (4,)
+        "0.weight": (4, 6),
+        "0.bias": (4,),
+        "2.weight": (4, 4),
+        "2.bias": (4,),
     }
     x = torch.randn(3, 6)
     w = connector.state_dict()

@@ -16,7 +16,10 @@ from mmdiff.audio.audio_io import SAMPLE_RATE
 
 Rng = np.random.Generator
 
-STRETCHES = (0.85, 1.25)  # of all frequencies, at most: few voices are heard, and most are those of men
+STRETCHES = (
+    0.85,
+    1.25,
+)  # of all frequencies, at most: few voices are heard, and most are those of men
 TEMPOS = (0.85, 1.2)  # of the duration
 
 
@@ -36,7 +39,9 @@ def stretched(mel_MF: Tensor, factor: float) -> Tensor:
 
     hertz_M = _centres(len(mel_MF)) / factor
     top = mels.hertz_to_mel(SAMPLE_RATE / 2, mel_scale="slaney")
-    places_M = torch.from_numpy(mels.hertz_to_mel(hertz_M, mel_scale="slaney") / top * (len(mel_MF) + 1) - 1)
+    places_M = torch.from_numpy(
+        mels.hertz_to_mel(hertz_M, mel_scale="slaney") / top * (len(mel_MF) + 1) - 1
+    )
     places_M = places_M.clamp(0, len(mel_MF) - 1)
     below_M = places_M.floor().long().clamp(max=len(mel_MF) - 2)
     share_M1 = (places_M - below_M)[:, None].to(mel_MF)
@@ -59,4 +64,6 @@ def _centres(num_mels: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     import transformers.audio_utils as mels
 
     top = mels.hertz_to_mel(SAMPLE_RATE / 2, mel_scale="slaney")
-    return np.asarray(mels.mel_to_hertz(np.linspace(0, top, num_mels + 2)[1:-1], mel_scale="slaney"))
+    return np.asarray(
+        mels.mel_to_hertz(np.linspace(0, top, num_mels + 2)[1:-1], mel_scale="slaney")
+    )

@@ -35,10 +35,16 @@ def load(split: Literal["train", "test"]) -> tuple[EasyVqaImage, ...]:
         import easy_vqa
     except ImportError as error:
         raise ImportError("the easy-VQA data is missing: pip install 'mmdiff[train]'") from error
-    get_questions = {"train": easy_vqa.get_train_questions, "test": easy_vqa.get_test_questions}[split]
-    get_paths = {"train": easy_vqa.get_train_image_paths, "test": easy_vqa.get_test_image_paths}[split]
+    get_questions = {"train": easy_vqa.get_train_questions, "test": easy_vqa.get_test_questions}[
+        split
+    ]
+    get_paths = {"train": easy_vqa.get_train_image_paths, "test": easy_vqa.get_test_image_paths}[
+        split
+    ]
     asked: dict[int, list[tuple[str, str]]] = {}
     for question, answer, number in zip(*get_questions(), strict=True):
         asked.setdefault(number, []).append((question, answer))
     paths = get_paths()
-    return tuple(EasyVqaImage(Path(paths[number]), tuple(asked[number])) for number in sorted(asked))
+    return tuple(
+        EasyVqaImage(Path(paths[number]), tuple(asked[number])) for number in sorted(asked)
+    )

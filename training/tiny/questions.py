@@ -17,10 +17,23 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mmdiff.training.tiny.scenes import COLOURS, MAX_THINGS, PLACES, SHAPES, SIZES, Scene, Thing, pick, place, reading_order
+from mmdiff.training.tiny.scenes import (
+    COLOURS,
+    MAX_THINGS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    pick,
+    place,
+    reading_order,
+)
 
 Length = Literal["word", "short", "long"]
-MIN_MARGIN = 0.12  # of a picture's side, between two centres of which one is "left of" or "above" the other
+MIN_MARGIN = (
+    0.12  # of a picture's side, between two centres of which one is "left of" or "above" the other
+)
 NAMES = tuple(COLOURS)
 
 
@@ -43,7 +56,11 @@ class Phrase:
     def text(self) -> str:
         adjectives = [word for word in (self.size, self.colour) if word]
         noun = self.shape or "something"
-        head = _a(" ".join([*adjectives, noun])) if self.shape else " ".join([noun, " and ".join(adjectives)]).strip()
+        head = (
+            _a(" ".join([*adjectives, noun]))
+            if self.shape
+            else " ".join([noun, " and ".join(adjectives)]).strip()
+        )
         return f"{head} {_at(self.place)}" if self.place else head
 
 
@@ -59,7 +76,11 @@ def holds(phrase: Phrase, scene: Scene) -> bool:
 
 def _matches(phrase: Phrase, scene: Scene) -> list[Thing]:
     said = [(name, value) for name, value in vars(phrase).items() if value is not None]
-    return [t for t in scene.things if all(getattr(describe(t, scene), name) == value for name, value in said)]
+    return [
+        t
+        for t in scene.things
+        if all(getattr(describe(t, scene), name) == value for name, value in said)
+    ]
 
 
 def _a(words: str) -> str:
@@ -68,7 +89,9 @@ def _a(words: str) -> str:
 
 def _at(where: str) -> str:
     """ "at the top left", "on the left", "in the center"."""
-    return f"{'in' if where == 'center' else 'on' if where in ('left', 'right') else 'at'} the {where}"
+    return (
+        f"{'in' if where == 'center' else 'on' if where in ('left', 'right') else 'at'} the {where}"
+    )
 
 
 def _plural(noun: str) -> str:
@@ -78,20 +101,35 @@ def _plural(noun: str) -> str:
 # Questions
 
 Rng = np.random.Generator
-Found = tuple[str, str] | None  # a question and its answer; None where the scene allows no such question
+Found = (
+    tuple[str, str] | None
+)  # a question and its answer; None where the scene allows no such question
 YES_NO = ("yes", "no")
 
 # The wordings of easy-VQA; "image" may become "picture", "shape" after a colour "object" or "thing".
-PRESENT = ("is there {a}?", "is there {a} in the image?", "does the image contain {a}?", "is {a} present?")
+PRESENT = (
+    "is there {a}?",
+    "is there {a} in the image?",
+    "does the image contain {a}?",
+    "is {a} present?",
+)
 ABSENT = (
     "is there not {a}?",
     "is there not {a} in the image?",
     "does the image not contain {a}?",
     "is no {bare} present?",
 )
-ONE_SHAPE = ("what shape is in the image?", "what shape does the image contain?", "what shape is present?")
+ONE_SHAPE = (
+    "what shape is in the image?",
+    "what shape does the image contain?",
+    "what shape is present?",
+)
 ONE_COLOUR = ("what color is the shape?", "what is the color of the shape?")
-HOW_MANY = ("how many {} are there?", "how many {} are in the image?", "how many {} does the image contain?")
+HOW_MANY = (
+    "how many {} are there?",
+    "how many {} are in the image?",
+    "how many {} does the image contain?",
+)
 DIRECTIONS = {  # wording: axis and sign of the first thing's offset from the second
     "left of": (0, -1),
     "to the left of": (0, -1),
@@ -135,7 +173,14 @@ def _noun(rng: Rng) -> str:
     return pick(rng, ("shape", "object", "thing"))
 
 
-SAYINGS = (("shape",), ("colour",), ("shape", "colour"), ("size",), ("size", "colour"), ("size", "shape", "colour"))
+SAYINGS = (
+    ("shape",),
+    ("colour",),
+    ("shape", "colour"),
+    ("size",),
+    ("size", "colour"),
+    ("size", "shape", "colour"),
+)
 
 
 def _name(thing: Thing, scene: Scene, rng: Rng, hide: str = "") -> str | None:
@@ -149,7 +194,9 @@ def _name(thing: Thing, scene: Scene, rng: Rng, hide: str = "") -> str | None:
 
 
 def _words(phrase: Phrase, rng: Rng) -> str:
-    return " ".join(word for word in (phrase.size, phrase.colour, phrase.shape or _noun(rng)) if word)
+    return " ".join(
+        word for word in (phrase.size, phrase.colour, phrase.shape or _noun(rng)) if word
+    )
 
 
 def _clear_place(thing: Thing, scene: Scene) -> bool:
@@ -166,7 +213,9 @@ def _ask_shape(scene: Scene, rng: Rng) -> Found:
     if rng.random() < 0.35 and _clear_place(thing, scene):
         return f"{pick(rng, ('what', 'what shape'))} is {_at(place(thing, scene))}?", thing.shape
     name = _name(thing, scene, rng, hide="shape")
-    template = pick(rng, ("what is the {}?", "what shape is the {}?", "what is the shape of the {}?"))
+    template = pick(
+        rng, ("what is the {}?", "what shape is the {}?", "what is the shape of the {}?")
+    )
     return (template.format(name), thing.shape) if name else None
 
 
@@ -184,19 +233,31 @@ def _ask_colour(scene: Scene, rng: Rng) -> Found:
 def _ask_size(scene: Scene, rng: Rng) -> Found:
     thing = pick(rng, scene.things)
     name = _name(thing, scene, rng, hide="size")
-    template = pick(rng, ("is the {} small or large?", "is the {} large or small?", "what size is the {}?"))
+    template = pick(
+        rng, ("is the {} small or large?", "is the {} large or small?", "what size is the {}?")
+    )
     return (template.format(name), thing.size) if name else None
 
 
 def _ask_where(scene: Scene, rng: Rng) -> Found:
     thing = pick(rng, scene.things)
     name = _name(thing, scene, rng)
-    template = pick(rng, ("where is the {}?", "where is the {} in the image?", "in which part of the image is the {}?"))
+    template = pick(
+        rng,
+        (
+            "where is the {}?",
+            "where is the {} in the image?",
+            "in which part of the image is the {}?",
+        ),
+    )
     return (template.format(name), place(thing, scene)) if name else None
 
 
 def _ask_count(scene: Scene, rng: Rng) -> Found:
-    phrase, noun = Phrase(), pick(rng, ("objects", "things"))  # "how many shapes" might mean how many kinds
+    phrase, noun = (
+        Phrase(),
+        pick(rng, ("objects", "things")),
+    )  # "how many shapes" might mean how many kinds
     form, thing = rng.random(), pick(rng, scene.things)
     absent = rng.random() < 0.2
     if form > 0.65:
@@ -278,7 +339,9 @@ def _ask_beside(scene: Scene, rng: Rng) -> Found:
     pair = _pair(scene, rng)
     if pair is None or len(scene.things) != 2:
         return None
-    true = [d for d in ("to the left of", "to the right of", "above", "below") if _is(d, *pair, scene)]
+    true = [
+        d for d in ("to the left of", "to the right of", "above", "below") if _is(d, *pair, scene)
+    ]
     name = _name(pair[1], scene, rng)
     if name is None or not true:
         return None
@@ -296,9 +359,14 @@ def _ask_same(scene: Scene, rng: Rng) -> Found:
     (one, other), attribute, answer = found
     word = "color" if attribute == "colour" else attribute
     if len(scene.things) == 2 and rng.random() < 0.4:
-        return f"{pick(rng, ('are the two objects', 'do the two objects have'))} the same {word}?", answer
+        return (
+            f"{pick(rng, ('are the two objects', 'do the two objects have'))} the same {word}?",
+            answer,
+        )
     names = [_name(thing, scene, rng, hide=attribute) for thing in (one, other)]
-    template = pick(rng, ("do the {} and the {} have the same {}?", "are the {} and the {} the same {}?"))
+    template = pick(
+        rng, ("do the {} and the {} have the same {}?", "are the {} and the {} the same {}?")
+    )
     return (template.format(*names, word), answer) if None not in names else None
 
 
@@ -306,8 +374,14 @@ def _likeness(scene: Scene, rng: Rng) -> tuple[tuple[Thing, Thing], str, str] | 
     """Two things, an attribute, and whether it is the same. The wanted answer comes first: few pairs are the same."""
     answer, attribute = pick(rng, YES_NO), pick(rng, ("shape", "colour", "size"))
     pairs = [(a, b) for i, a in enumerate(scene.things) for b in scene.things[i + 1 :]]
-    fit = [(a, b) for a, b in pairs if (getattr(a, attribute) == getattr(b, attribute)) == (answer == "yes")]
-    return (pick(rng, fit), attribute, answer) if fit and rng.random() <= SAME_KEPT[answer] else None
+    fit = [
+        (a, b)
+        for a, b in pairs
+        if (getattr(a, attribute) == getattr(b, attribute)) == (answer == "yes")
+    ]
+    return (
+        (pick(rng, fit), attribute, answer) if fit and rng.random() <= SAME_KEPT[answer] else None
+    )
 
 
 SAME_KEPT = {"yes": 1.0, "no": 0.85}  # measured: evens out the answers over random scenes
@@ -329,18 +403,33 @@ KINDS: dict[str, Callable[[Scene, Rng], Found]] = {
 
 GRID = 8  # columns and rows in which a reference's thing is told to lie
 FACTS = {  # fact: number of its values
-    "shape": len(SHAPES), "colour": len(COLOURS), "size": len(SIZES), "place": len(PLACES), "column": GRID, "row": GRID,
+    "shape": len(SHAPES),
+    "colour": len(COLOURS),
+    "size": len(SIZES),
+    "place": len(PLACES),
+    "column": GRID,
+    "row": GRID,
     "rank": MAX_THINGS,  # in reading order
     "number": MAX_THINGS + 1,
     # Of two things, of which the facts above tell the second: of what kind is the first; is it right of the second,
     # below it, of the same shape, colour, size?
-    "first shape": len(SHAPES), "first colour": len(COLOURS), "first size": len(SIZES),
-    "right": 2, "below": 2, "same shape": 2, "same colour": 2, "same size": 2,
+    "first shape": len(SHAPES),
+    "first colour": len(COLOURS),
+    "first size": len(SIZES),
+    "right": 2,
+    "below": 2,
+    "same shape": 2,
+    "same colour": 2,
+    "same size": 2,
     "holds": 2,  # whether the answer to a question that compares two things is yes
     # Of the thing that a picture's token shows: is its centre there; how many are of its shape, of its colour?
-    "centre": 2, "of its shape": MAX_THINGS + 1, "of its colour": MAX_THINGS + 1,
+    "centre": 2,
+    "of its shape": MAX_THINGS + 1,
+    "of its colour": MAX_THINGS + 1,
 }
-UNKNOWN = -100  # value of a fact that a reference leaves open: its things differ in it, or it is not about them
+UNKNOWN = (
+    -100
+)  # value of a fact that a reference leaves open: its things differ in it, or it is not about them
 Facts = tuple[int, ...]  # a value for each of FACTS
 
 
@@ -360,8 +449,16 @@ class GroundingPhrase:
 
 def references(scene: Scene, rng: Rng, count: int) -> list[GroundingPhrase]:
     """At most `count` ways to speak of things: by name, by what is said of them, by rank, by place, in pairs."""
-    ways = (_refer_by_name, _refer_to_pair, _refer_by_likeness, _refer_by_rank, _refer_by_claim, _refer_to_pair,
-            _refer_by_likeness, _refer_by_place)
+    ways = (
+        _refer_by_name,
+        _refer_to_pair,
+        _refer_by_likeness,
+        _refer_by_rank,
+        _refer_by_claim,
+        _refer_to_pair,
+        _refer_by_likeness,
+        _refer_by_place,
+    )
     made = (ways[turn % len(ways)](scene, rng) for turn in range(count))
     return list({(said.text, said.after): said for said in made if said}.values())
 
@@ -381,7 +478,10 @@ def _refer_by_claim(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     if phrase is None:
         return None
     words = _words(phrase, rng)
-    return GroundingPhrase(_a(words) if rng.random() < 0.6 else _plural(words), facts_of(_matches(phrase, scene), scene))
+    return GroundingPhrase(
+        _a(words) if rng.random() < 0.6 else _plural(words),
+        facts_of(_matches(phrase, scene), scene),
+    )
 
 
 def _refer_by_rank(scene: Scene, rng: Rng) -> GroundingPhrase | None:
@@ -395,9 +495,14 @@ def _refer_by_place(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     thing = pick(rng, scene.things)
     if len(scene.things) == 2:
         other = scene.things[scene.things[0] is thing]
-        name, near = _name(other, scene, rng), [way for way in DIRECTIONS if _is(way, thing, other, scene)]
+        name, near = (
+            _name(other, scene, rng),
+            [way for way in DIRECTIONS if _is(way, thing, other, scene)],
+        )
         if name and near:
-            return GroundingPhrase(f"the {_noun(rng)} {pick(rng, near)} the {name}", facts_of([thing], scene))
+            return GroundingPhrase(
+                f"the {_noun(rng)} {pick(rng, near)} the {name}", facts_of([thing], scene)
+            )
     if not _clear_place(thing, scene):
         return None
     return GroundingPhrase(f"the {_noun(rng)} {_at(place(thing, scene))}", facts_of([thing], scene))
@@ -435,7 +540,10 @@ def _refer_by_likeness(scene: Scene, rng: Rng) -> GroundingPhrase | None:
 def facts_of(things: Sequence[Thing], scene: Scene) -> Facts:
     """What is the same of all the things, and their number."""
     ranked, names = reading_order(scene), (*ATTRIBUTES, "column", "row", "rank")
-    rows = [(*_codes(describe(thing, scene)), *_cell(thing, scene), ranked.index(thing)) for thing in things]
+    rows = [
+        (*_codes(describe(thing, scene)), *_cell(thing, scene), ranked.index(thing))
+        for thing in things
+    ]
     same = {fact: of[0] for fact, *of in zip(names, *rows, strict=True) if len(set(of)) == 1}
     return tell({**same, "number": len(things)})
 
@@ -443,8 +551,14 @@ def facts_of(things: Sequence[Thing], scene: Scene) -> Facts:
 def facts_of_pair(first: Thing, second: Thing, scene: Scene, holds: bool | None = None) -> Facts:
     """What the second is, what the first is, how the two compare, and whether what is asked of them holds."""
     known = dict(zip(FACTS, facts_of([second], scene), strict=True))
-    known_or_not = {"right": _is("right of", first, second, scene), "below": _is("below", first, second, scene)}
-    known |= {fact: UNKNOWN if so is None else int(so) for fact, so in {**known_or_not, "holds": holds}.items()}
+    known_or_not = {
+        "right": _is("right of", first, second, scene),
+        "below": _is("below", first, second, scene),
+    }
+    known |= {
+        fact: UNKNOWN if so is None else int(so)
+        for fact, so in {**known_or_not, "holds": holds}.items()
+    }
     for attribute in ("shape", "colour", "size"):
         known[f"first {attribute}"] = CODES[attribute][getattr(first, attribute)]
         known[f"same {attribute}"] = int(getattr(first, attribute) == getattr(second, attribute))
@@ -459,9 +573,17 @@ def _cell(thing: Thing, scene: Scene) -> tuple[int, ...]:
 # Captions
 
 CAPTION_PROMPTS: dict[Length, tuple[str, ...]] = {  # the first of each is the one to test with
-    "word": ("Describe the picture in one word.", "Name the main object in one word.", "What is it? One word."),
+    "word": (
+        "Describe the picture in one word.",
+        "Name the main object in one word.",
+        "What is it? One word.",
+    ),
     "short": ("Describe the picture briefly.", "Write a short caption.", "What is in the picture?"),
-    "long": ("Describe the picture in detail.", "Write a long caption.", "Describe every object in the picture."),
+    "long": (
+        "Describe the picture in detail.",
+        "Write a long caption.",
+        "Describe every object in the picture.",
+    ),
 }
 
 
@@ -485,9 +607,16 @@ def captions(scene: Scene, rng: Rng | None = None) -> dict[Length, str]:
     if len(things) <= 3:
         short = _join([Phrase(thing.shape, thing.colour).text() for thing in things])
     else:
-        listed = [_a(shape) if len(alike) == 1 else f"{len(alike)} {_plural(shape)}" for shape, alike in _groups(scene)]
+        listed = [
+            _a(shape) if len(alike) == 1 else f"{len(alike)} {_plural(shape)}"
+            for shape, alike in _groups(scene)
+        ]
         short = f"{len(things)} objects: {_join(listed)}"
-    return {"word": main.shape, "short": short, "long": _join([describe(thing, scene).text() for thing in things])}
+    return {
+        "word": main.shape,
+        "short": short,
+        "long": _join([describe(thing, scene).text() for thing in things]),
+    }
 
 
 def _groups(scene: Scene) -> list[tuple[str, list[Thing]]]:
@@ -504,7 +633,9 @@ def caption_spans(caption: str, scene: Scene) -> list[tuple[int, int, Facts]]:
     parts = list(re.finditer(r"(?:(?!, | and |: ).)+", caption))
     if len(parts) != len(about):
         return []
-    return [(*part.span(), facts_of(things, scene)) for part, things in zip(parts, about, strict=True)]
+    return [
+        (*part.span(), facts_of(things, scene)) for part, things in zip(parts, about, strict=True)
+    ]
 
 
 def _join(parts: list[str]) -> str:
@@ -520,7 +651,9 @@ def caption_facts(text: str) -> Counter[Fact]:
         shape = next((SINGULAR[word] for word in words if word in SINGULAR), None)
         colour = next((word for word in words if word in COLOURS), None)
         size = next((word for word in words if word in SIZES), None)
-        where = " ".join(word for word in words if word in {"top", "bottom", "left", "right", "center"})
+        where = " ".join(
+            word for word in words if word in {"top", "bottom", "left", "right", "center"}
+        )
         head = any(word in ("object", "objects") for word in words)
         fact = Fact(number, size, colour, shape, where if where in PLACES else None)
         if head or any(fact[1:]):
@@ -562,14 +695,21 @@ def _best_match(said: list[frozenset[str]], wanted: list[frozenset[str]]) -> int
         for taken, score in best.items():
             for i, other in enumerate(wanted):
                 if not taken >> i & 1:
-                    step[taken | 1 << i] = max(step.get(taken | 1 << i, 0), score + len(thing & other))
+                    step[taken | 1 << i] = max(
+                        step.get(taken | 1 << i, 0), score + len(thing & other)
+                    )
         best = step
     return max(best.values())
 
 
 # Phrases
 
-ATTRIBUTES: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": NAMES, "size": SIZES, "place": PLACES}
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "colour": NAMES,
+    "size": SIZES,
+    "place": PLACES,
+}
 CODES = {name: {value: i for i, value in enumerate(values)} for name, values in ATTRIBUTES.items()}
 
 
@@ -596,10 +736,14 @@ def _codes(phrase: Phrase) -> tuple[int, ...]:
     return tuple(CODES[name].get(getattr(phrase, name), -1) for name in ATTRIBUTES)
 
 
-def truth_table(phrases: Sequence[Phrase], scenes: Sequence[Scene]) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+def truth_table(
+    phrases: Sequence[Phrase], scenes: Sequence[Scene]
+) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
     """Scenes x phrases: `holds` of each pair, by comparing small integers."""
     said = np.array([_codes(phrase) for phrase in phrases], np.int8)
-    things = np.full((len(scenes), max(len(scene.things) for scene in scenes), len(ATTRIBUTES)), -2, np.int8)
+    things = np.full(
+        (len(scenes), max(len(scene.things) for scene in scenes), len(ATTRIBUTES)), -2, np.int8
+    )
     for row, scene in zip(things, scenes, strict=True):
         for codes, thing in zip(row, scene.things, strict=False):
             codes[:] = _codes(describe(thing, scene))

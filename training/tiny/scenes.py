@@ -33,7 +33,17 @@ COLOURS: dict[str, Colour] = {
     "purple": (150, 40, 200),
 }
 SIZES = ("small", "large")
-PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+PLACES = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 BUSY = ("gradient", "stripes", "dots", "checks", "noise")
 
 # A scene's seed says what it may be used for; no seed is negative, and the three ranges share none.
@@ -45,7 +55,11 @@ MIN_SIDE, MAX_SIDE = 64, 160  # pixels
 MAX_THINGS = 6
 SMALL = (0.16, 0.21)  # longest side of a thing, as a share of the picture's longer side
 LARGE = (0.3, 0.42)
-BANDS = ((0.0, 0.273), (0.393, 0.607), (0.727, 1.0))  # where centres lie: 6 % of a side clear of the thirds' boundaries
+BANDS = (
+    (0.0, 0.273),
+    (0.393, 0.607),
+    (0.727, 1.0),
+)  # where centres lie: 6 % of a side clear of the thirds' boundaries
 MAX_COVERED = 0.25  # share of a thing's bounding box under later things
 MIN_APART = 0.02  # between the x centres of any two things, as a share of the width: gives one order in a ninth
 JITTER = 14  # of each channel of a thing's colour: a name is a category, not a value
@@ -98,7 +112,9 @@ def place(thing: Thing, scene: Scene) -> str:
 
 def _ninth(thing: Thing, scene: Scene) -> tuple[int, int]:
     x, y = thing.centre
-    column, row = (min(max(int(3 * at / side), 0), 2) for at, side in ((x, scene.width), (y, scene.height)))
+    column, row = (
+        min(max(int(3 * at / side), 0), 2) for at, side in ((x, scene.width), (y, scene.height))
+    )
     return column, row
 
 
@@ -108,13 +124,21 @@ def reading_order(scene: Scene) -> list[Thing]:
     Things in the same ninth come from left to right. Thirds are told more surely than which of two centres, a pixel or
     two apart, is further left.
     """
-    return sorted(scene.things, key=lambda thing: (_ninth(thing, scene), thing.centre, thing.shape, thing.colour))
+    return sorted(
+        scene.things,
+        key=lambda thing: (_ninth(thing, scene), thing.centre, thing.shape, thing.colour),
+    )
 
 
 def scene_json(scene: Scene) -> dict[str, Any]:
     """The contents as plain data, things in reading order."""
     objects = [
-        {"shape": thing.shape, "colour": thing.colour, "size": thing.size, "place": place(thing, scene)}
+        {
+            "shape": thing.shape,
+            "colour": thing.colour,
+            "size": thing.size,
+            "place": place(thing, scene),
+        }
         for thing in reading_order(scene)
     ]
     return {"objects": objects, "count": len(objects)}
@@ -140,7 +164,9 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def random_scene(
-    seed: int | np.random.Generator, count: int | None = None, sides: tuple[int, int] = (MIN_SIDE, MAX_SIDE)
+    seed: int | np.random.Generator,
+    count: int | None = None,
+    sides: tuple[int, int] = (MIN_SIDE, MAX_SIDE),
 ) -> Scene:
     """A scene of `count` things (fewer where they do not fit), its sides between the two of `sides` pixels."""
     if count is not None and not 1 <= count <= MAX_THINGS:
@@ -155,7 +181,12 @@ def random_scene(
         thing = _fit(rng, width, height, pick(rng, shapes), pick(rng, colours), things)
         if thing is not None:
             things.append(thing)
-    return Scene(width, height, _random_background(rng, [COLOURS[thing.colour] for thing in things]), tuple(things))
+    return Scene(
+        width,
+        height,
+        _random_background(rng, [COLOURS[thing.colour] for thing in things]),
+        tuple(things),
+    )
 
 
 def _sides(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
@@ -174,11 +205,21 @@ def _palette(rng: np.random.Generator, options: tuple[str, ...]) -> tuple[str, .
 
 
 def _fit(
-    rng: np.random.Generator, width: int, height: int, shape: str, colour: str, others: list[Thing], tries: int = 24
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    shape: str,
+    colour: str,
+    others: list[Thing],
+    tries: int = 24,
 ) -> Thing | None:
     """A thing that leaves the others visible, or None; it turns small when no large one fits."""
     longer, shorter = max(width, height), min(width, height)
-    size = "large" if 0.8 * shorter >= 0.3 * longer and rng.random() < (0.5 if len(others) < 3 else 0.35) else "small"
+    size = (
+        "large"
+        if 0.8 * shorter >= 0.3 * longer and rng.random() < (0.5 if len(others) < 3 else 0.35)
+        else "small"
+    )
     for attempt in range(tries):
         if attempt == tries // 2:
             size = "small"
@@ -232,7 +273,9 @@ def _tone(rng: np.random.Generator, low: int, high: int) -> Colour:
     return r, g, b
 
 
-def _random_background(rng: np.random.Generator, colours: list[Colour], tries: int = 30) -> Background:
+def _random_background(
+    rng: np.random.Generator, colours: list[Colour], tries: int = 30
+) -> Background:
     """A background that all the colours stand out from: pale ones, as in easy-VQA, always do."""
     busy = rng.random() < 0.45
     kind: Any = pick(rng, BUSY) if busy else "plain"
@@ -244,7 +287,11 @@ def _random_background(rng: np.random.Generator, colours: list[Colour], tries: i
         shift = _tone(rng, -reach, reach)
         second = _clip(first, shift)
         middle = _clip(first, (shift[0] // 2, shift[1] // 2, shift[2] // 2))
-        if all(math.dist(tone, colour) >= CONTRAST for tone in (first, middle, second) for colour in colours):
+        if all(
+            math.dist(tone, colour) >= CONTRAST
+            for tone in (first, middle, second)
+            for colour in colours
+        ):
             return Background(kind, first, second, period, angle)
     return Background("plain", (240, 240, 240), (240, 240, 240))
 
@@ -263,11 +310,15 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     image = Image.fromarray(_paint_background(scene, rng))
     for thing in scene.things:
         mask = _mask(thing, scale, rng.random())
-        image.paste(_clip(COLOURS[thing.colour], _tone(rng, -JITTER, JITTER)), (thing.x, thing.y), mask)
+        image.paste(
+            _clip(COLOURS[thing.colour], _tone(rng, -JITTER, JITTER)), (thing.x, thing.y), mask
+        )
     return image
 
 
-def _paint_background(scene: Scene, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _paint_background(
+    scene: Scene, rng: np.random.Generator
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Height x width x 3."""
     ground = scene.background
     first, second = np.array(ground.first, np.float32), np.array(ground.second, np.float32)

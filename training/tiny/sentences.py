@@ -18,82 +18,472 @@ from mmdiff.training.tiny.scenes import COLOURS, SHAPES, TRAIN_SEEDS, pick, rand
 
 Rng = np.random.Generator
 
-ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-        "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
+ONES = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+)
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
-            "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth")
-MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
-          "december")
+ORDINALS = (
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+    "thirteenth",
+    "fourteenth",
+    "fifteenth",
+    "sixteenth",
+    "seventeenth",
+    "eighteenth",
+    "nineteenth",
+)
+MONTHS = (
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+)
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 LETTER_NAMES = {"a": "ay"}  # what some voices would read as the article
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 HALVES = ("o'clock", "a m", "p m")
-SPELLING = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet", "kilo", "lima",
-            "mike", "november", "oscar", "papa", "quebec", "romeo", "sierra", "tango", "uniform", "victor", "whiskey",
-            "x-ray", "yankee", "zulu")
-SIGNS = ("dot", "dash", "slash", "at", "plus", "star", "pound", "space", "underscore", "comma", "equals", "percent")
+SPELLING = (
+    "alpha",
+    "bravo",
+    "charlie",
+    "delta",
+    "echo",
+    "foxtrot",
+    "golf",
+    "hotel",
+    "india",
+    "juliet",
+    "kilo",
+    "lima",
+    "mike",
+    "november",
+    "oscar",
+    "papa",
+    "quebec",
+    "romeo",
+    "sierra",
+    "tango",
+    "uniform",
+    "victor",
+    "whiskey",
+    "x-ray",
+    "yankee",
+    "zulu",
+)
+SIGNS = (
+    "dot",
+    "dash",
+    "slash",
+    "at",
+    "plus",
+    "star",
+    "pound",
+    "space",
+    "underscore",
+    "comma",
+    "equals",
+    "percent",
+)
 
 COMMANDS = (
-    "turn {on} the {device}", "turn {on} the {device} in the {room}", "switch {on} the {room} {device}",
-    "set a timer for {number} minutes", "set an alarm for {time}", "wake me up at {time}", "play {music}",
-    "play the next song", "stop the music", "turn the volume {up}", "open the {thing}", "close the {thing}",
-    "lock the {thing}", "call {person}", "call {person} at {time}", "send a message to {person}",
-    "remind me to {task}", "remind me to {task} on {day}", "add {food} to the shopping list", "what time is it",
-    "what is the weather like {when}", "show me the picture again", "read the last message", "take a picture",
-    "find a {place} near here", "how far is the {place}", "cancel the meeting on {day}", "go {way}", "go {way} {number}"
-    " meters", "turn {way}", "please wait", "start again", "stop", "help", "yes please", "no thank you",
-    "make it {change}", "go to the next page", "delete the last word", "save the file", "close the window",
-    "describe the picture", "describe the picture in detail", "write a short caption", "tell me what you see",
-    "press {digit}", "press {digit} for {person}", "dial {digit} {digit} {digit}",
+    "turn {on} the {device}",
+    "turn {on} the {device} in the {room}",
+    "switch {on} the {room} {device}",
+    "set a timer for {number} minutes",
+    "set an alarm for {time}",
+    "wake me up at {time}",
+    "play {music}",
+    "play the next song",
+    "stop the music",
+    "turn the volume {up}",
+    "open the {thing}",
+    "close the {thing}",
+    "lock the {thing}",
+    "call {person}",
+    "call {person} at {time}",
+    "send a message to {person}",
+    "remind me to {task}",
+    "remind me to {task} on {day}",
+    "add {food} to the shopping list",
+    "what time is it",
+    "what is the weather like {when}",
+    "show me the picture again",
+    "read the last message",
+    "take a picture",
+    "find a {place} near here",
+    "how far is the {place}",
+    "cancel the meeting on {day}",
+    "go {way}",
+    "go {way} {number} meters",
+    "turn {way}",
+    "please wait",
+    "start again",
+    "stop",
+    "help",
+    "yes please",
+    "no thank you",
+    "make it {change}",
+    "go to the next page",
+    "delete the last word",
+    "save the file",
+    "close the window",
+    "describe the picture",
+    "describe the picture in detail",
+    "write a short caption",
+    "tell me what you see",
+    "press {digit}",
+    "press {digit} for {person}",
+    "dial {digit} {digit} {digit}",
 )
 SLOTS: dict[str, tuple[str, ...]] = {
-    "on": ("on", "off"), "up": ("up", "down"), "way": ("left", "right", "forward", "back", "up", "down", "straight on"),
-    "device": ("light", "lights", "lamp", "radio", "television", "heating", "fan", "oven", "computer", "music"),
+    "on": ("on", "off"),
+    "up": ("up", "down"),
+    "way": ("left", "right", "forward", "back", "up", "down", "straight on"),
+    "device": (
+        "light",
+        "lights",
+        "lamp",
+        "radio",
+        "television",
+        "heating",
+        "fan",
+        "oven",
+        "computer",
+        "music",
+    ),
     "room": ("kitchen", "bedroom", "bathroom", "living room", "hall", "garden", "office", "garage"),
-    "music": ("some music", "some jazz", "my favorite song", "the radio", "something quiet", "the news", "a podcast"),
-    "thing": ("door", "window", "front door", "gate", "box", "book", "file", "garage", "curtains", "blinds"),
-    "person": ("my mother", "my father", "my sister", "my brother", "the doctor", "the office", "a friend", "john",
-               "mary", "david", "anna", "the school", "sales", "support", "mister brown", "mister smith", "peter"),
-    "task": ("buy milk", "call home", "pay the bill", "water the plants", "feed the cat", "take out the trash",
-             "post the letter", "clean the kitchen", "book a table", "walk the dog", "charge the phone"),
-    "food": ("milk", "bread", "butter", "eggs", "coffee", "tea", "apples", "rice", "cheese", "sugar", "salt", "bananas",
-             "potatoes", "chicken", "fish", "orange juice", "water", "tomatoes"),
-    "when": ("today", "tomorrow", "tonight", "this evening", "on sunday", "next week", "now", "this afternoon"),
-    "place": ("hotel", "restaurant", "bank", "station", "supermarket", "hospital", "park", "school", "library", "shop",
-              "post office", "museum", "beach", "airport"),
-    "change": ("louder", "quieter", "brighter", "darker", "warmer", "colder", "bigger", "smaller", "faster", "slower"),
-    "animal": ("cat", "dog", "horse", "bird", "cow", "fish", "mouse", "sheep", "rabbit", "elephant", "monkey"),
-    "color": ("red", "green", "blue", "yellow", "teal", "black", "gray", "brown", "orange", "purple", "white"),
+    "music": (
+        "some music",
+        "some jazz",
+        "my favorite song",
+        "the radio",
+        "something quiet",
+        "the news",
+        "a podcast",
+    ),
+    "thing": (
+        "door",
+        "window",
+        "front door",
+        "gate",
+        "box",
+        "book",
+        "file",
+        "garage",
+        "curtains",
+        "blinds",
+    ),
+    "person": (
+        "my mother",
+        "my father",
+        "my sister",
+        "my brother",
+        "the doctor",
+        "the office",
+        "a friend",
+        "john",
+        "mary",
+        "david",
+        "anna",
+        "the school",
+        "sales",
+        "support",
+        "mister brown",
+        "mister smith",
+        "peter",
+    ),
+    "task": (
+        "buy milk",
+        "call home",
+        "pay the bill",
+        "water the plants",
+        "feed the cat",
+        "take out the trash",
+        "post the letter",
+        "clean the kitchen",
+        "book a table",
+        "walk the dog",
+        "charge the phone",
+    ),
+    "food": (
+        "milk",
+        "bread",
+        "butter",
+        "eggs",
+        "coffee",
+        "tea",
+        "apples",
+        "rice",
+        "cheese",
+        "sugar",
+        "salt",
+        "bananas",
+        "potatoes",
+        "chicken",
+        "fish",
+        "orange juice",
+        "water",
+        "tomatoes",
+    ),
+    "when": (
+        "today",
+        "tomorrow",
+        "tonight",
+        "this evening",
+        "on sunday",
+        "next week",
+        "now",
+        "this afternoon",
+    ),
+    "place": (
+        "hotel",
+        "restaurant",
+        "bank",
+        "station",
+        "supermarket",
+        "hospital",
+        "park",
+        "school",
+        "library",
+        "shop",
+        "post office",
+        "museum",
+        "beach",
+        "airport",
+    ),
+    "change": (
+        "louder",
+        "quieter",
+        "brighter",
+        "darker",
+        "warmer",
+        "colder",
+        "bigger",
+        "smaller",
+        "faster",
+        "slower",
+    ),
+    "animal": (
+        "cat",
+        "dog",
+        "horse",
+        "bird",
+        "cow",
+        "fish",
+        "mouse",
+        "sheep",
+        "rabbit",
+        "elephant",
+        "monkey",
+    ),
+    "color": (
+        "red",
+        "green",
+        "blue",
+        "yellow",
+        "teal",
+        "black",
+        "gray",
+        "brown",
+        "orange",
+        "purple",
+        "white",
+    ),
     "who": ("i", "we", "you", "they", "the children", "my friends", "the people"),
-    "she": ("he", "she", "my brother", "my sister", "the teacher", "the doctor", "the man", "the woman", "the boy",
-            "the girl", "the driver"),
-    "did": ("went to", "came from", "walked to", "ran to", "drove to", "looked at", "waited near", "stayed at"),
-    "saw": ("saw", "liked", "found", "lost", "bought", "sold", "wanted", "needed", "heard about", "forgot"),
-    "adjective": ("old", "new", "big", "little", "beautiful", "quiet", "warm", "cold", "strange", "funny", "good", "bad"
-                  , "long", "heavy", "clean", "dirty", "happy", "tired", "famous", "empty", "open", "small", "large"),
-    "object": ("house", "car", "bicycle", "table", "chair", "picture", "letter", "newspaper", "phone", "bottle", "cup",
-               "coat", "hat", "key", "clock", "camera", "map", "ticket", "garden", "river", "bridge", "tree", "road"),
-    "because": ("because it was raining", "because it was late", "before the sun came up", "after lunch", "with a smile"
-                , "without a word", "all day long", "for the first time", "every morning", "last summer", "again"),
-    "feel": ("happy", "tired", "hungry", "thirsty", "cold", "fine", "sorry", "sure", "ready", "busy", "sick", "late"),
+    "she": (
+        "he",
+        "she",
+        "my brother",
+        "my sister",
+        "the teacher",
+        "the doctor",
+        "the man",
+        "the woman",
+        "the boy",
+        "the girl",
+        "the driver",
+    ),
+    "did": (
+        "went to",
+        "came from",
+        "walked to",
+        "ran to",
+        "drove to",
+        "looked at",
+        "waited near",
+        "stayed at",
+    ),
+    "saw": (
+        "saw",
+        "liked",
+        "found",
+        "lost",
+        "bought",
+        "sold",
+        "wanted",
+        "needed",
+        "heard about",
+        "forgot",
+    ),
+    "adjective": (
+        "old",
+        "new",
+        "big",
+        "little",
+        "beautiful",
+        "quiet",
+        "warm",
+        "cold",
+        "strange",
+        "funny",
+        "good",
+        "bad",
+        "long",
+        "heavy",
+        "clean",
+        "dirty",
+        "happy",
+        "tired",
+        "famous",
+        "empty",
+        "open",
+        "small",
+        "large",
+    ),
+    "object": (
+        "house",
+        "car",
+        "bicycle",
+        "table",
+        "chair",
+        "picture",
+        "letter",
+        "newspaper",
+        "phone",
+        "bottle",
+        "cup",
+        "coat",
+        "hat",
+        "key",
+        "clock",
+        "camera",
+        "map",
+        "ticket",
+        "garden",
+        "river",
+        "bridge",
+        "tree",
+        "road",
+    ),
+    "because": (
+        "because it was raining",
+        "because it was late",
+        "before the sun came up",
+        "after lunch",
+        "with a smile",
+        "without a word",
+        "all day long",
+        "for the first time",
+        "every morning",
+        "last summer",
+        "again",
+    ),
+    "feel": (
+        "happy",
+        "tired",
+        "hungry",
+        "thirsty",
+        "cold",
+        "fine",
+        "sorry",
+        "sure",
+        "ready",
+        "busy",
+        "sick",
+        "late",
+    ),
 }
 EVERYDAY = (
-    "good {part}", "good {part} how are you", "thank you very much", "i am {feel}", "are you {feel}", "we are {feel}",
-    "see you {when}", "my name is {person}", "where is the {place}", "the {animal} is {feel}", "how much is the {food}",
-    "{she} {did} the {place}", "{she} {did} the {place} {because}", "{she} {saw} a {adjective} {object}",
-    "{who} {saw} the {adjective} {object}", "{who} {did} the {adjective} {place} {because}",
-    "the {adjective} {animal} {saw} the {object}", "{she} has a {color} {object} and a {color} {object}",
-    "there are {number} {color} chairs in the {room}", "i would like some {food} and some {food} please",
-    "the {object} is on the table", "could you pass me the {food}", "do you have a {adjective} {object}",
-    "it is {adjective} in the {room}", "the {place} opens at {time}", "the train leaves at {time}",
-    "{she} is {number} years old", "{she} was born in {month}", "i will be there at {time}",
-    "the {object} is {adjective}", "this {object} is more {adjective} than that one", "that's a {adjective} {object}",
+    "good {part}",
+    "good {part} how are you",
+    "thank you very much",
+    "i am {feel}",
+    "are you {feel}",
+    "we are {feel}",
+    "see you {when}",
+    "my name is {person}",
+    "where is the {place}",
+    "the {animal} is {feel}",
+    "how much is the {food}",
+    "{she} {did} the {place}",
+    "{she} {did} the {place} {because}",
+    "{she} {saw} a {adjective} {object}",
+    "{who} {saw} the {adjective} {object}",
+    "{who} {did} the {adjective} {place} {because}",
+    "the {adjective} {animal} {saw} the {object}",
+    "{she} has a {color} {object} and a {color} {object}",
+    "there are {number} {color} chairs in the {room}",
+    "i would like some {food} and some {food} please",
+    "the {object} is on the table",
+    "could you pass me the {food}",
+    "do you have a {adjective} {object}",
+    "it is {adjective} in the {room}",
+    "the {place} opens at {time}",
+    "the train leaves at {time}",
+    "{she} is {number} years old",
+    "{she} was born in {month}",
+    "i will be there at {time}",
+    "the {object} is {adjective}",
+    "this {object} is more {adjective} than that one",
+    "that's a {adjective} {object}",
     "i don't know where the {object} is",
-    "it's {time}", "we can't find the {object}", "please don't open the {thing}", "{she} will come back {when}",
-    "the code is {digit} {digit} {digit} {digit}", "my number is {digit} {digit} {digit} {digit} {digit} {digit}",
+    "it's {time}",
+    "we can't find the {object}",
+    "please don't open the {thing}",
+    "{she} will come back {when}",
+    "the code is {digit} {digit} {digit} {digit}",
+    "my number is {digit} {digit} {digit} {digit} {digit} {digit}",
 )
-WORDS = tuple("""
+WORDS = tuple(
+    """
 about above across add after again against age ago agree air all almost alone along already also always among and anger
 answer any appear arm army around arrive art ask away baby back bad bag ball base bear beat bed been before began behind
 believe bell below best better between beyond bird bit black blood blow board boat body bone born both bottom bought
@@ -135,7 +525,8 @@ triangle trip trouble truck true try tube turn type under unit until use usual v
 visit voice vowel wait wall want war was wash watch wave weather week weight well went were west what wheel when which
 while whole whose why wide wife wild will win wind winter wire wish with woman wonder wood word work world would write
 written wrong yard year yes yet young your
-""".split())
+""".split()
+)
 
 
 def sentence(rng: Rng) -> str:
@@ -143,7 +534,11 @@ def sentence(rng: Rng) -> str:
     return KINDS[str(rng.choice(list(SHARES), p=list(SHARES.values())))](rng)
 
 
-TRANSCRIBE_PROMPTS = ("Transcribe the audio.", "Write down what is said.", "What is said?")  # test with the first
+TRANSCRIBE_PROMPTS = (
+    "Transcribe the audio.",
+    "Write down what is said.",
+    "What is said?",
+)  # test with the first
 REFINE_PROMPT = "Correct the transcript of the audio."
 
 
@@ -161,36 +556,53 @@ def heard_question(said: str, rng: Rng) -> tuple[str, str]:
     kind, names = pick(rng, (("color", tuple(COLOURS)), ("shape", SHAPES)))
     named = {name for name in names if name in words}
     if len(named) > 1:
-        return f"What is the first {kind} that is named?", next(word for word in words if word in named)
+        return f"What is the first {kind} that is named?", next(
+            word for word in words if word in named
+        )
     return f"What {kind} is named?", named.pop() if named else "none"
 
 
 def spoken(text: str) -> str:
     """A written question as it would be written down by ear."""
-    plain = re.sub(r"[^a-z' ]+", " ", text.lower().replace("colour", "color").replace("grey", "gray"))
+    plain = re.sub(
+        r"[^a-z' ]+", " ", text.lower().replace("colour", "color").replace("grey", "gray")
+    )
     return " ".join(plain.split())
 
 
 def pronounced(text: str) -> str:
     """The sentence for a voice: a letter that stands alone is said by its name, "a" after letters too."""
     words = text.split()
-    alone = [len(word) == 1 and (word not in "ai" or _spelled(words, place)) for place, word in enumerate(words)]
-    return " ".join(f"{LETTER_NAMES.get(word, word.upper())}," if letter else word
-                    for word, letter in zip(words, alone, strict=True)).rstrip(",")
+    alone = [
+        len(word) == 1 and (word not in "ai" or _spelled(words, place))
+        for place, word in enumerate(words)
+    ]
+    return " ".join(
+        f"{LETTER_NAMES.get(word, word.upper())}," if letter else word
+        for word, letter in zip(words, alone, strict=True)
+    ).rstrip(",")
 
 
 def _spelled(words: list[str], place: int) -> bool:
     """Whether the "a" or "i" here belongs to something spelled, and is no word of the sentence."""
     near = [words[i] for i in (place - 1, place + 1) if 0 <= i < len(words)]
-    return len(words) == 1 or any(len(word) == 1 for word in near) or words[place + 1 : place + 3] == ["as", "in"]
+    return (
+        len(words) == 1
+        or any(len(word) == 1 for word in near)
+        or words[place + 1 : place + 3] == ["as", "in"]
+    )
 
 
 def cardinal(number: int) -> str:
     """A number from 0 to 9,999 in words: "three hundred and five"."""
     if number >= 1000:
-        return " ".join(part for part in (ONES[number // 1000], "thousand", _rest(number % 1000)) if part)
+        return " ".join(
+            part for part in (ONES[number // 1000], "thousand", _rest(number % 1000)) if part
+        )
     if number >= 100:
-        return " ".join(part for part in (ONES[number // 100], "hundred", _rest(number % 100)) if part)
+        return " ".join(
+            part for part in (ONES[number // 100], "hundred", _rest(number % 100)) if part
+        )
     if number < 20:
         return ONES[number]
     return TENS[number // 10 - 2] + (f" {ONES[number % 10]}" if number % 10 else "")
@@ -223,8 +635,10 @@ def _number(rng: Rng) -> str:
     form = rng.random()
     if form < 0.35:
         digits = [ONES[_whole(rng, 0, 9)] for _ in range(_whole(rng, 1, 7))]
-        return " ".join("oh" if digit == "zero" and len(digits) > 2 and rng.random() < 0.2 else digit
-                        for digit in digits)
+        return " ".join(
+            "oh" if digit == "zero" and len(digits) > 2 and rng.random() < 0.2 else digit
+            for digit in digits
+        )
     if form < 0.75:
         text = cardinal(_whole(rng, 0, 99) if rng.random() < 0.5 else _whole(rng, 100, 9999))
         return text.replace("hundred ", "hundred and ") if rng.random() < 0.3 else text
@@ -246,14 +660,27 @@ def _time(rng: Rng) -> str:
 
 def _date(rng: Rng) -> str:
     month, day = pick(rng, MONTHS), ordinal(_whole(rng, 1, 31))
-    text = pick(rng, (f"{month} {day}", f"the {day} of {month}", f"{month} the {day}", pick(rng, DAYS), month,
-                      f"{pick(rng, DAYS)} at {_time(rng)}", _time(rng)))
+    text = pick(
+        rng,
+        (
+            f"{month} {day}",
+            f"the {day} of {month}",
+            f"{month} the {day}",
+            pick(rng, DAYS),
+            month,
+            f"{pick(rng, DAYS)} at {_time(rng)}",
+            _time(rng),
+        ),
+    )
     if " " in text and rng.random() < 0.3:
         text = f"{pick(rng, DAYS)} {text}" if text.split()[0] not in DAYS else text
     if any(name in text for name in MONTHS) and rng.random() < 0.4:
         tail = cardinal(_whole(rng, 10, 99))
-        text += f" {pick(rng, ('nineteen', 'twenty'))} {tail}" if rng.random() < 0.7 else \
-            f" two thousand {cardinal(_whole(rng, 1, 30))}"
+        text += (
+            f" {pick(rng, ('nineteen', 'twenty'))} {tail}"
+            if rng.random() < 0.7
+            else f" two thousand {cardinal(_whole(rng, 1, 30))}"
+        )
     return text
 
 
@@ -275,11 +702,16 @@ def _spell(rng: Rng) -> str:
 
 def _fill(template: str, rng: Rng) -> str:
     made: dict[str, Callable[[], str]] = {
-        "number": lambda: cardinal(_whole(rng, 2, 60)), "digit": lambda: ONES[_whole(rng, 0, 9)],
-        "time": lambda: _time(rng), "day": lambda: pick(rng, DAYS), "month": lambda: pick(rng, MONTHS),
+        "number": lambda: cardinal(_whole(rng, 2, 60)),
+        "digit": lambda: ONES[_whole(rng, 0, 9)],
+        "time": lambda: _time(rng),
+        "day": lambda: pick(rng, DAYS),
+        "month": lambda: pick(rng, MONTHS),
         "part": lambda: pick(rng, ("morning", "afternoon", "evening", "night")),
     }
-    return re.sub(r"\{(\w+)\}", lambda m: made[m[1]]() if m[1] in made else pick(rng, SLOTS[m[1]]), template)
+    return re.sub(
+        r"\{(\w+)\}", lambda m: made[m[1]]() if m[1] in made else pick(rng, SLOTS[m[1]]), template
+    )
 
 
 def _words(rng: Rng) -> str:
@@ -295,5 +727,12 @@ KINDS: dict[str, Callable[[Rng], str]] = {
     "everyday": lambda rng: _fill(pick(rng, EVERYDAY), rng),
     "words": _words,
 }
-SHARES = {"question": 0.34, "command": 0.16, "number": 0.12, "date": 0.07, "spelled": 0.1, "everyday": 0.13,
-          "words": 0.08}
+SHARES = {
+    "question": 0.34,
+    "command": 0.16,
+    "number": 0.12,
+    "date": 0.07,
+    "spelled": 0.1,
+    "everyday": 0.13,
+    "words": 0.08,
+}

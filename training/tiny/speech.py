@@ -77,17 +77,28 @@ class Speech:
     @cached_property
     def by_length(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The numbers of all clips, the shortest first."""
-        lengths = [end - first for _, clips in self._shards for _, first, end in clips][: self.count]
+        lengths = [end - first for _, clips in self._shards for _, first, end in clips][
+            : self.count
+        ]
         return np.argsort(lengths, kind="stable")
 
     @cached_property
-    def _shards(self) -> list[tuple[np.ndarray[tuple[int, int], np.dtype[np.float16]], list[tuple[str, int, int]]]]:
+    def _shards(
+        self,
+    ) -> list[tuple[np.ndarray[tuple[int, int], np.dtype[np.float16]], list[tuple[str, int, int]]]]:
         folders = [_shard(self.folder, number) for number in range(-(-self.count // SHARD))]
-        return [(np.load(folder / "mels.npy", mmap_mode="r"), json.loads((folder / "clips.json").read_text()))
-                for folder in folders]
+        return [
+            (
+                np.load(folder / "mels.npy", mmap_mode="r"),
+                json.loads((folder / "clips.json").read_text()),
+            )
+            for folder in folders
+        ]
 
 
-def prepare(folder: Path, num_mels: int, count: int, split: Split = "train", workers: int = 2) -> Speech:
+def prepare(
+    folder: Path, num_mels: int, count: int, split: Split = "train", workers: int = 2
+) -> Speech:
     """Make the clips that `folder` does not hold yet; stop at any time, finished shards are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [n for n in range(-(-count // SHARD)) if not _shard(folder, n).is_dir()]
@@ -95,7 +106,9 @@ def prepare(folder: Path, num_mels: int, count: int, split: Split = "train", wor
         first = SEEDS[split].start
         seeds = [range(first + n * SHARD, first + (n + 1) * SHARD) for n in missing]
         with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
-            made = pool.map(_make_shard, [folder] * len(missing), [num_mels] * len(missing), missing, seeds)
+            made = pool.map(
+                _make_shard, [folder] * len(missing), [num_mels] * len(missing), missing, seeds
+            )
             for _ in track(made, "speech", len(missing)):
                 pass
     return Speech(folder, count)

@@ -14,7 +14,17 @@ import numpy as np
 
 from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, Piece, dumps, outline, pieces
 from mmdiff.training.tiny.questions import Facts, facts_of
-from mmdiff.training.tiny.scenes import COLOURS, MAX_THINGS, PLACES, SHAPES, SIZES, Scene, pick, reading_order, scene_json
+from mmdiff.training.tiny.scenes import (
+    COLOURS,
+    MAX_THINGS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Scene,
+    pick,
+    reading_order,
+    scene_json,
+)
 
 Schema = dict[str, Any]
 FIELDS = {"shape": SHAPES, "colour": tuple(COLOURS), "size": SIZES, "place": PLACES}
@@ -42,7 +52,12 @@ def scene_schema(fields: Sequence[str] = tuple(FIELDS), count: bool = True) -> S
 
 def closed(properties: dict[str, Any]) -> Schema:
     """An object that has these properties and no others."""
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _listed(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
@@ -55,7 +70,10 @@ def _listed(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
     with_count = rng.random() < 0.4
     contents = scene_json(scene)
     value = {"objects": [{name: thing[name] for name in fields} for thing in contents["objects"]]}
-    return scene_schema(fields, with_count), {**value, **({"count": contents["count"]} if with_count else {})}
+    return scene_schema(fields, with_count), {
+        **value,
+        **({"count": contents["count"]} if with_count else {}),
+    }
 
 
 def _by_shape(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
@@ -71,7 +89,10 @@ def _by_shape(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
 def _first(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
     """What the first thing is, and how many there are."""
     schema, contents = scene_schema(), scene_json(scene)
-    properties = {"count": schema["properties"]["count"], "first": schema["properties"]["objects"]["items"]}
+    properties = {
+        "count": schema["properties"]["count"],
+        "first": schema["properties"]["objects"]["items"],
+    }
     return closed(properties), {"count": contents["count"], "first": contents["objects"][0]}
 
 
@@ -80,24 +101,41 @@ def _present(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
     attribute, options = pick(rng, (("shape", SHAPES), ("colour", tuple(COLOURS))))
     there = {getattr(thing, attribute) for thing in scene.things}
     asked = [options[i] for i in rng.permutation(len(options))[: 2 + int(rng.random() * 4)]]
-    return closed({name: {"type": "boolean"} for name in asked}), {name: name in there for name in asked}
+    return closed({name: {"type": "boolean"} for name in asked}), {
+        name: name in there for name in asked
+    }
 
 
 SCAFFOLDS, DECISIONS = 0.5, 0.4  # shares of the turns; the rest is free
 FORMS: tuple[tuple[Callable[[Scene, np.random.Generator], tuple[Schema, Any]], float], ...] = (
-    (_listed, 0.64), (_by_shape, 0.12), (_first, 0.12), (_present, 0.12),
+    (_listed, 0.64),
+    (_by_shape, 0.12),
+    (_first, 0.12),
+    (_present, 0.12),
 )
 
 
 def structured(scene: Scene, rng: np.random.Generator) -> tuple[str, list[AnswerPart], int]:
     """A prompt for the scene as JSON, its answer in parts, and how many of them are laid out as a scaffold."""
     way = rng.random()
-    form = FORMS[int(rng.choice(len(FORMS), p=[share for _, share in FORMS]))][0] if way < SCAFFOLDS else _listed
+    form = (
+        FORMS[int(rng.choice(len(FORMS), p=[share for _, share in FORMS]))][0]
+        if way < SCAFFOLDS
+        else _listed
+    )
     schema, value = form(scene, rng)
-    mixed = [f"/{name}" for name, each in schema["properties"].items() if None in each.get("enum", ())]
+    mixed = [
+        f"/{name}" for name, each in schema["properties"].items() if None in each.get("enum", ())
+    ]
     parts = [_part(piece, schema, scene, rng) for piece in pieces(value, mixed)]
-    ends = [number for number, part in enumerate(parts) if not part.slot and ("]" in part.text or "},{" in part.text)]
-    laid_out = len(parts) if way < SCAFFOLDS else pick(rng, ends) if way < SCAFFOLDS + DECISIONS else 0
+    ends = [
+        number
+        for number, part in enumerate(parts)
+        if not part.slot and ("]" in part.text or "},{" in part.text)
+    ]
+    laid_out = (
+        len(parts) if way < SCAFFOLDS else pick(rng, ends) if way < SCAFFOLDS + DECISIONS else 0
+    )
     return EXTRACT_PROMPT.format(outline(schema)), parts, laid_out
 
 
@@ -115,4 +153,6 @@ def _part(piece: Piece, schema: Schema, scene: Scene, rng: np.random.Generator) 
         return AnswerPart(piece.text, True, pick(rng, ROOMS), facts=facts)
     spelled = (dumps(each) for each in schema.get("enum", ()))
     quoted = piece.text.startswith('"') or "type" not in schema
-    return AnswerPart(piece.text, True, 1, tuple(text if quoted else text.strip('"') for text in spelled), facts)
+    return AnswerPart(
+        piece.text, True, 1, tuple(text if quoted else text.strip('"') for text in spelled), facts
+    )

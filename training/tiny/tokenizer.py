@@ -32,6 +32,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """The tokenizer in the form that processors and `save_pretrained` take."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=EOS, mask_token=MASK,
-        additional_special_tokens=[EOT, HEADER, END_HEADER, IMAGE, AUDIO], clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        mask_token=MASK,
+        additional_special_tokens=[EOT, HEADER, END_HEADER, IMAGE, AUDIO],
+        clean_up_tokenization_spaces=False,
     )

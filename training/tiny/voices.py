@@ -35,8 +35,11 @@ class Voice:
 
 
 def _espeak(accents: str, variants: str) -> tuple[Voice, ...]:
-    return tuple(Voice("espeak-ng", f"{accent}+{variant}") for accent in accents.split()
-                 for variant in variants.split())
+    return tuple(
+        Voice("espeak-ng", f"{accent}+{variant}")
+        for accent in accents.split()
+        for variant in variants.split()
+    )
 
 
 # Natural voices are recordings of one person each (kal, awb, rms, slt); slt is heard in the test alone.
@@ -75,16 +78,39 @@ def say(text: str, voice: Voice, rng: Rng) -> Samples:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "said.wav"
         command = {
-            "espeak-ng": ["espeak-ng", "-v", voice.name, "-s", str(round(165 * speed)), "-p", str(round(50 * pitch)),
-                          "-w", str(file), words],
-            "flite": ["flite", "-voice", voice.name, "--setf", f"duration_stretch={1 / speed:.3f}", "-t", words,
-                      "-o", str(file)],
+            "espeak-ng": [
+                "espeak-ng",
+                "-v",
+                voice.name,
+                "-s",
+                str(round(165 * speed)),
+                "-p",
+                str(round(50 * pitch)),
+                "-w",
+                str(file),
+                words,
+            ],
+            "flite": [
+                "flite",
+                "-voice",
+                voice.name,
+                "--setf",
+                f"duration_stretch={1 / speed:.3f}",
+                "-t",
+                words,
+                "-o",
+                str(file),
+            ],
             "festival": ["text2wave", "-eval", f"({voice.name})", "-o", str(file)],
         }[voice.engine]
         try:
-            subprocess.run(command, input=words.encode(), capture_output=True, check=True, timeout=60)
+            subprocess.run(
+                command, input=words.encode(), capture_output=True, check=True, timeout=60
+            )
         except FileNotFoundError:
-            raise MMDiffError(f"{command[0]} is not installed; on Debian: apt-get install {voice.engine}") from None
+            raise MMDiffError(
+                f"{command[0]} is not installed; on Debian: apt-get install {voice.engine}"
+            ) from None
         except subprocess.SubprocessError as error:
             raise MMDiffError(f"{voice} could not say {text!r}: {error}") from None
         return load_audio(file)
@@ -111,7 +137,9 @@ def echo(sound_S: Samples, seconds: float, rng: Rng) -> Samples:
     response = rng.standard_normal(count) * falling * (0.03 + 0.07 * rng.random())
     response[0] = 1.0
     size = len(sound_S) + count
-    return np.fft.irfft(np.fft.rfft(sound_S, size) * np.fft.rfft(response, size), size).astype(np.float32)
+    return np.fft.irfft(np.fft.rfft(sound_S, size) * np.fft.rfft(response, size), size).astype(
+        np.float32
+    )
 
 
 def telephone(sound_S: Samples) -> Samples:
@@ -122,7 +150,11 @@ def telephone(sound_S: Samples) -> Samples:
     narrow = np.clip(np.fft.irfft(spectrum, len(narrow)), -1, 1)
     curve = np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256)
     stepped = np.round(curve * 127) / 127
-    return resample((np.sign(stepped) * (256 ** np.abs(stepped) - 1) / 255).astype(np.float32), 8000, SAMPLE_RATE)
+    return resample(
+        (np.sign(stepped) * (256 ** np.abs(stepped) - 1) / 255).astype(np.float32),
+        8000,
+        SAMPLE_RATE,
+    )
 
 
 def noisy(sound_S: Samples, ratio: float, rng: Rng) -> Samples:

@@ -20,8 +20,12 @@ from mmdiff.config import AudioConfig
 
 KINDS = (np.float32, np.int8, np.int16, np.int32, np.float16)
 NAMES = {  # of CTranslate2 -> of transformers
-    "self_attention/linear_1": "self_attn.out_proj", "self_attention/layer_norm": "self_attn_layer_norm",
-    "ffn/linear_0": "fc1", "ffn/linear_1": "fc2", "ffn/layer_norm": "final_layer_norm", "gamma": "weight",
+    "self_attention/linear_1": "self_attn.out_proj",
+    "self_attention/layer_norm": "self_attn_layer_norm",
+    "ffn/linear_0": "fc1",
+    "ffn/linear_1": "fc2",
+    "ffn/layer_norm": "final_layer_norm",
+    "gamma": "weight",
     "beta": "bias",
 }
 
@@ -58,7 +62,10 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     parts = {"q_proj": queries, "k_proj": keys, "v_proj": values}
     if name.endswith("bias"):
         del parts["k_proj"]  # Whisper's keys have none; the stored one is zero
-    return {name.replace("self_attention.linear_0", f"self_attn.{part}"): piece for part, piece in parts.items()}
+    return {
+        name.replace("self_attention.linear_0", f"self_attn.{part}"): piece
+        for part, piece in parts.items()
+    }
 
 
 def read_ctranslate2(data: bytes) -> Iterator[tuple[str, Tensor]]:

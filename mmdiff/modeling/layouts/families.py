@@ -32,12 +32,33 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)  # what its backbone always does
 
 
-_SIZES = frozenset({
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "rope_theta", "rope_parameters", "rope_scaling", "rms_norm_eps", "attention_bias",
-    "max_position_embeddings", "head_dim",
-})
-_IDS = frozenset({"mask_token_id", "eos_token_id", "eot_token_id", "bos_token_id", "pad_token_id", "image_token_id"})
+_SIZES = frozenset(
+    {
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "rope_theta",
+        "rope_parameters",
+        "rope_scaling",
+        "rms_norm_eps",
+        "attention_bias",
+        "max_position_embeddings",
+        "head_dim",
+    }
+)
+_IDS = frozenset(
+    {
+        "mask_token_id",
+        "eos_token_id",
+        "eot_token_id",
+        "bos_token_id",
+        "pad_token_id",
+        "image_token_id",
+    }
+)
 _EVERYWHERE: dict[str, Accepted] = {
     "add_cross_attention": OFF,
     "hidden_act": ("silu", "swish"),
@@ -56,7 +77,8 @@ _EVERYWHERE: dict[str, Accepted] = {
 
 LLADA = Family(
     name="LLaDA",
-    settings=_EVERYWHERE | {
+    settings=_EVERYWHERE
+    | {
         "activation_type": ("silu",),
         "alibi": OFF,
         "attention_layer_norm": OFF,
@@ -73,19 +95,33 @@ LLADA = Family(
         "scale_logits": OFF,
         "weight_tying": OFF,
     },
-    read=_SIZES | _IDS | {
-        "embedding_size", "d_model", "mlp_hidden_size", "n_layers", "n_heads", "n_kv_heads", "include_qkv_bias",
-        "max_sequence_length", "mlp_ratio",
+    read=_SIZES
+    | _IDS
+    | {
+        "embedding_size",
+        "d_model",
+        "mlp_hidden_size",
+        "n_layers",
+        "n_heads",
+        "n_kv_heads",
+        "include_qkv_bias",
+        "max_sequence_length",
+        "mlp_ratio",
     },
     tokens=LLADA_TOKENS,
 )
 LLADA_V = Family(
     name="LLaDA-V",
-    settings=_EVERYWHERE | {
+    settings=_EVERYWHERE
+    | {
         "add_faster_video": OFF,
         "mm_projector_type": ("mlp2x_gelu",),
         "mm_resampler_type": OFF,
-        "mm_spatial_pool_mode": ("bilinear", "average", "max"),  # counts for nothing without a stride
+        "mm_spatial_pool_mode": (
+            "bilinear",
+            "average",
+            "max",
+        ),  # counts for nothing without a stride
         "mm_spatial_pool_stride": (1,),
         "mm_use_im_patch_token": OFF,
         "mm_use_im_start_end": OFF,
@@ -93,8 +129,14 @@ LLADA_V = Family(
         "mm_vision_select_layer": (-2,),
         "use_mm_proj": (True,),
     },
-    read=_SIZES | _IDS | {
-        "mm_vision_tower", "mm_hidden_size", "image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type",
+    read=_SIZES
+    | _IDS
+    | {
+        "mm_vision_tower",
+        "mm_hidden_size",
+        "image_aspect_ratio",
+        "image_grid_pinpoints",
+        "mm_patch_merge_type",
     },
     tokens=LLADA_TOKENS,
 )
@@ -112,10 +154,18 @@ SIGLIP = Family(
         "model_type": ("siglip_vision_model", "siglip"),
         "num_channels": (3,),
     },
-    read=frozenset({
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
-        "layer_norm_eps", "vision_use_head",
-    }),
+    read=frozenset(
+        {
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+            "layer_norm_eps",
+            "vision_use_head",
+        }
+    ),
 )
 
 # Class names in config.json. Two of the families share a model_type, and LLaDAModelLM is written for either layout.
@@ -160,10 +210,13 @@ def check_settings(published: Mapping[str, Any], family: Family) -> None:
             if not _is_accepted(key, value, published, family.settings[key]):
                 takes = " or ".join(map(repr, family.settings[key]))
                 only = f"; only {takes} is computed" if takes else ""
-                raise _refusal(key, value, f"which mmdiff does not compute for {family.name} models{only}")
+                raise _refusal(
+                    key, value, f"which mmdiff does not compute for {family.name} models{only}"
+                )
         elif value and not _is_bookkeeping(key, value):
             raise _refusal(
-                key, value,
+                key,
+                value,
                 "a setting that mmdiff does not know; take it out if it changes nothing that the model computes",
             )
 
@@ -190,12 +243,18 @@ def rope_theta(published: Mapping[str, Any]) -> float | None:
         rope = dict(value) if isinstance(value, Mapping) else {"rope_type": value}
         kinds = [rope.pop(name, None) for name in ("rope_type", "type")]
         theta = rope.pop("rope_theta", None)
-        others = [name for name, each in rope.items() if each and (name, each) != ("partial_rotary_factor", 1)]
+        others = [
+            name
+            for name, each in rope.items()
+            if each and (name, each) != ("partial_rotary_factor", 1)
+        ]
         if others or not all(kind in (None, "default") for kind in kinds):
             raise _refusal(key, value, "and mmdiff computes rotary positions without scaling only")
         found += [theta] if theta is not None else []
     if any(theta != found[0] for theta in found):
-        raise CheckpointError(f"config.json names two values of rope_theta, {shown(found)}; keep the right one")
+        raise CheckpointError(
+            f"config.json names two values of rope_theta, {shown(found)}; keep the right one"
+        )
     return found[0] if found else None
 
 
@@ -204,7 +263,8 @@ def _refusal(key: str, value: object, why: str) -> CheckpointError:
 
 
 # Settings of libraries and of training, by their whole names ...
-_BOOKKEEPING = frozenset("""
+_BOOKKEEPING = frozenset(
+    """
     activation_checkpointing add_time_instruction alibi_bias_max architectures attention_layer_norm_with_affine
     attn_implementation auto_map bad_words_ids begin_suppress_tokens block_group_size chunk_size_feed_forward
     context_length cpu_offload decoder_start_token_id delay_load diversity_penalty do_sample early_stopping
@@ -224,19 +284,22 @@ _BOOKKEEPING = frozenset("""
     transformers.js_config trust_remote_code typical_p use_bfloat16 use_cache use_fast use_flash_attention
     use_flash_attention_2 use_liger_kernel use_pos_skipping use_return_dict use_safetensors video_fps
     vision_tower_pretrained weight_decay
-""".split())
+""".split()
+)
 # ... or by what their names say.
 _BOOKKEEPING_NAMES = re.compile(
     r"_.*|(init|tokenizer|training|train|wandb|unsloth|deepspeed|lora|peft|freeze|unfreeze|tune)_.*|.*flash_att.*"
     r"|mm_(mask_drop|perceiver|qformer)_.*"  # of resamplers, which are refused themselves
     r"|.*(_lr|_dropout|_dropout_prob|_pdrop|_token_id|_token_index|_version)|dropout|(torch_)?dtype"
 )
-_BOOKKEEPING_WORDS = frozenset("""
+_BOOKKEEPING_WORDS = frozenset(
+    """
     author batch bf16 checkpoint checkpointing comment commit created data dataset datasets date ddp deepspeed
     description device devices epoch epochs eval fp16 framework fsdp gpu gpus gradient hash info language library
     license log logging loss name note notes optimizer parameters params path peft rank revision run save scheduler
     seed step steps tag tags tf32 trained trainer training version wandb warmup world
-""".split())
+""".split()
+)
 # A name with one of these is never taken for bookkeeping on account of another word in it.
 _MATHS_WORDS = re.compile(
     r"rope|rotary|alibi|attn|attention|window|sliding|norm|softcap|scal|multiplier|factor|bias|activation|gate"
@@ -284,8 +347,11 @@ LAYOUTS: dict[str, dict[str, str | None]] = {
         r"model\.image_newline": "image_newline",
     },
 }
-_MARKS = {"mmdiff": "backbone.embed_tokens.weight", "llada": "model.transformer.wte.weight",
-          "llada-v": "model.embed_tokens.weight"}
+_MARKS = {
+    "mmdiff": "backbone.embed_tokens.weight",
+    "llada": "model.transformer.wte.weight",
+    "llada-v": "model.embed_tokens.weight",
+}
 
 
 def recognise(names: Iterable[str]) -> str:

@@ -26,8 +26,15 @@ from mmdiff.config import (
     shown,
 )
 from mmdiff.errors import CheckpointError
-from mmdiff.modeling.layouts.families import DREAM, SIGLIP, Family, check_settings, family_of, rope_theta
 from mmdiff.modeling.checkpoint_folder import read_json
+from mmdiff.modeling.layouts.families import (
+    DREAM,
+    SIGLIP,
+    Family,
+    check_settings,
+    family_of,
+    rope_theta,
+)
 
 # From published keys to ours: the first key that is there counts.
 _BACKBONE_KEYS: dict[str, tuple[str, ...]] = {
@@ -46,8 +53,13 @@ _MOST_GRIDS = 1_000
 _ONE_VIEW: dict[object, ViewLayout] = {"square": "resize", "pad": "pad"}
 # Of `transformers.SiglipVisionConfig`, which leaves out what is as usual when it saves.
 _SIGLIP_DEFAULTS = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "image_size": 224, "patch_size": 16, "layer_norm_eps": 1e-6,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,
 }
 
 
@@ -84,14 +96,24 @@ def _backbone_of(published: Mapping[str, Any], family: Family) -> BackboneConfig
         for ours, keys in _BACKBONE_KEYS.items()
     }
     if found["intermediate_size"] is None and found["hidden_size"] and published.get("mlp_ratio"):
-        found["intermediate_size"] = published["mlp_ratio"] * found["hidden_size"]  # as LLaDA's own code takes it
+        found["intermediate_size"] = (
+            published["mlp_ratio"] * found["hidden_size"]
+        )  # as LLaDA's own code takes it
     found["rope_theta"] = rope_theta(published)
-    if missing := [name for name, value in found.items() if value is None and name not in _OPTIONAL]:
-        raise CheckpointError(f"config.json does not say {', '.join(missing)}; this is not a LLaDA-style model")
+    if missing := [
+        name for name, value in found.items() if value is None and name not in _OPTIONAL
+    ]:
+        raise CheckpointError(
+            f"config.json does not say {', '.join(missing)}; this is not a LLaDA-style model"
+        )
     for name in ("rope_theta", "rms_norm_eps"):
         if not isinstance(found[name], int | float) or not 0 < found[name] < math.inf:
-            raise CheckpointError(f"config.json says {name}={shown(found[name])}, which is not a number above 0")
-    backbone = BackboneConfig(**{k: value for k, value in found.items() if value is not None} | dict(family.fixed))
+            raise CheckpointError(
+                f"config.json says {name}={shown(found[name])}, which is not a number above 0"
+            )
+    backbone = BackboneConfig(
+        **{k: value for k, value in found.items() if value is not None} | dict(family.fixed)
+    )
     if published.get("head_dim") not in (None, backbone.head_dim):
         raise CheckpointError(
             f"config.json says head_dim={shown(published['head_dim'])}, but mmdiff's heads are hidden_size / "
@@ -100,7 +122,9 @@ def _backbone_of(published: Mapping[str, Any], family: Family) -> BackboneConfig
     return backbone
 
 
-def _tokens_of(published: Mapping[str, Any], vocab_size: int, family: Family, sees: bool) -> TokenIds:
+def _tokens_of(
+    published: Mapping[str, Any], vocab_size: int, family: Family, sees: bool
+) -> TokenIds:
     mask = _id(published, "mask_token_id")
     usual = PRESETS["llada-v-8b"].tokens if sees else family.tokens
     if usual is not None and vocab_size > max(usual.eot, usual.mask) and mask in (None, usual.mask):
@@ -113,13 +137,21 @@ def _tokens_of(published: Mapping[str, Any], vocab_size: int, family: Family, se
         )
     for key, token in (("mask_token_id", mask), ("eos_token_id", eos)):
         if not 0 <= token < vocab_size:
-            raise CheckpointError(f"config.json says {key}={token}, outside of its vocabulary of {vocab_size}")
+            raise CheckpointError(
+                f"config.json says {key}={token}, outside of its vocabulary of {vocab_size}"
+            )
     bos = _id(published, "bos_token_id")
     image = _id(published, "image_token_id")
     if sees and image is None:
-        image = vocab_size - 1  # published code keeps its mark outside of the vocabulary: any id that no text has
+        image = (
+            vocab_size - 1
+        )  # published code keeps its mark outside of the vocabulary: any id that no text has
     return TokenIds(
-        mask=mask, eos=eos, pad=eos, eot=_either(_id(published, "eot_token_id"), eos), bos=_either(bos, eos),
+        mask=mask,
+        eos=eos,
+        pad=eos,
+        eot=_either(_id(published, "eot_token_id"), eos),
+        bos=_either(bos, eos),
         image=image,
     )
 
@@ -148,7 +180,9 @@ def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
     aspect, merge = published.get("image_aspect_ratio"), published.get("mm_patch_merge_type")
     if aspect in _ONE_VIEW and merge in ("flat", "spatial_unpad"):
         layout = _ONE_VIEW[aspect]
-        return dataclasses.replace(tower, layout=layout, layout_of_several=layout, newline=merge == "spatial_unpad")
+        return dataclasses.replace(
+            tower, layout=layout, layout_of_several=layout, newline=merge == "spatial_unpad"
+        )
     tiled = re.fullmatch(r"anyres(?:_max_([1-9]\d*))?", str(aspect))
     if tiled is None or merge != "spatial_unpad":
         raise CheckpointError(
@@ -157,7 +191,9 @@ def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
             "spatial_unpad, and pad and square with flat"
         )
     grids = grids_of(published.get("image_grid_pinpoints"), tower.image_size)
-    return dataclasses.replace(tower, grids=grids, max_base_areas=int(tiled[1]) if tiled[1] else None)
+    return dataclasses.replace(
+        tower, grids=grids, max_base_areas=int(tiled[1]) if tiled[1] else None
+    )
 
 
 def _tower_of(name: object, folder: Path) -> VisionConfig:
@@ -184,7 +220,9 @@ def _siglip(sizes: Mapping[str, Any]) -> VisionConfig:
     """A tower's own config.json, alone or inside that of the whole SigLIP model, without its last layer."""
     inner = sizes.get("vision_config", sizes)
     if not isinstance(inner, Mapping):
-        raise CheckpointError(f"the vision tower's config.json says vision_config={shown(inner)}, not an object")
+        raise CheckpointError(
+            f"the vision tower's config.json says vision_config={shown(inner)}, not an object"
+        )
     check_settings(inner, SIGLIP)
     found = {name: inner.get(name, usual) for name, usual in _SIGLIP_DEFAULTS.items()}
     found["num_hidden_layers"] -= 1  # LLaVA takes the features of the penultimate layer
@@ -204,7 +242,10 @@ def grids_of(pinpoints: object, side: int) -> tuple[tuple[int, int], ...]:
     """
     if isinstance(pinpoints, str) and (corners := re.findall(r"\((\d+)\s*x\s*(\d+)\)", pinpoints)):
         (columns, rows), (last_columns, last_rows) = ([int(n) for n in corners[i]] for i in (0, -1))
-        across, down = range(columns, last_columns + 1)[:_MOST_GRIDS], range(rows, last_rows + 1)[:_MOST_GRIDS]
+        across, down = (
+            range(columns, last_columns + 1)[:_MOST_GRIDS],
+            range(rows, last_rows + 1)[:_MOST_GRIDS],
+        )
         grids = [(c, r) for c in across for r in down if c > 0 and r > 0]
     else:
         pairs = _literal(pinpoints) if isinstance(pinpoints, str) else pinpoints
@@ -230,5 +271,8 @@ def _literal(text: str) -> object:
 
 
 def _is_size(pair: object, side: int) -> bool:
-    return (isinstance(pair, list | tuple) and len(pair) == 2
-            and all(isinstance(each, int) and each > 0 and each % side == 0 for each in pair))
+    return (
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(isinstance(each, int) and each > 0 and each % side == 0 for each in pair)
+    )

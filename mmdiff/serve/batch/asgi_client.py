@@ -27,7 +27,9 @@ class AsgiClient:
     async def post(self, path: str, content: bytes, kind: str, name: str = "") -> AsgiResponse:
         return await self.call("POST", path, content, kind, name)
 
-    async def call(self, method: str, path: str, content: bytes = b"", kind: str = "", name: str = "") -> AsgiResponse:
+    async def call(
+        self, method: str, path: str, content: bytes = b"", kind: str = "", name: str = ""
+    ) -> AsgiResponse:
         sent: list[MutableMapping[str, Any]] = []
         left, forever = [content], asyncio.Event()
 
@@ -40,17 +42,32 @@ class AsgiClient:
         async def send(message: MutableMapping[str, Any]) -> None:
             sent.append(message)
 
-        headers = {"host": "localhost", "content-length": str(len(content)), "content-type": kind, "x-request-id": name}
+        headers = {
+            "host": "localhost",
+            "content-length": str(len(content)),
+            "content-type": kind,
+            "x-request-id": name,
+        }
         scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-            "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "client": ("127.0.0.1", 0),
-            "server": ("127.0.0.1", 0), "headers": [(key.encode(), value.encode()) for key, value in headers.items()
-                                                    if value],
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "client": ("127.0.0.1", 0),
+            "server": ("127.0.0.1", 0),
+            "headers": [(key.encode(), value.encode()) for key, value in headers.items() if value],
         }
         await self.app(scope, receive, send)
         body = b"".join(message.get("body", b"") for message in sent[1:])
-        is_json = any(key == b"content-type" and value.startswith(b"application/json")
-                      for key, value in sent[0]["headers"])
+        is_json = any(
+            key == b"content-type" and value.startswith(b"application/json")
+            for key, value in sent[0]["headers"]
+        )
         return sent[0]["status"], json.loads(body) if is_json else body.decode()
 
 
@@ -58,7 +75,9 @@ class AsgiClient:
 async def lifespan(app: ASGIApp) -> AsyncIterator[AsgiClient]:
     """The application between its start and its shutdown."""
     to_app, from_app = asyncio.Queue[Any](), asyncio.Queue[Any]()
-    running = asyncio.ensure_future(app({"type": "lifespan", "asgi": {"version": "3.0"}}, to_app.get, from_app.put))
+    running = asyncio.ensure_future(
+        app({"type": "lifespan", "asgi": {"version": "3.0"}}, to_app.get, from_app.put)
+    )
 
     async def do(phase: str) -> None:
         to_app.put_nowait({"type": f"lifespan.{phase}"})
@@ -96,4 +115,7 @@ def form(fields: dict[str, Any], sound: bytes | None) -> tuple[bytes, str]:
 
 def _part(name: str, more: str, content: bytes) -> bytes:
     quoted = name.replace('"', "%22").replace("\r", "").replace("\n", "")
-    return f'Content-Disposition: form-data; name="{quoted}"{more}\r\n\r\n'.encode("utf-8", "replace") + content
+    return (
+        f'Content-Disposition: form-data; name="{quoted}"{more}\r\n\r\n'.encode("utf-8", "replace")
+        + content
+    )

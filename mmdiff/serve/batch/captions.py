@@ -18,15 +18,33 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import MMDiffError
-from mmdiff.serve.batch.run import Ask, may_pass
 from mmdiff.serve.batch.input import name_of
-from mmdiff.serve.batch.worker_pool import JobOutcome, answered, outcome, write
 from mmdiff.serve.batch.journal import Row, open_journal
+from mmdiff.serve.batch.run import Ask, may_pass
+from mmdiff.serve.batch.worker_pool import JobOutcome, answered, outcome, write
 from mmdiff.vision.image_io import ImageError, open_image
 
-KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg", ".gif": "gif",
-         ".webp": "webp", ".bmp": "bmp"}  # what the decoder reads
-REWRITTEN = (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif")  # sent as PNG
+KINDS = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".jpe": "jpeg",
+    ".jfif": "jpeg",
+    ".gif": "gif",
+    ".webp": "webp",
+    ".bmp": "bmp",
+}  # what the decoder reads
+REWRITTEN = (
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".avif",
+    ".heic",
+    ".heif",
+)  # sent as PNG
 SUFFIXES = (*KINDS, *REWRITTEN)
 SHOWN_ENDINGS = 5
 URL = "/v1/caption"
@@ -42,7 +60,13 @@ class FolderImage:
 
 
 async def caption_folder(
-    folder: Path, out: Path, asking: Callable[[], Any], *, body: dict[str, Any], settings: Any, most: int
+    folder: Path,
+    out: Path,
+    asking: Callable[[], Any],
+    *,
+    body: dict[str, Any],
+    settings: Any,
+    most: int,
 ) -> JobOutcome:
     """Write a caption for every picture in the folder and those in it.
 
@@ -55,7 +79,11 @@ async def caption_folder(
         MMDiffError: there is no picture, or the output cannot be written or is another job's.
     """
     files = list(_files(folder))
-    pictures = [_picture(folder, path, [body, settings]) for path in files if path.suffix.lower() in SUFFIXES]
+    pictures = [
+        _picture(folder, path, [body, settings])
+        for path in files
+        if path.suffix.lower() in SUFFIXES
+    ]
     if not pictures:
         raise MMDiffError(f"{folder} holds no pictures; their names end in {', '.join(SUFFIXES)}")
     if skipped := _skipped(files):
@@ -66,7 +94,11 @@ async def caption_folder(
         try:
             url = await asyncio.to_thread(_data_url, picture.path)
         except OSError as error:
-            problem = {"code": "unreadable", "message": f"cannot be read ({error.strerror})", "may_pass": True}
+            problem = {
+                "code": "unreadable",
+                "message": f"cannot be read ({error.strerror})",
+                "may_pass": True,
+            }
             return {**row, "caption": None, "error": problem}
         except ImageError as error:
             problem = {"code": "invalid_image", "message": str(error), "may_pass": False}
@@ -74,15 +106,26 @@ async def caption_folder(
         status, said = await ask(URL, {"image_url": url, **body}, picture.id)
         if status == 200:
             return {**row, "caption": said["caption"], "error": None}
-        problem = {"code": said["error"]["code"], "message": said["error"]["message"], "may_pass": may_pass(status)}
+        problem = {
+            "code": said["error"]["code"],
+            "message": said["error"]["message"],
+            "may_pass": may_pass(status),
+        }
         return {**row, "caption": None, "error": problem}
 
     names = {picture.id: picture.name for picture in pictures}
-    with open_journal(out, names, "picture", lambda row: bool((row["error"] or {}).get("may_pass"))) as journal:
+    with open_journal(
+        out, names, "picture", lambda row: bool((row["error"] or {}).get("may_pass"))
+    ) as journal:
         left = [picture for picture in pictures if picture.id not in journal]
         if left:
             async with asking() as ask:
-                await write(answered(left, lambda each: one(each, ask), most), journal, len(pictures), "pictures")
+                await write(
+                    answered(left, lambda each: one(each, ask), most),
+                    journal,
+                    len(pictures),
+                    "pictures",
+                )
         journal.settle([picture.id for picture in pictures])
         return outcome(journal, lambda row: f"{row['picture']}: {row['error']['message']}")
 
@@ -101,11 +144,17 @@ def _picture(folder: Path, path: Path, settings: Any) -> FolderImage:
 
 def _skipped(files: Sequence[Path]) -> str:
     """How many files are not images by their names, and how these end; nothing where there are none."""
-    others = Counter(path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in SUFFIXES)
+    others = Counter(
+        path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in SUFFIXES
+    )
     endings = ", ".join(f"{count} {ending}" for ending, count in others.most_common(SHOWN_ENDINGS))
     more = ", ..." if len(others) > SHOWN_ENDINGS else ""
     what = "file is" if others.total() == 1 else "files are"
-    return f"{others.total()} {what} left out, by the names not images: {endings}{more}" if others else ""
+    return (
+        f"{others.total()} {what} left out, by the names not images: {endings}{more}"
+        if others
+        else ""
+    )
 
 
 def _data_url(path: Path) -> str:

@@ -28,12 +28,18 @@ def locked(path: Path) -> Iterator[None]:
         handle = _acquire(beside)
     except BlockingIOError:
         holder = _holder(beside)
-        raise MMDiffError(f"another job{holder} writes {path}; wait for it, or name another file") from None
+        raise MMDiffError(
+            f"another job{holder} writes {path}; wait for it, or name another file"
+        ) from None
     except OSError as error:
-        raise MMDiffError(f"{path} cannot be written ({error.strerror}); name a file in a writable folder") from error
+        raise MMDiffError(
+            f"{path} cannot be written ({error.strerror}); name a file in a writable folder"
+        ) from error
     try:
         os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())  # for the message above; what counts is the lock
+        os.write(
+            handle, f"{os.getpid()}\n".encode()
+        )  # for the message above; what counts is the lock
         yield
     finally:
         with contextlib.suppress(OSError):

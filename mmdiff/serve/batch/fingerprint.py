@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-WHOLE_BYTES = 1 << 30  # files up to this size are told apart by all of their content, larger ones by size and date
+WHOLE_BYTES = (
+    1 << 30
+)  # files up to this size are told apart by all of their content, larger ones by size and date
 ENDINGS = (".json", ".bin", ".safetensors", ".txt", ".model", ".jinja")
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import MMDiffError
-from mmdiff.serve.batch import run
-from mmdiff.serve.batch import captions
-from mmdiff.serve.batch.fingerprint import fingerprint
+from mmdiff.serve.batch import captions, run
 from mmdiff.serve.batch.asgi_client import AsgiClient, AsgiResponse, form, lifespan
+from mmdiff.serve.batch.fingerprint import fingerprint
 from mmdiff.serve.batch.worker_pool import JobOutcome
 from mmdiff.serve.options import ServerOptions, require_packages
 
@@ -36,16 +35,33 @@ def run_batch(source: Path, out: Path, options: ServerOptions) -> JobOutcome:
 
 
 def caption_folder(
-    folder: Path, out: Path, body: dict[str, Any], model: str = "tiny", device: str | None = None, most: int = 16
+    folder: Path,
+    out: Path,
+    body: dict[str, Any],
+    model: str = "tiny",
+    device: str | None = None,
+    most: int = 16,
 ) -> JobOutcome:
     """Describe a folder's pictures into `out`; arguments as of `captions.caption_folder` and `local_options`."""
     options = local_options(model, (), device, most)
-    return asyncio.run(captions.caption_folder(folder, out, lambda: asking(options), body=body,
-                                               settings=identity(options), most=most + AHEAD))
+    return asyncio.run(
+        captions.caption_folder(
+            folder,
+            out,
+            lambda: asking(options),
+            body=body,
+            settings=identity(options),
+            most=most + AHEAD,
+        )
+    )
 
 
 def local_options(
-    model: str, names: tuple[str, ...] = (), device: str | None = None, most: int = 16, domains: tuple[str, ...] = (),
+    model: str,
+    names: tuple[str, ...] = (),
+    device: str | None = None,
+    most: int = 16,
+    domains: tuple[str, ...] = (),
     speech_model: str | None = None,
 ) -> ServerOptions:
     """The options of a job.
@@ -61,9 +77,16 @@ def local_options(
     """
     require_packages()
     return ServerOptions(
-        model=model, speech_model=speech_model, served_model_name=names,
-        device=device, max_num_seqs=most, max_num_queued_reqs=2 * AHEAD,
-        queue_timeout=FOREVER, request_timeout=FOREVER, allowed_media_domains=domains)
+        model=model,
+        speech_model=speech_model,
+        served_model_name=names,
+        device=device,
+        max_num_seqs=most,
+        max_num_queued_reqs=2 * AHEAD,
+        queue_timeout=FOREVER,
+        request_timeout=FOREVER,
+        allowed_media_domains=domains,
+    )
 
 
 def identity(options: ServerOptions) -> list[Any]:
@@ -71,7 +94,9 @@ def identity(options: ServerOptions) -> list[Any]:
     from mmdiff.audio.whisper_decoder import find_folder  # PyTorch comes with it
     from mmdiff.pipeline import find
 
-    heard_by = [] if options.speech_model is None else [fingerprint(find_folder(options.speech_model))]
+    heard_by = (
+        [] if options.speech_model is None else [fingerprint(find_folder(options.speech_model))]
+    )
     return [fingerprint(find(options.model)), list(options.names), *heard_by]
 
 
@@ -86,8 +111,11 @@ async def asking(options: ServerOptions) -> AsyncIterator[run.Ask]:
         async def ready() -> None:
             while not house.service.ready:
                 if house.service.given_up.is_set():
-                    raise MMDiffError(house.service.unloadable or "the engine died again and again; the rows that are "
-                                      "done are kept: run the same command when there is more memory")
+                    raise MMDiffError(
+                        house.service.unloadable
+                        or "the engine died again and again; the rows that are "
+                        "done are kept: run the same command when there is more memory"
+                    )
                 await asyncio.sleep(0.05)
 
         async def ask(url: str, body: dict[str, Any], name: str) -> AsgiResponse:
@@ -102,12 +130,18 @@ async def asking(options: ServerOptions) -> AsyncIterator[run.Ask]:
         yield ask
 
 
-async def _once(inside: AsgiClient, options: ServerOptions, url: str, body: dict[str, Any], name: str) -> AsgiResponse:
+async def _once(
+    inside: AsgiClient, options: ServerOptions, url: str, body: dict[str, Any], name: str
+) -> AsgiResponse:
     from mmdiff.serve.errors import ApiError, invalid
 
     try:
         if body.get("stream"):
-            raise invalid("stream", "a job has nobody to stream to: leave `stream` out", "unsupported_parameter")
+            raise invalid(
+                "stream",
+                "a job has nobody to stream to: leave `stream` out",
+                "unsupported_parameter",
+            )
         if url == URLS[1]:
             return await inside.post(url, *form(body, await _sound(body, options)), name)
         return await inside.post_json(url, body, name)

@@ -15,7 +15,9 @@ from typing import Any, BinaryIO
 
 from mmdiff.errors import MMDiffError
 
-MAX_LINE = 48 << 20  # bytes; a body of 32 MiB, which is what the server takes, and its envelope with room to spare
+MAX_LINE = (
+    48 << 20
+)  # bytes; a body of 32 MiB, which is what the server takes, and its envelope with room to spare
 
 
 class LineError(Exception):
@@ -66,7 +68,9 @@ def index(path: Path, urls: Sequence[str], settings: Any) -> list[Line]:
                     continue
                 lines.append(_line(number, offset, raw, urls, settings, seen))
     except OSError as error:
-        raise MMDiffError(f"{path} cannot be read ({error.strerror}); give a JSONL file of requests") from error
+        raise MMDiffError(
+            f"{path} cannot be read ({error.strerror}); give a JSONL file of requests"
+        ) from error
     if not lines:
         raise MMDiffError(f"{path} has no lines; give a JSONL file with one request a line")
     return lines
@@ -86,7 +90,9 @@ def read(file: BinaryIO, line: Line, urls: Sequence[str], settings: Any) -> Requ
             return request
     except LineError:
         pass
-    raise MMDiffError(f"{file.name} was changed while it was worked on (line {line.number}); run the command again")
+    raise MMDiffError(
+        f"{file.name} was changed while it was worked on (line {line.number}); run the command again"
+    )
 
 
 def parse(raw: bytes, urls: Sequence[str]) -> Request:
@@ -106,7 +112,9 @@ def parse(raw: bytes, urls: Sequence[str]) -> Request:
     if not (isinstance(custom_id, str) and custom_id):
         raise LineError("missing_custom_id", "has no custom_id, which must be a string")
     if content.get("method", "POST") != "POST":
-        raise LineError("invalid_method", f"has the method {_short(content['method'])}; only POST can be asked")
+        raise LineError(
+            "invalid_method", f"has the method {_short(content['method'])}; only POST can be asked"
+        )
     if url not in urls:
         raise LineError("invalid_url", f"asks the url {_short(url)}; known are {', '.join(urls)}")
     if not isinstance(body, dict):
@@ -125,7 +133,12 @@ def name_of(content: bytes, kind: str = "batch_req") -> str:
 
 
 def _line(
-    number: int, offset: int, raw: bytes | None, urls: Sequence[str], settings: Any, seen: dict[str, int]
+    number: int,
+    offset: int,
+    raw: bytes | None,
+    urls: Sequence[str],
+    settings: Any,
+    seen: dict[str, int],
 ) -> Line:
     length = len(raw or b"")
     try:
@@ -134,11 +147,20 @@ def _line(
         request = parse(raw, urls)
         first = seen.setdefault(request.custom_id, number)
         if first != number:
-            raise LineError("duplicate_custom_id", f"has the custom_id of line {first}, {_short(request.custom_id)}")
+            raise LineError(
+                "duplicate_custom_id",
+                f"has the custom_id of line {first}, {_short(request.custom_id)}",
+            )
         return Line(number, offset, length, identify(request, settings), request.custom_id)
     except LineError as error:
-        return Line(number, offset, length, name_of(json.dumps([number, error.code, str(error)]).encode()),
-                    None, error)
+        return Line(
+            number,
+            offset,
+            length,
+            name_of(json.dumps([number, error.code, str(error)]).encode()),
+            None,
+            error,
+        )
 
 
 def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes | None]]:

@@ -26,7 +26,9 @@ START = b'{"id": "'  # of every line
 class Journal:
     """The rows that are done, and where each stands in the file."""
 
-    def __init__(self, path: Path, file: BinaryIO, places: dict[str, tuple[int, int]], failed: int) -> None:
+    def __init__(
+        self, path: Path, file: BinaryIO, places: dict[str, tuple[int, int]], failed: int
+    ) -> None:
         self.path, self.failed = path, failed
         self._file, self._places = file, places
         self._size = sum(length for _, length in places.values())
@@ -49,8 +51,10 @@ class Journal:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)
-            raise MMDiffError(f"{self.path} cannot be written any further ({error.strerror}); its {len(self)} rows "
-                              "are kept: make room and run the same command again") from error
+            raise MMDiffError(
+                f"{self.path} cannot be written any further ({error.strerror}); its {len(self)} rows "
+                "are kept: make room and run the same command again"
+            ) from error
         for row, line in zip(rows, lines, strict=True):
             self._places[row["id"]] = (self._size, len(line))
             self._size += len(line)
@@ -70,7 +74,9 @@ class Journal:
 
 
 @contextmanager
-def open_journal(path: Path, names: Mapping[str, Any], field: str, passing: Callable[[Row], bool]) -> Iterator[Journal]:
+def open_journal(
+    path: Path, names: Mapping[str, Any], field: str, passing: Callable[[Row], bool]
+) -> Iterator[Journal]:
     """The journal at `path`, new or begun, with nothing in it but rows that are wanted; one process at a time.
 
     Args:
@@ -89,7 +95,9 @@ def open_journal(path: Path, names: Mapping[str, Any], field: str, passing: Call
             places, failed = _keep(path, names, field, passing)
             file = open(path, "ab", buffering=0)
         except OSError as error:
-            raise MMDiffError(f"{path} cannot be written ({error.strerror}); name another file") from error
+            raise MMDiffError(
+                f"{path} cannot be written ({error.strerror}); name another file"
+            ) from error
         with file:
             yield Journal(path, file, places, failed)
 
@@ -102,7 +110,9 @@ def encode(row: Row) -> bytes:
 
 def is_failed(row: Row) -> bool:
     """Whether a row tells of an error instead of an answer."""
-    return row.get("error") is not None or (row.get("response") or {}).get("status_code", 200) != 200
+    return (
+        row.get("error") is not None or (row.get("response") or {}).get("status_code", 200) != 200
+    )
 
 
 def _keep(
@@ -125,11 +135,15 @@ def _keep(
                     kept[row["id"]] = (end, len(line))
                     failed += is_failed(row)
             elif not rows and not (line.startswith(START) or START.startswith(line)):
-                raise MMDiffError(f"{path} holds something other than rows of such a job; name another file")
+                raise MMDiffError(
+                    f"{path} holds something other than rows of such a job; name another file"
+                )
             end += len(line)
     if rows and not known:
-        raise MMDiffError(f"{path} holds the rows of another job: none of its {rows} is in this input; "
-                          "name another file, or remove it")
+        raise MMDiffError(
+            f"{path} holds the rows of another job: none of its {rows} is in this input; "
+            "name another file, or remove it"
+        )
     places, size = {}, 0
     for name, (_, length) in kept.items():
         places[name] = (size, length)
@@ -151,7 +165,11 @@ def _row(line: bytes) -> Row | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("id"), str) and line.startswith(START) else None
+    return (
+        row
+        if isinstance(row, dict) and isinstance(row.get("id"), str) and line.startswith(START)
+        else None
+    )
 
 
 def _replace(path: Path, places: Sequence[tuple[int, int]]) -> None:

@@ -11,19 +11,25 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mmdiff.serve.batch.input import Line, Request, index, read
 from mmdiff.serve.batch.asgi_client import AsgiResponse
-from mmdiff.serve.batch.worker_pool import JobOutcome, answered, outcome, write
+from mmdiff.serve.batch.input import Line, Request, index, read
 from mmdiff.serve.batch.journal import Row, open_journal
+from mmdiff.serve.batch.worker_pool import JobOutcome, answered, outcome, write
 
-Ask: TypeAlias = Callable[[str, dict[str, Any], str], Awaitable[AsgiResponse]]  # of a url, a body and the request's id
+Ask: TypeAlias = Callable[
+    [str, dict[str, Any], str], Awaitable[AsgiResponse]
+]  # of a url, a body and the request's id
 BatchItem: TypeAlias = tuple[Line, Request]
-Answering: TypeAlias = Callable[[Iterable[BatchItem]], AsyncGenerator[list[Row], None]]  # rows as they are finished
+Answering: TypeAlias = Callable[
+    [Iterable[BatchItem]], AsyncGenerator[list[Row], None]
+]  # rows as they are finished
 CHAT = "/v1/chat/completions"
 PASSING = (408, 429)  # and from 500 on
 
 
-async def run_batch(source: Path, out: Path, answering: Answering, *, urls: Sequence[str], settings: Any) -> JobOutcome:
+async def run_batch(
+    source: Path, out: Path, answering: Answering, *, urls: Sequence[str], settings: Any
+) -> JobOutcome:
     """Do what is not done yet.
 
     Args:
@@ -35,8 +41,13 @@ async def run_batch(source: Path, out: Path, answering: Answering, *, urls: Sequ
     """
     lines = index(source, urls, settings)
     names = {line.id: line.custom_id for line in lines}
-    with open_journal(out, names, "custom_id", _row_may_pass) as journal, open(source, "rb") as file:
-        bad = [refusal(line) for line in lines if line.problem is not None and line.id not in journal]
+    with (
+        open_journal(out, names, "custom_id", _row_may_pass) as journal,
+        open(source, "rb") as file,
+    ):
+        bad = [
+            refusal(line) for line in lines if line.problem is not None and line.id not in journal
+        ]
         if bad:
             journal.append(bad)
         left = [line for line in lines if line.id not in journal]
@@ -85,7 +96,11 @@ def request_id(line: Line) -> str:
 def refusal(line: Line) -> Row:
     """The row of a line that is no request."""
     assert line.problem is not None
-    error = {"code": line.problem.code, "message": f"line {line.number} {line.problem}", "line": line.number}
+    error = {
+        "code": line.problem.code,
+        "message": f"line {line.number} {line.problem}",
+        "line": line.number,
+    }
     return {"id": line.id, "custom_id": None, "response": None, "error": error}
 
 

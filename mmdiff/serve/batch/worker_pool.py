@@ -31,7 +31,9 @@ class JobOutcome:
 
 
 def outcome(journal: Journal, sentence: Callable[[Row], str]) -> JobOutcome:
-    return JobOutcome(len(journal), journal.failed, tuple(map(sentence, islice(journal.failures(), SHOWN))))
+    return JobOutcome(
+        len(journal), journal.failed, tuple(map(sentence, islice(journal.failures(), SHOWN)))
+    )
 
 
 async def answered(
@@ -58,12 +60,16 @@ async def answered(
         await asyncio.gather(*going, return_exceptions=True)
 
 
-async def write(parts: AsyncGenerator[list[Row], None], journal: Journal, total: int, what: str) -> None:
+async def write(
+    parts: AsyncGenerator[list[Row], None], journal: Journal, total: int, what: str
+) -> None:
     """Write rows down as they come, with a bar in the terminal or a line now and then elsewhere."""
     before, started = len(journal), time.monotonic()
     told = started
     with _bar(total, before, what) as bar:
-        async with aclosing(parts):  # what is on its way is called off where a row cannot be written
+        async with aclosing(
+            parts
+        ):  # what is on its way is called off where a row cannot be written
             async for rows in parts:
                 journal.append(rows)
                 now = time.monotonic()
@@ -84,10 +90,22 @@ def _next(items: Iterator[T], count: int) -> Iterator[T]:
 
 def _bar(total: int, done: int, what: str) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                   TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-                   console=Console(stderr=True), disable=not sys.stderr.isatty())
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
     bar.add_task(what, total=total, completed=done, rate="")
     return bar

@@ -68,7 +68,12 @@ class EngineClient:
         self.about: dict[str, Any] | None = None  # what the model takes, once it is loaded
         self.works: dict[str, PendingRequest] = {}
         self.restarts = 0
-        self.counts: dict[str, int] = {"steps": 0, "store_bytes": 0, "store_hits": 0, "store_misses": 0}
+        self.counts: dict[str, int] = {
+            "steps": 0,
+            "store_bytes": 0,
+            "store_hits": 0,
+            "store_misses": 0,
+        }
         self.unloadable: str | None = None  # why the first engine did not start
         self.given_up = asyncio.Event()
         self._child: WorkerProcess | None = None
@@ -92,7 +97,9 @@ class EngineClient:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def begin(self, name: str, message: ipc.IpcMessage, arrays: Sequence[ipc.Array] = ()) -> PendingRequest:
+    async def begin(
+        self, name: str, message: ipc.IpcMessage, arrays: Sequence[ipc.Array] = ()
+    ) -> PendingRequest:
         """Send a request; events follow.
 
         Raises:
@@ -127,9 +134,20 @@ class EngineClient:
         """One engine, from start to end."""
         options = self.options
         threads = options.threads or max(1, (os.cpu_count() or 2) - 1)
-        self._child = child = await WorkerProcess.start("mmdiff.serve.engine.process", json.dumps({
-            "model": options.model, "device": options.device, "dtype": options.dtype, "quantize": options.quantize,
-            "speech_model": options.speech_model, "threads": threads, "max_model_len": options.max_model_len}))
+        self._child = child = await WorkerProcess.start(
+            "mmdiff.serve.engine.process",
+            json.dumps(
+                {
+                    "model": options.model,
+                    "device": options.device,
+                    "dtype": options.dtype,
+                    "quantize": options.quantize,
+                    "speech_model": options.speech_model,
+                    "threads": threads,
+                    "max_model_len": options.max_model_len,
+                }
+            ),
+        )
         self._heard = time.monotonic()
         watch = asyncio.create_task(self._watch(child))
         try:
@@ -173,5 +191,12 @@ class EngineClient:
             self._child.kill()
             self._child = None
         for work in list(self.works.values()):
-            work.put({"event": "failed", "status": reason.status, "code": reason.code, "message": reason.message})
+            work.put(
+                {
+                    "event": "failed",
+                    "status": reason.status,
+                    "code": reason.code,
+                    "message": reason.message,
+                }
+            )
         self.works.clear()

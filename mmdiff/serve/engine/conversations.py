@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
 from mmdiff.serve.engine import ipc
+from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
 
 
 def with_outline(messages: Sequence[Any], schema: Any) -> list[dict[str, Any]]:
@@ -33,7 +33,17 @@ def with_media(messages: Sequence[Any], arrays: Sequence[ipc.Array]) -> list[dic
         if part["type"] == "text":
             return part
         array = arrays[part["array"]]
-        return {"type": part["type"], part["type"]: Image.fromarray(array) if part["type"] == "image" else array}
+        return {
+            "type": part["type"],
+            part["type"]: Image.fromarray(array) if part["type"] == "image" else array,
+        }
 
-    return [{"role": message["role"], "content": message["content"] if isinstance(message["content"], str)
-             else [filled(part) for part in message["content"]]} for message in messages]
+    return [
+        {
+            "role": message["role"],
+            "content": message["content"]
+            if isinstance(message["content"], str)
+            else [filled(part) for part in message["content"]],
+        }
+        for message in messages
+    ]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmdiff.decoding.canvas import PAD_POSITION
 from mmdiff.config import DecodingConfig
-from mmdiff.structured.extraction import Extraction, StructuredSequence
-from mmdiff.pipeline import Answer, Pipeline, Token
+from mmdiff.decoding.canvas import PAD_POSITION
 from mmdiff.decoding.commit_rules import RemaskingRule
 from mmdiff.decoding.sampler import Sampler
+from mmdiff.pipeline import Answer, Pipeline, Token
+from mmdiff.structured.extraction import Extraction, StructuredSequence
 
 OPEN = "▒"
 
@@ -28,8 +28,14 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 def held_back(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end may be the beginning of a stop string."""
     longest = max(map(len, stops), default=1) - 1
-    return next((size for size in range(min(longest, len(text)), 0, -1)
-                 if any(stop.startswith(text[-size:]) for stop in stops)), 0)
+    return next(
+        (
+            size
+            for size in range(min(longest, len(text)), 0, -1)
+            if any(stop.startswith(text[-size:]) for stop in stops)
+        ),
+        0,
+    )
 
 
 class StreamingText:
@@ -66,7 +72,14 @@ def settled_text(pipeline: Pipeline, batch: Sampler, row: int) -> str:
     if isinstance(batch.rule, RemaskingRule) and end < len(open_G):
         end -= end % batch.decoding.block_length
     ids = batch.canvas.ids_BG[row, :end].tolist()
-    stop = next((place for place, token in enumerate(ids) if token in (tokens.eos, tokens.eot, PAD_POSITION)), len(ids))
+    stop = next(
+        (
+            place
+            for place, token in enumerate(ids)
+            if token in (tokens.eos, tokens.eot, PAD_POSITION)
+        ),
+        len(ids),
+    )
     return str(pipeline.processor.tokenizer.decode(ids[:stop], skip_special_tokens=True)).lstrip()
 
 
@@ -77,11 +90,15 @@ def draft(pipeline: Pipeline, batch: Sampler, row: int, offset: int) -> dict[str
         offset: how much of the text was told, in characters.
     """
     filling = batch.constraints[row]
-    positions = pipeline.draft(batch.canvas, row, filling if isinstance(filling, StructuredSequence) else None).tokens
+    positions = pipeline.draft(
+        batch.canvas, row, filling if isinstance(filling, StructuredSequence) else None
+    ).tokens
     return _drafted(positions, int(batch.steps_B[row]), batch.decoding, offset)
 
 
-def last_draft(answer: Answer, steps: int, decoding: DecodingConfig, offset: int) -> dict[str, object]:
+def last_draft(
+    answer: Answer, steps: int, decoding: DecodingConfig, offset: int
+) -> dict[str, object]:
     """A finished answer in the form of a draft."""
     return _drafted(answer.tokens, steps, decoding, offset)
 
@@ -90,8 +107,14 @@ def structure_told(made: Extraction) -> dict[str, object]:
     """What of a structured answer is not in its text: repairs, decisions about its structure, notes on its schema."""
     return {
         "repairs": [{"pointer": each.pointer, "what": each.what} for each in made.repairs],
-        "decisions": [{"pointer": each.pointer, "kind": each.kind, "chances": [list(pair) for pair in each.probabilities]}
-                      for each in made.decisions],
+        "decisions": [
+            {
+                "pointer": each.pointer,
+                "kind": each.kind,
+                "chances": [list(pair) for pair in each.probabilities],
+            }
+            for each in made.decisions
+        ],
         "notes": list(made.notes),
     }
 
@@ -102,9 +125,17 @@ def _drafted(
     first = next((place for place, token in enumerate(positions) if token is None), len(positions))
     text = "".join(OPEN if token is None else token.text for token in positions).lstrip()
     return {
-        "type": "draft", "block": first // decoding.block_length, "step": step, "steps": decoding.steps,
-        "offset": offset, "text": text[offset:], "masked": sum(token is None for token in positions),
-        "tokens": [None if token is None else
-                   {"text": token.text, "confidence": round(token.confidence, 4), "step": token.step}
-                   for token in positions],
+        "type": "draft",
+        "block": first // decoding.block_length,
+        "step": step,
+        "steps": decoding.steps,
+        "offset": offset,
+        "text": text[offset:],
+        "masked": sum(token is None for token in positions),
+        "tokens": [
+            None
+            if token is None
+            else {"text": token.text, "confidence": round(token.confidence, 4), "step": token.step}
+            for token in positions
+        ],
     }

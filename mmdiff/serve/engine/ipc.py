@@ -27,7 +27,10 @@ def pack(message: IpcMessage, arrays: Sequence[Array] = ()) -> list[bytes | memo
     """The parts of a frame, in order."""
     described = [[str(array.dtype), list(array.shape)] for array in arrays]
     header = json.dumps({**message, "arrays": described}).encode()
-    return [LENGTH.pack(len(header)) + header, *(np.ascontiguousarray(array).data.cast("B") for array in arrays)]
+    return [
+        LENGTH.pack(len(header)) + header,
+        *(np.ascontiguousarray(array).data.cast("B") for array in arrays),
+    ]
 
 
 def _described(header: bytes) -> tuple[IpcMessage, list[tuple[str, list[int], int]]]:
@@ -49,8 +52,9 @@ def receive(sock: socket.socket) -> tuple[IpcMessage, list[Array]]:
     """The next frame; an EOFError where the other side is gone."""
     header = _exactly(sock, LENGTH.unpack(_exactly(sock, LENGTH.size))[0])
     message, described = _described(bytes(header))
-    arrays: list[Array] = [np.frombuffer(_exactly(sock, size), kind).reshape(shape)
-                           for kind, shape, size in described]
+    arrays: list[Array] = [
+        np.frombuffer(_exactly(sock, size), kind).reshape(shape) for kind, shape, size in described
+    ]
     return message, arrays
 
 
@@ -65,7 +69,9 @@ def _exactly(sock: socket.socket, size: int) -> bytearray:
     return buffer
 
 
-async def send_async(writer: asyncio.StreamWriter, message: IpcMessage, arrays: Sequence[Array] = ()) -> None:
+async def send_async(
+    writer: asyncio.StreamWriter, message: IpcMessage, arrays: Sequence[Array] = ()
+) -> None:
     """Waits while the other side is behind."""
     for part in pack(message, arrays):
         writer.write(part)
@@ -76,6 +82,8 @@ async def receive_async(reader: asyncio.StreamReader) -> tuple[IpcMessage, list[
     """The next frame; an EOFError where the other side is gone."""
     (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
     message, described = _described(await reader.readexactly(length))
-    arrays: list[Array] = [np.frombuffer(await reader.readexactly(size), kind).reshape(shape)
-                           for kind, shape, size in described]
+    arrays: list[Array] = [
+        np.frombuffer(await reader.readexactly(size), kind).reshape(shape)
+        for kind, shape, size in described
+    ]
     return message, arrays

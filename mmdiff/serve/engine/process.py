@@ -31,15 +31,21 @@ from cachetools import LRUCache
 from mmdiff.audio.audio_io import SAMPLE_RATE
 from mmdiff.audio.whisper_decoder import Window
 from mmdiff.config import DecodingConfig
+from mmdiff.decoding.sampler import Batch, Sampler
 from mmdiff.errors import ContextError, MMDiffError, NoSpeechError
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, MAX_TOKENS, Pipeline, Token, load
-from mmdiff.decoding.sampler import Batch, Sampler
-from mmdiff.structured.schema.errors import ScaffoldError
-from mmdiff.structured.constraint.compiled import CompiledSchema
 from mmdiff.serve.engine import ipc
 from mmdiff.serve.engine.conversations import with_media, with_outline
+from mmdiff.serve.engine.detokenizer import (
+    StreamingText,
+    draft,
+    last_draft,
+    settled_text,
+    structure_told,
+)
 from mmdiff.serve.engine.time_slices import SlicedWork
-from mmdiff.serve.engine.detokenizer import StreamingText, draft, last_draft, settled_text, structure_told
+from mmdiff.structured.constraint.compiled import CompiledSchema
+from mmdiff.structured.schema.errors import ScaffoldError
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.transcription import RecognitionOptions, encoder_frames, recognize, speech_windows
 
@@ -100,7 +106,9 @@ class Writing:
 
     job: Job
     found: Iterator[tuple[Segment, str]]
-    segments: list[Segment] = field(default_factory=list)  # of a question, which is for the engine itself
+    segments: list[Segment] = field(
+        default_factory=list
+    )  # of a question, which is for the engine itself
 
 
 class Engine:
@@ -125,7 +133,9 @@ class Engine:
             self.turned = time.monotonic()
             self._take_in()
             for settings, group in list(self.groups.items()):
-                self._guarded(partial(self._step, settings, group), [row.job for row in group.rows.values()])
+                self._guarded(
+                    partial(self._step, settings, group), [row.job for row in group.rows.values()]
+                )
             for writing in list(self.writings):
                 self._guarded(partial(self._write, writing), [writing.job])
             busy = bool(self.groups or self.writings)
@@ -146,8 +156,14 @@ class Engine:
         """Signs of life, also during a long step; they say for how long the loop has not come round."""
         store = self.pipeline.store
         while True:
-            self.tell("beat", steps=self.steps, store_bytes=store.num_bytes, store_hits=store.hits,
-                      store_misses=store.misses, busy=time.monotonic() - self.turned)
+            self.tell(
+                "beat",
+                steps=self.steps,
+                store_bytes=store.num_bytes,
+                store_hits=store.hits,
+                store_misses=store.misses,
+                busy=time.monotonic() - self.turned,
+            )
             time.sleep(BEAT)
 
     def _take_in(self) -> None:
@@ -166,8 +182,13 @@ class Engine:
                 if (job := self.jobs.get(message["id"])) is not None:
                     self.writings.append(Writing(job, self._written(job, arrays)))
                 continue
-            job = self.jobs[message["id"]] = Job(message["id"], message, arrays,
-                                                 time.monotonic() + message["seconds"], message.get("n", 1))
+            job = self.jobs[message["id"]] = Job(
+                message["id"],
+                message,
+                arrays,
+                time.monotonic() + message["seconds"],
+                message.get("n", 1),
+            )
             if op == "transcribe":
                 self.tell("started", id=job.name, prompt_tokens=0)
                 self._listen(job, arrays[0])
@@ -181,7 +202,9 @@ class Engine:
         for alike in _alike([job for job in jobs if not job.gone]):
             try:
                 self._start(alike)
-            except Exception:  # one of them does not fit, and is told so; the others begin without it
+            except (
+                Exception
+            ):  # one of them does not fit, and is told so; the others begin without it
                 for job in alike:
                     self._guarded(partial(self._start, [job]), [job])
 
@@ -190,14 +213,18 @@ class Engine:
         try:
             work()
         except MMDiffError as error:
-            code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_request"
+            code = (
+                "context_length_exceeded" if isinstance(error, ContextError) else "invalid_request"
+            )
             schema = isinstance(error, ScaffoldError)
             self._fail(jobs, 400, code, str(error), "response_format" if schema else None)
         except Exception:
             traceback.print_exc()
             self._fail(jobs, 500, "internal_error", "the engine could not answer this")
 
-    def _fail(self, jobs: Sequence[Job], status: int, code: str, message: str, param: str | None = None) -> None:
+    def _fail(
+        self, jobs: Sequence[Job], status: int, code: str, message: str, param: str | None = None
+    ) -> None:
         for job in {job.name: job for job in jobs}.values():
             self._cancel(job.name)
             self.tell("failed", id=job.name, status=status, code=code, message=message, param=param)
@@ -228,12 +255,18 @@ class Engine:
         structured = "schema" in jobs[0].request
         if structured:
             given: dict[str, Any] = {"scaffolds": [self._scaffold(job.request) for job, _ in rows]}
-            conversations = {job.name: with_outline(conversations[job.name], job.request["schema"]) for job in jobs}
+            conversations = {
+                job.name: with_outline(conversations[job.name], job.request["schema"])
+                for job in jobs
+            }
         else:
             given = {"limits": [job.request["limit"] or settings.gen_length for job, _ in rows]}
         batch = self.pipeline.start(
-            [conversations[job.name] for job, _ in rows], **decoding, **given,
-            seeds=[(job.request["seed"] + number) % 2**63 for job, number in rows])
+            [conversations[job.name] for job, _ in rows],
+            **decoding,
+            **given,
+            seeds=[(job.request["seed"] + number) % 2**63 for job, number in rows],
+        )
         assert isinstance(batch.predict, Batch)
         settings = batch.decoding
         lengths = batch.predict.prompt_length_B.tolist()
@@ -246,8 +279,13 @@ class Engine:
             group.rows[name] = RunningSequence(job, number, StreamingText(job.request["stop"]))
             if number == 0:
                 job.arrays = ()
-                self.tell("started", id=job.name, prompt_tokens=length, heard=job.request.get("heard"),
-                          heard_confidence=job.request.get("heard_confidence"))
+                self.tell(
+                    "started",
+                    id=job.name,
+                    prompt_tokens=length,
+                    heard=job.request.get("heard"),
+                    heard_confidence=job.request.get("heard_confidence"),
+                )
 
     def _scaffold(self, request: ipc.IpcMessage) -> CompiledSchema:
         """What an answer must be; raises what its schema is refused with."""
@@ -260,14 +298,19 @@ class Engine:
         return json.dumps([request["schema"], self._room(request)])
 
     def _room(self, request: ipc.IpcMessage) -> int:
-        return min(request["limit"] or MAX_TOKENS, self.pipeline.model.model_config.backbone.max_position_embeddings)
+        return min(
+            request["limit"] or MAX_TOKENS,
+            self.pipeline.model.model_config.backbone.max_position_embeddings,
+        )
 
     def _compiled(self, job: Job) -> bool:
         """Whether there is nothing to compile first; clients ask for the same schema again and again."""
         if "schema" not in job.request or (key := self._schema_key(job.request)) in self.scaffolds:
             return True
         if key not in self.compiling:
-            compile_it = partial(self.pipeline.compile, job.request["schema"], self._room(job.request))
+            compile_it = partial(
+                self.pipeline.compile, job.request["schema"], self._room(job.request)
+            )
             self.compiling[key] = Compiling(SlicedWork(compile_it))
         self.compiling[key].jobs.append(job)
         return False
@@ -319,8 +362,12 @@ class Engine:
             if request["stream"] and new:
                 self.tell("text", id=row.job.name, row=row.number, text=new)
             if request["drafts"] and not row.telling.stopped:
-                self.tell("draft", id=row.job.name, row=row.number,
-                          draft=draft(self.pipeline, group.batch, place, len(row.telling.told)))
+                self.tell(
+                    "draft",
+                    id=row.job.name,
+                    row=row.number,
+                    draft=draft(self.pipeline, group.batch, place, len(row.telling.told)),
+                )
         return stopped
 
     def _finish(self, group: Group, stopped: Sequence[int] = ()) -> None:
@@ -335,22 +382,44 @@ class Engine:
             row = group.rows.pop(name)
             new = "" if name in stopped else row.telling.finish(answer.text)
             if row.job.request["drafts"] and not row.telling.stopped:
-                self.tell("draft", id=row.job.name, row=row.number,
-                          draft=last_draft(answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)))
-            tokens = _spoken(answer.tokens, row.telling.told) if row.telling.stopped else answer.tokens
-            sure = (min((token.confidence for token in tokens), default=1.0) if answer.structured is None
-                    else answer.confidence)
+                self.tell(
+                    "draft",
+                    id=row.job.name,
+                    row=row.number,
+                    draft=last_draft(
+                        answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)
+                    ),
+                )
+            tokens = (
+                _spoken(answer.tokens, row.telling.told) if row.telling.stopped else answer.tokens
+            )
+            sure = (
+                min((token.confidence for token in tokens), default=1.0)
+                if answer.structured is None
+                else answer.confidence
+            )
             whole = constraints[name] is not None  # it fits its schema, and so has an end
             full = len(tokens) >= length and not row.telling.stopped and not whole
             block = group.batch.decoding.block_length
             self.tell(
-                "row", id=row.job.name, row=row.number, rest=new, text=row.telling.told,
-                finish="length" if full or row.hurried else "stop", tokens=max(1, len(tokens)),
-                steps=steps[name], passes=answer.passes,
+                "row",
+                id=row.job.name,
+                row=row.number,
+                rest=new,
+                text=row.telling.told,
+                finish="length" if full or row.hurried else "stop",
+                tokens=max(1, len(tokens)),
+                steps=steps[name],
+                passes=answer.passes,
                 confidence=round(sure, 4),
-                blocks=-(-max(1, len(tokens)) // block), late=row.hurried,
+                blocks=-(-max(1, len(tokens)) // block),
+                late=row.hurried,
                 first=round((row.first or time.monotonic()) - row.job.arrived, 4),
-                **({} if answer.structured is None else {"structure": structure_told(answer.structured)}),
+                **(
+                    {}
+                    if answer.structured is None
+                    else {"structure": structure_told(answer.structured)}
+                ),
             )
             row.job.left -= 1
             if row.job.left == 0:
@@ -373,25 +442,39 @@ class Engine:
 
     def _question(self, job: Job) -> ipc.Array:
         """The samples of a question that is spoken: the last audio of the conversation."""
-        number: int = [part["array"] for part in job.request["messages"][-1]["content"] if part["type"] == "audio"][-1]
+        number: int = [
+            part["array"]
+            for part in job.request["messages"][-1]["content"]
+            if part["type"] == "audio"
+        ][-1]
         return job.arrays[number]
 
-    def _written(self, job: Job, windows: Sequence[Window] | Exception) -> Iterator[tuple[Segment, str]]:
+    def _written(
+        self, job: Job, windows: Sequence[Window] | Exception
+    ) -> Iterator[tuple[Segment, str]]:
         if isinstance(windows, Exception):
             raise windows
         spoken = job.request.get("spoken")
         samples = self._question(job) if spoken else job.arrays[0]
         if not spoken:
-            self.tell("found", id=job.name, duration=len(samples) / SAMPLE_RATE,
-                      prompt_tokens=sum(encoder_frames(window) for window in windows))
+            self.tell(
+                "found",
+                id=job.name,
+                duration=len(samples) / SAMPLE_RATE,
+                prompt_tokens=sum(encoder_frames(window) for window in windows),
+            )
         options = RecognitionOptions(**job.request.get("options", {}))
-        yield from recognize(self.pipeline.recognizer, samples, windows, options, self.pipeline.reader)
+        yield from recognize(
+            self.pipeline.recognizer, samples, windows, options, self.pipeline.reader
+        )
 
     def _heard(self, job: Job, segments: Sequence[Segment]) -> None:
         """Put the words of a spoken question in its place, and begin the answer."""
         said = Transcript.of(segments, 0.0)
         if not said.text:
-            raise NoSpeechError("no speech was found in the spoken question; say it again, nearer to the microphone")
+            raise NoSpeechError(
+                "no speech was found in the spoken question; say it again, nearer to the microphone"
+            )
         last = job.request["messages"][-1]
         content = list(last["content"])
         place = max(number for number, part in enumerate(content) if part["type"] == "audio")
@@ -433,7 +516,9 @@ def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
     """The jobs by their settings."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        room = job.request["limit"] if "schema" in job.request else None  # scaffolds' canvases have its length
+        room = (
+            job.request["limit"] if "schema" in job.request else None
+        )  # scaffolds' canvases have its length
         key = [job.request["decoding"], "schema" in job.request, room]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(job)
     return list(groups.values())
@@ -442,7 +527,10 @@ def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
 def _speech(pipeline: Pipeline) -> dict[str, Any]:
     """What the server must know of the speech model, or why there is none; one that was named has to be there."""
     try:
-        return {"speech_model": pipeline.recognizer.name, "languages": list(pipeline.recognizer.languages)}
+        return {
+            "speech_model": pipeline.recognizer.name,
+            "languages": list(pipeline.recognizer.languages),
+        }
     except MMDiffError as error:
         if pipeline.speech_model is not None:
             raise
@@ -453,11 +541,15 @@ def about(pipeline: Pipeline) -> dict[str, Any]:
     """What the server must know of a model."""
     config = pipeline.model.model_config
     return {
-        "max_model_len": config.backbone.max_position_embeddings, "gen_length": config.decoding.gen_length,
-        "pictures": config.vision is not None, "sounds": config.audio is not None,
+        "max_model_len": config.backbone.max_position_embeddings,
+        "gen_length": config.decoding.gen_length,
+        "pictures": config.vision is not None,
+        "sounds": config.audio is not None,
         **_speech(pipeline),
         "temperature": config.decoding.temperature,
-        "captions": {length: [prompt, CAPTION_ROOM[length]] for length, prompt in CAPTION_PROMPTS.items()},
+        "captions": {
+            length: [prompt, CAPTION_ROOM[length]] for length, prompt in CAPTION_PROMPTS.items()
+        },
     }
 
 
@@ -469,15 +561,20 @@ def shorten(pipeline: Pipeline, most: int) -> None:
     """
     config = pipeline.model.model_config
     if most > (there := config.backbone.max_position_embeddings):
-        raise MMDiffError(f"--max-model-len {most} is more than the {there} positions of the model: lower it, or leave "
-                          "it out")
+        raise MMDiffError(
+            f"--max-model-len {most} is more than the {there} positions of the model: lower it, or leave "
+            "it out"
+        )
     backbone = dataclasses.replace(config.backbone, max_position_embeddings=most)
     pipeline.model.model_config = dataclasses.replace(config, backbone=backbone)
 
 
 def main(argv: Sequence[str]) -> None:
     """`python -m mmdiff.serve.engine.process FD OPTIONS`, as the server starts it."""
-    for name in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which ends this process when it is drained
+    for name in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # meant for the server, which ends this process when it is drained
         signal.signal(name, signal.SIG_IGN)
     sock = socket.socket(fileno=int(argv[0]))
     options = json.loads(argv[1])
@@ -492,7 +589,9 @@ def main(argv: Sequence[str]) -> None:
     except MMDiffError as error:
         ipc.send(sock, {"event": "unloadable", "message": str(error)})
         sys.exit(2)
-    pipeline.chat([{"role": "user", "content": "hello"}], gen_length=1, steps=1, block_length=1)  # what is slow once
+    pipeline.chat(
+        [{"role": "user", "content": "hello"}], gen_length=1, steps=1, block_length=1
+    )  # what is slow once
     engine = Engine(pipeline, sock)
     gc.collect()
     gc.freeze()  # what is there to stay is not looked through again

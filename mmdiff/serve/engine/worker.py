@@ -21,18 +21,28 @@ class WorkerProcess:
     """A process, and the frames to and from it."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self.process, self.reader, self.writer = process, reader, writer
 
     @classmethod
     async def start(cls, module: str, *arguments: str) -> WorkerProcess:
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
         with theirs:
             process = subprocess.Popen(  # a session of its own: Ctrl-C in the terminal is for the server alone
                 [sys.executable, "-P", "-m", module, str(theirs.fileno()), *arguments],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env=environment,
+            )
         ours.setblocking(False)
         return cls(process, *await asyncio.open_connection(sock=ours, limit=BUFFER))
 

@@ -27,39 +27,52 @@ from starlette.types import ASGIApp
 
 from mmdiff import __version__
 from mmdiff.config import shown
-from mmdiff.serve.http import route_chat
-from mmdiff.serve.http import metrics
-from mmdiff.serve.http import route_moondream
-from mmdiff.serve.http import schemas
-from mmdiff.serve.http import route_transcriptions
-from mmdiff.serve.http.limiter import RequestLimiter
-from mmdiff.serve.media.pool import MediaPool
-from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
-from mmdiff.serve.http.responses import Exchange, AppState, Perform
-from mmdiff.serve.http.middleware import SecurityMiddleware
-from mmdiff.serve.options import ServerOptions
 from mmdiff.serve.engine.client import EngineClient
+from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
+from mmdiff.serve.http import metrics, route_chat, route_moondream, route_transcriptions, schemas
+from mmdiff.serve.http.limiter import RequestLimiter
+from mmdiff.serve.http.middleware import SecurityMiddleware
+from mmdiff.serve.http.responses import AppState, Exchange, Perform
+from mmdiff.serve.media.pool import MediaPool
+from mmdiff.serve.options import ServerOptions
 
 PAGE = Path(__file__).parent / "page"
-PAGE_POLICY = ("default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'; "
-               "base-uri 'none'; form-action 'none'")
+PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'"
+)
 DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 SCHEMAS = "#/components/schemas/"
-STYLE = ("body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-         "pre{background:#8882;padding:1rem;overflow:auto}")
+STYLE = (
+    "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "pre{background:#8882;padding:1rem;overflow:auto}"
+)
 CHAT = "/v1/chat/completions"
 ELSEWHERE = {  # paths of other interfaces, behind /v1 where they have it, and ours for the same
-    "/completions": CHAT, "/responses": CHAT, "/messages": CHAT, "/api/chat": CHAT, "/api/generate": CHAT,
-    "/generate": CHAT, "/chat": CHAT, "/audio/translations": "/v1/audio/transcriptions",
-    "/inference": "/v1/audio/transcriptions", "/api/tags": "/v1/models", "/healthz": "/health", "/ping": "/health",
-    "/ready": "/v1/health/ready", "/readyz": "/v1/health/ready", "/livez": "/v1/health/live",
+    "/completions": CHAT,
+    "/responses": CHAT,
+    "/messages": CHAT,
+    "/api/chat": CHAT,
+    "/api/generate": CHAT,
+    "/generate": CHAT,
+    "/chat": CHAT,
+    "/audio/translations": "/v1/audio/transcriptions",
+    "/inference": "/v1/audio/transcriptions",
+    "/api/tags": "/v1/models",
+    "/healthz": "/health",
+    "/ping": "/health",
+    "/ready": "/v1/health/ready",
+    "/readyz": "/v1/health/ready",
+    "/livez": "/v1/health/live",
 }
 ERROR = {"description": "Anything that goes wrong: an error with message, type, param and code"}
 
 
 def create(options: ServerOptions) -> tuple[ASGIApp, AppState]:
     """The application and what its requests share; engine and decoders start with its lifespan."""
-    house = AppState(options, RequestLimiter(options), EngineClient(options), MediaPool(options.media))
+    house = AppState(
+        options, RequestLimiter(options), EngineClient(options), MediaPool(options.media)
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -71,29 +84,65 @@ def create(options: ServerOptions) -> tuple[ASGIApp, AppState]:
         await house.service.stop()
         house.decoders.stop()
 
-    app = FastAPI(title="mmdiff", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
-                  openapi_url=None, redirect_slashes=False,
-                  description="Questions about images and audio, answered by denoising")
+    app = FastAPI(
+        title="mmdiff",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        description="Questions about images and audio, answered by denoising",
+    )
     _add_errors(app)
     _add_health(app, house)
     _add_verbs(app, house)
     _add_page(app)
     house.metrics.registry.register(metrics.Collector(house))
-    house.metrics.routes = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
-    guarded: ASGIApp = SecurityMiddleware(app, options, lambda code: house.admission.rejected.update([code]),
-                             house.metrics.answered, page_files())
-    if options.allowed_origins:  # clients send headers of their own, such as X-Stainless-Lang of OpenAI's
-        guarded = CORSMiddleware(guarded, allow_origins=list(options.allowed_origins), allow_methods=["GET", "POST"],
-                                 allow_headers=["*"], expose_headers=["X-Request-Id", "Retry-After"], max_age=600)
+    house.metrics.routes = frozenset(
+        route.path for route in app.routes if isinstance(route, APIRoute)
+    )
+    guarded: ASGIApp = SecurityMiddleware(
+        app,
+        options,
+        lambda code: house.admission.rejected.update([code]),
+        house.metrics.answered,
+        page_files(),
+    )
+    if (
+        options.allowed_origins
+    ):  # clients send headers of their own, such as X-Stainless-Lang of OpenAI's
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=list(options.allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+            max_age=600,
+        )
     return guarded, house
 
 
 def _add_verbs(app: FastAPI, house: AppState) -> None:
-    verbs: dict[str, tuple[Callable[[AppState, Request], Awaitable[Perform]], type[BaseModel], str]] = {
-        "/v1/chat/completions": (route_chat.read, schemas.ChatRequest, "Answer a conversation with pictures and sounds"),
+    verbs: dict[
+        str, tuple[Callable[[AppState, Request], Awaitable[Perform]], type[BaseModel], str]
+    ] = {
+        "/v1/chat/completions": (
+            route_chat.read,
+            schemas.ChatRequest,
+            "Answer a conversation with pictures and sounds",
+        ),
         "/v1/caption": (route_moondream.read_caption, schemas.CaptionRequest, "Describe a picture"),
-        "/v1/query": (route_moondream.read_query, schemas.QueryRequest, "Answer a question about a picture"),
-        "/v1/audio/transcriptions": (route_transcriptions.read, schemas.TranscriptionRequest, "Write down what is said"),
+        "/v1/query": (
+            route_moondream.read_query,
+            schemas.QueryRequest,
+            "Answer a question about a picture",
+        ),
+        "/v1/audio/transcriptions": (
+            route_transcriptions.read,
+            schemas.TranscriptionRequest,
+            "Write down what is said",
+        ),
     }
     parts: dict[str, Any] = {}  # of the bodies' schemas
     for path, (read, model, summary) in verbs.items():
@@ -109,8 +158,13 @@ def _add_verbs(app: FastAPI, house: AppState) -> None:
 
 
 def _add_verb(
-    app: FastAPI, house: AppState, path: str, read: Callable[[AppState, Request], Awaitable[Perform]],
-    model: type[BaseModel], summary: str, parts: dict[str, Any],
+    app: FastAPI,
+    house: AppState,
+    path: str,
+    read: Callable[[AppState, Request], Awaitable[Perform]],
+    model: type[BaseModel],
+    summary: str,
+    parts: dict[str, Any],
 ) -> None:
     async def verb(request: Request) -> Response:
         return Exchange(house, lambda received: read(house, received))
@@ -121,9 +175,17 @@ def _add_verb(
         kind = "multipart/form-data"
         schema["properties"]["file"] = {"type": "string", "format": "binary"}
         schema["required"] = ["file"]
-    app.add_api_route(path, verb, methods=["POST"], summary=summary, responses={"4XX": ERROR, "5XX": ERROR},
-                      operation_id=path.strip("/").replace("/", "_"), response_class=JSONResponse, response_model=None,
-                      openapi_extra={"requestBody": {"required": True, "content": {kind: {"schema": schema}}}})
+    app.add_api_route(
+        path,
+        verb,
+        methods=["POST"],
+        summary=summary,
+        responses={"4XX": ERROR, "5XX": ERROR},
+        operation_id=path.strip("/").replace("/", "_"),
+        response_class=JSONResponse,
+        response_model=None,
+        openapi_extra={"requestBody": {"required": True, "content": {kind: {"schema": schema}}}},
+    )
 
 
 def _add_health(app: FastAPI, house: AppState) -> None:
@@ -131,8 +193,15 @@ def _add_health(app: FastAPI, house: AppState) -> None:
 
     def model(name: str) -> dict[str, Any]:
         about = house.service.about or {}
-        return {"id": name, "object": "model", "created": started, "owned_by": "mmdiff", "root": name, "parent": None,
-                "max_model_len": about.get("max_model_len")}
+        return {
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "mmdiff",
+            "root": name,
+            "parent": None,
+            "max_model_len": about.get("max_model_len"),
+        }
 
     def check_ready() -> None:
         if house.admission.draining:
@@ -181,15 +250,24 @@ def _docs(schema: dict[str, Any]) -> str:
     """The OpenAPI description as a page that needs no script and no network."""
     routes = "".join(
         f"<h2>{method.upper()} {html.escape(path)}</h2><p>{html.escape(found.get('summary', ''))}</p>"
-        + "".join(f"<details><summary>{html.escape(kind)}</summary><pre>"
-                  f"{html.escape(json.dumps(content['schema'], indent=1))}</pre></details>"
-                  for kind, content in found.get("requestBody", {}).get("content", {}).items())
-        for path, methods in schema["paths"].items() for method, found in methods.items())
-    routes += "".join(f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(json.dumps(part, indent=1))}"
-                      "</pre></details>" for name, part in schema["components"]["schemas"].items())
-    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>mmdiff</title><style>{STYLE}</style>"
-            f"<h1>mmdiff {html.escape(schema['info']['version'])}</h1>"
-            f"<p>Also as <a href=openapi.json>openapi.json</a>.</p>{routes}</html>")
+        + "".join(
+            f"<details><summary>{html.escape(kind)}</summary><pre>"
+            f"{html.escape(json.dumps(content['schema'], indent=1))}</pre></details>"
+            for kind, content in found.get("requestBody", {}).get("content", {}).items()
+        )
+        for path, methods in schema["paths"].items()
+        for method, found in methods.items()
+    )
+    routes += "".join(
+        f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(json.dumps(part, indent=1))}"
+        "</pre></details>"
+        for name, part in schema["components"]["schemas"].items()
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>mmdiff</title><style>{STYLE}</style>"
+        f"<h1>mmdiff {html.escape(schema['info']['version'])}</h1>"
+        f"<p>Also as <a href=openapi.json>openapi.json</a>.</p>{routes}</html>"
+    )
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -199,11 +277,18 @@ def _add_errors(app: FastAPI) -> None:
     async def http(request: Request, error: Any) -> Response:
         code, message = "invalid_request", "the request cannot be read"
         if error.status_code == 404:
-            code, message = "not_found", f"there is nothing at {shown(request.url.path)}{_nearby(app, request)}"
+            code, message = (
+                "not_found",
+                f"there is nothing at {shown(request.url.path)}{_nearby(app, request)}",
+            )
         elif error.status_code == 405:
             takes = (error.headers or {}).get("Allow", "another method")
             code, message = "method_not_allowed", f"this path takes {takes}"
-        return JSONResponse(ApiError(error.status_code, code, message).body, error.status_code, headers=error.headers)
+        return JSONResponse(
+            ApiError(error.status_code, code, message).body,
+            error.status_code,
+            headers=error.headers,
+        )
 
     async def gone(_: Request, __: Any) -> Response:
         return Response(status_code=499)
@@ -216,13 +301,24 @@ def _add_errors(app: FastAPI) -> None:
 def _nearby(app: FastAPI, request: Request) -> str:
     """The route that a wrong path is likely to mean."""
     asked = request.scope["path"][:200].rstrip("/").lower()
-    routes = {route.path: min(route.methods or {"GET"}) for route in app.routes
-              if isinstance(route, APIRoute) and route.include_in_schema}
+    routes = {
+        route.path: min(route.methods or {"GET"})
+        for route in app.routes
+        if isinstance(route, APIRoute) and route.include_in_schema
+    }
     if (path := ELSEWHERE.get(asked.rpartition("/v1")[2])) is None:
-        ends = [path for path in routes if path.removeprefix("/v1") and asked.endswith(path.removeprefix("/v1"))]
+        ends = [
+            path
+            for path in routes
+            if path.removeprefix("/v1") and asked.endswith(path.removeprefix("/v1"))
+        ]
         found = ends or difflib.get_close_matches(asked, routes, 1, 0.75)
         path = max(found, key=len, default=None)
-    return "; GET /docs lists what there is" if path is None else f"; did you mean {routes[path]} {path}?"
+    return (
+        "; GET /docs lists what there is"
+        if path is None
+        else f"; did you mean {routes[path]} {path}?"
+    )
 
 
 def page_files() -> list[str]:
@@ -237,7 +333,9 @@ def _add_page(app: FastAPI) -> None:
         content, kind = file.read_bytes(), mimetypes.guess_type(file.name)[0]
 
         async def answer() -> Response:
-            return Response(content, media_type=kind, headers={"Content-Security-Policy": PAGE_POLICY})
+            return Response(
+                content, media_type=kind, headers={"Content-Security-Policy": PAGE_POLICY}
+            )
 
         app.add_api_route(path, answer, methods=["GET"], include_in_schema=False)
 

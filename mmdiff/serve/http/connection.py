@@ -15,22 +15,38 @@ from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from mmdiff.serve.errors import ApiError
 from mmdiff.serve.http.middleware import DRAINED_BYTES, DRAINED_SECONDS, HEADERS
 
 HEAD_BYTES, HEAD_FIELDS = 64 << 10, 100  # of a request line with its headers
-HEAD_SECONDS = 10.0  # from a request's first byte, or the connection's start, to the end of the headers
-FRAMING_BYTES = 64 << 10  # of a chunked body (sizes, extensions, trailers), beyond as much as the body itself
+HEAD_SECONDS = (
+    10.0  # from a request's first byte, or the connection's start, to the end of the headers
+)
+FRAMING_BYTES = (
+    64 << 10
+)  # of a chunked body (sizes, extensions, trailers), beyond as much as the body itself
 WRITE_SECONDS = 40.0  # for which a client may take nothing of what waits for it
 PIECE = 1 << 10  # bytes parsed at once: few requests fit into it
 TURN = 32 << 10  # bytes parsed before other connections have their turn
 
-HEADERS_TOO_LARGE = ApiError(431, "headers_too_large", f"the request has more than {HEAD_BYTES >> 10} KiB or "
-                                                       f"{HEAD_FIELDS} fields of headers: send fewer or shorter ones")
-BAD_FRAMING = ApiError(400, "invalid_request", "the body's chunks are too small or carry too much beside the body: "
-                                               "send larger ones, or a Content-Length")
+HEADERS_TOO_LARGE = ApiError(
+    431,
+    "headers_too_large",
+    f"the request has more than {HEAD_BYTES >> 10} KiB or "
+    f"{HEAD_FIELDS} fields of headers: send fewer or shorter ones",
+)
+BAD_FRAMING = ApiError(
+    400,
+    "invalid_request",
+    "the body's chunks are too small or carry too much beside the body: "
+    "send larger ones, or a Content-Length",
+)
 MALFORMED = ApiError(400, "invalid_request", "this is not an HTTP/1.1 request")
 
 
@@ -52,7 +68,10 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._waiting = bytearray()  # received, not yet parsed
-        self._in_head, self._begun = True, False  # outside of any body; after the first byte of a request
+        self._in_head, self._begun = (
+            True,
+            False,
+        )  # outside of any body; after the first byte of a request
         self._head_bytes = self._fields = 0
         self._body_bytes = self._sent_bytes = 0
         self._refeeding = False  # a head that was read already
@@ -79,7 +98,9 @@ class Connection(HttpToolsProtocol):
             self._turn.cancel()
         self._waiting.clear()
         self.flow.waiting = False
-        if self._active is not None and not self._active.response_complete:  # uvicorn tells the newest request only
+        if (
+            self._active is not None and not self._active.response_complete
+        ):  # uvicorn tells the newest request only
             self._active.disconnected = True
             self._active.message_event.set()
         super().connection_lost(exc)
@@ -127,7 +148,9 @@ class Connection(HttpToolsProtocol):
         self._moved = False
         try:
             self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade as upgrade:  # answered as HTTP/1.1, whatever else was proposed
+        except (
+            httptools.HttpParserUpgrade
+        ) as upgrade:  # answered as HTTP/1.1, whatever else was proposed
             if not self._in_head:
                 self._refeed_head()
             if rest := piece[upgrade.args[0] :]:
@@ -146,7 +169,11 @@ class Connection(HttpToolsProtocol):
 
     def _refeed_head(self) -> None:
         """Have a new parser read the body of a request that proposed an upgrade: the old one leaves it out."""
-        kept = {name: value for name, value in self.headers if name in (b"content-length", b"transfer-encoding")}
+        kept = {
+            name: value
+            for name, value in self.headers
+            if name in (b"content-length", b"transfer-encoding")
+        }
         self.parser = httptools.HttpRequestParser(self)
         self._refeeding = True
         lines = b"".join(b"%s: %s\r\n" % pair for pair in kept.items())
@@ -215,7 +242,9 @@ class Connection(HttpToolsProtocol):
     @property
     def _answering(self) -> bool:
         """Whether an answer is owed."""
-        return bool(self.pipeline) or (self._active is not None and not self._active.response_complete)
+        return bool(self.pipeline) or (
+            self._active is not None and not self._active.response_complete
+        )
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -250,8 +279,13 @@ class Connection(HttpToolsProtocol):
             return
         self.refused(error)
         body = json.dumps(error.body).encode()
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close",
-                   "X-Request-Id": secrets.token_hex(12), **HEADERS}
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            "X-Request-Id": secrets.token_hex(12),
+            **HEADERS,
+        }
         lines = "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items())
         self.transport.write(STATUS_LINE[error.status] + f"{lines}\r\n".encode() + body)
         self.flow.waiting = False

@@ -95,13 +95,21 @@ class RequestLimiter:
         if self.draining:
             return shutting_down()
         if not ready:
-            return ApiError(503, "model_loading", "the model is being loaded; ask again in a moment")
+            return ApiError(
+                503, "model_loading", "the model is being loaded; ask again in a moment"
+            )
         if self.inside >= self.most:
             status = self.options.overload_status_code
-            return ApiError(status, "queue_full", f"all {self.most} places are taken; ask again in a moment")
+            return ApiError(
+                status, "queue_full", f"all {self.most} places are taken; ask again in a moment"
+            )
         most = self.options.max_num_reqs_per_key
         if most and self.by_key[key] >= most:
-            return ApiError(429, "rate_limited", f"this key has {most} requests at work, and may have no more at once")
+            return ApiError(
+                429,
+                "rate_limited",
+                f"this key has {most} requests at work, and may have no more at once",
+            )
         return None
 
     @asynccontextmanager
@@ -116,7 +124,9 @@ class RequestLimiter:
                 await self.rows.take(rows)
         except TimeoutError:
             waited = f"{self.options.queue_timeout:g} seconds"
-            raise ApiError(503, "queue_timeout", f"the engine was not free within {waited}; ask again") from None
+            raise ApiError(
+                503, "queue_timeout", f"the engine was not free within {waited}; ask again"
+            ) from None
         self.running += 1
         try:
             yield

@@ -34,11 +34,21 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.routes: frozenset[str] = frozenset()  # paths that may be labels
         self.tokens = {"prompt": 0, "completion": 0, "steps": 0}
-        self.http = Counter("mmdiff_http_requests", "Answers by route and status; 499: the client left",
-                            ["method", "route", "status"], registry=self.registry)
-        self._queue = self._histogram("mmdiff_request_queue_time_seconds", "Until the engine was free")
-        self._first = self._histogram("mmdiff_time_to_first_commit_seconds", "Until tokens were decided")
-        self._whole = self._histogram("mmdiff_e2e_request_latency_seconds", "Until the answer was finished")
+        self.http = Counter(
+            "mmdiff_http_requests",
+            "Answers by route and status; 499: the client left",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self._queue = self._histogram(
+            "mmdiff_request_queue_time_seconds", "Until the engine was free"
+        )
+        self._first = self._histogram(
+            "mmdiff_time_to_first_commit_seconds", "Until tokens were decided"
+        )
+        self._whole = self._histogram(
+            "mmdiff_e2e_request_latency_seconds", "Until the answer was finished"
+        )
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, ["route"], buckets=SECONDS, registry=self.registry)
@@ -51,7 +61,9 @@ class Metrics:
 
     def times(self, scope: Scope) -> Times:
         route = self.route(scope["path"])
-        return Times(self._queue.labels(route), self._first.labels(route), self._whole.labels(route))
+        return Times(
+            self._queue.labels(route), self._first.labels(route), self._whole.labels(route)
+        )
 
     def answered(self, method: str, path: str, status: int | None) -> None:
         method = method if method in METHODS else "other"
@@ -75,33 +87,70 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         door, service, tokens = self.house.admission, self.house.service, self.house.metrics.tokens
-        yield CounterMetricFamily("mmdiff_requests_accepted", "Requests that were given a place", value=door.accepted)
-        ends = {"completed": "answered, or refused for what the client sent (4xx)",
-                "failed": "ended by the server (5xx)", "cancelled": "left by their clients"}
+        yield CounterMetricFamily(
+            "mmdiff_requests_accepted", "Requests that were given a place", value=door.accepted
+        )
+        ends = {
+            "completed": "answered, or refused for what the client sent (4xx)",
+            "failed": "ended by the server (5xx)",
+            "cancelled": "left by their clients",
+        }
         for end, text in ends.items():
-            yield CounterMetricFamily(f"mmdiff_requests_{end}", f"Accepted requests that were {text}",
-                                      value=door.ended[end])
-        rejected = CounterMetricFamily("mmdiff_requests_rejected", "Requests that were given no place", labels=["code"])
+            yield CounterMetricFamily(
+                f"mmdiff_requests_{end}",
+                f"Accepted requests that were {text}",
+                value=door.ended[end],
+            )
+        rejected = CounterMetricFamily(
+            "mmdiff_requests_rejected", "Requests that were given no place", labels=["code"]
+        )
         for code, count in sorted(door.rejected.items()):
             rejected.add_metric([code], count)
         yield rejected
-        yield GaugeMetricFamily("mmdiff_requests_in_flight", "Requests with a place", value=door.inside)
-        yield GaugeMetricFamily("mmdiff_requests_running", "Requests at the engine", value=door.running)
-        yield GaugeMetricFamily("mmdiff_requests_waiting", "Requests before it", value=door.inside - door.running)
-        yield GaugeMetricFamily("mmdiff_rows_running", "Rows being denoised", value=door.rows.count - door.rows.free)
-        yield CounterMetricFamily("mmdiff_prompt_tokens", "Of prompts, with their images and audio",
-                                  value=tokens["prompt"])
-        yield CounterMetricFamily("mmdiff_completion_tokens", "Of finished answers and transcripts",
-                                  value=tokens["completion"])
+        yield GaugeMetricFamily(
+            "mmdiff_requests_in_flight", "Requests with a place", value=door.inside
+        )
+        yield GaugeMetricFamily(
+            "mmdiff_requests_running", "Requests at the engine", value=door.running
+        )
+        yield GaugeMetricFamily(
+            "mmdiff_requests_waiting", "Requests before it", value=door.inside - door.running
+        )
+        yield GaugeMetricFamily(
+            "mmdiff_rows_running", "Rows being denoised", value=door.rows.count - door.rows.free
+        )
+        yield CounterMetricFamily(
+            "mmdiff_prompt_tokens",
+            "Of prompts, with their images and audio",
+            value=tokens["prompt"],
+        )
+        yield CounterMetricFamily(
+            "mmdiff_completion_tokens",
+            "Of finished answers and transcripts",
+            value=tokens["completion"],
+        )
         yield CounterMetricFamily("mmdiff_steps", "Of finished answers", value=tokens["steps"])
-        yield CounterMetricFamily("mmdiff_engine_steps", "Steps of batches", value=service.counts["steps"])
-        yield GaugeMetricFamily("mmdiff_engine_up", "Whether the engine answers", value=int(service.ready))
-        yield CounterMetricFamily("mmdiff_engine_restarts", "Engines that died", value=service.restarts)
-        yield CounterMetricFamily("mmdiff_decoder_restarts", "Decoders that died", value=self.house.decoders.restarts)
-        yield GaugeMetricFamily("mmdiff_store_bytes", "Of images and prompts kept for later",
-                                value=service.counts["store_bytes"])
+        yield CounterMetricFamily(
+            "mmdiff_engine_steps", "Steps of batches", value=service.counts["steps"]
+        )
+        yield GaugeMetricFamily(
+            "mmdiff_engine_up", "Whether the engine answers", value=int(service.ready)
+        )
+        yield CounterMetricFamily(
+            "mmdiff_engine_restarts", "Engines that died", value=service.restarts
+        )
+        yield CounterMetricFamily(
+            "mmdiff_decoder_restarts", "Decoders that died", value=self.house.decoders.restarts
+        )
+        yield GaugeMetricFamily(
+            "mmdiff_store_bytes",
+            "Of images and prompts kept for later",
+            value=service.counts["store_bytes"],
+        )
         for name in ("hits", "misses"):
-            yield CounterMetricFamily(f"mmdiff_store_{name}", "Of the store", value=service.counts[f"store_{name}"])
+            yield CounterMetricFamily(
+                f"mmdiff_store_{name}", "Of the store", value=service.counts[f"store_{name}"]
+            )
 
 
 def text(house: AppState) -> bytes:

@@ -31,11 +31,17 @@ OPEN_PATHS = ("/health", "/v1/health/live", "/v1/health/ready")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 PREFIX = re.compile(r"(/[A-Za-z0-9_.~-]{1,64}){1,8}")
 LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?")
-DRAINED_BYTES, DRAINED_SECONDS = 4 << 20, 1.0  # of a refused body, so that its sender sees the refusal
+DRAINED_BYTES, DRAINED_SECONDS = (
+    4 << 20,
+    1.0,
+)  # of a refused body, so that its sender sees the refusal
 BODILESS = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
-    "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
 }
 POLICY = "default-src 'none'; frame-ancestors 'none'"
 
@@ -44,7 +50,10 @@ class SecurityMiddleware:
     """The outermost layer of the application."""
 
     def __init__(
-        self, app: ASGIApp, options: ServerOptions, rejected: Callable[[str], None],
+        self,
+        app: ASGIApp,
+        options: ServerOptions,
+        rejected: Callable[[str], None],
         answered: Callable[[str, str, int | None], None] = lambda method, path, status: None,
         files: Collection[str] = (),
     ) -> None:
@@ -87,8 +96,15 @@ class SecurityMiddleware:
             status = None if "gone" in state else answer.status
             self.answered(scope["method"], scope["path"], status)
             path = scope["path"][:80].encode("ascii", "backslashreplace").decode()
-            log.log(logging.DEBUG if path in OPEN_PATHS else logging.INFO, "%s %s %s %s %.0f ms", state["id"],
-                    scope["method"], path, status or 499, 1000 * (time.monotonic() - started))
+            log.log(
+                logging.DEBUG if path in OPEN_PATHS else logging.INFO,
+                "%s %s %s %s %.0f ms",
+                state["id"],
+                scope["method"],
+                path,
+                status or 499,
+                1000 * (time.monotonic() - started),
+            )
 
     def _key(self, path: str, method: str, headers: Headers) -> str:
         """A name for the key that was given, for counting.
@@ -100,13 +116,23 @@ class SecurityMiddleware:
             return ""
         if not self.keys:
             host = headers.get("host", "").lower()
-            if self.options.on_loopback and not LOCAL_HOST.fullmatch(host) and host not in self.hosts:
-                raise ApiError(403, "host_not_allowed", f"without a key, this server answers to localhost only, not to "
-                               f"{shown(host)}: start it with --api-key, or with --allowed-origins for that name")
+            if (
+                self.options.on_loopback
+                and not LOCAL_HOST.fullmatch(host)
+                and host not in self.hosts
+            ):
+                raise ApiError(
+                    403,
+                    "host_not_allowed",
+                    f"without a key, this server answers to localhost only, not to "
+                    f"{shown(host)}: start it with --api-key, or with --allowed-origins for that name",
+                )
             self._check_origin(path, method, headers)
             return ""
         digest = hashlib.sha256(_given_key(headers)).digest()
-        right = [hmac.compare_digest(digest, known) for known in self.keys]  # all of them, whichever fits
+        right = [
+            hmac.compare_digest(digest, known) for known in self.keys
+        ]  # all of them, whichever fits
         if not any(right):
             raise ApiError(401, "invalid_api_key", "send your key as `Authorization: Bearer KEY`")
         self._check_origin(path, method, headers)
@@ -118,29 +144,46 @@ class SecurityMiddleware:
         ours = (f"http://{host}", f"https://{host}", *self.options.allowed_origins)
         if origin is None or origin in ours or "*" in self.options.allowed_origins:
             return
-        if path in self.files and method in ("GET", "HEAD"):  # the same for all, and of no use to another page
+        if path in self.files and method in (
+            "GET",
+            "HEAD",
+        ):  # the same for all, and of no use to another page
             return
-        if headers.get("sec-fetch-site") == "same-origin":  # said by browsers, which no page can make them say
+        if (
+            headers.get("sec-fetch-site") == "same-origin"
+        ):  # said by browsers, which no page can make them say
             return
-        raise ApiError(403, "origin_not_allowed", f"pages of {shown(origin)} may not ask here: let the proxy pass on "
-                                                  "the Host that it was asked for, or start with --allowed-origins")
+        raise ApiError(
+            403,
+            "origin_not_allowed",
+            f"pages of {shown(origin)} may not ask here: let the proxy pass on "
+            "the Host that it was asked for, or start with --allowed-origins",
+        )
 
 
 def _routed(scope: Scope, headers: Headers) -> Scope:
     """The request as the routes see it: HEAD is GET whose body is not sent, and a proxy's prefix is the root path."""
     prefix = headers.get("x-forwarded-prefix", "").rstrip("/")
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    return {**scope, "method": method, **({"root_path": prefix} if PREFIX.fullmatch(prefix) else {})}
+    return {
+        **scope,
+        "method": method,
+        **({"root_path": prefix} if PREFIX.fullmatch(prefix) else {}),
+    }
 
 
 def _given_key(headers: Headers) -> bytes:
     """The one key of a request; of what a browser asks its user for (Basic) the password. Empty where there is none."""
-    values = headers.getlist("authorization") + [f"Bearer {key}" for key in headers.getlist("x-moondream-auth")]
+    values = headers.getlist("authorization") + [
+        f"Bearer {key}" for key in headers.getlist("x-moondream-auth")
+    ]
     scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
     if scheme.lower() == "bearer":
         return key.strip().encode("utf-8", "surrogateescape")
     try:
-        return b64decode(key, validate=True).partition(b":")[2] if scheme.lower() == "basic" else b""
+        return (
+            b64decode(key, validate=True).partition(b":")[2] if scheme.lower() == "basic" else b""
+        )
     except ValueError:
         return b""
 
@@ -152,7 +195,9 @@ class _GuardedExchange:
         self.scope, self._receive, self._send, self.options = scope, receive, send, options
         self.status: int | None = None
         self.got, self.started = 0, 0.0
-        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+        has_body = any(
+            name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
+        )
         self.body_over = scope["method"] in BODILESS and not has_body
 
     def check_length(self, headers: Headers) -> None:
@@ -191,7 +236,11 @@ class _GuardedExchange:
             headers["X-Request-Id"] = self.scope["state"]["id"]
             if not self.body_over:
                 headers["Connection"] = "close"
-        elif message["type"] == "http.response.body" and not message.get("more_body") and not self.body_over:
+        elif (
+            message["type"] == "http.response.body"
+            and not message.get("more_body")
+            and not self.body_over
+        ):
             await self._bounded({**message, "more_body": True})
             await self._drain()
             message = {"type": "http.response.body", "body": b""}
@@ -213,7 +262,9 @@ class _GuardedExchange:
                 while not self.body_over and drained < DRAINED_BYTES:
                     message = await self._receive()
                     drained += len(message.get("body", b""))
-                    self.body_over = message["type"] == "http.disconnect" or not message.get("more_body", False)
+                    self.body_over = message["type"] == "http.disconnect" or not message.get(
+                        "more_body", False
+                    )
         except TimeoutError:
             pass
         self.body_over = True
@@ -223,9 +274,15 @@ class _GuardedExchange:
         if self.status is not None:
             return
         body = json.dumps(error.body).encode()
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **error.headers,
+        }
         if error.status == 401:
-            page = "text/html" in Headers(scope=self.scope).get("accept", "")  # a person, who is asked for the key
+            page = "text/html" in Headers(scope=self.scope).get(
+                "accept", ""
+            )  # a person, who is asked for the key
             headers["WWW-Authenticate"] = 'Basic realm="the key as password"' if page else "Bearer"
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         try:
@@ -235,7 +292,11 @@ class _GuardedExchange:
             pass
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, "body_too_large", f"the body has more than the {self.options.max_body:,} bytes allowed")
+        return ApiError(
+            413,
+            "body_too_large",
+            f"the body has more than the {self.options.max_body:,} bytes allowed",
+        )
 
 
 def state_of(request: Any) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from mmdiff.config import shown
 from mmdiff.serve.errors import ApiError
 
 DEPTH = 64
-BRACKETS, COMMAS = 20_000, 200_000  # checked first: parsing takes far more time and memory for them than for text
+BRACKETS, COMMAS = (
+    20_000,
+    200_000,
+)  # checked first: parsing takes far more time and memory for them than for text
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -44,19 +47,34 @@ def check_coding(request: Request) -> None:
 def parse_json_strict(body: bytes) -> Any:
     """JSON, strictly."""
     if body.startswith(b"\xef\xbb\xbf"):
-        raise ApiError(400, "invalid_json", "the body begins with a byte order mark: send JSON without one")
+        raise ApiError(
+            400, "invalid_json", "the body begins with a byte order mark: send JSON without one"
+        )
     if body.count(b"[") + body.count(b"{") > BRACKETS:
-        raise ApiError(400, "invalid_json", f"the body holds more than {BRACKETS:,} lists and objects")
+        raise ApiError(
+            400, "invalid_json", f"the body holds more than {BRACKETS:,} lists and objects"
+        )
     if body.count(b",") > COMMAS:
-        raise ApiError(400, "invalid_json", f"the body holds more than {COMMAS:,} commas: it has too many values")
+        raise ApiError(
+            400,
+            "invalid_json",
+            f"the body holds more than {COMMAS:,} commas: it has too many values",
+        )
     try:
-        values = json.loads(body.decode(), object_pairs_hook=_reject_duplicate_keys, parse_constant=_no_constant, parse_int=_integer,
-                            parse_float=_float)
+        values = json.loads(
+            body.decode(),
+            object_pairs_hook=_reject_duplicate_keys,
+            parse_constant=_no_constant,
+            parse_int=_integer,
+            parse_float=_float,
+        )
         too_deep = _too_deep(values)
     except RecursionError:
         too_deep = True
     except json.JSONDecodeError as error:
-        raise ApiError(400, "invalid_json", f"the body is no JSON: {error.msg} at character {error.pos}") from None
+        raise ApiError(
+            400, "invalid_json", f"the body is no JSON: {error.msg} at character {error.pos}"
+        ) from None
     except UnicodeDecodeError as error:
         raise ApiError(400, "invalid_json", f"the body is no UTF-8 at byte {error.start}") from None
     if too_deep:
@@ -84,7 +102,9 @@ def validated(model: type[M], values: Any) -> M:
         if first["type"] == "union_tag_invalid":
             tag, tags = first["ctx"]["tag"], first["ctx"]["expected_tags"]
             said = f"its type is {shown(tag)}, and should be one of {tags}"
-        raise ApiError(400, "invalid_request", f"{shown(param)} does not fit: {said}", param) from None
+        raise ApiError(
+            400, "invalid_request", f"{shown(param)} does not fit: {said}", param
+        ) from None
 
 
 def _path(places: tuple[int | str, ...], values: Any, missing: bool) -> str:
@@ -126,12 +146,26 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _half_character(value: Any, place: str = "") -> str | None:
     """Where there is a text that is none, if anywhere."""
     if isinstance(value, dict):
-        inside = [(f"{place}.{name}" if place else name, name, each) for name, each in value.items()]
-        return next((found for path, name, each in inside
-                     if (found := _half_character(name, path) or _half_character(each, path)) is not None), None)
+        inside = [
+            (f"{place}.{name}" if place else name, name, each) for name, each in value.items()
+        ]
+        return next(
+            (
+                found
+                for path, name, each in inside
+                if (found := _half_character(name, path) or _half_character(each, path)) is not None
+            ),
+            None,
+        )
     if isinstance(value, list):
-        return next((found for number, each in enumerate(value)
-                     if (found := _half_character(each, f"{place}[{number}]")) is not None), None)
+        return next(
+            (
+                found
+                for number, each in enumerate(value)
+                if (found := _half_character(each, f"{place}[{number}]")) is not None
+            ),
+            None,
+        )
     if isinstance(value, str):
         try:
             value.encode()

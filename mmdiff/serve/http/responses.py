@@ -20,14 +20,14 @@ from starlette.types import Receive, Scope, Send
 
 from mmdiff.config import shown
 from mmdiff.serve.engine import ipc
-from mmdiff.serve.http.limiter import RequestLimiter
-from mmdiff.serve.media.pool import MediaPool
-from mmdiff.serve.errors import ApiError, Disconnected
-from mmdiff.serve.http.middleware import state_of
-from mmdiff.serve.options import ServerOptions
-from mmdiff.serve.media.parse import Medium, decoded
-from mmdiff.serve.http.metrics import Metrics
 from mmdiff.serve.engine.client import EngineClient
+from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.http.limiter import RequestLimiter
+from mmdiff.serve.http.metrics import Metrics
+from mmdiff.serve.http.middleware import state_of
+from mmdiff.serve.media.parse import Medium, decoded
+from mmdiff.serve.media.pool import MediaPool
+from mmdiff.serve.options import ServerOptions
 
 
 @dataclass
@@ -51,7 +51,12 @@ class AppState:
         """The name that an answer carries."""
         if name is not None and name not in self.options.names:
             known = ", ".join(self.options.names)
-            raise ApiError(404, "model_not_found", f"the model {shown(name)} is not served here; use {known}", "model")
+            raise ApiError(
+                404,
+                "model_not_found",
+                f"the model {shown(name)} is not served here; use {known}",
+                "model",
+            )
         return name or self.options.names[0]
 
 
@@ -61,7 +66,9 @@ class SseWriter:
     def __init__(self, send: Send) -> None:
         self._send, self.begun, self._last = send, False, 0.0
 
-    async def whole(self, body: str | bytes | dict[str, Any], kind: str = "application/json") -> None:
+    async def whole(
+        self, body: str | bytes | dict[str, Any], kind: str = "application/json"
+    ) -> None:
         content = json.dumps(body) if isinstance(body, dict) else body
         await Response(content, media_type=kind)({"type": "http"}, _nothing, self._send)
 
@@ -69,7 +76,10 @@ class SseWriter:
         """Open the stream; from here on errors are events."""
         if not self.begun:
             self.begun = True
-            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"x-accel-buffering", b"no"),
+            ]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def data(self, event: dict[str, Any]) -> None:
@@ -100,7 +110,10 @@ class EngineRequest:
         self.times = house.metrics.times(request.scope)
 
     async def events(
-        self, message: ipc.IpcMessage, media: Sequence[Medium], heard: Callable[[ipc.IpcMessage], Awaitable[None]],
+        self,
+        message: ipc.IpcMessage,
+        media: Sequence[Medium],
+        heard: Callable[[ipc.IpcMessage], Awaitable[None]],
         idle: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Hand every event of the engine to `heard`, until all is done.
@@ -112,7 +125,9 @@ class EngineRequest:
         async with self.house.admission.engine(message.get("n", 1)):
             self.times.queue.observe(time.monotonic() - self.started)
             arrays = await decoded(media, self.house.decoders, options)
-            message["seconds"] = max(0.0, options.request_timeout - (time.monotonic() - self.started))
+            message["seconds"] = max(
+                0.0, options.request_timeout - (time.monotonic() - self.started)
+            )
             work = await self.house.service.begin(self.id, message, arrays)
             del arrays
             begun, first = time.monotonic(), False

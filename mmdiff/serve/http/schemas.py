@@ -48,12 +48,28 @@ class Nullable(BaseModel):
 
 # What other servers know and some clients always send: the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,), "add_special_tokens": (False,), "best_of": (1,),
-    "chat_template_kwargs": ({"enable_thinking": False}, {"thinking": False}), "continue_final_message": (False,),
-    "echo": (False,), "enable_thinking": (False,), "ignore_eos": (False,), "include_stop_str_in_output": (False,),
-    "length_penalty": (1,), "min_tokens": (0,), "mirostat": (0,), "partial": (False,), "prefix": (False,),
-    "priority": (0,), "reasoning": (False,), "return_token_ids": (False,), "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,), "think": (False,), "top_k": (0, -1), "typical_p": (1,),
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "best_of": (1,),
+    "chat_template_kwargs": ({"enable_thinking": False}, {"thinking": False}),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "enable_thinking": (False,),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "partial": (False,),
+    "prefix": (False,),
+    "priority": (0,),
+    "reasoning": (False,),
+    "return_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "think": (False,),
+    "top_k": (0, -1),
+    "typical_p": (1,),
     "use_beam_search": (False,),
 }
 
@@ -72,10 +88,16 @@ class Strict(Nullable):
     def _not_empty(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        known = {field.alias or name: field.is_required() or name == "image_url"
-                 for name, field in cls.model_fields.items()}
-        return {name: value for name, value in values.items()
-                if known.get(name) or not (value in NEUTRAL.get(name, ()) or _empty(value, deep=name not in known))}
+        known = {
+            field.alias or name: field.is_required() or name == "image_url"
+            for name, field in cls.model_fields.items()
+        }
+        return {
+            name: value
+            for name, value in values.items()
+            if known.get(name)
+            or not (value in NEUTRAL.get(name, ()) or _empty(value, deep=name not in known))
+        }
 
 
 def _empty(value: Any, deep: bool) -> bool:
@@ -137,16 +159,24 @@ UNASKED = ("assistant", "system", "developer")  # whose messages may be empty
 
 class ChatMessage(Cached):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Annotated[StrictStr, Tag("text")] | Annotated[list[Part], Tag("parts")],
-                       Discriminator(lambda content: "text" if isinstance(content, str) else "parts")]
+    content: Annotated[
+        Annotated[StrictStr, Tag("text")] | Annotated[list[Part], Tag("parts")],
+        Discriminator(lambda content: "text" if isinstance(content, str) else "parts"),
+    ]
     name: StrictStr | None = None
-    parsed: Any = Field(None, description="taken, and not looked at: what OpenAI's client made of the content")
+    parsed: Any = Field(
+        None, description="taken, and not looked at: what OpenAI's client made of the content"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _answered(cls, values: Any) -> Any:
         """An answer without words may come back without content, and so may instructions that are not filled in."""
-        if isinstance(values, dict) and values.get("role") in UNASKED and values.get("content") is None:
+        if (
+            isinstance(values, dict)
+            and values.get("role") in UNASKED
+            and values.get("content") is None
+        ):
             return {**values, "content": ""}
         return values
 
@@ -217,9 +247,13 @@ class ChatRequest(Decoding):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    diffusing: StrictBool = Field(False, description="also stream drafts, in a key `mmdiff` beside `choices`")
+    diffusing: StrictBool = Field(
+        False, description="also stream drafts, in a key `mmdiff` beside `choices`"
+    )
 
-    top_p: Annotated[Number, Field(ge=0, le=1)] | None = Field(None, description="1, or with temperature 0")
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+        None, description="1, or with temperature 0"
+    )
     frequency_penalty: Number | None = Field(None, description="0")
     presence_penalty: Number | None = Field(None, description="0")
     logprobs: StrictBool | None = Field(None, description="false")
@@ -245,7 +279,11 @@ class ChatRequest(Decoding):
 
     @property
     def limit(self) -> int | None:
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return (
+            self.max_completion_tokens
+            if self.max_completion_tokens is not None
+            else self.max_tokens
+        )
 
     @property
     def stops(self) -> list[str]:
@@ -254,11 +292,26 @@ class ChatRequest(Decoding):
     def unsupported(self) -> str | None:
         """The name of a setting that asks for what there is not."""
         neutral: dict[str, tuple[Any, ...]] = {
-            "top_p": (1,) if self.temperature else (self.top_p,), "frequency_penalty": (0,), "presence_penalty": (0,),
-            "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},), "tools": ([],),
-            "min_p": (0,), "repetition_penalty": (1,), "reasoning_effort": ("none",), "verbosity": ("medium",),
+            "top_p": (1,) if self.temperature else (self.top_p,),
+            "frequency_penalty": (0,),
+            "presence_penalty": (0,),
+            "logprobs": (False,),
+            "top_logprobs": (0,),
+            "logit_bias": ({},),
+            "tools": ([],),
+            "min_p": (0,),
+            "repetition_penalty": (1,),
+            "reasoning_effort": ("none",),
+            "verbosity": ("medium",),
         }
-        return next((name for name, values in neutral.items() if getattr(self, name) not in (None, *values)), None)
+        return next(
+            (
+                name
+                for name, values in neutral.items()
+                if getattr(self, name) not in (None, *values)
+            ),
+            None,
+        )
 
 
 class CaptionRequest(Decoding):

@@ -14,7 +14,7 @@ from types import FrameType
 
 from mmdiff.errors import MMDiffError
 from mmdiff.serve.errors import ApiError
-from mmdiff.serve.options import ServerOptions, Replicas, require_packages
+from mmdiff.serve.options import Replicas, ServerOptions, require_packages
 
 log = logging.getLogger("mmdiff.serve")
 
@@ -29,7 +29,9 @@ def serve(options: ServerOptions, replicas: Replicas | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if not (options.api_keys or options.on_loopback or options.uds):
-        log.warning("anybody who reaches %s can use this server: give it an --api-key", options.host)
+        log.warning(
+            "anybody who reaches %s can use this server: give it an --api-key", options.host
+        )
     if replicas is not None:
         from mmdiff.serve import ray
 
@@ -49,10 +51,23 @@ async def _serve(options: ServerOptions) -> int:
         def refused(self, error: ApiError) -> None:
             house.metrics.answered("", "", error.status)
 
-    server = uvicorn.Server(uvicorn.Config(
-        app, host=options.host, port=options.port, uds=options.uds, http=Counted, ws="none", log_config=None,
-        access_log=False, server_header=False, backlog=2048, timeout_keep_alive=30, timeout_graceful_shutdown=2,
-        limit_concurrency=4096))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=options.host,
+            port=options.port,
+            uds=options.uds,
+            http=Counted,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=2048,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=2,
+            limit_concurrency=4096,
+        )
+    )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     code, told = 0, 0
 
@@ -89,15 +104,23 @@ async def _serve(options: ServerOptions) -> int:
 
     loop = asyncio.get_running_loop()
     server.handle_exit = stop  # type: ignore[method-assign]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup, which outlives its terminal
+    if (
+        signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    ):  # as under nohup, which outlives its terminal
         signal.signal(signal.SIGHUP, stop)
     watching = asyncio.ensure_future(watch())
-    log.info("mmdiff serves %s on %s", ", ".join(options.names), options.uds or f"http://{options.host}:{options.port}")
+    log.info(
+        "mmdiff serves %s on %s",
+        ", ".join(options.names),
+        options.uds or f"http://{options.host}:{options.port}",
+    )
     try:
         await server.serve()
     except SystemExit as error:
-        raise MMDiffError(f"the server cannot start on {options.uds or f'{options.host}:{options.port}'}; "
-                          "is the port taken? choose another --port") from error
+        raise MMDiffError(
+            f"the server cannot start on {options.uds or f'{options.host}:{options.port}'}; "
+            "is the port taken? choose another --port"
+        ) from error
     finally:
         watching.cancel()
         await house.service.stop()

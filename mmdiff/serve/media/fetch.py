@@ -42,21 +42,41 @@ async def fetch(url: str, param: str, name: str, most: int, domains: Sequence[st
                 url = urljoin(url, found)
             raise ApiError(422, "media_fetch_failed", f"{name}: more than {HOPS} redirects", param)
     except TimeoutError:
-        raise ApiError(504, "media_fetch_failed", f"{name}: no answer within {SECONDS:g} seconds", param) from None
+        raise ApiError(
+            504, "media_fetch_failed", f"{name}: no answer within {SECONDS:g} seconds", param
+        ) from None
 
 
 def _allowed(url: str, param: str, name: str, domains: Sequence[str]) -> tuple[str, int, str, str]:
     """Host, port, path and scheme of an address that may be asked."""
     scheme = url[:8].partition(":")[0].lower()
     if scheme not in PORTS:
-        code = "local_media_not_allowed" if scheme == "file" or "://" not in url[:32] else "media_url_not_allowed"
-        raise ApiError(400, code, f"{name} must be a data URL: send the file itself, in base64", param)
+        code = (
+            "local_media_not_allowed"
+            if scheme == "file" or "://" not in url[:32]
+            else "media_url_not_allowed"
+        )
+        raise ApiError(
+            400, code, f"{name} must be a data URL: send the file itself, in base64", param
+        )
     if not domains:
-        raise ApiError(400, "media_url_not_allowed",
-                       f"{name} is an address, and this server fetches none: send the file as a data URL", param)
-    refused = ApiError(400, "media_url_not_allowed", f"the address of {name} is not among the domains that this server "
-                                                     "fetches from", param)
-    if len(url) > 4096 or not url.isascii() or any(ord(sign) <= 32 or sign in "\\\x7f" for sign in url):
+        raise ApiError(
+            400,
+            "media_url_not_allowed",
+            f"{name} is an address, and this server fetches none: send the file as a data URL",
+            param,
+        )
+    refused = ApiError(
+        400,
+        "media_url_not_allowed",
+        f"the address of {name} is not among the domains that this server fetches from",
+        param,
+    )
+    if (
+        len(url) > 4096
+        or not url.isascii()
+        or any(ord(sign) <= 32 or sign in "\\\x7f" for sign in url)
+    ):
         raise refused
     try:
         parts = urlsplit(url)
@@ -79,7 +99,9 @@ async def _resolved(host: str, port: int, param: str, name: str) -> str:
         raise ApiError(502, "media_fetch_failed", f"{name}: its host is not found", param) from None
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(map(is_public, addresses)):
-        raise ApiError(400, "media_url_not_allowed", f"the host of {name} is not in the public network", param)
+        raise ApiError(
+            400, "media_url_not_allowed", f"the host of {name} is not in the public network", param
+        )
     return addresses[0]
 
 
@@ -89,8 +111,12 @@ def is_public(address: str) -> bool:
     mapped = getattr(ip, "ipv4_mapped", None)
     if mapped is not None:
         return is_public(str(mapped))
-    inside = any(ip.version == net.version and ip in net for net in map(ipaddress.ip_network, TRANSLATED))
-    return ip.is_global and not (inside or ip.is_multicast or ip.is_reserved or ip.is_private or ip.is_loopback)
+    inside = any(
+        ip.version == net.version and ip in net for net in map(ipaddress.ip_network, TRANSLATED)
+    )
+    return ip.is_global and not (
+        inside or ip.is_multicast or ip.is_reserved or ip.is_private or ip.is_loopback
+    )
 
 
 async def _get(
@@ -102,20 +128,33 @@ async def _get(
     try:
         async with (
             httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=SECONDS) as client,
-            client.stream("GET", f"{scheme}://{place}:{port}{path}", extensions={"sni_hostname": host},
-                          headers={"Host": host, "Accept-Encoding": "identity", "User-Agent": "mmdiff"}) as response,
+            client.stream(
+                "GET",
+                f"{scheme}://{place}:{port}{path}",
+                extensions={"sni_hostname": host},
+                headers={"Host": host, "Accept-Encoding": "identity", "User-Agent": "mmdiff"},
+            ) as response,
         ):
             status = int(response.status_code)
             if status in (301, 302, 303, 307, 308) and "location" in response.headers:
                 return str(response.headers["location"])
             if status != 200:
                 kind = 502 if status >= 500 or status in (408, 429) else 422
-                raise ApiError(kind, "media_fetch_failed", f"{name}: its host answered {status}", param)
+                raise ApiError(
+                    kind, "media_fetch_failed", f"{name}: its host answered {status}", param
+                )
             body = bytearray()
             async for chunk in response.aiter_raw():
                 body += chunk
                 if len(body) > most:
-                    raise ApiError(413, "media_too_large", f"{name} has more than the {most:,} bytes allowed", param)
+                    raise ApiError(
+                        413,
+                        "media_too_large",
+                        f"{name} has more than the {most:,} bytes allowed",
+                        param,
+                    )
             return bytes(body)
     except httpx.HTTPError:
-        raise ApiError(502, "media_fetch_failed", f"{name}: its host does not answer as it should", param) from None
+        raise ApiError(
+            502, "media_fetch_failed", f"{name}: its host does not answer as it should", param
+        ) from None

@@ -7,11 +7,11 @@ from typing import Any
 
 from mmdiff.files import data_url_head, decode_base64, is_data_url
 from mmdiff.serve.engine import ipc
-from mmdiff.serve.media.pool import MediaPool
 from mmdiff.serve.errors import ApiError, invalid
+from mmdiff.serve.http.schemas import AudioPart, AudioUrlPart, ChatMessage, ImagePart, TextPart
 from mmdiff.serve.media.fetch import fetch
+from mmdiff.serve.media.pool import MediaPool
 from mmdiff.serve.options import ServerOptions
-from mmdiff.serve.http.schemas import AudioPart, AudioUrlPart, ImagePart, ChatMessage, TextPart
 
 
 class Medium:
@@ -21,14 +21,19 @@ class Medium:
         self.kind, self.source, self.param, self.name = kind, source, param, name
 
 
-def taken_apart(messages: Sequence[ChatMessage], options: ServerOptions) -> tuple[list[dict[str, Any]], list[Medium]]:
+def taken_apart(
+    messages: Sequence[ChatMessage], options: ServerOptions
+) -> tuple[list[dict[str, Any]], list[Medium]]:
     """The conversation with numbers in the places of its media, and the media, not yet decoded.
 
     Raises:
         ApiError: there are more of something than allowed.
     """
     if len(messages) > options.max_messages:
-        raise invalid("messages", f"{len(messages):,} messages are more than the {options.max_messages} allowed")
+        raise invalid(
+            "messages",
+            f"{len(messages):,} messages are more than the {options.max_messages} allowed",
+        )
     parts = sum(len(message.content) for message in messages if isinstance(message.content, list))
     if parts > options.max_parts:
         raise invalid("messages", f"{parts:,} parts are more than the {options.max_parts} allowed")
@@ -54,12 +59,17 @@ def taken_apart(messages: Sequence[ChatMessage], options: ServerOptions) -> tupl
 
 
 def check_counts(media: Sequence[Medium], options: ServerOptions) -> None:
-    for kind, what, most in (("image", "pictures", options.max_images), ("audio", "sounds", options.max_audios)):
+    for kind, what, most in (
+        ("image", "pictures", options.max_images),
+        ("audio", "sounds", options.max_audios),
+    ):
         if (count := sum(medium.kind == kind for medium in media)) > most:
             raise invalid("messages", f"{count:,} {what} are more than the {most} allowed")
 
 
-def _medium(part: ImagePart | AudioPart | AudioUrlPart, param: str, before: Sequence[Medium]) -> Medium:
+def _medium(
+    part: ImagePart | AudioPart | AudioUrlPart, param: str, before: Sequence[Medium]
+) -> Medium:
     kind = "image" if isinstance(part, ImagePart) else "audio"
     name = f"{kind} {sum(medium.kind == kind for medium in before)}"
     if isinstance(part, ImagePart):
@@ -70,7 +80,9 @@ def _medium(part: ImagePart | AudioPart | AudioUrlPart, param: str, before: Sequ
     return Medium(kind, _unpacked(part.input_audio.data, param, name), param, name)
 
 
-async def decoded(media: Sequence[Medium], decoders: MediaPool, options: ServerOptions) -> list[ipc.Array]:
+async def decoded(
+    media: Sequence[Medium], decoders: MediaPool, options: ServerOptions
+) -> list[ipc.Array]:
     """The arrays of all media.
 
     Raises:
@@ -79,13 +91,21 @@ async def decoded(media: Sequence[Medium], decoders: MediaPool, options: ServerO
     arrays = []
     for medium in media:
         most = options.max_image if medium.kind == "image" else options.max_audio
-        data = medium.source if isinstance(medium.source, bytes) else await _data(medium, most, options)
+        data = (
+            medium.source
+            if isinstance(medium.source, bytes)
+            else await _data(medium, most, options)
+        )
         medium.source = b""  # what is decoded is not kept twice
         if not data:
             raise invalid(medium.param, f"{medium.name} is empty", f"invalid_{medium.kind}")
         if len(data) > most:
-            raise ApiError(413, f"{medium.kind}_too_large",
-                           f"{medium.name} has {len(data):,} bytes, more than the {most:,} allowed", medium.param)
+            raise ApiError(
+                413,
+                f"{medium.kind}_too_large",
+                f"{medium.name} has {len(data):,} bytes, more than the {most:,} allowed",
+                medium.param,
+            )
         try:
             arrays.append(await decoders.open(medium.kind, data, medium.name))
         except ApiError as error:
@@ -97,14 +117,18 @@ async def _data(medium: Medium, most: int, options: ServerOptions) -> bytes:
     assert isinstance(medium.source, str)
     if is_data_url(medium.source):
         return unpacked_url(medium.source, medium.param, medium.name)
-    return await fetch(medium.source, medium.param, medium.name, most, options.allowed_media_domains)
+    return await fetch(
+        medium.source, medium.param, medium.name, most, options.allowed_media_domains
+    )
 
 
 def unpacked_url(url: str, param: str, name: str) -> bytes:
     """The bytes of a data URL (RFC 2397), in base64 only."""
     head = data_url_head(url)
     if head is None:
-        raise invalid(param, f"{name} is no data URL such as data:image/png;base64,...", "invalid_data_url")
+        raise invalid(
+            param, f"{name} is no data URL such as data:image/png;base64,...", "invalid_data_url"
+        )
     return _unpacked(url[head:], param, name)
 
 

@@ -45,7 +45,9 @@ class MediaPool:
                 answer, arrays = await child.receive()
             broken = False
         except (TimeoutError, EOFError, OSError):
-            raise ApiError(413, f"{kind}_too_large", f"{name} takes more time or memory to read than allowed") from None
+            raise ApiError(
+                413, f"{kind}_too_large", f"{name} takes more time or memory to read than allowed"
+            ) from None
         finally:  # also where the request was cancelled between question and answer
             if broken and child is not None:
                 self._discard(child)

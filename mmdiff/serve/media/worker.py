@@ -37,8 +37,14 @@ from mmdiff.serve.options import MediaLimits
 from mmdiff.vision.image_io import PNG_MARK, ImageError, open_image, png_without_text
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-SOUNDS = {"WAV": ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"), "WAVEX": ("PCM_", "FLOAT", "DOUBLE"), "FLAC": ("PCM_",),
-          "OGG": ("VORBIS", "OPUS"), "MP3": ("MPEG_",), "MPEG": ("MPEG_",)}  # libsndfile's names: what may be in it
+SOUNDS = {
+    "WAV": ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"),
+    "WAVEX": ("PCM_", "FLOAT", "DOUBLE"),
+    "FLAC": ("PCM_",),
+    "OGG": ("VORBIS", "OPUS"),
+    "MP3": ("MPEG_",),
+    "MPEG": ("MPEG_",),
+}  # libsndfile's names: what may be in it
 USE = "send WAV (PCM), FLAC, OGG or MP3"
 MEMORY = 1 << 30  # bytes beyond what the process takes before its first file
 SECONDS = 10  # of processor time for one file
@@ -57,23 +63,43 @@ def picture(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
             if width * height <= limits.pixels:
                 frames = int(getattr(opened, "n_frames", 1))
     except Image.DecompressionBombError:
-        raise ApiError(413, "image_too_large", f"{name} has more than the {limits.pixels:,} pixels allowed") from None
+        raise ApiError(
+            413, "image_too_large", f"{name} has more than the {limits.pixels:,} pixels allowed"
+        ) from None
     except UnidentifiedImageError:
-        raise ApiError(400, "unsupported_image_format", f"{name} is no picture that is read here: {use}") from None
+        raise ApiError(
+            400, "unsupported_image_format", f"{name} is no picture that is read here: {use}"
+        ) from None
     except Exception:  # decoders raise whatever their reading of damaged bytes ends in
-        raise ApiError(400, "invalid_image", f"{name} is damaged: save it again, or {use}") from None
+        raise ApiError(
+            400, "invalid_image", f"{name} is damaged: save it again, or {use}"
+        ) from None
     if width * height > limits.pixels:
-        raise ApiError(413, "image_too_large", f"{name} has {width} x {height} = {width * height:,} pixels, more than "
-                                               f"the {limits.pixels:,} allowed")
+        raise ApiError(
+            413,
+            "image_too_large",
+            f"{name} has {width} x {height} = {width * height:,} pixels, more than "
+            f"the {limits.pixels:,} allowed",
+        )
     if max(width, height) > limits.side or max(width, height) > limits.aspect * min(width, height):
-        raise ApiError(400, "invalid_image", f"{name} has {width} x {height} pixels: a side may have {limits.side:,}, "
-                                             f"and be {limits.aspect} times as long as the other")
+        raise ApiError(
+            400,
+            "invalid_image",
+            f"{name} has {width} x {height} pixels: a side may have {limits.side:,}, "
+            f"and be {limits.aspect} times as long as the other",
+        )
     if frames > limits.frames:
-        raise ApiError(413, "image_too_large", f"{name} has {frames:,} frames, more than the {limits.frames} allowed")
+        raise ApiError(
+            413,
+            "image_too_large",
+            f"{name} has {frames:,} frames, more than the {limits.frames} allowed",
+        )
     try:
         return np.asarray(open_image(data, limits.pixels))
     except (ImageError, Image.DecompressionBombError):
-        raise ApiError(400, "invalid_image", f"{name} is damaged or cut short: save it again") from None
+        raise ApiError(
+            400, "invalid_image", f"{name} is damaged or cut short: save it again"
+        ) from None
 
 
 def _header(data: bytes) -> Image.Image:
@@ -98,15 +124,25 @@ def sound(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
         return load_audio(data, limits=AudioLimits(limits.seconds, limits.decoded_bytes))
     except AudioTooLong:
         most = f"{limits.seconds:,.0f} seconds"
-        raise ApiError(413, "audio_too_long", f"{name} lasts longer than the {most} allowed") from None
+        raise ApiError(
+            413, "audio_too_long", f"{name} lasts longer than the {most} allowed"
+        ) from None
     except AudioTooLarge:
         most = f"{limits.decoded_bytes >> 20:,} MiB"
-        raise ApiError(413, "audio_too_large", f"{name} takes more than the {most} allowed when decoded") from None
+        raise ApiError(
+            413, "audio_too_large", f"{name} takes more than the {most} allowed when decoded"
+        ) from None
     except AudioError:
-        raise ApiError(400, "invalid_audio", f"{name} is no sound that can be read: {USE}, of {MIN_RATE:,} to "
-                                             f"{MAX_RATE:,} Hz, with finite samples from -1 to 1") from None
+        raise ApiError(
+            400,
+            "invalid_audio",
+            f"{name} is no sound that can be read: {USE}, of {MIN_RATE:,} to "
+            f"{MAX_RATE:,} Hz, with finite samples from -1 to 1",
+        ) from None
     except MMDiffError:
-        raise ApiError(400, "unsupported_audio_format", f"{name} is of a kind that is not read here: {USE}") from None
+        raise ApiError(
+            400, "unsupported_audio_format", f"{name} is of a kind that is not read here: {USE}"
+        ) from None
 
 
 def _check_header(data: bytes, limits: MediaLimits, name: str) -> None:
@@ -115,19 +151,30 @@ def _check_header(data: bytes, limits: MediaLimits, name: str) -> None:
     try:
         found = soundfile.info(io.BytesIO(data))
     except (soundfile.LibsndfileError, RuntimeError):
-        raise ApiError(400, "invalid_audio", f"{name} is no sound that can be read: {USE}") from None
+        raise ApiError(
+            400, "invalid_audio", f"{name} is no sound that can be read: {USE}"
+        ) from None
     if not found.subtype.startswith(SOUNDS.get(found.format, ())):
-        raise ApiError(400, "unsupported_audio_format", f"{name} is of a kind that is not read here: {USE}")
+        raise ApiError(
+            400, "unsupported_audio_format", f"{name} is of a kind that is not read here: {USE}"
+        )
     if found.channels > limits.channels:
-        raise ApiError(400, "invalid_audio",
-                       f"{name} has {found.channels:,} channels, and up to {limits.channels} are read")
+        raise ApiError(
+            400,
+            "invalid_audio",
+            f"{name} has {found.channels:,} channels, and up to {limits.channels} are read",
+        )
 
 
 def _limit_process() -> None:
     """What one file may take; what the libraries of this process have taken already is left to them."""
     import resource
 
-    pages = int(open("/proc/self/statm").read().split()[0]) if os.path.exists("/proc/self/statm") else None
+    pages = (
+        int(open("/proc/self/statm").read().split()[0])
+        if os.path.exists("/proc/self/statm")
+        else None
+    )
     if pages is not None:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -182,11 +229,17 @@ def main(argv: Sequence[str]) -> None:
         except ApiError as error:
             answer = {"status": error.status, "code": error.code, "message": error.message}
         except MemoryError:
-            answer = {"status": 413, "code": f"{message['kind']}_too_large",
-                      "message": f"{message['name']} takes more memory than allowed"}
+            answer = {
+                "status": 413,
+                "code": f"{message['kind']}_too_large",
+                "message": f"{message['name']} takes more memory than allowed",
+            }
         except Exception:
-            answer = {"status": 400, "code": f"invalid_{message['kind']}",
-                      "message": f"{message['name']} cannot be read: save it again"}
+            answer = {
+                "status": 400,
+                "code": f"invalid_{message['kind']}",
+                "message": f"{message['name']} cannot be read: save it again",
+            }
         ipc.send(sock, answer, made)
 
 

@@ -20,19 +20,19 @@ import jsonschema_rs
 import numpy as np
 from pydantic import ValidationError
 
+from mmdiff.structured.constraint.slots import ChoiceSlot, assignment
+from mmdiff.structured.constraint.template import Template, TemplateBuilder
 from mmdiff.structured.regular.compile_limits import CompileLimits, LanguageError, bounded
 from mmdiff.structured.regular.derivatives import sample
+from mmdiff.structured.schema.compile import compile_tree
 from mmdiff.structured.schema.errors import (
     ScaffoldError,
     SchemaTooLargeError,
     UnsatisfiableSchemaError,
     UnsupportedSchemaError,
 )
-from mmdiff.structured.constraint.template import Template, TemplateBuilder
-from mmdiff.structured.schema.compile import compile_tree
-from mmdiff.structured.constraint.slots import ChoiceSlot, assignment
 from mmdiff.structured.schema.serialize import dumps, identity, pointer
-from mmdiff.structured.schema.structure import EnumNode, Name, SlotRef, Tree, Expansion, RegularNode
+from mmdiff.structured.schema.structure import EnumNode, Expansion, Name, RegularNode, SlotRef, Tree
 
 SECONDS = 2.0  # that compiling may take
 TRIES = 60  # values that are tried for a witness
@@ -62,7 +62,9 @@ class Filled:
     text: str
     value: Any
     changes: tuple[Change, ...] = ()
-    stand_in: bool = False  # nothing like it fits: it is the value that was known from the beginning
+    stand_in: bool = (
+        False  # nothing like it fits: it is the value that was known from the beginning
+    )
 
 
 @dataclass(eq=False)
@@ -77,15 +79,18 @@ class CompiledSchema:
     finish: Callable[[Any], Any] = as_it_is  # a value to the user's own type
     witness: Expansion = field(default_factory=Expansion)
     words: tuple[str, ...] = ()  # that the witness has in its slots
-    where: Callable[[Any], list[str]] = lambda value: [""]  # JSON pointers of what does not fit in a value
+    where: Callable[[Any], list[str]] = lambda value: [
+        ""
+    ]  # JSON pointers of what does not fit in a value
     notes: tuple[str, ...] = ()  # what of the schema is not all worked in
 
     @property
     def bounded(self) -> bool:
         """Whether there is nothing to decide but one of a few values in each slot."""
         walk = self.tree.walk({})
-        return not walk.pending and all(isinstance(piece, str) or isinstance(piece.node, EnumNode)
-                                        for piece in walk.pieces)
+        return not walk.pending and all(
+            isinstance(piece, str) or isinstance(piece.node, EnumNode) for piece in walk.pieces
+        )
 
     def judge(self, text: str) -> bool:
         """Whether a text is a value that fits."""
@@ -121,7 +126,9 @@ class CompiledSchema:
                     self.witness, self.words = walk, tuple(words)
                     return
             deadline.check()
-        raise UnsatisfiableSchemaError(f"none of {TRIES} values that were tried fits; make it less strict")
+        raise UnsatisfiableSchemaError(
+            f"none of {TRIES} values that were tried fits; make it less strict"
+        )
 
     def _stroll(self, rng: random.Random) -> Expansion | None:
         """A walk with some decisions made at random."""
@@ -144,8 +151,11 @@ class CompiledSchema:
                 break
             now, faults = better
             if not faults and self.judge("".join(now)):
-                changes = (Change(number, before, after) for number, (before, after)
-                           in enumerate(zip(texts, now, strict=True)) if before != after)
+                changes = (
+                    Change(number, before, after)
+                    for number, (before, after) in enumerate(zip(texts, now, strict=True))
+                    if before != after
+                )
                 return Filled("".join(now), self.finish(self.read("".join(now))), tuple(changes))
         return self._stand_in()
 
@@ -154,8 +164,11 @@ class CompiledSchema:
     ) -> Iterator[tuple[list[str], list[str]]]:
         """Texts with fewer faults, those first that change little of little."""
         for scope in _scopes(faults):
-            inside = [number for number, piece in enumerate(canvas.pieces)
-                      if not isinstance(piece, str) and _within(piece.path, scope)]
+            inside = [
+                number
+                for number, piece in enumerate(canvas.pieces)
+                if not isinstance(piece, str) and _within(piece.path, scope)
+            ]
             for other in itertools.islice(_others(canvas, texts, inside, rng), REPAIRS):
                 if len(left := self._faults(other)) < len(faults):
                     yield other, left
@@ -173,7 +186,11 @@ class CompiledSchema:
 
 
 def compile_schema(
-    schema: Any, layouts: TemplateBuilder, budget: int, finish: Callable[[Any], Any] = as_it_is, seconds: float = SECONDS
+    schema: Any,
+    layouts: TemplateBuilder,
+    budget: int,
+    finish: Callable[[Any], Any] = as_it_is,
+    seconds: float = SECONDS,
 ) -> CompiledSchema:
     """The scaffold of a JSON Schema.
 
@@ -193,7 +210,9 @@ def compile_schema(
     try:
         key = _key(schema, budget, seconds)
     except (RecursionError, ValueError, TypeError):
-        return _compiled(schema, layouts, budget, finish, CompileLimits(seconds))  # refused there, with the reason
+        return _compiled(
+            schema, layouts, budget, finish, CompileLimits(seconds)
+        )  # refused there, with the reason
     if (refusal := layouts.refusals.get(key)) is not None:
         raise SchemaTooLargeError(*refusal)
     try:
@@ -204,42 +223,66 @@ def compile_schema(
 
 
 def _key(schema: Any, budget: int, seconds: float) -> bytes:
-    return hashlib.sha256(f"{budget} {seconds} {dumps(schema)}".encode(errors="surrogatepass")).digest()
+    return hashlib.sha256(
+        f"{budget} {seconds} {dumps(schema)}".encode(errors="surrogatepass")
+    ).digest()
 
 
 def _compiled(
-    schema: Any, layouts: TemplateBuilder, budget: int, finish: Callable[[Any], Any], deadline: CompileLimits
+    schema: Any,
+    layouts: TemplateBuilder,
+    budget: int,
+    finish: Callable[[Any], Any],
+    deadline: CompileLimits,
 ) -> CompiledSchema:
     try:
         if len(dumps(schema)) > LARGEST:
             raise SchemaTooLargeError(f"it has more than {LARGEST:,} characters")
         with bounded(deadline):
             tree = compile_tree(schema, deadline)
-            validator = jsonschema_rs.validator_for(schema, validate_formats=True, retriever=_nothing)
+            validator = jsonschema_rs.validator_for(
+                schema, validate_formats=True, retriever=_nothing
+            )
             check = _Check(validator.is_valid, finish)
-            made = CompiledSchema(tree, layouts, budget, read_json, check, finish, where=partial(_where, validator),
-                            notes=tree.notes)
+            made = CompiledSchema(
+                tree,
+                layouts,
+                budget,
+                read_json,
+                check,
+                finish,
+                where=partial(_where, validator),
+                notes=tree.notes,
+            )
             try:
                 made.find_witness(deadline)
             except UnsatisfiableSchemaError as error:
                 if not check.refusal:
                     raise
-                raise UnsatisfiableSchemaError(f"{error.reason}; the type's own check refuses what fits its schema: "
-                                               f"{check.refusal}", error.pointer) from None
+                raise UnsatisfiableSchemaError(
+                    f"{error.reason}; the type's own check refuses what fits its schema: "
+                    f"{check.refusal}",
+                    error.pointer,
+                ) from None
     except LanguageError as error:
         raise SchemaTooLargeError(str(error)) from None
     except jsonschema_rs.ValidationError as error:
         where = reduce(pointer, error.instance_path, "")
-        raise UnsupportedSchemaError(f"it is no valid JSON Schema: {error.message[:200]}{_older(schema)}",
-                                     where) from None
+        raise UnsupportedSchemaError(
+            f"it is no valid JSON Schema: {error.message[:200]}{_older(schema)}", where
+        ) from None
     except jsonschema_rs.ReferencingError as error:
-        raise UnsupportedSchemaError(f"it is no valid JSON Schema: {str(error).splitlines()[0][:200]}") from None
+        raise UnsupportedSchemaError(
+            f"it is no valid JSON Schema: {str(error).splitlines()[0][:200]}"
+        ) from None
     except (RecursionError, OverflowError, MemoryError):
         raise SchemaTooLargeError("it is nested too deeply, or its numbers are too large") from None
     except ScaffoldError:
         raise
     except (ValueError, TypeError) as error:
-        raise UnsupportedSchemaError(f"it is no JSON Schema: {str(error).splitlines()[0][:200]}") from None
+        raise UnsupportedSchemaError(
+            f"it is no JSON Schema: {str(error).splitlines()[0][:200]}"
+        ) from None
     return made
 
 
@@ -272,7 +315,10 @@ class _Check:
 
 def _where(validator: Any, value: Any) -> list[str]:
     """Where the validator finds faults in a value; the whole of it, where the type's own check does."""
-    found = [reduce(pointer, error.instance_path, "") for error in itertools.islice(validator.iter_errors(value), 20)]
+    found = [
+        reduce(pointer, error.instance_path, "")
+        for error in itertools.islice(validator.iter_errors(value), 20)
+    ]
     return found or [""]
 
 
@@ -287,7 +333,9 @@ def _first(error: Exception) -> str:
 
 def _nothing(uri: str) -> Any:
     """Nothing is ever fetched for a schema."""
-    raise UnsupportedSchemaError(f"$ref {uri!r} leads out of the schema; put what it names under $defs")
+    raise UnsupportedSchemaError(
+        f"$ref {uri!r} leads out of the schema; put what it names under $defs"
+    )
 
 
 def read_json(text: str) -> Any:
@@ -306,7 +354,9 @@ def _spell(walk: Expansion, words: Sequence[str]) -> str:
     return "".join(piece if isinstance(piece, str) else next(left) for piece in walk.pieces)
 
 
-def _words(walk: Expansion, rng: random.Random, times: int, deadline: CompileLimits) -> Iterator[list[str]]:
+def _words(
+    walk: Expansion, rng: random.Random, times: int, deadline: CompileLimits
+) -> Iterator[list[str]]:
     """What the slots of a walk might say: the shortest, then drawn."""
     places = [piece for piece in walk.pieces if isinstance(piece, SlotRef)]
     groups: dict[str, list[int]] = {}
@@ -316,7 +366,9 @@ def _words(walk: Expansion, rng: random.Random, times: int, deadline: CompileLim
     for turn in range(times):
         words = [_word(place.node, rng, turn > 0, deadline) for place in places]
         for numbers in groups.values():
-            for number, text in _apart([places[number].node for number in numbers], numbers, rng, turn > 0):
+            for number, text in _apart(
+                [places[number].node for number in numbers], numbers, rng, turn > 0
+            ):
                 words[number] = text
         yield words
 
@@ -334,12 +386,22 @@ def _apart(
         for choice, value in enumerate(node.values):
             row_M[columns[identity(value)]] = rng.random() if drawn else -choice
     found = assignment(gain_NM)
-    for number, node, column in zip(numbers, nodes, found if found is not None else (), strict=found is not None):
-        yield number, next(text for text, value in zip(node.texts, node.values, strict=True)
-                           if columns[identity(value)] == column)
+    for number, node, column in zip(
+        numbers, nodes, found if found is not None else (), strict=found is not None
+    ):
+        yield (
+            number,
+            next(
+                text
+                for text, value in zip(node.texts, node.values, strict=True)
+                if columns[identity(value)] == column
+            ),
+        )
 
 
-def _word(node: EnumNode | RegularNode, rng: random.Random, drawn: bool, deadline: CompileLimits) -> str:
+def _word(
+    node: EnumNode | RegularNode, rng: random.Random, drawn: bool, deadline: CompileLimits
+) -> str:
     if isinstance(node, EnumNode):
         return rng.choice(node.texts) if drawn else node.texts[0]
     word = node.shortest
@@ -362,7 +424,8 @@ def _within(path: str, scope: str) -> bool:
     """Whether a slot lies in a part; the names of entries are not known in a slot's path."""
     parts, wanted = path.split("/"), scope.split("/")
     return len(parts) >= len(wanted) and all(
-        one == other or one.startswith("*") for one, other in zip(parts, wanted, strict=False))
+        one == other or one.startswith("*") for one, other in zip(parts, wanted, strict=False)
+    )
 
 
 def _others(
@@ -376,8 +439,11 @@ def _others(
             for number, text in changed:
                 other[number] = text
             yield other
-    twice = [number for place, number in enumerate(inside)
-             if texts[number] in [texts[before] for before in inside[:place]]]
+    twice = [
+        number
+        for place, number in enumerate(inside)
+        if texts[number] in [texts[before] for before in inside[:place]]
+    ]
     for some in (twice, inside):  # what was said before, then all
         for _ in range(DRAWN if some else 0):
             other = list(texts)
@@ -395,7 +461,11 @@ def _changes(
         if isinstance(piece, ChoiceSlot):
             chances = piece.probabilities or (1.0,) * len(piece.values)
             order = sorted(range(len(piece.values)), key=lambda choice: -chances[choice])
-            yield from ((number, piece.texts[choice]) for choice in order[:8] if piece.texts[choice] != texts[number])
+            yield from (
+                (number, piece.texts[choice])
+                for choice in order[:8]
+                if piece.texts[choice] != texts[number]
+            )
         else:
             yield from ((number, texts[number] + more) for more in ("1", "2", "a", "b"))
             yield from ((number, _drawn(canvas, number, rng)) for _ in range(4))

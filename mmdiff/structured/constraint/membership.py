@@ -11,13 +11,23 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from mmdiff.structured.constraint.compiled import CompiledSchema
+from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.regular.compile_limits import LanguageError
 from mmdiff.structured.regular.derivatives import matches
 from mmdiff.structured.schema.errors import ScaffoldError
-from mmdiff.structured.constraint.template import TemplateBuilder
-from mmdiff.structured.constraint.compiled import CompiledSchema
 from mmdiff.structured.schema.serialize import dumps, identity, pointer
-from mmdiff.structured.schema.structure import NOWHERE, ArrayNode, EnumNode, UnionNode, ObjectNode, Ref, ConcatNode, Tree, RegularNode
+from mmdiff.structured.schema.structure import (
+    NOWHERE,
+    ArrayNode,
+    ConcatNode,
+    EnumNode,
+    ObjectNode,
+    Ref,
+    RegularNode,
+    Tree,
+    UnionNode,
+)
 
 DEEP = 120  # values inside each other
 
@@ -80,7 +90,9 @@ class _Parser:
     def _number(self, node: RegularNode, value: Any, path: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Unsaid(path, f"{dumps(value)[:80]} is not a number")
-        for text in dict.fromkeys((dumps(value), f"{Decimal(dumps(value)):f}", dumps(value).removesuffix(".0"))):
+        for text in dict.fromkeys(
+            (dumps(value), f"{Decimal(dumps(value)):f}", dumps(value).removesuffix(".0"))
+        ):
             if self._said(node, text, path):
                 return value
         raise Unsaid(path, f"the number {dumps(value)[:80]} is not among those that are said")
@@ -118,7 +130,11 @@ class _Parser:
                 return self.parse(option, value, path, depth + 1)
             except Unsaid as fault:
                 faults.append(fault)
-        raise max(faults, key=lambda fault: fault.path.count("/"), default=Unsaid(path, "nothing can be said here"))
+        raise max(
+            faults,
+            key=lambda fault: fault.path.count("/"),
+            default=Unsaid(path, "nothing can be said here"),
+        )
 
     def _array(self, node: ArrayNode, value: Any, path: str, depth: int) -> Any:
         if not isinstance(value, list):
@@ -137,11 +153,15 @@ class _Parser:
         if not isinstance(value, Mapping):
             raise Unsaid(path, f"{dumps(value)[:80]} is not an object")
         if not node.least <= len(value) <= node.most:
-            raise Unsaid(path, f"an object of {len(value)} members, not {node.least} to {node.most}")
+            raise Unsaid(
+                path, f"an object of {len(value)} members, not {node.least} to {node.most}"
+            )
         made = {}
         for member in node.members:
             if member.name in value:
-                made[member.name] = self.parse(member.node, value[member.name], pointer(path, member.name), depth + 1)
+                made[member.name] = self.parse(
+                    member.node, value[member.name], pointer(path, member.name), depth + 1
+                )
             elif member.required:
                 raise Unsaid(path, f"the member {member.name!r} is always said")
         for name, item in value.items():

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.structured.schema.serialize import identity
 from mmdiff.structured.constraint.token_dfa import ANY, SOLID, TokenDfa
+from mmdiff.structured.schema.serialize import identity
 
 Array = np.ndarray[Any, Any]
 WORST = 1e4  # stands for infinite and missing logits, which leave no order among what is allowed
@@ -34,7 +34,13 @@ class Slot(Protocol):
     room: int
 
     def decide(
-        self, ids_L: Array, open_L: Array, asked: Array, rows_NV: Array, temperature: float, draws: torch.Generator
+        self,
+        ids_L: Array,
+        open_L: Array,
+        asked: Array,
+        rows_NV: Array,
+        temperature: float,
+        draws: torch.Generator,
     ) -> Array:
         """Ids (N) for the asked positions; what is not allowed there becomes minus infinity in the logits `rows_NV`.
 
@@ -60,7 +66,13 @@ class WordSlot:
     solid: int = 0
 
     def decide(
-        self, ids_L: Array, open_L: Array, asked: Array, rows_NV: Array, temperature: float, draws: torch.Generator
+        self,
+        ids_L: Array,
+        open_L: Array,
+        asked: Array,
+        rows_NV: Array,
+        temperature: float,
+        draws: torch.Generator,
     ) -> Array:
         """As `Slot.decide`: at temperature 0 the ids that are likeliest together.
 
@@ -82,7 +94,11 @@ class WordSlot:
             for row_V, place in zip(rows_NV, asked, strict=True):
                 _tame(row_V, automaton.fits(masks[place][0]))
             best_N = rows_NV.argmax(1)
-        if temperature == 0 and len(asked) == open_L.sum() and self._accepts(class_L, asked, best_N):
+        if (
+            temperature == 0
+            and len(asked) == open_L.sum()
+            and self._accepts(class_L, asked, best_N)
+        ):
             return best_N  # what is best at each position by itself is best together
         allowed_LC = np.array([classes_C for classes_C, _, _ in masks])
         best_NC, tops = _class_scores(automaton, rows_NV, allowed_LC[asked], temperature)
@@ -94,11 +110,21 @@ class WordSlot:
         score_LC[asked] = np.where(allowed_LC[asked], best_NC, NEVER)
         if temperature == 0:
             path_L = best_path(automaton, score_LC)
-            return np.array([self._best(int(path_L[place]), row_V, top)
-                             for row_V, place, top in zip(rows_NV, asked, tops, strict=True)], dtype=np.int64)
+            return np.array(
+                [
+                    self._best(int(path_L[place]), row_V, top)
+                    for row_V, place, top in zip(rows_NV, asked, tops, strict=True)
+                ],
+                dtype=np.int64,
+            )
         path_L = drawn_path(automaton, score_LC, _uniforms(self.room, draws))
-        return np.array([_drawn(automaton.members(int(path_L[place])), row_V, temperature, draws)
-                         for row_V, place in zip(rows_NV, asked, strict=True)], dtype=np.int64)
+        return np.array(
+            [
+                _drawn(automaton.members(int(path_L[place])), row_V, temperature, draws)
+                for row_V, place in zip(rows_NV, asked, strict=True)
+            ],
+            dtype=np.int64,
+        )
 
     def forced(self, ids_L: Array, open_L: Array) -> dict[int, int]:
         """As `Slot.forced`."""
@@ -112,7 +138,12 @@ class WordSlot:
 
     def allowed(self, ids_L: Array, open_L: Array) -> Array:
         """Which classes may stand at each position (L, C), so that with what is committed the word can be accepted."""
-        return np.array([self.automaton.mask(number)[0] for number in self._allowed(self._classes(ids_L, open_L))])
+        return np.array(
+            [
+                self.automaton.mask(number)[0]
+                for number in self._allowed(self._classes(ids_L, open_L))
+            ]
+        )
 
     def _classes(self, ids_L: Array, open_L: Array) -> list[int]:
         """The class of each committed token, ANY or SOLID where the slot is open."""
@@ -139,7 +170,9 @@ class WordSlot:
     def reads(self, ids_L: Sequence[int]) -> bool:
         """Whether the slot may hold these tokens."""
         solid = all(token != self.automaton.pad for token in ids_L[: self.solid])
-        return solid and self.automaton.accepts([int(self.automaton.class_V[token]) for token in ids_L])
+        return solid and self.automaton.accepts(
+            [int(self.automaton.class_V[token]) for token in ids_L]
+        )
 
     def _accepts(self, class_L: list[int], asked: Array, ids_N: Array) -> bool:
         classes = list(class_L)
@@ -164,10 +197,18 @@ class ChoiceSlot:
     values: tuple[Any, ...]
     texts: tuple[str, ...]
     ids_KL: Array
-    probabilities: tuple[float, ...] = ()  # of the values, when one was chosen with nothing committed
+    probabilities: tuple[
+        float, ...
+    ] = ()  # of the values, when one was chosen with nothing committed
 
     def decide(
-        self, ids_L: Array, open_L: Array, asked: Array, rows_NV: Array, temperature: float, draws: torch.Generator
+        self,
+        ids_L: Array,
+        open_L: Array,
+        asked: Array,
+        rows_NV: Array,
+        temperature: float,
+        draws: torch.Generator,
     ) -> Array:
         """As `Slot.decide`: the value whose tokens are likeliest together, or one drawn by that likelihood."""
         gain_K = self.gains(ids_L, open_L, asked, rows_NV, self.left(ids_L, open_L))
@@ -175,7 +216,9 @@ class ChoiceSlot:
             gain_K = gain_K / temperature + _gumbel(len(gain_K), draws)
         return np.asarray(self.ids_KL[int(gain_K.argmax()), asked])
 
-    def gains(self, ids_L: Array, open_L: Array, asked: Array, rows_NV: Array, allowed_K: Array) -> Array:
+    def gains(
+        self, ids_L: Array, open_L: Array, asked: Array, rows_NV: Array, allowed_K: Array
+    ) -> Array:
         """The log-likelihood of each allowed value (K); of the others, as of their tokens in `rows_NV`, minus infinity.
 
         It is that of the tokens asked for, each among those that any allowed value has in its place.
@@ -231,8 +274,10 @@ class Distinct:
     def columns(self) -> list[Array]:
         """The number of each slot's values (K) among all values of the group."""
         known: dict[str, int] = {}
-        return [np.array([known.setdefault(identity(value), len(known)) for value in slot.values])
-                for slot in self.slots]
+        return [
+            np.array([known.setdefault(identity(value), len(known)) for value in slot.values])
+            for slot in self.slots
+        ]
 
     def allowed(self, parts: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Which values of each slot (K) what is committed leaves.
@@ -241,24 +286,35 @@ class Distinct:
             parts: ids and open positions of each slot.
         """
         left = [slot.left(*part) for slot, part in zip(self.slots, parts, strict=True)]
-        taken = [None if open_L.any() else int(columns[left_K][0])
-                 for left_K, columns, (_, open_L) in zip(left, self.columns, parts, strict=True)]
+        taken = [
+            None if open_L.any() else int(columns[left_K][0])
+            for left_K, columns, (_, open_L) in zip(left, self.columns, parts, strict=True)
+        ]
         found = []
         for number, (left_K, columns) in enumerate(zip(left, self.columns, strict=True)):
-            others = [each for other, each in enumerate(taken) if each is not None and other != number]
+            others = [
+                each for other, each in enumerate(taken) if each is not None and other != number
+            ]
             apart_K = left_K & ~np.isin(columns, others)
             found.append(apart_K if apart_K.any() else left_K)
         return found
 
-    def choose(self, gains: Sequence[Array], temperature: float, draws: torch.Generator) -> list[int]:
+    def choose(
+        self, gains: Sequence[Array], temperature: float, draws: torch.Generator
+    ) -> list[int]:
         """The value of each slot, all different where they can be, by the gains of its values."""
         gain_NM = np.full((len(gains), 1 + max(int(each.max()) for each in self.columns)), NEVER)
         for row_M, gain_K, columns in zip(gain_NM, gains, self.columns, strict=True):
-            row_M[columns] = gain_K if temperature == 0 else gain_K / temperature + _gumbel(len(gain_K), draws)
+            row_M[columns] = (
+                gain_K if temperature == 0 else gain_K / temperature + _gumbel(len(gain_K), draws)
+            )
         found = assignment(gain_NM)
         if found is None:  # they cannot all differ: the validator will tell
             found = gain_NM.argmax(1)
-        return [int(np.flatnonzero(columns == column)[0]) for columns, column in zip(self.columns, found, strict=True)]
+        return [
+            int(np.flatnonzero(columns == column)[0])
+            for columns, column in zip(self.columns, found, strict=True)
+        ]
 
 
 @dataclass(eq=False)
@@ -270,7 +326,12 @@ class SlotsConstraint:
     groups: Sequence[Distinct] = ()
 
     def decide(
-        self, ids_G: Tensor, places: Sequence[int], logits_NV: Tensor, temperature: float, draws: torch.Generator
+        self,
+        ids_G: Tensor,
+        places: Sequence[int],
+        logits_NV: Tensor,
+        temperature: float,
+        draws: torch.Generator,
     ) -> Tensor:
         """As `sampler.Constraint.decide`."""
         here_NV = logits_NV.cpu()  # the same memory, where they are there already
@@ -280,14 +341,20 @@ class SlotsConstraint:
         for slot in self._lone:
             here, asked = self._asked(slot, places_N)
             if len(asked):
-                ids_N[here] = slot.decide(*self._part(row_G, slot), asked, rows_NV[here], temperature, draws)
+                ids_N[here] = slot.decide(
+                    *self._part(row_G, slot), asked, rows_NV[here], temperature, draws
+                )
         for group in self.groups:
             wanted = [self._asked(slot, places_N) for slot in group.slots]
             if not any(len(asked) for _, asked in wanted):
                 continue
             parts = [self._part(row_G, slot) for slot in group.slots]
-            gains = [slot.gains(*part, asked, rows_NV[here], allowed_K) for slot, part, (here, asked), allowed_K
-                     in zip(group.slots, parts, wanted, group.allowed(parts), strict=True)]
+            gains = [
+                slot.gains(*part, asked, rows_NV[here], allowed_K)
+                for slot, part, (here, asked), allowed_K in zip(
+                    group.slots, parts, wanted, group.allowed(parts), strict=True
+                )
+            ]
             chosen = group.choose(gains, temperature, draws)
             for slot, (here, asked), choice in zip(group.slots, wanted, chosen, strict=True):
                 ids_N[here] = slot.ids_KL[choice, asked]
@@ -299,7 +366,9 @@ class SlotsConstraint:
         """As `sampler.Constraint.widen`: all of a choice."""
         here_G = here_G.clone()
         for slot in self.slots:
-            if isinstance(slot, ChoiceSlot) and bool(here_G[slot.first : slot.first + slot.room].any()):
+            if isinstance(slot, ChoiceSlot) and bool(
+                here_G[slot.first : slot.first + slot.room].any()
+            ):
                 here_G[slot.first : slot.first + slot.room] = True
         return here_G
 
@@ -309,10 +378,17 @@ class SlotsConstraint:
         for slot in self._lone:
             ids_L, open_L = self._part(row_G, slot)
             if open_L.any():
-                found.update({slot.first + place: token for place, token in slot.forced(ids_L, open_L).items()})
+                found.update(
+                    {
+                        slot.first + place: token
+                        for place, token in slot.forced(ids_L, open_L).items()
+                    }
+                )
         for group in self.groups:
             parts = [self._part(row_G, slot) for slot in group.slots]
-            for slot, (_, open_L), allowed_K in zip(group.slots, parts, group.allowed(parts), strict=True):
+            for slot, (_, open_L), allowed_K in zip(
+                group.slots, parts, group.allowed(parts), strict=True
+            ):
                 if open_L.any() and not (open_L.all() and allowed_K.sum() > 1):
                     single = slot.single(open_L, allowed_K)
                     found.update({slot.first + place: token for place, token in single.items()})
@@ -419,8 +495,11 @@ def _class_scores(
     here, ids, starts = automaton.small
     if len(here):
         values = rows_NV[:, ids]
-        best_NC[:, here] = (np.maximum.reduceat(values, starts, axis=1) if temperature == 0
-                            else _log_masses(values / np.float64(temperature), starts))
+        best_NC[:, here] = (
+            np.maximum.reduceat(values, starts, axis=1)
+            if temperature == 0
+            else _log_masses(values / np.float64(temperature), starts)
+        )
     tops: list[dict[int, int]] = [{} for _ in rows_NV]
     for chosen, others in automaton.big:
         for turn in np.flatnonzero(allowed_NC[:, chosen]):
@@ -440,7 +519,9 @@ def _log_masses(values: Array, starts: Array) -> Array:
     sizes = np.diff(np.append(starts, values.shape[1]))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         top = np.maximum.reduceat(values, starts, axis=1)
-        return np.asarray(top + np.log(np.add.reduceat(np.exp(values - top.repeat(sizes, 1)), starts, axis=1)))
+        return np.asarray(
+            top + np.log(np.add.reduceat(np.exp(values - top.repeat(sizes, 1)), starts, axis=1))
+        )
 
 
 def _log_softmax(values: Array) -> Array:
@@ -450,7 +531,9 @@ def _log_softmax(values: Array) -> Array:
 
 def _tame(row_V: Array, fits: Array) -> None:
     """Finite numbers for all that is allowed; what is missing or infinitely unlikely is as bad as can be."""
-    row_V[fits] = np.nan_to_num(row_V[fits], nan=-WORST, posinf=WORST, neginf=-WORST).clip(-WORST, WORST)
+    row_V[fits] = np.nan_to_num(row_V[fits], nan=-WORST, posinf=WORST, neginf=-WORST).clip(
+        -WORST, WORST
+    )
 
 
 def _drawn(members: Array, row_V: Array, temperature: float, draws: torch.Generator) -> int:

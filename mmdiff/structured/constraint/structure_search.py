@@ -17,15 +17,24 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from mmdiff.structured.schema.errors import SchemaTooLargeError
-from mmdiff.structured.constraint.template import Template
 from mmdiff.structured.constraint.compiled import CompiledSchema
 from mmdiff.structured.constraint.slots import ChoiceSlot, WordSlot
+from mmdiff.structured.constraint.template import Template
+from mmdiff.structured.schema.errors import SchemaTooLargeError
 from mmdiff.structured.schema.serialize import pointer
-from mmdiff.structured.schema.structure import Made, Name, OpenDecision, SlotRef, Expansion, RegularNode
+from mmdiff.structured.schema.structure import (
+    Expansion,
+    Made,
+    Name,
+    OpenDecision,
+    RegularNode,
+    SlotRef,
+)
 
 Array = np.ndarray[Any, Any]
-Probe = Callable[[Sequence["ProbeRow"]], list[Array]]  # of each row the log-probabilities (N, V) at its places
+Probe = Callable[
+    [Sequence["ProbeRow"]], list[Array]
+]  # of each row the log-probabilities (N, V) at its places
 ASKED = 64  # decisions in one pass,
 CHAIN = 8  # and of those that follow each other, as the items of an array do
 OPTIONS = 32  # of a decision, that are told apart
@@ -74,7 +83,9 @@ class Decided:
     decisions: tuple[Decision, ...] = ()  # on the way to it, where the model was asked
 
 
-def search_structure(scaffold: CompiledSchema, probe: Probe, temperature: float, draws: torch.Generator) -> Decided:
+def search_structure(
+    scaffold: CompiledSchema, probe: Probe, temperature: float, draws: torch.Generator
+) -> Decided:
     """Decide everything but the slots' own tokens."""
     decisions: dict[Name, int] = {}
     chances: Chances = {}
@@ -133,7 +144,9 @@ def _present(made: Made, options: Mapping[int, float]) -> Iterator[Decision]:
         left -= options[option]
 
 
-def _first(chosen: int, chances: Mapping[int, float], labels: Mapping[int, str]) -> tuple[tuple[Any, float], ...]:
+def _first(
+    chosen: int, chances: Mapping[int, float], labels: Mapping[int, str]
+) -> tuple[tuple[Any, float], ...]:
     """Options and chances, the chosen one first, then the likeliest."""
     total = sum(chances.values()) or 1.0
     order = sorted(chances, key=lambda option: (option != chosen, -chances[option]))
@@ -160,8 +173,11 @@ def _questions(scaffold: CompiledSchema, decisions: Mapping[Name, int]) -> dict[
             if other is None:
                 continue
             heads[option] = _head(scaffold, other, pending.at)
-            waiting += [(later, {**known, pending.name: option}) for later in other.pending
-                        if later.name[:2] == pending.name[:2] and later.name not in found]
+            waiting += [
+                (later, {**known, pending.name: option})
+                for later in other.pending
+                if later.name[:2] == pending.name[:2] and later.name not in found
+            ]
         found[pending.name] = _Question(pending, walk, heads)
     return found
 
@@ -197,15 +213,23 @@ def _ask(scaffold: CompiledSchema, questions: Mapping[Name, _Question], probe: P
         if len(question.heads) < 2 or longest == 0:
             continue
         before = scaffold.layouts.lay_out(
-            question.walk.pieces[: _last_slot(question.walk, question.pending.at)], {}, end=False)
+            question.walk.pieces[: _last_slot(question.walk, question.pending.at)], {}, end=False
+        )
         start = len(before.ids)
-        rows.append(ProbeRow((*before.ids, *[scaffold.layouts.mask_id] * (longest + BEHIND)), range(start, start + longest)))
+        rows.append(
+            ProbeRow(
+                (*before.ids, *[scaffold.layouts.mask_id] * (longest + BEHIND)),
+                range(start, start + longest),
+            )
+        )
         wanted.append(name)
     told = probe(rows) if rows else []
     chances = {name: dict.fromkeys(question.heads, 0.0) for name, question in questions.items()}
     for name, logs_NV in zip(wanted, told, strict=True):
         heads = questions[name].heads
-        for option, chance in zip(heads, _shares(list(heads.values()), np.nan_to_num(logs_NV, nan=-1e4)), strict=True):
+        for option, chance in zip(
+            heads, _shares(list(heads.values()), np.nan_to_num(logs_NV, nan=-1e4)), strict=True
+        ):
             chances[name][option] = chance
     return chances
 
@@ -223,20 +247,32 @@ def _shares(heads: list[list[int]], logs_NV: Array, at: int = 0) -> list[float]:
     total, shares = sum(mass.values()), [0.0] * len(heads)
     for token, members in groups.items():
         share = mass[token] / total if total > 0 else 1 / len(groups)
-        inner = ([1 / len(members)] * len(members) if token is None
-                 else _shares([heads[number] for number in members], logs_NV, at + 1))
+        inner = (
+            [1 / len(members)] * len(members)
+            if token is None
+            else _shares([heads[number] for number in members], logs_NV, at + 1)
+        )
         for number, each in zip(members, inner, strict=True):
             shares[number] = share * each
     return shares
 
 
 def _settle(
-    scaffold: CompiledSchema, decisions: dict[Name, int], chances: Chances, temperature: float, draws: torch.Generator
+    scaffold: CompiledSchema,
+    decisions: dict[Name, int],
+    chances: Chances,
+    temperature: float,
+    draws: torch.Generator,
 ) -> bool:
     """Decide all that was asked about and is met; False when nothing was."""
-    settled = set[Name]()  # each once: alternatives may have decisions of one name with different options
-    while met := [pending for pending in scaffold.tree.walk(decisions).pending
-                  if pending.name in chances and pending.name not in settled]:
+    settled = set[
+        Name
+    ]()  # each once: alternatives may have decisions of one name with different options
+    while met := [
+        pending
+        for pending in scaffold.tree.walk(decisions).pending
+        if pending.name in chances and pending.name not in settled
+    ]:
         for pending in met:
             decisions[pending.name] = _pick(pending, chances, temperature, draws)
             if _affordable(scaffold, decisions) is None:
@@ -245,13 +281,17 @@ def _settle(
     return bool(settled)
 
 
-def _pick(pending: OpenDecision, chances: Chances, temperature: float, draws: torch.Generator) -> int:
+def _pick(
+    pending: OpenDecision, chances: Chances, temperature: float, draws: torch.Generator
+) -> int:
     """At temperature 0 the beginning of the likeliest way through what follows, not the likeliest next step."""
     options = {option: chances[pending.name].get(option, 0.0) for option in pending.options}
     if not any(options.values()):
         return pending.options[0]
     if temperature == 0:
-        return max(options, key=lambda option: options[option] * _ahead(pending.name, option, chances))
+        return max(
+            options, key=lambda option: options[option] * _ahead(pending.name, option, chances)
+        )
     weights = torch.tensor(list(options.values()), dtype=torch.float64) ** (1 / temperature)
     return list(options)[int(torch.multinomial(weights, 1, generator=draws))]
 
@@ -261,7 +301,10 @@ def _ahead(name: Name, option: int, chances: Chances) -> float:
     path, kind, number = name
     later = {"more": number + 1 if option else -1, "next": option + 1}.get(kind, -1)
     options = chances.get((path, kind, later), {})
-    return max((chance * _ahead((path, kind, later), each, chances) for each, chance in options.items()), default=1.0)
+    return max(
+        (chance * _ahead((path, kind, later), each, chances) for each, chance in options.items()),
+        default=1.0,
+    )
 
 
 def _counts(
@@ -276,20 +319,27 @@ def _counts(
         before = 0.0
         for count in range(numbers[0], numbers[-1] + 2):
             options = chances.get((path, "more", count), {0: 1.0})
-            known: dict[Name, int] = {(path, "more", number): int(number < count) for number in numbers}
+            known: dict[Name, int] = {
+                (path, "more", number): int(number < count) for number in numbers
+            }
             chance = before + float(np.log(max(options.get(0, 0.0), 1e-9)))
             before += float(np.log(max(options.get(1, 0.0), 1e-9)))
             walk = _affordable(scaffold, {**decisions, **known})
             if chance < UNLIKELY or walk is None:
                 continue
             canvas = scaffold.layouts.lay_out(walk.pieces, {})
-            places = [place for slot in _choices(canvas) for place in range(slot.first, slot.first + slot.room)]
+            places = [
+                place
+                for slot in _choices(canvas)
+                for place in range(slot.first, slot.first + slot.room)
+            ]
             trials.append((path, known, chance, canvas, ProbeRow(canvas.ids, places)))
     several = Counter(path for path, *_ in trials)
     trials = [trial for trial in trials if several[trial[0]] > 1 and trial[-1].places]
     best: dict[str, tuple[float, dict[Name, int]]] = {}
-    for (path, known, chance, canvas, row), logs_NV in zip(trials, probe([t[-1] for t in trials]) if trials else [],
-                                                           strict=True):
+    for (path, known, chance, canvas, row), logs_NV in zip(
+        trials, probe([t[-1] for t in trials]) if trials else [], strict=True
+    ):
         score = chance + sum(_likeliest(slot, row, logs_NV) for slot in _choices(canvas))
         if path not in best or score > best[path][0]:
             best[path] = score, known
@@ -305,37 +355,62 @@ def _likeliest(slot: ChoiceSlot, row: ProbeRow, logs_NV: Array) -> float:
     """The logarithm of the chance of a slot's likeliest choice."""
     first = list(row.places).index(slot.first)
     rows_LV = logs_NV[first : first + slot.room].copy()
-    slot.decide(np.zeros(slot.room, dtype=np.int64), np.ones(slot.room, dtype=bool), np.arange(slot.room), rows_LV, 0.0,
-                torch.Generator())
+    slot.decide(
+        np.zeros(slot.room, dtype=np.int64),
+        np.ones(slot.room, dtype=bool),
+        np.arange(slot.room),
+        rows_LV,
+        0.0,
+        torch.Generator(),
+    )
     return float(np.log(max(*slot.probabilities, 1e-9)))
 
 
 def _rooms(scaffold: CompiledSchema, walk: Expansion, probe: Probe) -> dict[int, int]:
     """How long each word is, by its number among the pieces."""
-    options = {number: scaffold.layouts.rooms(piece.node) for number, piece in enumerate(walk.pieces)
-               if isinstance(piece, SlotRef) and isinstance(piece.node, RegularNode)}
+    options = {
+        number: scaffold.layouts.rooms(piece.node)
+        for number, piece in enumerate(walk.pieces)
+        if isinstance(piece, SlotRef) and isinstance(piece.node, RegularNode)
+    }
     several = {number: rooms for number, rooms in options.items() if len(rooms) > 1}
     spare = scaffold.budget - scaffold.layouts.count(walk)
     shortest = {number: rooms[0] for number, rooms in several.items()}
     # The usual lengths are tried at once; longer ones only for words that fill the longest of these.
-    first = {number: [room for room in rooms if room <= USUAL] or rooms[:1] for number, rooms in several.items()}
-    tries = [{number: rooms[min(turn, len(rooms) - 1)] for number, rooms in first.items()}
-             for turn in range(max(map(len, first.values()), default=0))]
+    first = {
+        number: [room for room in rooms if room <= USUAL] or rooms[:1]
+        for number, rooms in several.items()
+    }
+    tries = [
+        {number: rooms[min(turn, len(rooms) - 1)] for number, rooms in first.items()}
+        for turn in range(max(map(len, first.values()), default=0))
+    ]
     best: dict[int, _Tried] = {}
     longest = dict.fromkeys(several, 0)  # that was tried: no length is tried again
     numbers = list(several)
-    while tries := [rooms for rooms in tries if sum(rooms.values()) - sum(shortest.values()) <= spare]:
+    while tries := [
+        rooms for rooms in tries if sum(rooms.values()) - sum(shortest.values()) <= spare
+    ]:
         for number, tried in _tried(scaffold, walk, tries, numbers, probe):
             if number not in best or tried.score > best[number].score:
                 best[number] = tried
         longest.update({number: max(rooms[number] for rooms in tries) for number in numbers})
-        longer = {number: room for number, tried in best.items()
-                  if tried.full and (room := next((each for each in several[number] if each > tried.room), None))
-                  and room > USUAL and room > longest[number]}
+        longer = {
+            number: room
+            for number, tried in best.items()
+            if tried.full
+            and (room := next((each for each in several[number] if each > tried.room), None))
+            and room > USUAL
+            and room > longest[number]
+        }
         if sum(longer.values()) > LONGER:
             break
         numbers = list(longer)
-        tries = [{number: longer.get(number, tried.room) for number, tried in best.items()}] if longer else []
+        tries = (
+            [{number: longer.get(number, tried.room) for number, tried in best.items()}]
+            if longer
+            else []
+        )
     return {number: tried.room for number, tried in best.items()}
 
 
@@ -348,10 +423,17 @@ class _Tried(NamedTuple):
 
 
 def _tried(
-    scaffold: CompiledSchema, walk: Expansion, tries: Sequence[dict[int, int]], numbers: Sequence[int], probe: Probe
+    scaffold: CompiledSchema,
+    walk: Expansion,
+    tries: Sequence[dict[int, int]],
+    numbers: Sequence[int],
+    probe: Probe,
 ) -> Iterator[tuple[int, _Tried]]:
     canvases = [scaffold.layouts.lay_out(walk.pieces, rooms) for rooms in tries]
-    rows = [ProbeRow(canvas.ids, [place for number in numbers for place in _places(canvas, number)]) for canvas in canvases]
+    rows = [
+        ProbeRow(canvas.ids, [place for number in numbers for place in _places(canvas, number)])
+        for canvas in canvases
+    ]
     told = probe(rows)
     for number in numbers:
         for rooms, canvas, row, logs_NV in zip(tries, canvases, rows, told, strict=True):
@@ -372,6 +454,13 @@ def _confidence(canvas: Template, row: ProbeRow, logs_NV: Array, number: int) ->
     first = list(row.places).index(slot.first)
     rows_LV = logs_NV[first : first + slot.room].copy()
     free = np.ones(slot.room, dtype=bool)
-    ids = slot.decide(np.zeros(slot.room, dtype=np.int64), free, np.arange(slot.room), rows_LV, 0.0, torch.Generator())
+    ids = slot.decide(
+        np.zeros(slot.room, dtype=np.int64),
+        free,
+        np.arange(slot.room),
+        rows_LV,
+        0.0,
+        torch.Generator(),
+    )
     logs_L = np.nan_to_num(logs_NV[np.arange(first, first + slot.room), ids], nan=-1e4, neginf=-1e4)
     return float(logs_L.mean()), int(ids[-1]) != slot.automaton.pad

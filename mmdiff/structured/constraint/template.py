@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdiff.structured.constraint.slots import ChoiceSlot, Distinct, Slot, SlotsConstraint, WordSlot
+from mmdiff.structured.constraint.token_dfa import TokenDfa, Vocabulary
 from mmdiff.structured.regular.byte_dfa import byte_dfa_of
 from mmdiff.structured.regular.compile_limits import LanguageError, still_time
-from mmdiff.structured.schema.errors import BudgetError, UnsupportedSchemaError
 from mmdiff.structured.regular.lru_cache import LruCache
-from mmdiff.structured.constraint.slots import ChoiceSlot, Distinct, Slot, SlotsConstraint, WordSlot
+from mmdiff.structured.schema.errors import BudgetError, UnsupportedSchemaError
 from mmdiff.structured.schema.serialize import dumps, slot_ids
-from mmdiff.structured.schema.structure import EnumNode, SlotRef, Expansion, RegularNode
-from mmdiff.structured.constraint.token_dfa import TokenDfa, Vocabulary
+from mmdiff.structured.schema.structure import EnumNode, Expansion, RegularNode, SlotRef
 
 ROOMS = (2, 4, 8, 16, 32, 64, 128, 256)  # tokens, of a word that may be long
 KEPT = 4096  # literals, tables of choices, and rooms of words
@@ -48,13 +48,20 @@ class Template:
 
     def texts(self, ids: Sequence[int], vocabulary: Vocabulary) -> list[str]:
         """What each piece says, once all positions are decided."""
-        return [piece if isinstance(piece, str) else slot_text(piece, ids, vocabulary) for piece in self.pieces]
+        return [
+            piece if isinstance(piece, str) else slot_text(piece, ids, vocabulary)
+            for piece in self.pieces
+        ]
 
 
 def slot_text(slot: Slot, ids: Sequence[int], vocabulary: Vocabulary) -> str:
-    inside = [token for token in ids[slot.first : slot.first + slot.room] if token != vocabulary.pad]
+    inside = [
+        token for token in ids[slot.first : slot.first + slot.room] if token != vocabulary.pad
+    ]
     if isinstance(slot, ChoiceSlot):
-        row = np.flatnonzero((slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1))[0]
+        row = np.flatnonzero(
+            (slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1)
+        )[0]
         return slot.texts[int(row)]
     return vocabulary.text(inside)
 
@@ -67,7 +74,9 @@ class TemplateBuilder:
         self._literals: LruCache[str, list[int]] = LruCache(KEPT)
         self._choices: LruCache[int, tuple[EnumNode, Any]] = LruCache(KEPT)
         self._rooms: LruCache[Any, tuple[int, ...]] = LruCache(KEPT)
-        self.refusals: LruCache[bytes, tuple[str, str]] = LruCache(REFUSED)  # schemas that are too large: why, and where
+        self.refusals: LruCache[bytes, tuple[str, str]] = LruCache(
+            REFUSED
+        )  # schemas that are too large: why, and where
 
     def literal(self, text: str) -> list[int]:
         """The tokens of a literal."""
@@ -101,12 +110,18 @@ class TemplateBuilder:
             for text in node.texts:
                 still_time()
                 plain = node.spelling == "plain"
-                ids = self.vocabulary.encode(text) if plain else slot_ids(self.vocabulary.encode, text)
+                ids = (
+                    self.vocabulary.encode(text)
+                    if plain
+                    else slot_ids(self.vocabulary.encode, text)
+                )
                 rows.append([*ids, *end])
             table = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad, dtype=np.int64)
             for row, ids in zip(table, rows, strict=True):
                 row[: len(ids)] = ids
-            kept = self._choices.put(id(node), (node, table))  # the node is kept, lest its id is given to another
+            kept = self._choices.put(
+                id(node), (node, table)
+            )  # the node is kept, lest its id is given to another
         return kept[1]
 
     def words(self, node: RegularNode, room: int | None) -> TokenDfa:
@@ -139,12 +154,23 @@ class TemplateBuilder:
 
     def _respelled(self, spelled: bytes, automaton: TokenDfa) -> list[int]:
         """As few tokens as spell it, of those that the automaton knows; none where they cannot."""
-        known = {word: token for token in automaton.ids.tolist() if (word := self.vocabulary.spell(token))}
+        known = {
+            word: token
+            for token in automaton.ids.tolist()
+            if (word := self.vocabulary.spell(token))
+        }
         longest = max(map(len, known), default=0)
         ways: list[list[int] | None] = [[]]
         for end in range(1, len(spelled) + 1):
-            before = ((start, known.get(spelled[start:end])) for start in range(max(0, end - longest), end))
-            found = [[*way, token] for start, token in before if token is not None and (way := ways[start]) is not None]
+            before = (
+                (start, known.get(spelled[start:end]))
+                for start in range(max(0, end - longest), end)
+            )
+            found = [
+                [*way, token]
+                for start, token in before
+                if token is not None and (way := ways[start]) is not None
+            ]
             ways.append(min(found, key=len, default=None))
         return ways[-1] or []
 
@@ -153,14 +179,19 @@ class TemplateBuilder:
         total = 1
         for piece in walk.pieces:
             still_time()
-            total += len(self.literal(piece)) if isinstance(piece, str) else self.rooms(piece.node)[0]
+            total += (
+                len(self.literal(piece)) if isinstance(piece, str) else self.rooms(piece.node)[0]
+            )
         return total
 
     def affordable(self, walk: Expansion, budget: int) -> bool:
         """Whether the walk fits the budget, and everything in it can be worked out."""
         try:
             return self.count(walk) <= budget
-        except (LanguageError, UnsupportedSchemaError):  # too large an automaton, or no tokens for it
+        except (
+            LanguageError,
+            UnsupportedSchemaError,
+        ):  # too large an automaton, or no tokens for it
             return False
 
     def lay_out(self, pieces: Sequence[str | SlotRef], rooms: Rooms, end: bool = True) -> Template:
@@ -179,7 +210,9 @@ class TemplateBuilder:
         last = pieces[-1].node if pieces and isinstance(pieces[-1], SlotRef) else None
         end &= not (isinstance(last, EnumNode) and last.ends)
         constraint = SlotsConstraint(slots, self.mask_id, _groups(pieces, made))
-        return Template((*ids, *([self.end_id] if end else ())), constraint, tuple(made), tuple(pieces))
+        return Template(
+            (*ids, *([self.end_id] if end else ())), constraint, tuple(made), tuple(pieces)
+        )
 
     def _slot(self, place: SlotRef, first: int, room: int | None) -> Slot:
         node, path = place.node, place.path
@@ -200,8 +233,11 @@ class TemplateBuilder:
             BudgetError: it names how many tokens are needed.
         """
         if (needed := self.count(walk)) > budget:
-            raise BudgetError(f"the shortest value takes {needed} tokens, and there is room for {budget}; raise "
-                              f"max_tokens to at least {needed}, or ask for a shorter one", needed)
+            raise BudgetError(
+                f"the shortest value takes {needed} tokens, and there is room for {budget}; raise "
+                f"max_tokens to at least {needed}, or ask for a shorter one",
+                needed,
+            )
 
 
 def _groups(pieces: Sequence[str | SlotRef], made: Sequence[str | Slot]) -> list[Distinct]:

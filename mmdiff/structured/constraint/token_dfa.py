@@ -19,8 +19,8 @@ import numpy as np
 
 from mmdiff.config import TokenIds
 from mmdiff.errors import MMDiffError
-from mmdiff.structured.schema.errors import UnsupportedSchemaError
 from mmdiff.structured.regular.lru_cache import LruCache
+from mmdiff.structured.schema.errors import UnsupportedSchemaError
 
 BIG = 2048  # tokens of a class whose best is sought in whole rows instead of among its members
 KEPT = 64  # automata per vocabulary
@@ -131,8 +131,15 @@ class TokenDfa:
         classes = np.repeat(np.arange(len(self.next_CS)), np.diff(self.offsets))[kept]
         left, sizes = np.unique(classes, return_counts=True)
         offsets = np.concatenate(([0], np.cumsum(sizes)))
-        return TokenDfa(self.next_CS[left], self.accepts_S, self.start, self.ids[kept], offsets, self.vocab_size,
-                              self.pad)
+        return TokenDfa(
+            self.next_CS[left],
+            self.accepts_S,
+            self.start,
+            self.ids[kept],
+            offsets,
+            self.vocab_size,
+            self.pad,
+        )
 
     @cached_property
     def big(self) -> list[tuple[int, Array]]:
@@ -145,8 +152,12 @@ class TokenDfa:
         """The other classes, their tokens, and where those of each begin."""
         sizes = np.diff(self.offsets)
         here = np.flatnonzero((sizes <= BIG) & (sizes > 0))
-        ids = [self.ids[self.offsets[c]:self.offsets[c + 1]] for c in here]
-        starts = np.concatenate(([0], np.cumsum(sizes[here])[:-1])) if len(here) else np.zeros(0, dtype=int)
+        ids = [self.ids[self.offsets[c] : self.offsets[c + 1]] for c in here]
+        starts = (
+            np.concatenate(([0], np.cumsum(sizes[here])[:-1]))
+            if len(here)
+            else np.zeros(0, dtype=int)
+        )
         return here, np.concatenate(ids) if ids else np.zeros(0, dtype=int), starts
 
     def accepts(self, classes: Sequence[int]) -> bool:
@@ -157,7 +168,7 @@ class TokenDfa:
         return state >= 0 and bool(self.accepts_S[state])
 
     def members(self, chosen: int) -> Array:
-        return self.ids[self.offsets[chosen]:self.offsets[chosen + 1]]
+        return self.ids[self.offsets[chosen] : self.offsets[chosen + 1]]
 
     @cached_property
     def least(self) -> int:
@@ -170,7 +181,9 @@ class TokenDfa:
             here_S[reached[reached >= 0]] = True
             here_S &= ~seen_S
             if not here_S.any():
-                raise UnsupportedSchemaError("the model's tokenizer cannot spell any text that fits")
+                raise UnsupportedSchemaError(
+                    "the model's tokenizer cannot spell any text that fits"
+                )
             seen_S |= here_S
             count += 1
         return count
@@ -199,8 +212,17 @@ class Vocabulary:
         plan = json.loads(tokenizer.backend_tokenizer.to_str())
         spell, swallows = _speller(plan)
         added = {token["id"] for token in plan.get("added_tokens", ())}
-        never = {*added, *tokens.never, tokens.mask, tokens.eos, tokens.eot, tokens.bos, tokens.pad, tokens.image,
-                 tokens.audio}
+        never = {
+            *added,
+            *tokens.never,
+            tokens.mask,
+            tokens.eos,
+            tokens.eot,
+            tokens.bos,
+            tokens.pad,
+            tokens.image,
+            tokens.audio,
+        }
         spelled: list[bytes | None] = [None] * (size or 1 + max(tokenizer.get_vocab().values()))
         for token, number in tokenizer.get_vocab().items():
             if number not in never and number < len(spelled):
@@ -246,12 +268,19 @@ class Vocabulary:
             joined = np.full((len(every), len(next_SB) + 1), -1, dtype=np.int32)
             joined[np.searchsorted(every, ids), :-1] = rows_TS
             joined[np.searchsorted(every, first_ids), -1] = first_T1[:, 0]
-            ids, rows_TS, accepts_S, start = every, joined, np.append(accepts_S, accepts_S[0]), len(next_SB)
+            ids, rows_TS, accepts_S, start = (
+                every,
+                joined,
+                np.append(accepts_S, accepts_S[0]),
+                len(next_SB),
+            )
         states = rows_TS.shape[1]
         padded = np.full((len(ids) + 1, states + 1), -1, dtype=np.int32)
         padded[:-1, :-1] = rows_TS
         padded[-1, np.append(accepts_S, True)] = states  # PAD, from acceptance or from PAD
-        return _classes(np.append(ids, self.pad), padded, np.append(accepts_S, True), start, self.size, self.pad)
+        return _classes(
+            np.append(ids, self.pad), padded, np.append(accepts_S, True), start, self.size, self.pad
+        )
 
     @property
     def size(self) -> int:
@@ -260,7 +289,9 @@ class Vocabulary:
     @cached_property
     def characters(self) -> tuple[Array, Array]:
         """At least and at most how many characters each token begins, inside a JSON string."""
-        most = np.array([sum(not 0x80 <= byte < 0xC0 for byte in word or b"") for word in self.spelled])
+        most = np.array(
+            [sum(not 0x80 <= byte < 0xC0 for byte in word or b"") for word in self.spelled]
+        )
         escapes = np.array([(word or b"").count(b"\\") for word in self.spelled])
         pad = (0, self.size - len(self.spelled))
         return np.pad(most - escapes, pad), np.pad(most, pad)
@@ -275,7 +306,9 @@ class Vocabulary:
         """The tokens that lead on from any of the states, and where from each (T, S)."""
         found: list[tuple[Array, Array]] = []
         rows, alive = states[None].astype(np.int32), np.zeros(1, dtype=np.int64)  # the root
-        wide = np.vstack((next_SB, np.full((1, 256), -1))).astype(np.int32)  # a dead state goes nowhere
+        wide = np.vstack((next_SB, np.full((1, 256), -1))).astype(
+            np.int32
+        )  # a dead state goes nowhere
         for parents, symbols, token_nodes, tokens in trie.levels:
             place = np.full(parents.max() + 1, -1, dtype=np.int64)
             place[alive[alive <= parents.max()]] = np.flatnonzero(alive <= parents.max())
@@ -317,8 +350,12 @@ class _Trie:
                 if len(word) == depth:
                     token_nodes.append(node)
                     tokens.append(number)
-            self.levels.append(tuple(np.array(each, dtype=np.int64)
-                                     for each in (parents, symbols, token_nodes, tokens)))
+            self.levels.append(
+                tuple(
+                    np.array(each, dtype=np.int64)
+                    for each in (parents, symbols, token_nodes, tokens)
+                )
+            )
             words = [pair for pair in words if len(pair[0]) > depth]
             before, depth = here, depth + 1
 
@@ -347,10 +384,17 @@ def _speller(plan: dict[str, Any]) -> tuple[Callable[[str], bytes | None], bool]
     model = plan["model"]["type"]
     if "ByteLevel" in kinds:
         table = _byte_letters()
-        return lambda token: bytes(table[letter] for letter in token) if table.keys() >= set(token) else None, False
+        return (
+            lambda token: (
+                bytes(table[letter] for letter in token) if table.keys() >= set(token) else None
+            ),
+            False,
+        )
     if model == "WordPiece":
         prefix = plan["model"].get("continuing_subword_prefix", "##")
-        return lambda token: (token[len(prefix):] if token.startswith(prefix) else f" {token}").encode(), True
+        return lambda token: (
+            token[len(prefix) :] if token.startswith(prefix) else f" {token}"
+        ).encode(), True
     if "Metaspace" in kinds or "ByteFallback" in kinds or "Replace" in kinds:
         strips = "Metaspace" in kinds or "Strip" in kinds
 
@@ -359,12 +403,17 @@ def _speller(plan: dict[str, Any]) -> tuple[Callable[[str], bytes | None], bool]
             return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
 
         return spell, strips
-    raise MMDiffError(f"the tokenizer's decoder {sorted(map(str, kinds))} is not known; structured output needs "
-                      "byte-level BPE, SentencePiece or WordPiece")
+    raise MMDiffError(
+        f"the tokenizer's decoder {sorted(map(str, kinds))} is not known; structured output needs "
+        "byte-level BPE, SentencePiece or WordPiece"
+    )
 
 
 def _byte_letters() -> dict[str, int]:
     """The letter that stands for each byte in byte-level BPE (GPT-2): itself where it is printable."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
-    return {**{chr(byte): byte for byte in printable}, **{chr(256 + number): byte for number, byte in enumerate(rest)}}
+    return {
+        **{chr(byte): byte for byte in printable},
+        **{chr(256 + number): byte for number, byte in enumerate(rest)},
+    }

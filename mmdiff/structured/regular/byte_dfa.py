@@ -16,18 +16,33 @@ import cachetools
 import numpy as np
 import numpy.typing as npt
 
-from mmdiff.structured.regular.compile_limits import CompileLimits, LanguageError, LanguageSizeError, bounded
+from mmdiff.structured.regular.compile_limits import (
+    CompileLimits,
+    LanguageError,
+    LanguageSizeError,
+    bounded,
+)
 from mmdiff.structured.regular.derivatives import automaton
 from mmdiff.structured.regular.language import Language, Ranges, chars, intersect, repeat
 
 Spelling: TypeAlias = Literal["json", "plain"]
-_Steps: TypeAlias = tuple[tuple[int, int], ...]  # the first and last byte at each place of a character
+_Steps: TypeAlias = tuple[
+    tuple[int, int], ...
+]  # the first and last byte at each place of a character
 _Tails: TypeAlias = tuple[tuple[_Steps, int], ...]  # what may still come, and the state behind it
 
 STATES = 40_000  # of bytes
 _ROUNDS = 64
 _MERGED = 8000  # the states up to which merging is worth its time
-_ESCAPES = {0x22: b'\\"', 0x5C: b"\\\\", 0x0A: b"\\n", 0x09: b"\\t", 0x0D: b"\\r", 0x08: b"\\b", 0x0C: b"\\f"}
+_ESCAPES = {
+    0x22: b'\\"',
+    0x5C: b"\\\\",
+    0x0A: b"\\n",
+    0x09: b"\\t",
+    0x0D: b"\\r",
+    0x08: b"\\b",
+    0x0C: b"\\f",
+}
 _SPELLABLE = repeat(chars([(0x08, 0x0A), (0x0C, 0x0D), (0x20, 0x10FFFF)]))
 # Code points whose UTF-8 has one length and, but for the ends, all continuation bytes (RFC 3629).
 _LENGTHS = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, 0x10FFFF))
@@ -53,11 +68,14 @@ class ByteDfa(NamedTuple):
 
 
 _cache: cachetools.LRUCache[tuple[Language, Spelling], ByteDfa] = cachetools.LRUCache(
-    1 << 27, getsizeof=lambda each: each.next_SB.nbytes)
+    1 << 27, getsizeof=lambda each: each.next_SB.nbytes
+)
 _lock = threading.Lock()
 
 
-def byte_dfa_of(language: Language, spelling: Spelling, deadline: CompileLimits | None = None) -> ByteDfa:
+def byte_dfa_of(
+    language: Language, spelling: Spelling, deadline: CompileLimits | None = None
+) -> ByteDfa:
     r"""The automaton of a language's texts in bytes. The arrays are shared and cannot be written to.
 
     "json": as within a JSON string without its quotes, where \" \\ \n \t \r \b \f are the only escapes, spelled so, and
@@ -85,10 +103,13 @@ def _build(language: Language, spelling: Spelling, deadline: CompileLimits) -> B
     table = _Table(len(machine.edges))
     for number, ways in enumerate(machine.edges):
         deadline.step()
-        table.fill(number, ((steps, target) for ranges, target in ways for steps in _spelled(ranges, spelling)))
+        table.fill(
+            number,
+            ((steps, target) for ranges, target in ways for steps in _spelled(ranges, spelling)),
+        )
     accepts_S = np.zeros(table.size, np.bool_)
     accepts_S[list(machine.accepts)] = True
-    found = _smaller(table.next_SB[:table.size], accepts_S, deadline)
+    found = _smaller(table.next_SB[: table.size], accepts_S, deadline)
     for array in found:
         array.setflags(write=False)
     return found
@@ -108,18 +129,20 @@ class _Table:
         waiting: dict[tuple[int, int], list[tuple[_Steps, int]]] = {}
         for steps, target in tails:
             if len(steps) == 1:
-                self.next_SB[number, steps[0][0]:steps[0][1] + 1] = target
+                self.next_SB[number, steps[0][0] : steps[0][1] + 1] = target
             else:
                 waiting.setdefault(steps[0], []).append((steps[1:], target))
         for (low, high), behind in waiting.items():
-            self.next_SB[number, low:high + 1] = self._state(tuple(behind))
+            self.next_SB[number, low : high + 1] = self._state(tuple(behind))
 
     def _state(self, tails: _Tails) -> int:
         if tails not in self.within:
             number = self.within[tails] = self.size
             self.size += 1
             if self.size > STATES:
-                raise LanguageSizeError(f"the language is too large: more than {STATES} states of bytes")
+                raise LanguageSizeError(
+                    f"the language is too large: more than {STATES} states of bytes"
+                )
             if self.size > len(self.next_SB):
                 self.next_SB = np.concatenate([self.next_SB, np.full_like(self.next_SB, -1)])
             self.fill(number, tails)
@@ -131,7 +154,9 @@ def _spelled(ranges: Ranges, spelling: Spelling) -> tuple[_Steps, ...]:
     """The bytes of the code points in the ranges, as walks whose every choice is free of the others."""
     found: list[_Steps] = []
     for low, high in ranges:
-        for code in [code for code in sorted(_ESCAPES) if low <= code <= high] if spelling == "json" else ():
+        for code in (
+            [code for code in sorted(_ESCAPES) if low <= code <= high] if spelling == "json" else ()
+        ):
             found += (*_utf8(low, code - 1), tuple((byte, byte) for byte in _ESCAPES[code]))
             low = code + 1
         found += _utf8(low, high)
@@ -161,7 +186,9 @@ def _split(low: int, high: int, continuations: int) -> Iterator[_Steps]:
     yield tuple(zip(chr(low).encode(), chr(high).encode(), strict=True))
 
 
-def _smaller(next_SB: npt.NDArray[np.int32], accepts_S: npt.NDArray[np.bool_], deadline: CompileLimits) -> ByteDfa:
+def _smaller(
+    next_SB: npt.NDArray[np.int32], accepts_S: npt.NDArray[np.bool_], deadline: CompileLimits
+) -> ByteDfa:
     """The same language with fewer states, where a few rounds show which can be merged."""
     if len(accepts_S) > _MERGED:
         return ByteDfa(next_SB, accepts_S)
@@ -170,7 +197,9 @@ def _smaller(next_SB: npt.NDArray[np.int32], accepts_S: npt.NDArray[np.bool_], d
     for _ in range(_ROUNDS):
         deadline.check()
         behind_SK = np.append(labels_S, np.int32(-1))[columns_SK]
-        kinds = np.unique(np.column_stack([labels_S, behind_SK]), axis=0, return_index=True, return_inverse=True)
+        kinds = np.unique(
+            np.column_stack([labels_S, behind_SK]), axis=0, return_index=True, return_inverse=True
+        )
         if len(kinds[1]) == count:
             break
         count, labels_S = len(kinds[1]), kinds[2].reshape(-1).astype(np.int32)

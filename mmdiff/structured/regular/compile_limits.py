@@ -32,7 +32,9 @@ class CompileLimits:
         if (pause := _pause.get()) is not None:
             pause()
         if time.thread_time() > self._end:  # others may be using the processor
-            raise LanguageSizeError(f"the language is too large: not worked out after {self.seconds:g} seconds")
+            raise LanguageSizeError(
+                f"the language is too large: not worked out after {self.seconds:g} seconds"
+            )
 
     def step(self, trees: int = 0, work: int = 1) -> None:
         """Counts work done and the trees that it made; looks at the clock now and then."""
@@ -50,9 +52,13 @@ class CompileLimits:
             raise LanguageSizeError(f"the language is too large: more than {self.states} states")
 
 
-_running: contextvars.ContextVar[CompileLimits | None] = contextvars.ContextVar("deadline of the work at hand", default=None)
+_running: contextvars.ContextVar[CompileLimits | None] = contextvars.ContextVar(
+    "deadline of the work at hand", default=None
+)
 
-_pause: contextvars.ContextVar[Callable[[], None] | None] = contextvars.ContextVar("pause", default=None)
+_pause: contextvars.ContextVar[Callable[[], None] | None] = contextvars.ContextVar(
+    "pause", default=None
+)
 
 
 @contextlib.contextmanager

@@ -31,8 +31,14 @@ from mmdiff.structured.regular.language import (
     union,
 )
 
-_COUNTED = [*(chars([(digit, digit)]) for digit in range(0x30, 0x3A)), POINT]  # what a multiple tells apart
-_NICE = [*map(ord, "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"), *range(0x20, 0x7F)]
+_COUNTED = [
+    *(chars([(digit, digit)]) for digit in range(0x30, 0x3A)),
+    POINT,
+]  # what a multiple tells apart
+_NICE = [
+    *map(ord, "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+    *range(0x20, 0x7F),
+]
 
 
 class _Derivatives:
@@ -117,7 +123,11 @@ class _Derivatives:
             divisor, remainder = one.parts
             if letter == 0x2E:
                 return one
-            return multiples(divisor, remainder * 10 + letter - 0x30) if 0x30 <= letter <= 0x39 else NOTHING
+            return (
+                multiples(divisor, remainder * 10 + letter - 0x30)
+                if 0x30 <= letter <= 0x39
+                else NOTHING
+            )
         known = self.memo.get((one, letter))
         if known is None:
             self.deadline.step()
@@ -196,9 +206,16 @@ def automaton(language: Language, deadline: CompileLimits | None = None) -> Char
             return CharDfa((), frozenset())
         new = {number: position for position, number in enumerate(sorted(alive))}
         return CharDfa(
-            tuple(tuple((ranges_of(chars(itertools.chain.from_iterable(ranges))), new[target])
-                        for target, ranges in edges[number].items() if target in new) for number in new),
-            frozenset(new[number] for number in alive if states[number].nullable))
+            tuple(
+                tuple(
+                    (ranges_of(chars(itertools.chain.from_iterable(ranges))), new[target])
+                    for target, ranges in edges[number].items()
+                    if target in new
+                )
+                for number in new
+            ),
+            frozenset(new[number] for number in alive if states[number].nullable),
+        )
 
 
 def shortest(language: Language, deadline: CompileLimits | None = None) -> str | None:
@@ -238,11 +255,17 @@ def matches(language: Language, text: str, deadline: CompileLimits | None = None
     with bounded(deadline) as deadline:
         derivatives = _Derivatives(language, deadline)
         for letter in text:
-            language = NOTHING if 0xD800 <= ord(letter) <= 0xDFFF else derivatives.derive(language, ord(letter))
+            language = (
+                NOTHING
+                if 0xD800 <= ord(letter) <= 0xDFFF
+                else derivatives.derive(language, ord(letter))
+            )
         return language.nullable
 
 
-def sample(language: Language, rng: random.Random, most: int, deadline: CompileLimits | None = None) -> str:
+def sample(
+    language: Language, rng: random.Random, most: int, deadline: CompileLimits | None = None
+) -> str:
     """A random text; once it has `most` characters, or is near, it heads for the nearest end.
 
     Raises:
@@ -257,7 +280,10 @@ def walk(machine: CharDfa, rng: random.Random, most: int) -> str:
         raise LanguageError("the language is empty: it has no text to draw")
     left = _distances(machine)
     state, letters = 0, list[str]()
-    while not (state in machine.accepts and (not machine.edges[state] or rng.random() < 0.1 or len(letters) >= most)):
+    while not (
+        state in machine.accepts
+        and (not machine.edges[state] or rng.random() < 0.1 or len(letters) >= most)
+    ):
         ways = [way for way in machine.edges[state] if left[way[1]] < most - len(letters)]
         nearest = min(machine.edges[state], key=lambda way: left[way[1]])
         ranges, state = rng.choice(ways) if ways else nearest

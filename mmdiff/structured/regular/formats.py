@@ -36,7 +36,9 @@ _TEMPLATE = rf"(?:[A-Za-z0-9._~:/?#@!$&()*+,;=-]|%[0-9A-F]{{2}}|\{{[+#./;?&]?{_V
 _POINTER = r"(?:/(?:[^/~]|~[01])*)*"
 # jsonschema takes any 0 before another digit for a leading one.
 _RELATIVE = rf"(?:0|[1-9]{{1,3}}0?)(?:#|{_POINTER})"
-_ATOM = r"(?:[A-Za-z0-9 _@,:/-]|\.|\\[dwsDWS.+*?()|^$/]|\[\^?(?:[A-Za-z0-9_]|a-z|A-Z|0-9|\\[dws])+\])"
+_ATOM = (
+    r"(?:[A-Za-z0-9 _@,:/-]|\.|\\[dwsDWS.+*?()|^$/]|\[\^?(?:[A-Za-z0-9_]|a-z|A-Z|0-9|\\[dws])+\])"
+)
 _COUNTED = r"(?:[*+?]\??|\{\d(?:,(?:1\d)?)?\})?"
 _GROUP = rf"(?:{_ATOM}|\((?:\?:)?(?:{_ATOM}{_COUNTED})+(?:\|(?:{_ATOM}{_COUNTED})+)*\))"
 _REGEX = rf"\^?(?:{_GROUP}{_COUNTED})+\$?"
@@ -48,8 +50,10 @@ def _whole(source: str) -> Callable[[], Language]:
 
 @functools.cache
 def _date() -> Language:
-    days = compile_regex(r"^(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
-                   r"|02-(?:0[1-9]|1\d|2[0-8]))$")
+    days = compile_regex(
+        r"^(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
+        r"|02-(?:0[1-9]|1\d|2[0-8]))$"
+    )
     fours = r"(?:0[48]|[2468][048]|[13579][26])"
     leap = compile_regex(rf"^(?:\d\d{fours}|(?:{fours})00)-02-29$")
     years = compile_regex(r"^(?:\d{3}[1-9]|\d{2}[1-9]0|\d[1-9]00|[1-9]000)-$")
@@ -69,13 +73,18 @@ def _ipv6() -> Language:
     forms = [cat(repeat(first, 7, 7), group)]
     for before in range(7):
         start = literal(":") if not before else repeat(first, before, before)
-        end = literal(":") if before == 6 else union(literal(":"), cat(more, repeat(more, 0, 5 - before)))
+        end = (
+            literal(":")
+            if before == 6
+            else union(literal(":"), cat(more, repeat(more, 0, 5 - before)))
+        )
         forms.append(cat(start, end))
     return union(*forms)
 
 
 def _uri(wide: str, relative: bool) -> Callable[[], Language]:
     """RFC 3986, or with the letters `wide` RFC 3987: a scheme and more, and where `relative` also paths alone."""
+
     @functools.cache
     def made() -> Language:
         free = rf"[A-Za-z0-9._~!$&'()*+,;=@{wide}-]|%[0-9A-F]{{2}}"
@@ -86,6 +95,7 @@ def _uri(wide: str, relative: bool) -> Callable[[], Language]:
         if relative:
             source = f"(?:{source}|(?:{free})+{path}|/(?:{each}+{path})?|(?=[?#]))"
         return compile_regex(f"^{source}{behind}$")
+
     return made
 
 
@@ -114,9 +124,14 @@ FORMATS: dict[str, Callable[[], Language]] = {
     "relative-json-pointer": _whole(_RELATIVE),
     "regex": _whole(_REGEX),
     # Those of pydantic's, of which validators know nothing. A network or an interface may be a lone address.
-    "ipvanyaddress": _ANY_IP, "ipvanyinterface": _ANY_IP, "ipvanynetwork": _ANY_IP,
-    "ipv4interface": _whole(rf"{_OCTET}(?:\.{_OCTET}){{3}}"), "ipv4network": _whole(rf"{_OCTET}(?:\.{_OCTET}){{3}}"),
-    "ipv6interface": _ipv6, "ipv6network": _ipv6,
+    "ipvanyaddress": _ANY_IP,
+    "ipvanyinterface": _ANY_IP,
+    "ipvanynetwork": _ANY_IP,
+    "ipv4interface": _whole(rf"{_OCTET}(?:\.{_OCTET}){{3}}"),
+    "ipv4network": _whole(rf"{_OCTET}(?:\.{_OCTET}){{3}}"),
+    "ipv6interface": _ipv6,
+    "ipv6network": _ipv6,
     **{f"uuid{version}": _whole(_VERSION.format(version=version)) for version in range(1, 9)},
-    "base64": _whole("(?:[A-Za-z0-9+/]{4})*"), "base64url": _whole("(?:[A-Za-z0-9_-]{4})*"),
+    "base64": _whole("(?:[A-Za-z0-9+/]{4})*"),
+    "base64url": _whole("(?:[A-Za-z0-9_-]{4})*"),
 }

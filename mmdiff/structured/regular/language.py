@@ -66,7 +66,12 @@ def _make(kind: str, parts: tuple[Any, ...], nullable: bool, letters: Language |
         known = _interned.get(key)
         if known is None:
             known = Language()
-            known.kind, known.parts, known.nullable, known.serial = kind, parts, nullable, next(_serials)
+            known.kind, known.parts, known.nullable, known.serial = (
+                kind,
+                parts,
+                nullable,
+                next(_serials),
+            )
             known.letters = known if letters is None else letters
             _interned[key] = known
     return known
@@ -80,7 +85,10 @@ def chars(ranges: Iterable[tuple[int, int]]) -> Language:
     """The texts of one code point from the ranges (both ends inside); surrogates are left out."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
-        for left, right in ((max(low, 0), min(high, 0xD7FF)), (max(low, 0xE000), min(high, 0x10FFFF))):
+        for left, right in (
+            (max(low, 0), min(high, 0xD7FF)),
+            (max(low, 0xE000), min(high, 0x10FFFF)),
+        ):
             if left > right:
                 continue
             if merged and left <= merged[-1][1] + 1:
@@ -104,7 +112,12 @@ def _either(one: Language, other: Language) -> Language:
 @functools.lru_cache(maxsize=1 << 14)
 def both(one: Language, other: Language) -> Language:
     """The code points that are in both sets."""
-    return chars((max(a, c), min(b, d)) for a, b in ranges_of(one) for c, d in ranges_of(other) if a <= d and c <= b)
+    return chars(
+        (max(a, c), min(b, d))
+        for a, b in ranges_of(one)
+        for c, d in ranges_of(other)
+        if a <= d and c <= b
+    )
 
 
 def _within(one: Language, other: Language) -> bool:
@@ -127,11 +140,20 @@ def cat(*parts: Language) -> Language:
             continue
         if tail is EMPTY:
             tail = part
-        elif part.kind == "repeat" and part.parts[1:] == (0, None) and part in (tail, *tail.parts[:1]) \
-                and (tail is part or tail.kind == "cat"):
+        elif (
+            part.kind == "repeat"
+            and part.parts[1:] == (0, None)
+            and part in (tail, *tail.parts[:1])
+            and (tail is part or tail.kind == "cat")
+        ):
             pass  # x* x* = x*
         else:
-            tail = _make("cat", (part, tail), part.nullable and tail.nullable, _either(part.letters, tail.letters))
+            tail = _make(
+                "cat",
+                (part, tail),
+                part.nullable and tail.nullable,
+                _either(part.letters, tail.letters),
+            )
     return tail
 
 
@@ -180,19 +202,25 @@ def union(*parts: Language) -> Language:
             with bounded(None):
                 flat[cat(head, union(*(each.parts[1] for each in several)))] = None
     for star in [each for each in flat if _star(each)]:
-        flat = {each: None for each in flat if each is star or not _within(each.letters, star.parts[0])}
+        flat = {
+            each: None for each in flat if each is star or not _within(each.letters, star.parts[0])
+        }
     if EMPTY in flat and any(each.nullable for each in flat if each is not EMPTY):
         del flat[EMPTY]
     if len(flat) < 2:
         return next(iter(flat), NOTHING)
     ordered = tuple(sorted(flat, key=_serial))
     nullable = any(each.nullable for each in ordered)
-    return _make("or", ordered, nullable, functools.reduce(_either, (each.letters for each in ordered)))
+    return _make(
+        "or", ordered, nullable, functools.reduce(_either, (each.letters for each in ordered))
+    )
 
 
 def intersect(*parts: Language) -> Language:
     """The texts that are in all parts."""
-    flat = {each: None for part in parts for each in (part.parts if part.kind == "and" else (part,))}
+    flat = {
+        each: None for part in parts for each in (part.parts if part.kind == "and" else (part,))
+    }
     flat.pop(EVERYTHING, None)
     if not flat:
         return EVERYTHING
@@ -231,7 +259,9 @@ def multiples(divisor: int, remainder: int = 0) -> Language:
     """
     if divisor < 1:
         raise LanguageError(f"a multiple of {divisor} cannot be spelled")
-    return _make("mod", (divisor, remainder % divisor), remainder % divisor == 0, _either(DIGITS, POINT))
+    return _make(
+        "mod", (divisor, remainder % divisor), remainder % divisor == 0, _either(DIGITS, POINT)
+    )
 
 
 def literal(text: str) -> Language:
@@ -258,5 +288,7 @@ EVERY = chars([(0, 0x10FFFF)])
 EVERYTHING = complement(NOTHING)
 DIGITS = chars([(0x30, 0x39)])
 POINT = chars([(0x2E, 0x2E)])
-TEXT = chars([(0x09, 0x0A), (0x0D, 0x0D), (0x20, 0x7E), (0xA0, 0x10FFFF)])  # no control characters but three
+TEXT = chars(
+    [(0x09, 0x0A), (0x0D, 0x0D), (0x20, 0x7E), (0xA0, 0x10FFFF)]
+)  # no control characters but three
 ANY = repeat(TEXT)

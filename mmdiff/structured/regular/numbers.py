@@ -42,7 +42,15 @@ def integers(low: int | None = None, high: int | None = None, multiple: int = 1)
     for bound in (low, high):
         if bound is not None and abs(bound) >= 10**MOST_DIGITS:
             raise LanguageError(f"a bound has more than {MOST_DIGITS} digits")
-    far = 10 ** max(FREE_DIGITS, *(len(str(abs(bound))) + 1 for bound in (low, high) if bound is not None), 0) - 1
+    far = (
+        10
+        ** max(
+            FREE_DIGITS,
+            *(len(str(abs(bound))) + 1 for bound in (low, high) if bound is not None),
+            0,
+        )
+        - 1
+    )
     low, high = -far if low is None else low, far if high is None else high
     found = []
     for sign, least, most in (("", max(low, 0), high), ("-", max(-high, 1), -low)):
@@ -53,8 +61,13 @@ def integers(low: int | None = None, high: int | None = None, multiple: int = 1)
     return union(*found)
 
 
-def decimals(low: Decimal | None = None, high: Decimal | None = None, low_open: bool = False, high_open: bool = False,
-             digits: int = 6) -> Language:
+def decimals(
+    low: Decimal | None = None,
+    high: Decimal | None = None,
+    low_open: bool = False,
+    high_open: bool = False,
+    digits: int = 6,
+) -> Language:
     """The numbers from `low` to `high` (an open bound is not inside), integers among them.
 
     A fraction has at most `digits` digits or as many as a bound has; zeros may stand at its end. With a fraction a
@@ -77,21 +90,31 @@ def decimals(low: Decimal | None = None, high: Decimal | None = None, low_open: 
     far = Decimal(10 ** max(FREE_DIGITS, *(len(_split(bound)[0]) + 1 for bound in bounds), 0))
     zero = Decimal(0)
     found = []
-    for sign, least, most, above, below in (("", low, high, low_open, high_open),
-                                            ("-", _minus(high), _minus(low), high_open, low_open)):
+    for sign, least, most, above, below in (
+        ("", low, high, low_open, high_open),
+        ("-", _minus(high), _minus(low), high_open, low_open),
+    ):
         if most is None:
             most, below = far, True
         if least is None or least < 0 or (sign and least == 0):
             least, above = zero, bool(sign)
         if most < least or (most == least and (above or below)):
             continue
-        magnitudes = intersect(_at_least(least, above), _at_most(most, below), _shape(places, len(_split(most)[0])))
+        magnitudes = intersect(
+            _at_least(least, above), _at_most(most, below), _shape(places, len(_split(most)[0]))
+        )
         found.append(cat(literal(sign), magnitudes))
     return union(*found)
 
 
-def decimal_multiples(unit: int, places: int, low: Decimal | None = None, high: Decimal | None = None,
-                      low_open: bool = False, high_open: bool = False) -> Language:
+def decimal_multiples(
+    unit: int,
+    places: int,
+    low: Decimal | None = None,
+    high: Decimal | None = None,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> Language:
     """The decimals between bounds that are multiples of `unit` / 10 ** `places`, as `decimals` spells them.
 
     Raises:
@@ -113,7 +136,9 @@ def _minus(bound: Decimal | None) -> Decimal | None:
 def _tame(bound: Decimal, rounding: str) -> Decimal:
     """The bound, rounded inwards where its fraction is very fine."""
     if not bound.is_finite() or bound.adjusted() >= MOST_DIGITS:
-        raise LanguageError(f"a number cannot be bounded by {bound}: not finite, or more than {MOST_DIGITS} digits")
+        raise LanguageError(
+            f"a number cannot be bounded by {bound}: not finite, or more than {MOST_DIGITS} digits"
+        )
     context = Context(prec=MOST_DIGITS + _FINE + len(bound.as_tuple().digits), rounding=rounding)
     if bound.as_tuple().exponent < -_FINE:  # type: ignore[operator]  # an int, as the bound is finite
         bound = bound.quantize(Decimal(1).scaleb(-_FINE), context=context)
@@ -180,7 +205,9 @@ def _at_most(bound: Decimal, opened: bool) -> Language:
         lower = _digit(0, int(digit) - 1) if digit != "0" else NOTHING
         after = union(EMPTY, cat(literal(digit), after), cat(lower, repeat(DIGITS)))
     found = cat(literal(whole), _fraction(after))
-    return found if whole == "0" else union(found, cat(_between("0", str(int(whole) - 1)), _FRACTION))
+    return (
+        found if whole == "0" else union(found, cat(_between("0", str(int(whole) - 1)), _FRACTION))
+    )
 
 
 def _fraction(digits: Language) -> Language:
@@ -194,7 +221,10 @@ _FRACTION = _fraction(repeat(DIGITS))
 
 def _shape(places: int, size: int) -> Language:
     """Numbers of at most `size` digits before the point, not negative, and `places` behind it."""
-    zeros = intersect(cat(repeat(literal("0"), 0, places), repeat(DIGITS, 0, FREE_DIGITS)), repeat(DIGITS, 0, places))
+    zeros = intersect(
+        cat(repeat(literal("0"), 0, places), repeat(DIGITS, 0, FREE_DIGITS)),
+        repeat(DIGITS, 0, places),
+    )
     found = [cat(literal("0"), _fraction(zeros)), cat(_digit(1, 9), repeat(DIGITS, 0, size - 1))]
     for whole in range(1, min(FREE_DIGITS, size + 1)):
         room = min(places, FREE_DIGITS - whole)

@@ -43,8 +43,19 @@ _SPACE = ((0x09, 0x0D), (0x20, 0x20))
 _LETTER, _UPPER, _LOWER = ((0x41, 0x5A), (0x61, 0x7A)), ((0x41, 0x5A),), ((0x61, 0x7A),)
 _WIDE = ((0x80, 0x10FFFF),)  # where engines differ, for all but spaces
 # Python's spaces and ECMA's.
-_SPACES = (*_SPACE, (0x1C, 0x1F), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029),
-           (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF))
+_SPACES = (
+    *_SPACE,
+    (0x1C, 0x1F),
+    (0x85, 0x85),
+    (0xA0, 0xA0),
+    (0x1680, 0x1680),
+    (0x2000, 0x200A),
+    (0x2028, 0x2029),
+    (0x202F, 0x202F),
+    (0x205F, 0x205F),
+    (0x3000, 0x3000),
+    (0xFEFF, 0xFEFF),
+)
 # What is surely in the class, what may be.
 _CLASSES = {
     ops.CATEGORY_DIGIT: (_DIGIT, (*_DIGIT, *_WIDE)),
@@ -59,18 +70,33 @@ _NEGATED = {
 # Python does not parse \p{..}: a code point from a private plane stands for it.
 _PROPERTY = 0x10F000
 _PRIVATE = range(_PROPERTY, _PROPERTY + 16)
-_PROPERTIES = {"L": _LETTER, "Letter": _LETTER, "Alphabetic": _LETTER, "Lu": _UPPER, "Uppercase_Letter": _UPPER,
-               "Ll": _LOWER, "Lowercase_Letter": _LOWER, "N": _DIGIT, "Number": _DIGIT, "Nd": _DIGIT,
-               "Decimal_Number": _DIGIT}
+_PROPERTIES = {
+    "L": _LETTER,
+    "Letter": _LETTER,
+    "Alphabetic": _LETTER,
+    "Lu": _UPPER,
+    "Uppercase_Letter": _UPPER,
+    "Ll": _LOWER,
+    "Lowercase_Letter": _LOWER,
+    "N": _DIGIT,
+    "Number": _DIGIT,
+    "Nd": _DIGIT,
+    "Decimal_Number": _DIGIT,
+}
 _LINE_ENDS = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
 
-_TOKEN = re.compile(r"""
+_TOKEN = re.compile(
+    r"""
     \\(?:u\{[0-9a-fA-F]{1,6}\} | [pP]\{[^{}]*\} | u[0-9a-fA-F]{4} | x[0-9a-fA-F]{2} | .)
     | \(\?(?:<[=!] | <[A-Za-z_]\w*> | P<[A-Za-z_]\w*> | .?)
     | \{,
     | .
-    """, re.VERBOSE | re.DOTALL | re.ASCII)
-_ESCAPES = set("dDwWsSnrtfvbux0")  # of the letters and digits; ECMA reads any other as itself, Python does not
+    """,
+    re.VERBOSE | re.DOTALL | re.ASCII,
+)
+_ESCAPES = set(
+    "dDwWsSnrtfvbux0"
+)  # of the letters and digits; ECMA reads any other as itself, Python does not
 
 
 class _Rest(NamedTuple):
@@ -80,7 +106,9 @@ class _Rest(NamedTuple):
     later: Language
 
 
-def compile_regex(source: str, wide: bool = False, deadline: CompileLimits | None = None) -> Language:
+def compile_regex(
+    source: str, wide: bool = False, deadline: CompileLimits | None = None
+) -> Language:
     """The texts (of letters that `ANY` has) in which the expression is surely found.
 
     With `wide`, the texts in which some engine might find it: take the complement of this, not of the other.
@@ -89,7 +117,9 @@ def compile_regex(source: str, wide: bool = False, deadline: CompileLimits | Non
         LanguageError: the expression is malformed, or asks for what is refused.
     """
     if len(source) > LENGTH:
-        raise LanguageError(f"a pattern of {len(source)} characters is too long, at most {LENGTH} are read")
+        raise LanguageError(
+            f"a pattern of {len(source)} characters is too long, at most {LENGTH} are read"
+        )
     with bounded(deadline) as deadline:
         try:
             with warnings.catch_warnings():
@@ -109,16 +139,20 @@ def _guard(source: str) -> str:
     opened: int | None = None  # where the set around begins
     for match in _TOKEN.finditer(source):
         token = match[0]
-        behind = source[match.end():match.end() + 1]
+        behind = source[match.end() : match.end() + 1]
         if token[0] == "\\":
             token = _escape(token, opened is not None, behind, source)
         elif ord(token[0]) in _PRIVATE:
             raise LanguageError(f"the pattern {source!r} holds a private character")
         elif opened is not None:
-            if token == "]" and source[opened:match.start()] in ("[", "[^"):
-                raise LanguageError(f"the pattern {source!r} holds an empty set, which engines read differently")
+            if token == "]" and source[opened : match.start()] in ("[", "[^"):
+                raise LanguageError(
+                    f"the pattern {source!r} holds an empty set, which engines read differently"
+                )
             if token == behind == "-":
-                raise LanguageError(f"the pattern {source!r} holds -- in a set, which engines read differently")
+                raise LanguageError(
+                    f"the pattern {source!r} holds -- in a set, which engines read differently"
+                )
             if token == "]":
                 opened = None
             elif token[0] in "[&~|":  # some engines take them for sets in sets
@@ -145,17 +179,25 @@ def _escape(token: str, inside: bool, behind: str, source: str) -> str:
         name = token[3:-1].removeprefix("gc=").removeprefix("General_Category=")
         if kind == "p" and name in _PROPERTIES:
             return chr(_PROPERTY + list(_PROPERTIES).index(name))
-        raise LanguageError(f"the pattern {source!r} holds {token}, a property that is not supported")
+        raise LanguageError(
+            f"the pattern {source!r} holds {token}, a property that is not supported"
+        )
     if token.startswith("\\u{"):
         code = int(token[3:-1], 16)
         if code > 0x10FFFF or code in _PRIVATE:
             raise LanguageError(f"the pattern {source!r} holds {token}, which is not supported")
         return f"\\U{code:08x}"
     if kind in "123456789" or kind == "k":
-        raise LanguageError(f"the pattern {source!r} refers back to a group ({token}), which no regular language can")
+        raise LanguageError(
+            f"the pattern {source!r} refers back to a group ({token}), which no regular language can"
+        )
     if kind in "bB" and not inside:
-        raise LanguageError(f"the pattern {source!r} holds the word boundary {token}, which is not supported")
-    surrogate = not inside and re.match(r"\\u[dD][89a-fA-F]", token)  # a half of what ECMA may read as one
+        raise LanguageError(
+            f"the pattern {source!r} holds the word boundary {token}, which is not supported"
+        )
+    surrogate = not inside and re.match(
+        r"\\u[dD][89a-fA-F]", token
+    )  # a half of what ECMA may read as one
     if kind.isalnum() and kind not in _ESCAPES or surrogate or token == "\\0" and behind.isdigit():
         raise LanguageError(f"the pattern {source!r} holds {token}, which engines read differently")
     return "\\x00" if token == "\\0" else token
@@ -184,11 +226,15 @@ class _Reader:
             later = cat(plain, rest.later)
             if not plain.nullable or rest.start is rest.later:
                 return _Rest(later, later)
-            return _Rest(union(rest.start, cat(intersect(plain, complement(EMPTY)), rest.later)), later)
+            return _Rest(
+                union(rest.start, cat(intersect(plain, complement(EMPTY)), rest.later)), later
+            )
         if op is ops.AT:
             if value is ops.AT_BEGINNING:
                 return _Rest(rest.start, NOTHING)
-            end = union(EMPTY, literal("\n")) if wide else EMPTY  # Python's $ also stands before a last line end
+            end = (
+                union(EMPTY, literal("\n")) if wide else EMPTY
+            )  # Python's $ also stands before a last line end
             return _Rest(*(intersect(each, end) for each in rest))
         if op is ops.SUBPATTERN:
             return self.sequence(value[3], rest, wide)
@@ -199,14 +245,18 @@ class _Reader:
             return _Rest(*map(intersect, rest, self.sequence(value[1], _Rest(ANY, ANY), wide)))
         if op is ops.ASSERT_NOT:
             ahead = self.sequence(value[1], _Rest(ANY, ANY), not wide)
-            return _Rest(*(intersect(one, complement(other)) for one, other in zip(rest, ahead, strict=True)))
+            return _Rest(
+                *(intersect(one, complement(other)) for one, other in zip(rest, ahead, strict=True))
+            )
         return self.repeated(value, rest, wide)
 
     def repeated(self, value: tuple[int, Any, Sequence[_Node]], rest: _Rest, wide: bool) -> _Rest:
         """What a repetition of what is not plain, and then the rest, match."""
         low, high, part = value
         if high is ops.MAXREPEAT or high > UNROLL:
-            raise LanguageError("an anchor or a look-ahead stands inside a repetition, which is not supported")
+            raise LanguageError(
+                "an anchor or a look-ahead stands inside a repetition, which is not supported"
+            )
         found = rest if not low else _Rest(NOTHING, NOTHING)
         for number in range(1, high + 1):
             rest = self.sequence(part, rest, wide)  # now behind exactly so many
@@ -227,7 +277,11 @@ class _Reader:
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
             low, high, part = value
             inner = self.plains(part, wide)
-            return None if inner is None else repeat(inner, low, None if high is ops.MAXREPEAT else high)
+            return (
+                None
+                if inner is None
+                else repeat(inner, low, None if high is ops.MAXREPEAT else high)
+            )
         if op is ops.FAILURE:
             return NOTHING
         if op is ops.AT and value in (ops.AT_BEGINNING, ops.AT_END):

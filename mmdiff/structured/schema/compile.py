@@ -20,23 +20,64 @@ import jsonschema_rs
 from mmdiff.structured.regular import language as lang
 from mmdiff.structured.regular.compile_limits import CompileLimits, LanguageError, LanguageSizeError
 from mmdiff.structured.regular.derivatives import matches, shortest
-from mmdiff.structured.schema.errors import SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from mmdiff.structured.regular.formats import FORMATS
-from mmdiff.structured.regular.lru_cache import LruCache
 from mmdiff.structured.regular.language import Language
+from mmdiff.structured.regular.lru_cache import LruCache
 from mmdiff.structured.regular.numbers import decimal_multiples, decimals, integers
 from mmdiff.structured.regular.regex import compile_regex
-from mmdiff.structured.schema.normalize import ABOUT, Plain, Schemas, all_of, kind_of, may_match, same
+from mmdiff.structured.schema.errors import (
+    SchemaTooLargeError,
+    UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
+)
+from mmdiff.structured.schema.normalize import (
+    ABOUT,
+    Plain,
+    Schemas,
+    all_of,
+    kind_of,
+    may_match,
+    same,
+)
 from mmdiff.structured.schema.serialize import dumps, identity, pointer
-from mmdiff.structured.schema.structure import NOWHERE, ArrayNode, EnumNode, UnionNode, Member, ObjectNode, Ref, ConcatNode, LiteralNode, Tree, RegularNode
+from mmdiff.structured.schema.structure import (
+    NOWHERE,
+    ArrayNode,
+    ConcatNode,
+    EnumNode,
+    LiteralNode,
+    Member,
+    ObjectNode,
+    Ref,
+    RegularNode,
+    Tree,
+    UnionNode,
+)
 
 FEW = 100  # numbers in a range that are told one by one
-PLACES, UNIT = 9, 2000  # decimal places of `multipleOf`, and its digits as a number, up to which it is a language
+PLACES, UNIT = (
+    9,
+    2000,
+)  # decimal places of `multipleOf`, and its digits as a number, up to which it is a language
 COUNTED = 24  # characters up to which a string's length is part of its language
 NODES = 50_000
 ITEMS = 64  # of an array or entries of a map that says no number
-ANNOTATIONS = {"title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly",
-               "writeOnly", "$schema", "definitions", "$defs", "id", "$id"}
+ANNOTATIONS = {
+    "title",
+    "description",
+    "default",
+    "examples",
+    "example",
+    "$comment",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "$schema",
+    "definitions",
+    "$defs",
+    "id",
+    "$id",
+}
 CONNECTIVES = {"$ref", "allOf", "anyOf", "oneOf", "if", "not", "dependencies", "dependentSchemas"}
 ANYTHING = "anything"  # the reference of a value about which nothing is said
 NAME = compile_regex(r"^[^\n\r\t]+$")  # what entries are called, if it can be: a line
@@ -58,7 +99,10 @@ def compile_tree(root: Any, deadline: CompileLimits) -> Tree:
     while lowering.waiting:
         key, schema, where = lowering.waiting.pop()
         lowering.refs[key] = lowering.fresh(schema, where)
-    notes = tuple(f"at {where or 'the root'} of the schema: {note}" for where, note in lowering.schemas.notes.items())
+    notes = tuple(
+        f"at {where or 'the root'} of the schema: {note}"
+        for where, note in lowering.schemas.notes.items()
+    )
     tree = Tree(node, lowering.refs, notes)
     if tree.cost(node) == NOWHERE:
         raise UnsatisfiableSchemaError("no value fits", lowering.fault)
@@ -84,11 +128,17 @@ class _Lowering:
                 target, path = self.schemas.resolve(schema["$ref"], pointer(where, "$ref"), schema)
                 return self._later(f"#{path}", target, path)
             parts = schema.get("allOf")
-            if set(schema) - ANNOTATIONS == {"allOf"} and isinstance(parts, list) and len(parts) == 1:
+            if (
+                set(schema) - ANNOTATIONS == {"allOf"}
+                and isinstance(parts, list)
+                and len(parts) == 1
+            ):
                 return self.node(parts[0], pointer(pointer(where, "allOf"), 0))
             if len(spelled := dumps(schema)) < 5000:
                 # Equal words mean the same where all references are read from one base.
-                return self._later(f"{where} {spelled}" if self.schemas.embedded else spelled, schema, where)
+                return self._later(
+                    f"{where} {spelled}" if self.schemas.embedded else spelled, schema, where
+                )
         return self.fresh(schema, where)
 
     def _later(self, key: str, schema: Any, where: str) -> Ref:
@@ -102,29 +152,55 @@ class _Lowering:
         self.nodes += 1
         self.depth += 1
         if self.nodes > NODES or self.depth > 100:
-            raise SchemaTooLargeError(f"it unfolds to more than {NODES} parts, or more than 100 deep", where)
+            raise SchemaTooLargeError(
+                f"it unfolds to more than {NODES} parts, or more than 100 deep", where
+            )
         try:
             options = self._options(schema, where)
         finally:
             self.depth -= 1
         if not options and not self.fault:
             self.fault = where
-        scalars = [option for option in options if isinstance(option, EnumNode) or _quoted(option) is not None]
+        scalars = [
+            option
+            for option in options
+            if isinstance(option, EnumNode) or _quoted(option) is not None
+        ]
         if len(scalars) > 1:  # values of several types that are all known: one slot for them
-            values = {identity(value): value for option in scalars for value in (_quoted(option) or option).values}
-            options = [EnumNode(tuple(values.values())), *(option for option in options if option not in scalars)]
+            values = {
+                identity(value): value
+                for option in scalars
+                for value in (_quoted(option) or option).values
+            }
+            options = [
+                EnumNode(tuple(values.values())),
+                *(option for option in options if option not in scalars),
+            ]
         return options[0] if len(options) == 1 else UnionNode(tuple(options))
 
     def _options(self, schema: Any, where: str) -> list[Any]:
         """A node for each alternative; those that are alternatives and nothing else keep their references."""
         for several in ("anyOf", "oneOf"):
-            if isinstance(schema, Mapping) and set(schema) - ANNOTATIONS == {several} and isinstance(
-                    schema[several], list):
+            if (
+                isinstance(schema, Mapping)
+                and set(schema) - ANNOTATIONS == {several}
+                and isinstance(schema[several], list)
+            ):
                 inside = pointer(where, several)
-                nodes = [self.node(option, pointer(inside, number)) for number, option in enumerate(schema[several])]
-                return [option for option in nodes if not (isinstance(option, UnionNode) and not option.options)]
-        return [made for plain in self.schemas.alternatives(schema, where)
-                if (made := self._plain(plain, where)) is not None]
+                nodes = [
+                    self.node(option, pointer(inside, number))
+                    for number, option in enumerate(schema[several])
+                ]
+                return [
+                    option
+                    for option in nodes
+                    if not (isinstance(option, UnionNode) and not option.options)
+                ]
+        return [
+            made
+            for plain in self.schemas.alternatives(schema, where)
+            if (made := self._plain(plain, where)) is not None
+        ]
 
     def _plain(self, plain: Plain, where: str) -> Any | None:
         """A node for values of one type; None where there are none."""
@@ -132,7 +208,9 @@ class _Lowering:
         try:
             if "enum" in plain:
                 rest = {key: value for key, value in plain.items() if key != "enum"}
-                return _known([each for each in plain["enum"] if _of_kind(each, kind) and _fits(each, rest)])
+                return _known(
+                    [each for each in plain["enum"] if _of_kind(each, kind) and _fits(each, rest)]
+                )
             if kind == "null":
                 return _known([None])
             if kind == "boolean":
@@ -144,7 +222,11 @@ class _Lowering:
                 return words and ConcatNode((QUOTE, words, QUOTE))
             return self._array(plain, where) if kind == "array" else self._object(plain, where)
         except LanguageError as error:
-            kind = SchemaTooLargeError if isinstance(error, LanguageSizeError) else UnsupportedSchemaError
+            kind = (
+                SchemaTooLargeError
+                if isinstance(error, LanguageSizeError)
+                else UnsupportedSchemaError
+            )
             raise kind(str(error), where) from None
 
     def _number(self, plain: Plain, kind: str) -> Any | None:
@@ -155,7 +237,9 @@ class _Lowering:
             raise UnsupportedSchemaError(f"multipleOf must be above 0, not {plain['multipleOf']}")
         if kind == "integer" or (step is not None and step.denominator == 1):
             step = step or Fraction(1)
-            whole = step.numerator  # integers that are multiples of a fraction are multiples of its numerator
+            whole = (
+                step.numerator
+            )  # integers that are multiples of a fraction are multiples of its numerator
             first = None if low is None else math.floor(low) + 1 if low_open else math.ceil(low)
             last = None if high is None else math.ceil(high) - 1 if high_open else math.floor(high)
             if first is not None and last is not None:
@@ -173,14 +257,25 @@ class _Lowering:
         """Multiples of a fraction: one by one where they are few, else as a language of decimals."""
         low, high = least[0], most[0]
         few = low is not None and high is not None and (high - low) / step <= FEW
-        places = next((places for places in range(PLACES + 1) if (step * 10**places).denominator == 1), None)
+        places = next(
+            (places for places in range(PLACES + 1) if (step * 10**places).denominator == 1), None
+        )
         if not few and places is not None and (unit := int(step * 10**places)) <= UNIT:
-            return self._words(_decimal_multiples(unit, places, _decimal(low), _decimal(high), least[1], most[1]),
-                               "plain")
-        first = 0 if low is None and high is None else math.ceil(low / step) if low is not None else (
-            math.floor(high / step) - FEW if high is not None else 0)
+            return self._words(
+                _decimal_multiples(unit, places, _decimal(low), _decimal(high), least[1], most[1]),
+                "plain",
+            )
+        first = (
+            0
+            if low is None and high is None
+            else math.ceil(low / step)
+            if low is not None
+            else (math.floor(high / step) - FEW if high is not None else 0)
+        )
         values = (float(number * step) for number in range(first, first + FEW + 1))
-        return _known([int(each) if each.is_integer() else each for each in values if _fits(each, plain)])
+        return _known(
+            [int(each) if each.is_integer() else each for each in values if _fits(each, plain)]
+        )
 
     def _string(self, plain: Plain, where: str) -> RegularNode | None:
         least, most = int(plain.get("minLength", 0)), plain.get("maxLength")
@@ -196,15 +291,23 @@ class _Lowering:
         words = lang.intersect(lang.ANY, *parts)
         if unequal := [each for each in plain.get("unequal", ()) if isinstance(each, str)]:
             words = lang.intersect(words, lang.complement(lang.words(unequal)))
-        return self._words(words, "json", least if least > COUNTED else 0,
-                           int(most) if most is not None and most > COUNTED else None)
+        return self._words(
+            words,
+            "json",
+            least if least > COUNTED else 0,
+            int(most) if most is not None and most > COUNTED else None,
+        )
 
-    def _words(self, words: Language, spelling: Any, least: int = 0, most: int | None = None) -> RegularNode | None:
+    def _words(
+        self, words: Language, spelling: Any, least: int = 0, most: int | None = None
+    ) -> RegularNode | None:
         bounded = words
         if least or most is not None:
             bounded = lang.intersect(words, lang.repeat(lang.TEXT, least, most))
         if (known := _SHORTEST.get(bounded)) is None:
-            known = _SHORTEST.put(bounded, ("a" * least if words is lang.ANY else shortest(bounded, self.deadline),))
+            known = _SHORTEST.put(
+                bounded, ("a" * least if words is lang.ANY else shortest(bounded, self.deadline),)
+            )
         found = known[0]
         return None if found is None else RegularNode(words, spelling, found, least, most)
 
@@ -218,19 +321,30 @@ class _Lowering:
             schemas += [rest] * (count - len(schemas))
             schemas[:count] = [all_of(each, wanted) for each in schemas[:count]]
         if len(schemas) > 1000 or least > 10_000:
-            raise SchemaTooLargeError("more than 1000 items have schemas of their own, or 10,000 are asked for", where)
+            raise SchemaTooLargeError(
+                "more than 1000 items have schemas of their own, or 10,000 are asked for", where
+            )
         inside = pointer(where, "items")
-        first = tuple(self.node(each, pointer(pointer(where, "prefixItems"), n)) for n, each in enumerate(schemas))
+        first = tuple(
+            self.node(each, pointer(pointer(where, "prefixItems"), n))
+            for n, each in enumerate(schemas)
+        )
         node = None if rest is False else self.node(rest, inside)
         most = int(most) if most is not None else max(ITEMS, least)
-        return None if least > most else ArrayNode(first, node, least, most, bool(plain.get("uniqueItems")))
+        return (
+            None
+            if least > most
+            else ArrayNode(first, node, least, most, bool(plain.get("uniqueItems")))
+        )
 
     def _object(self, plain: Plain, where: str) -> ObjectNode | None:
         declared, required = dict(plain.get("properties", {})), list(plain.get("required", ()))
         patterns, rest = plain.get("patternProperties", {}), plain.get("additionalProperties", True)
         for name in required:
             if not isinstance(name, str):
-                raise UnsupportedSchemaError(f"required names a member {name!r}", pointer(where, "required"))
+                raise UnsupportedSchemaError(
+                    f"required names a member {name!r}", pointer(where, "required")
+                )
             declared.setdefault(name, None)
         members = []
         for name, schema in declared.items():
@@ -248,8 +362,18 @@ class _Lowering:
             members.append(Member(name, node, name in required))
         least, most = int(plain.get("minProperties", 0)), plain.get("maxProperties")
         spoken = "additionalProperties" in plain or bool(patterns)
-        entries = self._entries(plain, declared, where) if spoken or not members or least > len(members) else ()
-        most = int(most) if most is not None else max(ITEMS + len(members), least) if entries else len(members)
+        entries = (
+            self._entries(plain, declared, where)
+            if spoken or not members or least > len(members)
+            else ()
+        )
+        most = (
+            int(most)
+            if most is not None
+            else max(ITEMS + len(members), least)
+            if entries
+            else len(members)
+        )
         if all(isinstance(key, EnumNode) for key, _ in entries):  # no name stands twice
             most = min(most, len(members) + sum(len(key.values) for key, _ in entries))
         if most < sum(member.required for member in members):
@@ -271,8 +395,13 @@ class _Lowering:
             if key is None:  # all that it matches others match as well
                 key, schema = self._name(words, said, where), reduce(all_of, patterns.values())
             if key is not None and schema is not False:
-                found.append((key, self.node(schema, pointer(pointer(where, "patternProperties"), source))))
-        if rest is not False and (key := self._name(lang.intersect(taken, *wide.values()), said, where)) is not None:
+                found.append(
+                    (key, self.node(schema, pointer(pointer(where, "patternProperties"), source)))
+                )
+        if (
+            rest is not False
+            and (key := self._name(lang.intersect(taken, *wide.values()), said, where)) is not None
+        ):
             found.append((key, self.node(rest, pointer(where, "additionalProperties"))))
         return tuple(found)
 
@@ -285,9 +414,13 @@ class _Lowering:
                 left = tuple(each for each in quoted.values if matches(words, each))
                 return EnumNode(left, "json") if left else None
             if isinstance(first, ConcatNode) and isinstance(inner := first.parts[1], RegularNode):
-                return self._words(lang.intersect(words, inner.language), "json", inner.least, inner.most)
+                return self._words(
+                    lang.intersect(words, inner.language), "json", inner.least, inner.most
+                )
             return None
-        return self._words(lang.intersect(words, NAME), "json") or self._words(lang.intersect(words, lang.ANY), "json")
+        return self._words(lang.intersect(words, NAME), "json") or self._words(
+            lang.intersect(words, lang.ANY), "json"
+        )
 
 
 def _known(values: list[Any]) -> Any | None:
@@ -332,7 +465,13 @@ def _fits(value: Any, plain: Any) -> bool:
 
 def _flat(schema: Any) -> bool:
     """Whether the schema speaks of strings by themselves only."""
-    return isinstance(schema, Mapping) and set(schema) <= {"type", "enum", "const", *ABOUT["string"], *ANNOTATIONS}
+    return isinstance(schema, Mapping) and set(schema) <= {
+        "type",
+        "enum",
+        "const",
+        *ABOUT["string"],
+        *ANNOTATIONS,
+    }
 
 
 def _bound(plain: Plain, inside: str, outside: str, tighter: Any) -> _Bound:

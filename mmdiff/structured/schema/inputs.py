@@ -13,27 +13,36 @@ from pydantic_core import core_schema
 
 from mmdiff.config import shown
 from mmdiff.errors import MMDiffError
+from mmdiff.structured.constraint.compiled import SECONDS, CompiledSchema, as_it_is, compile_schema
+from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.regular import language as lang
 from mmdiff.structured.regular.compile_limits import CompileLimits, LanguageError, bounded
 from mmdiff.structured.regular.derivatives import shortest
-from mmdiff.structured.schema.errors import SchemaTooLargeError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from mmdiff.structured.regular.language import Language
-from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.regular.regex import compile_regex
-from mmdiff.structured.constraint.compiled import SECONDS, CompiledSchema, as_it_is, compile_schema
+from mmdiff.structured.schema.errors import (
+    SchemaTooLargeError,
+    UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
+)
 from mmdiff.structured.schema.serialize import dumps
-from mmdiff.structured.schema.structure import EnumNode, ConcatNode, LiteralNode, Tree, RegularNode
+from mmdiff.structured.schema.structure import ConcatNode, EnumNode, LiteralNode, RegularNode, Tree
 
 HOLE = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 BLANK = "___"
-INK = lang.intersect(lang.TEXT, lang.complement(lang.chars([(9, 13), (32, 32), (0x85, 0xA0)])))  # no space
+INK = lang.intersect(
+    lang.TEXT, lang.complement(lang.chars([(9, 13), (32, 32), (0x85, 0xA0)]))
+)  # no space
 LINE = lang.intersect(lang.TEXT, lang.complement(lang.chars([(9, 13)])))
 PHRASE = INK | (INK + lang.repeat(LINE) + INK)  # a line that neither begins nor ends with a space
 
 
 # How pydantic reads names of members as other types.
-KEYS = {"integer": "^(?:0|-?[1-9][0-9]{0,14})$", "number": r"^(?:0|-?[1-9][0-9]{0,8})(?:\.[0-9]{1,6})?$",
-        "boolean": "^(?:true|false)$"}
+KEYS = {
+    "integer": "^(?:0|-?[1-9][0-9]{0,14})$",
+    "number": r"^(?:0|-?[1-9][0-9]{0,8})(?:\.[0-9]{1,6})?$",
+    "boolean": "^(?:true|false)$",
+}
 HOST = r"(?:[A-Za-z0-9](?:-?[A-Za-z0-9])*\.)*[A-Za-z](?:-?[A-Za-z0-9])*"
 NAIVE = r"^[0-9]{3}[1-9]-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2}$"
 
@@ -50,11 +59,20 @@ def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(source)
         # From JSON, as strict types too take dates, numbers as keys and the like from its texts.
-        return adapter.json_schema(schema_generator=TypeSchema), lambda value: adapter.validate_json(dumps(value))
-    except (PydanticSchemaGenerationError, PydanticUserError, TypeError, ValueError, ImportError) as error:
+        return adapter.json_schema(
+            schema_generator=TypeSchema
+        ), lambda value: adapter.validate_json(dumps(value))
+    except (
+        PydanticSchemaGenerationError,
+        PydanticUserError,
+        TypeError,
+        ValueError,
+        ImportError,
+    ) as error:
         told = str(error).splitlines()[0].split(". ")[0][:200]
         raise UnsupportedSchemaError(
-            f"{shown(source)} is neither a JSON Schema nor a type that pydantic can describe: {told}") from None
+            f"{shown(source)} is neither a JSON Schema nor a type that pydantic can describe: {told}"
+        ) from None
 
 
 class TypeSchema(GenerateJsonSchema):
@@ -67,7 +85,9 @@ class TypeSchema(GenerateJsonSchema):
         if keys is None:
             return made
         kind = self.generate_inner(keys).get("type")
-        if keys["type"] == "enum" and any(not isinstance(member.value, str) for member in keys["members"]):
+        if keys["type"] == "enum" and any(
+            not isinstance(member.value, str) for member in keys["members"]
+        ):
             made["propertyNames"] = {"enum": [str(member.value) for member in keys["members"]]}
         elif kind in KEYS:
             made["propertyNames"] = {**made.get("propertyNames", {}), "pattern": KEYS[kind]}
@@ -112,15 +132,23 @@ def compile_source(source: Any, layouts: TemplateBuilder, budget: int) -> Compil
     return compile_schema(schema, layouts, budget, finish)
 
 
-def compile_choices(choices: Sequence[str], layouts: TemplateBuilder, budget: int) -> CompiledSchema:
+def compile_choices(
+    choices: Sequence[str], layouts: TemplateBuilder, budget: int
+) -> CompiledSchema:
     """The scaffold of an answer that is one of some texts."""
-    if isinstance(choices, str) or not choices or not all(isinstance(each, str) and each for each in choices):
+    if (
+        isinstance(choices, str)
+        or not choices
+        or not all(isinstance(each, str) and each for each in choices)
+    ):
         raise MMDiffError(f"choices={shown(choices)} must be a list of texts, none of them empty")
     if len(set(choices)) < len(choices):
         raise MMDiffError(f"choices={shown(list(choices))} has the same text twice")
     for text in choices:
         _check_characters(text)
-    return _texts(EnumNode(tuple(choices), spelling="plain", ends=True), layouts, budget, lambda text: text)
+    return _texts(
+        EnumNode(tuple(choices), spelling="plain", ends=True), layouts, budget, lambda text: text
+    )
 
 
 def compile_pattern(source: str, layouts: TemplateBuilder, budget: int) -> CompiledSchema:
@@ -137,7 +165,9 @@ def compile_template(text: str, layouts: TemplateBuilder, budget: int) -> Compil
     _check_characters(text)
     parts = HOLE.split(text)
     if len(parts) < 3:
-        raise MMDiffError(f"the text {text[:80]!r} has no hole; write [[ ]] where something is to be filled in")
+        raise MMDiffError(
+            f"the text {text[:80]!r} has no hole; write [[ ]] where something is to be filled in"
+        )
     nodes: list[Any] = []
     for number, part in enumerate(parts):
         if number % 2 == 0:
@@ -164,7 +194,9 @@ def _check_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise MMDiffError(f"the text {shown(text)} holds half of a character (a lone surrogate)") from None
+        raise MMDiffError(
+            f"the text {shown(text)} holds half of a character (a lone surrogate)"
+        ) from None
 
 
 def blanks(text: str) -> str:
@@ -177,7 +209,9 @@ def _whole(source: str) -> Language:
     try:
         return compile_regex(f"^(?:{source})$")
     except LanguageError as error:
-        raise UnsupportedSchemaError(f"the pattern {source[:80]!r} is not supported: {error}") from None
+        raise UnsupportedSchemaError(
+            f"the pattern {source[:80]!r} is not supported: {error}"
+        ) from None
 
 
 def _words(words: Language) -> RegularNode:
@@ -188,7 +222,9 @@ def _words(words: Language) -> RegularNode:
     return RegularNode(words, "plain", found)
 
 
-def _texts(root: Any, layouts: TemplateBuilder, budget: int, read: Callable[[str], Any]) -> CompiledSchema:
+def _texts(
+    root: Any, layouts: TemplateBuilder, budget: int, read: Callable[[str], Any]
+) -> CompiledSchema:
     scaffold = CompiledSchema(Tree(root, {}), layouts, budget, read, lambda value: True)
     with _in_time() as deadline:
         scaffold.find_witness(deadline)
@@ -202,4 +238,3 @@ def _in_time() -> Iterator[CompileLimits]:
             yield deadline
     except LanguageError as error:
         raise SchemaTooLargeError(str(error)) from None
-

@@ -15,8 +15,8 @@ from urllib.parse import unquote, urljoin
 
 from mmdiff.structured.regular.compile_limits import CompileLimits, LanguageError, LanguageSizeError
 from mmdiff.structured.regular.derivatives import matches
-from mmdiff.structured.schema.errors import SchemaTooLargeError, UnsupportedSchemaError
 from mmdiff.structured.regular.regex import compile_regex
+from mmdiff.structured.schema.errors import SchemaTooLargeError, UnsupportedSchemaError
 from mmdiff.structured.schema.serialize import identity, pointer
 
 Schema = Any  # a mapping, True or False
@@ -28,14 +28,36 @@ DEEP = 100  # connectives and references inside each other
 
 KINDS = ("object", "array", "string", "number", "integer", "boolean", "null")
 ABOUT = {  # what a keyword says something about
-    "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties",
-               "propertyNames"),
-    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains",
-              "minContains"),
+    "object": (
+        "properties",
+        "required",
+        "additionalProperties",
+        "patternProperties",
+        "minProperties",
+        "maxProperties",
+        "propertyNames",
+    ),
+    "array": (
+        "items",
+        "prefixItems",
+        "additionalItems",
+        "minItems",
+        "maxItems",
+        "uniqueItems",
+        "contains",
+        "minContains",
+    ),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
-LEAST = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")  # the larger counts
+LEAST = (
+    "minimum",
+    "exclusiveMinimum",
+    "minLength",
+    "minItems",
+    "minProperties",
+    "minContains",
+)  # the larger counts
 GREATEST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 
 
@@ -50,7 +72,9 @@ class Schemas:
         self.name = "id" if "draft-03" in draft or "draft-04" in draft else "$id"
         self.base = str(root.get(self.name, "")) if isinstance(root, Mapping) else ""
         self.named: dict[str, tuple[Schema, str]] = {}
-        self.bases: dict[int, tuple[Schema, str]] = {}  # of the schemas with a reference, by their ids
+        self.bases: dict[
+            int, tuple[Schema, str]
+        ] = {}  # of the schemas with a reference, by their ids
         self.notes: dict[str, str] = {}  # what is not all worked in, by JSON pointer
         self._index(root, "", "", 0)
 
@@ -74,20 +98,26 @@ class Schemas:
                 return self.named[name]
         target, _, fragment = whole.partition("#")
         if target not in ("", self.base.partition("#")[0]) and target not in self.named:
-            raise UnsupportedSchemaError(f"$ref {ref!r} leads out of the schema; put what it names under $defs", where)
+            raise UnsupportedSchemaError(
+                f"$ref {ref!r} leads out of the schema; put what it names under $defs", where
+            )
         schema, path = self.named.get(target, (self.root, ""))
         for part in fragment.split("/")[1:]:
             key = unquote(part).replace("~1", "/").replace("~0", "~")
             try:
                 schema = schema[int(key)] if isinstance(schema, list) else schema[key]
             except (LookupError, ValueError, TypeError):
-                raise UnsupportedSchemaError(f"$ref {ref!r} names nothing in the schema", where) from None
+                raise UnsupportedSchemaError(
+                    f"$ref {ref!r} names nothing in the schema", where
+                ) from None
             path = pointer(path, key)
         if fragment and not fragment.startswith("/"):
             raise UnsupportedSchemaError(f"$ref {ref!r} names nothing in the schema", where)
         return schema, path
 
-    def alternatives(self, schema: Schema, where: str, followed: tuple[str, ...] = ()) -> list[Plain]:
+    def alternatives(
+        self, schema: Schema, where: str, followed: tuple[str, ...] = ()
+    ) -> list[Plain]:
         """Plain schemas, each about one type; what fits any of them fits the schema, as far as these keywords tell."""
         found = []
         for plain in self._expand(schema, where, followed):
@@ -102,7 +132,9 @@ class Schemas:
         """Plain schemas without connectives; `type` is a list there, or missing."""
         return self._apply([{}], schema, where, followed)
 
-    def _apply(self, made: list[Plain], schema: Schema, where: str, followed: tuple[str, ...]) -> list[Plain]:
+    def _apply(
+        self, made: list[Plain], schema: Schema, where: str, followed: tuple[str, ...]
+    ) -> list[Plain]:
         """What of the plain schemas `made` fits the schema as well, without connectives."""
         self.deadline.check()
         if schema is True or schema == {}:
@@ -110,12 +142,18 @@ class Schemas:
         if schema is False:
             return []
         if not isinstance(schema, Mapping):
-            raise UnsupportedSchemaError(f"a schema is an object, true or false, not {type(schema).__name__}", where)
+            raise UnsupportedSchemaError(
+                f"a schema is an object, true or false, not {type(schema).__name__}", where
+            )
         if len(followed) > DEEP or where.count("/") > 4 * DEEP:
-            raise SchemaTooLargeError(f"references or connectives stand more than {DEEP} deep in each other", where)
+            raise SchemaTooLargeError(
+                f"references or connectives stand more than {DEEP} deep in each other", where
+            )
         for unknown in ("$dynamicRef", "$recursiveRef"):
             if unknown in schema:
-                raise UnsupportedSchemaError(f"{unknown} is not supported; use $ref", pointer(where, unknown))
+                raise UnsupportedSchemaError(
+                    f"{unknown} is not supported; use $ref", pointer(where, unknown)
+                )
         if "$ref" in schema:
             target, path = self.resolve(schema["$ref"], pointer(where, "$ref"), schema)
             if path in followed:
@@ -129,18 +167,32 @@ class Schemas:
         for several in ("anyOf", "oneOf"):
             if several in schema:
                 inside, options = pointer(where, several), _list(schema, several, where)
-                made = self._cut([left for number, option in enumerate(options)
-                                  for plain in self._apply(made, option, pointer(inside, number), followed)
-                                  for left in self._alone(plain, number, options if several == "oneOf" else [])],
-                                 inside)
+                made = self._cut(
+                    [
+                        left
+                        for number, option in enumerate(options)
+                        for plain in self._apply(made, option, pointer(inside, number), followed)
+                        for left in self._alone(
+                            plain, number, options if several == "oneOf" else []
+                        )
+                    ],
+                    inside,
+                )
         if "if" in schema:
             made = self._conditional(made, schema, where, followed)
         if "not" in schema:
-            made = [denied for plain in made for denied in _deny(plain, schema["not"]) if self._possible(denied)]
+            made = [
+                denied
+                for plain in made
+                for denied in _deny(plain, schema["not"])
+                if self._possible(denied)
+            ]
         for key, needed in _dependencies(schema, where):
             absent = self._both(made, [{"properties": {key: False}}], where)
             rest = {"required": needed} if isinstance(needed, list) else needed
-            present = self._apply(self._both(made, [{"required": [key]}], where), rest, where, followed)
+            present = self._apply(
+                self._both(made, [{"required": [key]}], where), rest, where, followed
+            )
             made = self._unless_many(made, absent + present, where)
         return self._cut(made, where)
 
@@ -148,8 +200,14 @@ class Schemas:
         """Of an alternative of a `oneOf` what fits no other, of those that only say which members there must be."""
         left = [plain]
         for other, option in enumerate(options):
-            if other != number and isinstance(option, Mapping) and set(option) - NOTES == {"required"}:
-                left = [each for one in left for each in _deny(one, option) if self._possible(each)][:MOST]
+            if (
+                other != number
+                and isinstance(option, Mapping)
+                and set(option) - NOTES == {"required"}
+            ):
+                left = [
+                    each for one in left for each in _deny(one, option) if self._possible(each)
+                ][:MOST]
         return left
 
     def _conditional(
@@ -157,7 +215,9 @@ class Schemas:
     ) -> list[Plain]:
         met = self._apply(made, schema["if"], pointer(where, "if"), followed)
         met = self._apply(met, schema.get("then", True), pointer(where, "then"), followed)
-        denied = [other for plain in made for other in _deny(plain, schema["if"]) if self._possible(other)]
+        denied = [
+            other for plain in made for other in _deny(plain, schema["if"]) if self._possible(other)
+        ]
         denied = self._apply(denied, schema.get("else", True), pointer(where, "else"), followed)
         return self._unless_many(made, met + denied, where)
 
@@ -165,13 +225,18 @@ class Schemas:
         """The alternatives after a condition; those before it where they become too many, and the validator judges."""
         if len(after) <= MOST:
             return after
-        self.notes.setdefault(where, f"it would make more than {MOST} alternatives, so the condition is only checked "
-                                     "in the finished value")
+        self.notes.setdefault(
+            where,
+            f"it would make more than {MOST} alternatives, so the condition is only checked "
+            "in the finished value",
+        )
         return before
 
     def _cut(self, made: list[Plain], where: str) -> list[Plain]:
         if len(made) > MOST:
-            self.notes.setdefault(where, f"of {len(made)} alternatives only the first {MOST} are considered")
+            self.notes.setdefault(
+                where, f"of {len(made)} alternatives only the first {MOST} are considered"
+            )
         return made[:MOST]
 
     def _both(self, some: list[Plain], others: list[Plain], where: str) -> list[Plain]:
@@ -186,8 +251,11 @@ class Schemas:
 
     def _possible(self, plain: Plain) -> bool:
         """False where a member that there must be has no value left, as far as lists of values tell."""
-        return all(self._values(_about(plain, name), 0) != [] for name in plain.get("required", ())
-                   if isinstance(name, str))
+        return all(
+            self._values(_about(plain, name), 0) != []
+            for name in plain.get("required", ())
+            if isinstance(name, str)
+        )
 
     def _values(self, schema: Schema, depth: int) -> list[Any] | None:
         """All values of a schema that lists them, or a few more; None where it does not."""
@@ -195,7 +263,9 @@ class Schemas:
             return []
         if not isinstance(schema, Mapping) or depth > LISTED:
             return None
-        lists: list[list[Any] | None] = [schema["enum"] if isinstance(schema.get("enum"), list) else None]
+        lists: list[list[Any] | None] = [
+            schema["enum"] if isinstance(schema.get("enum"), list) else None
+        ]
         lists.append([schema["const"]] if "const" in schema else None)
         lists.append([True, False] if schema.get("type") == "boolean" else None)
         for part in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
@@ -203,7 +273,9 @@ class Schemas:
         for several in ("anyOf", "oneOf"):
             if isinstance(schema.get(several), list):
                 parts = [self._values(part, depth + 1) for part in schema[several]]
-                lists.append(None if None in parts else [value for part in parts for value in part or ()])
+                lists.append(
+                    None if None in parts else [value for part in parts for value in part or ()]
+                )
         if isinstance(schema.get("$ref"), str):
             try:
                 lists.append(self._values(self.resolve(schema["$ref"], "", schema)[0], depth + 1))
@@ -249,7 +321,9 @@ def _list(schema: Mapping[str, Any], key: str, where: str) -> list[Schema]:
     value = schema.get(key, [])
     if not isinstance(value, list):
         kind = type(value).__name__
-        raise UnsupportedSchemaError(f"{key} must be a list of schemas, not {kind}", pointer(where, key))
+        raise UnsupportedSchemaError(
+            f"{key} must be a list of schemas, not {kind}", pointer(where, key)
+        )
     return value
 
 
@@ -263,15 +337,21 @@ def _plain(schema: Mapping[str, Any], where: str) -> Plain:
                 plain[key] = plain.pop(limit)
     for key in (*LEAST, *GREATEST, "multipleOf"):
         value = plain.get(key)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
         if key in plain and not number:
-            raise UnsupportedSchemaError(f"{key} must be a number, not {value!r}", pointer(where, key))
+            raise UnsupportedSchemaError(
+                f"{key} must be a number, not {value!r}", pointer(where, key)
+            )
     if "type" in schema:
         kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         for kind in kinds:
             if kind not in KINDS and kind != "any":
-                raise UnsupportedSchemaError(f"type {kind!r} is not known; use one of {', '.join(KINDS)}",
-                                             pointer(where, "type"))
+                raise UnsupportedSchemaError(
+                    f"type {kind!r} is not known; use one of {', '.join(KINDS)}",
+                    pointer(where, "type"),
+                )
         if "any" not in kinds:
             plain["type"] = list(kinds)
     if "enum" in schema:
@@ -279,18 +359,27 @@ def _plain(schema: Mapping[str, Any], where: str) -> Plain:
             raise UnsupportedSchemaError("enum must be a list", pointer(where, "enum"))
         plain["enum"] = list(schema["enum"])
     if "const" in schema:
-        plain["enum"] = [each for each in plain.get("enum", [schema["const"]]) if same(each, schema["const"])]
+        plain["enum"] = [
+            each for each in plain.get("enum", [schema["const"]]) if same(each, schema["const"])
+        ]
     if isinstance(plain.get("items"), list):  # before 2020-12
         plain["prefixItems"] = plain.pop("items")
         plain["items"] = plain.pop("additionalItems", True)
     plain.pop("additionalItems", None)
-    for key, kind in (("properties", Mapping), ("patternProperties", Mapping), ("required", list),
-                      ("prefixItems", list), ("pattern", str)):
+    for key, kind in (
+        ("properties", Mapping),
+        ("patternProperties", Mapping),
+        ("required", list),
+        ("prefixItems", list),
+        ("pattern", str),
+    ):
         if key in plain and not isinstance(plain[key], kind):
             if key == "required" and isinstance(plain[key], bool):  # draft 3
                 del plain[key]
                 continue
-            raise UnsupportedSchemaError(f"{key} does not have the form it must have", pointer(where, key))
+            raise UnsupportedSchemaError(
+                f"{key} does not have the form it must have", pointer(where, key)
+            )
     for key in ("pattern", "format", "contains", "propertyNames"):
         if key in plain:
             plain[key] = [plain[key]]
@@ -311,7 +400,14 @@ def _kinds_told(plain: Plain) -> list[str]:
 
 
 def kind_of(value: Any) -> str:
-    kinds = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null", list: "array"}
+    kinds = {
+        str: "string",
+        bool: "boolean",
+        int: "integer",
+        float: "number",
+        type(None): "null",
+        list: "array",
+    }
     return kinds.get(type(value), "object")
 
 
@@ -365,9 +461,13 @@ def merge(one: Plain, other: Plain) -> Plain | None:
 def _merge_members(made: Plain, one: Plain, other: Plain) -> None:
     if "properties" in one or "properties" in other:
         names = [*one.get("properties", {}), *other.get("properties", {})]
-        made["properties"] = {name: all_of(_about(one, name), _about(other, name)) for name in dict.fromkeys(names)}
+        made["properties"] = {
+            name: all_of(_about(one, name), _about(other, name)) for name in dict.fromkeys(names)
+        }
     if "additionalProperties" in one and "additionalProperties" in other:
-        made["additionalProperties"] = all_of(one["additionalProperties"], other["additionalProperties"])
+        made["additionalProperties"] = all_of(
+            one["additionalProperties"], other["additionalProperties"]
+        )
 
 
 def _about(plain: Plain, name: str) -> Schema:
@@ -393,7 +493,9 @@ def may_match(source: str, name: str) -> bool:
 def _merge_items(made: Plain, one: Plain, other: Plain) -> None:
     if "prefixItems" in one or "prefixItems" in other:
         length = max(len(each.get("prefixItems", ())) for each in (one, other))
-        made["prefixItems"] = [all_of(_item(one, number), _item(other, number)) for number in range(length)]
+        made["prefixItems"] = [
+            all_of(_item(one, number), _item(other, number)) for number in range(length)
+        ]
     if "items" in one and "items" in other:
         made["items"] = all_of(one["items"], other["items"])
 
@@ -446,7 +548,10 @@ def _common_kinds(some: list[str], others: list[str]) -> list[str]:
 
 def _common_multiple(one: float, other: float) -> float | int:
     a, b = Fraction(str(one)), Fraction(str(other))
-    common = Fraction(math.lcm(a.numerator * b.denominator, b.numerator * a.denominator), a.denominator * b.denominator)
+    common = Fraction(
+        math.lcm(a.numerator * b.denominator, b.numerator * a.denominator),
+        a.denominator * b.denominator,
+    )
     return int(common) if common.denominator == 1 else float(common)
 
 
@@ -482,7 +587,9 @@ def _deny(plain: Plain, denied: Schema) -> list[Plain]:
         for each in denied["anyOf"]:
             left = [other for one in left for other in _deny(one, each)]
         return left[:MOST]
-    if keys <= {"properties"} and denied.get("properties"):  # it does not fit where any of them is there and differs
+    if keys <= {"properties"} and denied.get(
+        "properties"
+    ):  # it does not fit where any of them is there and differs
         left = []
         for name, each in denied["properties"].items():
             left += _merged(plain, {"required": [name], "properties": {name: {"not": each}}})

@@ -91,15 +91,22 @@ def outline(schema: Any, depth: int = 4) -> str:
         return dumps(schema["const"])
     if "enum" in schema:
         few = len(schema["enum"]) <= 3
-        shown = (dumps(each) if few else outline({"type": _type_of(each)}, depth) for each in schema["enum"])
+        shown = (
+            dumps(each) if few else outline({"type": _type_of(each)}, depth)
+            for each in schema["enum"]
+        )
         return "|".join(dict.fromkeys(shown))
-    kinds = schema.get("type", "object" if "properties" in schema else "array" if "items" in schema else "string")
+    kinds = schema.get(
+        "type", "object" if "properties" in schema else "array" if "items" in schema else "string"
+    )
     if isinstance(kinds, list):
         return "|".join(dict.fromkeys(outline({**schema, "type": kind}, depth) for kind in kinds))
     if kinds == "object":
         required = schema.get("required", ())
-        members = (f"{dumps(key)}{'' if key in required else '?'}:{outline(each, depth - 1)}"
-                   for key, each in schema.get("properties", {}).items())
+        members = (
+            f"{dumps(key)}{'' if key in required else '?'}:{outline(each, depth - 1)}"
+            for key, each in schema.get("properties", {}).items()
+        )
         return "{" + (",".join(members) if depth else "") + "}"
     if kinds == "array":
         return "[" + (outline(schema.get("items", True), depth - 1) if depth else "") + "]"
@@ -107,5 +114,12 @@ def outline(schema: Any, depth: int = 4) -> str:
 
 
 def _type_of(value: Any) -> str:
-    kinds = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null", list: "array"}
+    kinds = {
+        str: "string",
+        bool: "boolean",
+        int: "integer",
+        float: "number",
+        type(None): "null",
+        list: "array",
+    }
     return kinds.get(type(value), "object")

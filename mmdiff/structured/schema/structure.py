@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from mmdiff.structured.regular.compile_limits import still_time
-from mmdiff.structured.schema.errors import SchemaTooLargeError
 from mmdiff.structured.regular.language import Language
+from mmdiff.structured.schema.errors import SchemaTooLargeError
 from mmdiff.structured.schema.serialize import dumps, pointer
 
 DEEP = 120  # values inside each other
@@ -206,24 +206,44 @@ class Tree:
             case ArrayNode():
                 first = [self._cost(item, known) for item in node.first[: node.least]]
                 more = node.least - len(first)
-                rest = 0.0 if more <= 0 else NOWHERE if node.rest is None else more * self._cost(node.rest, known)
+                rest = (
+                    0.0
+                    if more <= 0
+                    else NOWHERE
+                    if node.rest is None
+                    else more * self._cost(node.rest, known)
+                )
                 return 2 + sum(first) + rest + max(node.least - 1, 0)
             case ObjectNode():
-                told = [len(dumps(member.name)) + 2 + self._cost(member.node, known)
-                        for member in node.members if member.required]
-                spare = sorted(len(dumps(member.name)) + 2 + self._cost(member.node, known)
-                               for member in node.members if not member.required)
+                told = [
+                    len(dumps(member.name)) + 2 + self._cost(member.node, known)
+                    for member in node.members
+                    if member.required
+                ]
+                spare = sorted(
+                    len(dumps(member.name)) + 2 + self._cost(member.node, known)
+                    for member in node.members
+                    if not member.required
+                )
                 missing = max(node.least - len(told), 0)
                 told += spare[:missing]
                 if missing > len(spare):
-                    sums = (sum(self._cost(part, known) for part in entry) for entry in node.entries)
+                    sums = (
+                        sum(self._cost(part, known) for part in entry) for entry in node.entries
+                    )
                     told += [2 + min(sums, default=NOWHERE)] * (missing - len(spare))
                 return 2 + sum(told)
             case _:
                 return NOWHERE
 
     def _walk(
-        self, node: Any, path: str, nested: int, depth: int, decisions: Mapping[Name, int], walk: Expansion
+        self,
+        node: Any,
+        path: str,
+        nested: int,
+        depth: int,
+        decisions: Mapping[Name, int],
+        walk: Expansion,
     ) -> None:
         still_time()
         if depth > DEEP:
@@ -243,8 +263,13 @@ class Tree:
                     self._walk(part, path, nested, depth + 1, decisions, walk)
             case UnionNode():
                 order = self._order(node)
-                chosen = _decide(walk, decisions, (path, "either", nested), order,
-                                 lambda option: self._label(node.options[option]))
+                chosen = _decide(
+                    walk,
+                    decisions,
+                    (path, "either", nested),
+                    order,
+                    lambda option: self._label(node.options[option]),
+                )
                 self._walk(node.options[chosen], path, nested + 1, depth + 1, decisions, walk)
             case ArrayNode():
                 self._walk_array(node, path, depth, decisions, walk)
@@ -254,8 +279,12 @@ class Tree:
     def _order(self, node: UnionNode) -> list[int]:
         """The options that have a spelling, the shortest first."""
         if id(node) not in self._orders:
-            finite = [number for number, option in enumerate(node.options) if self.cost(option) < NOWHERE]
-            self._orders[id(node)] = sorted(finite, key=lambda number: self.cost(node.options[number]))
+            finite = [
+                number for number, option in enumerate(node.options) if self.cost(option) < NOWHERE
+            ]
+            self._orders[id(node)] = sorted(
+                finite, key=lambda number: self.cost(node.options[number])
+            )
         return self._orders[id(node)]
 
     def _values(self, node: Any, depth: int = 0) -> tuple[Any, ...]:
@@ -276,21 +305,31 @@ class Tree:
             case Ref() if depth < SHOWN:
                 return self._label(self.refs[node.key], depth + 1)
             case UnionNode() if depth < SHOWN:
-                return " or ".join(dict.fromkeys(self._label(option, depth + 1) for option in node.options[:SHOWN]))
+                return " or ".join(
+                    dict.fromkeys(self._label(option, depth + 1) for option in node.options[:SHOWN])
+                )
             case EnumNode():
                 return ", ".join(node.texts[:SHOWN])
             case RegularNode():
                 return "number"
             case ConcatNode():
-                return "string" if isinstance(node.parts[1], RegularNode) else self._label(node.parts[1])
+                return (
+                    "string"
+                    if isinstance(node.parts[1], RegularNode)
+                    else self._label(node.parts[1])
+                )
             case ArrayNode():
                 return "array"
             case ObjectNode():
-                return f"object of {', '.join(member.name for member in node.members[:SHOWN])}".removesuffix(" of ")
+                return f"object of {', '.join(member.name for member in node.members[:SHOWN])}".removesuffix(
+                    " of "
+                )
             case _:
                 return "value"
 
-    def _walk_array(self, node: ArrayNode, path: str, depth: int, decisions: Mapping[Name, int], walk: Expansion) -> None:
+    def _walk_array(
+        self, node: ArrayNode, path: str, depth: int, decisions: Mapping[Name, int], walk: Expansion
+    ) -> None:
         _write(walk, "[")
         number, most = 0, node.most
         if node.distinct and (values := self._values(node.rest)):
@@ -298,7 +337,9 @@ class Tree:
         while True:
             item = node.first[number] if number < len(node.first) else node.rest
             possible = number < most and item is not None and self.cost(item) < NOWHERE
-            if number >= node.least and not (possible and _decide(walk, decisions, (path, "more", number), [0, 1])):
+            if number >= node.least and not (
+                possible and _decide(walk, decisions, (path, "more", number), [0, 1])
+            ):
                 break
             _write(walk, "," if number else "")
             start = len(walk.pieces)
@@ -308,10 +349,19 @@ class Tree:
             number += 1
         _write(walk, "]")
 
-    def _walk_object(self, node: ObjectNode, path: str, depth: int, decisions: Mapping[Name, int], walk: Expansion) -> None:
+    def _walk_object(
+        self,
+        node: ObjectNode,
+        path: str,
+        depth: int,
+        decisions: Mapping[Name, int],
+        walk: Expansion,
+    ) -> None:
         _write(walk, "{")
         at = present = 0
-        members = [member for member in node.members if self.cost(member.node) < NOWHERE or member.required]
+        members = [
+            member for member in node.members if self.cost(member.node) < NOWHERE or member.required
+        ]
         while at < len(members):
             end = next((n for n in range(at, len(members)) if members[n].required), len(members))
             if at < end:  # optional members, then one that is not; which comes next is one decision
@@ -322,27 +372,41 @@ class Tree:
                 # Skipping is no option where as many members are missing as optional ones are left after it.
                 if node.entries or short <= spare - (end - at) or not options:
                     options = [end, *options]
-                at = _decide(walk, decisions, (path, "next", at), options, partial(_name, members[:end]))
+                at = _decide(
+                    walk, decisions, (path, "next", at), options, partial(_name, members[:end])
+                )
             if at < len(members):
                 _write(walk, f"{',' if present else ''}{dumps(members[at].name)}:")
-                self._walk(members[at].node, pointer(path, members[at].name), 0, depth + 1, decisions, walk)
+                self._walk(
+                    members[at].node, pointer(path, members[at].name), 0, depth + 1, decisions, walk
+                )
                 at, present = at + 1, present + 1
         self._walk_entries(node, path, present, depth, decisions, walk)
         _write(walk, "}")
 
     def _walk_entries(
-        self, node: ObjectNode, path: str, present: int, depth: int, decisions: Mapping[Name, int], walk: Expansion
+        self,
+        node: ObjectNode,
+        path: str,
+        present: int,
+        depth: int,
+        decisions: Mapping[Name, int],
+        walk: Expansion,
     ) -> None:
         costs = {kind: sum(map(self.cost, entry)) for kind, entry in enumerate(node.entries)}
-        kinds = sorted((kind for kind, cost in costs.items() if cost < NOWHERE), key=lambda kind: costs[kind])
+        kinds = sorted(
+            (kind for kind, cost in costs.items() if cost < NOWHERE), key=lambda kind: costs[kind]
+        )
         number = 0
         while present + number < node.most and kinds:
             if present + number >= node.least and not (
-                    node.open and _decide(walk, decisions, (path, "more", number), [0, 1])):
+                node.open and _decide(walk, decisions, (path, "more", number), [0, 1])
+            ):
                 break
             inner = pointer(path, f"*{number}")
-            key, value = node.entries[_decide(walk, decisions, (inner, "kind", 0), kinds,
-                                              lambda kind: f"entry {kind}")]
+            key, value = node.entries[
+                _decide(walk, decisions, (inner, "kind", 0), kinds, lambda kind: f"entry {kind}")
+            ]
             _write(walk, '"' if not present + number else ',"')
             start = len(walk.pieces)
             self._walk(key, inner, 0, depth + 1, decisions, walk)
@@ -374,11 +438,17 @@ def _write(walk: Expansion, text: str) -> None:
 
 
 def _decide(
-    walk: Expansion, decisions: Mapping[Name, int], name: Name, options: list[int], label: Callable[[int], str] = str
+    walk: Expansion,
+    decisions: Mapping[Name, int],
+    name: Name,
+    options: list[int],
+    label: Callable[[int], str] = str,
 ) -> int:
     if name in decisions and decisions[name] in options:
         if len(options) > 1:
-            walk.made.append(Made(name, decisions[name], {option: label(option) for option in options}))
+            walk.made.append(
+                Made(name, decisions[name], {option: label(option) for option in options})
+            )
         return decisions[name]
     if len(options) > 1:
         walk.pending.append(OpenDecision(name, len(walk.pieces), tuple(options)))

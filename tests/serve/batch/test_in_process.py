@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from mmdiff.errors import MMDiffError
-from mmdiff.serve.batch.run import by, run_batch
 from mmdiff.serve.batch.fingerprint import fingerprint
+from mmdiff.serve.batch.run import by, run_batch
 from mmdiff.serve.batch.worker_pool import JobOutcome
 
 URL = "/v1/chat/completions"
@@ -46,7 +46,9 @@ asyncio.run(run_batch(source, out, by(asking, 8), urls=["/v1/chat/completions"],
 
 
 def line(custom_id: str, text: str | None = None) -> str:
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": URL, "body": {"text": text or custom_id}})
+    return json.dumps(
+        {"custom_id": custom_id, "method": "POST", "url": URL, "body": {"text": text or custom_id}}
+    )
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -56,7 +58,9 @@ def rows(out: Path) -> list[dict[str, Any]]:
 class Asked:
     """A stand-in for the engine, which counts what it is asked."""
 
-    def __init__(self, reply: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] | None = None) -> None:
+    def __init__(
+        self, reply: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] | None = None
+    ) -> None:
         self.texts: list[str] = []
         self.reply = reply or (lambda body: (200, {"text": body["text"][::-1]}))
 
@@ -70,13 +74,17 @@ class Asked:
         yield ask
 
 
-def run(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m") -> tuple[int, int]:
+def run(
+    source: Path, out: Path, asked: Asked | None = None, settings: Any = "m"
+) -> tuple[int, int]:
     done = finish(source, out, asked, settings)
     return done.rows, done.failed
 
 
 def finish(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m") -> JobOutcome:
-    return asyncio.run(run_batch(source, out, by(asked or Asked(), 3), urls=[URL], settings=settings))
+    return asyncio.run(
+        run_batch(source, out, by(asked or Asked(), 3), urls=[URL], settings=settings)
+    )
 
 
 def write(path: Path, lines: Sequence[str]) -> Path:
@@ -117,7 +125,9 @@ def rows_so_far(out: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in out.read_bytes().split(b"\n")[:-1]]
 
 
-CHANGES: dict[str, tuple[list[str], Any, set[str]]] = {  # lines of the second run, its settings, what is asked again
+CHANGES: dict[
+    str, tuple[list[str], Any, set[str]]
+] = {  # lines of the second run, its settings, what is asked again
     "nothing": (["a", "b", "c", "d"], "m", set()),
     "order": (["d", "a", "c", "b"], "m", set()),
     "a row more in front": (["x", "a", "b", "c", "d"], "m", {"x"}),
@@ -133,7 +143,10 @@ CHANGES: dict[str, tuple[list[str], Any, set[str]]] = {  # lines of the second r
 @pytest.mark.parametrize("change", CHANGES)
 def test_only_what_changed_is_done_again(tmp_path: Path, change: str) -> None:
     names, settings, again = CHANGES[change]
-    source, out = write(tmp_path / "in.jsonl", [line(name) for name in "abcd"]), tmp_path / "out.jsonl"
+    source, out = (
+        write(tmp_path / "in.jsonl", [line(name) for name in "abcd"]),
+        tmp_path / "out.jsonl",
+    )
     assert run(source, out) == (4, 0)
     given = [(name.split("=")[0], name.split("=")[-1]) for name in names]
     write(source, [line(name, text) for name, text in given])
@@ -141,23 +154,41 @@ def test_only_what_changed_is_done_again(tmp_path: Path, change: str) -> None:
     run(source, out, asked, settings)
     assert set(asked.texts) == again and len(asked.texts) == len(again)
     assert [(row["custom_id"], row["response"]["body"]["text"]) for row in rows(out)] == [
-        (name, text[::-1]) for name, text in given]
+        (name, text[::-1]) for name, text in given
+    ]
 
 
 def test_bad_lines_are_rows_and_the_job_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    source = write(tmp_path / "in.jsonl", [line("a"), "{", line("a"), "", line("b"), '{"custom_id": "c"}'])
-    refused = {"error": {"message": "no", "type": "invalid_request_error", "param": "text", "code": "invalid_request"}}
+    source = write(
+        tmp_path / "in.jsonl", [line("a"), "{", line("a"), "", line("b"), '{"custom_id": "c"}']
+    )
+    refused = {
+        "error": {
+            "message": "no",
+            "type": "invalid_request_error",
+            "param": "text",
+            "code": "invalid_request",
+        }
+    }
     asked = Asked(lambda body: (400, refused) if body["text"] == "b" else (200, {}))
     assert run(source, out, asked) == (5, 4)
     found = rows(out)
     assert [row["custom_id"] for row in found] == ["a", None, None, "b", None]
     assert found[3]["response"]["status_code"] == 400 and found[3]["response"]["body"] == refused
     assert [row["error"] and (row["error"]["line"], row["error"]["code"]) for row in found] == [
-        None, (2, "invalid_json"), (3, "duplicate_custom_id"), None, (6, "invalid_url")]
+        None,
+        (2, "invalid_json"),
+        (3, "duplicate_custom_id"),
+        None,
+        (6, "invalid_url"),
+    ]
     again = Asked()
     done = finish(source, out, again)
-    assert (done.rows, done.failed) == (5, 4) and again.texts == []  # what was refused for good stays so
+    assert (done.rows, done.failed) == (
+        5,
+        4,
+    ) and again.texts == []  # what was refused for good stays so
     assert done.failures[0].startswith("line 2 is no JSON")
     assert done.failures[1:3] == ("line 3 has the custom_id of line 1, 'a'", "b: no")
 
@@ -165,8 +196,17 @@ def test_bad_lines_are_rows_and_the_job_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_may_pass_is_tried_again(tmp_path: Path, status: int) -> None:
     source, out = write(tmp_path / "in.jsonl", [line("a"), line("b")]), tmp_path / "out.jsonl"
-    error = {"error": {"message": "busy", "type": "overloaded_error", "param": None, "code": "queue_full"}}
-    assert run(source, out, Asked(lambda body: (status, error) if body["text"] == "b" else (200, {}))) == (2, 1)
+    error = {
+        "error": {
+            "message": "busy",
+            "type": "overloaded_error",
+            "param": None,
+            "code": "queue_full",
+        }
+    }
+    assert run(
+        source, out, Asked(lambda body: (status, error) if body["text"] == "b" else (200, {}))
+    ) == (2, 1)
     asked = Asked()
     assert run(source, out, asked) == (2, 0) and asked.texts == ["b"]
 
@@ -190,11 +230,16 @@ def test_a_full_disk_ends_the_job_and_it_goes_on_later(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [line(f"row-{number}") for number in range(200)])
     run(source, tmp_path / "peace.jsonl")
     out, log = tmp_path / "out.jsonl", tmp_path / "log"
-    limited = ("import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-               "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n")
+    limited = (
+        "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+    )
     command = [sys.executable, "-c", limited + JOB, str(source), str(out), str(log)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode != 0 and "rows are kept: make room and run the same command again" in done.stderr
+    assert (
+        done.returncode != 0
+        and "rows are kept: make room and run the same command again" in done.stderr
+    )
     kept = rows(out)
     assert 20 < len(kept) < 200
     asked = Asked()

@@ -20,7 +20,13 @@ NAMES = {f"r{number}": f"name-{number}" for number in range(6)}
 
 
 def row(number: int, **more: Any) -> Row:
-    return {"id": f"r{number}", "name": f"name-{number}", "text": "é\ud800" * number, "error": None, **more}
+    return {
+        "id": f"r{number}",
+        "name": f"name-{number}",
+        "text": "é\ud800" * number,
+        "error": None,
+        **more,
+    }
 
 
 @contextmanager
@@ -76,7 +82,9 @@ def test_what_is_not_wanted_any_more_goes(path: Path) -> None:
     assert ids(path) == ["r0", "r1", "r3", "r5"]
 
 
-@pytest.mark.parametrize("content", [b"notes\n", b"notes", b'{"name": "a"}\n', encode({"id": "x", "name": "other"})])
+@pytest.mark.parametrize(
+    "content", [b"notes\n", b"notes", b'{"name": "a"}\n', encode({"id": "x", "name": "other"})]
+)
 def test_a_file_of_somebody_else_is_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(MMDiffError, match="name another file"), opened(path):
@@ -91,11 +99,18 @@ def test_bad_places_are_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_two_jobs_do_not_write_one_file(path: Path) -> None:
-    code = ("import sys; from mmdiff.serve.batch.file_lock import locked; from pathlib import Path\n"
-            f"with locked(Path({str(path)!r})):\n print('held', flush=True); sys.stdin.read()")
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    code = (
+        "import sys; from mmdiff.serve.batch.file_lock import locked; from pathlib import Path\n"
+        f"with locked(Path({str(path)!r})):\n print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-    with pytest.raises(MMDiffError, match=rf"another job \(process {holder.pid}\) writes"), opened(path):
+    with (
+        pytest.raises(MMDiffError, match=rf"another job \(process {holder.pid}\) writes"),
+        opened(path),
+    ):
         pass
     holder.kill()
     holder.communicate()
@@ -119,11 +134,14 @@ class Failing:
             if torn:
                 call(*arguments[:-1], bytes(arguments[-1])[:5])
             raise OSError(self.code, os.strerror(self.code))
+
         return wrapped
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_every_failing_write_leaves_what_was_done(path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_every_failing_write_leaves_what_was_done(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     """The k-th write, sync or rename fails, for every k until none is left to fail; then the same job goes through."""
     for kth in range(1, 40):
         path.write_bytes(encode(row(0)) + encode(row(7)) + b'{"id"')
@@ -158,4 +176,10 @@ def test_of_a_row_that_is_there_twice_the_first_is_kept_and_errors_are_counted(p
         assert (len(journal), journal.failed) == (2, 0)
         journal.append([row(2), row(3, error="bad"), row(4)])
         assert journal.failed == 1
-    assert json.loads(path.read_bytes().splitlines()[0]) == first and ids(path) == ["r1", "r0", "r2", "r3", "r4"]
+    assert json.loads(path.read_bytes().splitlines()[0]) == first and ids(path) == [
+        "r1",
+        "r0",
+        "r2",
+        "r3",
+        "r4",
+    ]

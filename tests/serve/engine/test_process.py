@@ -13,8 +13,8 @@ import pytest
 
 from mmdiff.pipeline import Pipeline, load
 from mmdiff.serve.engine import ipc
-from mmdiff.serve.http.route_chat import Chat
 from mmdiff.serve.engine.process import Engine
+from mmdiff.serve.http.route_chat import Chat
 from mmdiff.serve.http.schemas import ChatRequest
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import uvicorn
 
+from mmdiff.eval.server_load import resident
 from mmdiff.serve.http import connection
 from mmdiff.serve.http.connection import Connection
-from mmdiff.eval.server_load import resident
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -49,8 +49,13 @@ class Echo:
             body, more = body + message["body"], message["more_body"]
         told = json.dumps([scope["path"], len(body), len(scope["headers"])]).encode()
         told += b" " * (16 << 20 if scope["path"] == "/large" else 0)
-        await send({"type": "http.response.start", "status": 200,
-                    "headers": [(b"content-length", str(len(told)).encode())]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-length", str(len(told)).encode())],
+            }
+        )
         await send({"type": "http.response.body", "body": told})
 
 
@@ -60,7 +65,9 @@ class Running:
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
             self.port = held.getsockname()[1]
-        config = uvicorn.Config(app, port=self.port, http=Connection, ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            app, port=self.port, http=Connection, ws="none", lifespan="off", log_config=None
+        )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -116,15 +123,20 @@ def refused(held: socket.socket) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("first", [b"", GET, GET * 3])
-@pytest.mark.parametrize("head", [
-    b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 70_000,
-    b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a" * 70_000,
-    b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: 1\r\n" % number for number in range(101)) + b"\r\n",
-    b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-    b"GET /" + b"a" * 70_000,
-    b"\r\n" * 35_000,
-])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 70_000,
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a" * 70_000,
+        b"GET / HTTP/1.1\r\n"
+        + b"".join(b"X-%d: 1\r\n" % number for number in range(101))
+        + b"\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /" + b"a" * 70_000,
+        b"\r\n" * 35_000,
+    ],
+)
 def test_headers_are_bounded_on_every_request(running: Running, first: bytes, head: bytes) -> None:
     with running.connect() as held:
         held.sendall(first)
@@ -138,7 +150,11 @@ def test_headers_are_bounded_on_every_request(running: Running, first: bytes, he
 
 
 def test_headers_within_the_limits_are_read(running: Running) -> None:
-    head = b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (number, b"a" * 600) for number in range(100)) + b"\r\n"
+    head = (
+        b"GET / HTTP/1.1\r\n"
+        + b"".join(b"X-%d: %s\r\n" % (number, b"a" * 600) for number in range(100))
+        + b"\r\n"
+    )
     with running.connect() as held:
         held.sendall(head * 2)
         assert [count for _, _, count in answers(held, 2)] == [100, 100]
@@ -146,7 +162,9 @@ def test_headers_within_the_limits_are_read(running: Running) -> None:
 
 @pytest.mark.parametrize("before", [b"", GET])
 @pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost:", b"GET /", b"\r\n"])
-def test_a_request_has_so_long_for_its_headers(running: Running, before: bytes, begun: bytes) -> None:
+def test_a_request_has_so_long_for_its_headers(
+    running: Running, before: bytes, begun: bytes
+) -> None:
     if before and not begun:
         return  # an idle connection is kept
     with running.connect() as held:
@@ -175,13 +193,16 @@ def test_an_idle_connection_is_kept_and_a_late_header_on_it_timed(running: Runni
         assert rest(held) == b""
 
 
-@pytest.mark.parametrize("bad", [
-    b"5;" + b"a" * 70_000 + b"\r\nhello\r\n0\r\n\r\n",
-    b"0\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
-    b"0\r\n" + b"X: 1\r\n" * 200 + b"\r\n",
-    b"1\r\na\r\n" * 40_000 + b"0\r\n\r\n",
-    b"1;" + b"x" * 200 + b"\r\na\r\n" + b"1;" + b"x" * 200 + b"\r\na\r\n" * 1000,
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"5;" + b"a" * 70_000 + b"\r\nhello\r\n0\r\n\r\n",
+        b"0\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"0\r\n" + b"X: 1\r\n" * 200 + b"\r\n",
+        b"1\r\na\r\n" * 40_000 + b"0\r\n\r\n",
+        b"1;" + b"x" * 200 + b"\r\na\r\n" + b"1;" + b"x" * 200 + b"\r\na\r\n" * 1000,
+    ],
+)
 def test_chunked_bodies_carry_little_beside_the_body(running: Running, bad: bytes) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     with running.connect() as held:
@@ -198,24 +219,37 @@ def test_chunked_bodies_and_their_trailers_are_read(running: Running) -> None:
     with running.connect() as held:
         held.sendall((head + small + large + b"0\r\nAuthorization: Bearer other\r\n\r\n") * 2 + GET)
         assert answers(held, 3)[:2] == [["/chunked", sum(range(1, 200)) + 300_000, 2]] * 2
-    assert all(dict(scope["headers"]).keys() <= {b"host", b"transfer-encoding"} for scope in running.app.seen)
+    assert all(
+        dict(scope["headers"]).keys() <= {b"host", b"transfer-encoding"}
+        for scope in running.app.seen
+    )
 
 
 def test_a_large_body_is_read_whole(running: Running) -> None:
     body = b"c" * (3 << 20)
     with running.connect() as held:
         for _ in range(2):
-            held.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            held.sendall(
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
             assert answers(held, 1)[0][1] == len(body)
 
 
 def test_requests_sent_ahead_are_answered_in_order(running: Running) -> None:
     with running.connect() as held:
         count = 200
-        held.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" + b"".join(
-            b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc" % number for number in range(count)))
+        held.sendall(
+            b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
+            + b"".join(
+                b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc" % number
+                for number in range(count)
+            )
+        )
         found = answers(held, count + 1)
-        assert [path for path, _, _ in found] == ["/slow", *(f"/{number}" for number in range(count))]
+        assert [path for path, _, _ in found] == [
+            "/slow",
+            *(f"/{number}" for number in range(count)),
+        ]
         assert {size for _, size, _ in found[1:]} == {3}
 
 
@@ -237,15 +271,21 @@ def test_a_malformed_request_is_refused_after_the_answers_before_it(running: Run
         assert refused(held) == (400, "invalid_request")
 
 
-@pytest.mark.parametrize("body", [
-    b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
-    b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX: 1\r\n\r\n",
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Content-Length: 5\r\n\r\nhello",
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX: 1\r\n\r\n",
+    ],
+)
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_a_proposed_upgrade_is_answered_as_http_1(running: Running, body: bytes, size: int) -> None:
     """As Java's and curl's clients propose HTTP/2 on a first request, body and all."""
-    upgrade = (b"POST /up HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-               b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n" + body)
+    upgrade = (
+        b"POST /up HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n" + body
+    )
     with running.connect() as held:
         sent = upgrade + GET + upgrade
         for start in range(0, len(sent), size):
@@ -288,15 +328,23 @@ def flood(running: Running, first: bytes, part: bytes, times: int) -> float:
     return most - before
 
 
-@pytest.mark.parametrize("first, part", [
-    (GET + b"GET / HTTP/1.1\r\nX: ", b"a" * 65_536),
-    (GET + b"GET / HTTP/1.1\r\n", b"X: 1\r\n" * 10_000),
-    (GET + b"GET /", b"a" * 65_536),
-    (b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n", GET * 2000),
-    (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: 1\r\n" * 10_000),
-    (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a" * 65_536),
-    (b"POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n", b"a" * 65_536),
-])
-def test_a_connection_makes_the_server_grow_by_little(running: Running, first: bytes, part: bytes) -> None:
+@pytest.mark.parametrize(
+    "first, part",
+    [
+        (GET + b"GET / HTTP/1.1\r\nX: ", b"a" * 65_536),
+        (GET + b"GET / HTTP/1.1\r\n", b"X: 1\r\n" * 10_000),
+        (GET + b"GET /", b"a" * 65_536),
+        (b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n", GET * 2000),
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            b"X: 1\r\n" * 10_000,
+        ),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a" * 65_536),
+        (b"POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n", b"a" * 65_536),
+    ],
+)
+def test_a_connection_makes_the_server_grow_by_little(
+    running: Running, first: bytes, part: bytes
+) -> None:
     flood(running, first, part, 16)  # what is taken once
     assert flood(running, first, part, 256) < 1.0

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mmdiff.serve.http.limiter import RequestLimiter, FairSemaphore
 from mmdiff.serve.errors import ApiError
+from mmdiff.serve.http.limiter import FairSemaphore, RequestLimiter
 from mmdiff.serve.options import ServerOptions
 
 
@@ -99,7 +99,9 @@ def refusal(door: RequestLimiter, key: str = "key", ready: bool = True) -> tuple
 
 
 def test_places_are_rows_and_those_who_wait() -> None:
-    door = RequestLimiter(ServerOptions(max_num_seqs=2, max_num_queued_reqs=1, overload_status_code=429))
+    door = RequestLimiter(
+        ServerOptions(max_num_seqs=2, max_num_queued_reqs=1, overload_status_code=429)
+    )
     with (
         door.slot("key", True),
         door.slot("key", True),

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from openapi_spec_validator import validate
-from tests.helpers.serving import Served, asking, data_url
 
-from mmdiff.serve.http.app import create
 from mmdiff.serve.batch.asgi_client import AsgiClient
+from mmdiff.serve.http.app import create
 from mmdiff.serve.options import ServerOptions
+from tests.helpers.serving import Served, asking, data_url
 
 CHAT = "/v1/chat/completions"
 
@@ -22,8 +22,11 @@ def change(server: Served, ask: Any) -> dict[str, float]:
     before = server.settle()
     ask()
     after = server.settle()
-    return {name: value - before.get(name, 0) for name, value in after.items()
-            if "_created" not in name and value != before.get(name, 0)}
+    return {
+        name: value - before.get(name, 0)
+        for name, value in after.items()
+        if "_created" not in name and value != before.get(name, 0)
+    }
 
 
 def http(method: str, route: str, status: int) -> str:
@@ -67,14 +70,20 @@ def test_times_are_told_by_route(server: Served, root: Path) -> None:
         assert 0 < times[0] < times[1] <= times[2]
 
 
-def test_prompt_and_completion_tokens_are_counted_on_every_route(server: Served, root: Path) -> None:
+def test_prompt_and_completion_tokens_are_counted_on_every_route(
+    server: Served, root: Path
+) -> None:
     url = data_url(root / "examples" / "shapes.png")
     question = (root / "examples" / "question.flac").read_bytes()
     asked = {
         "chat": lambda: server.chat(),
         "caption": lambda: server.client.post("/v1/caption", json={"image_url": url}),
-        "query": lambda: server.client.post("/v1/query", json={"image_url": url, "question": "what?"}),
-        "speech": lambda: server.client.post("/v1/audio/transcriptions", files={"file": ("a.flac", question)}),
+        "query": lambda: server.client.post(
+            "/v1/query", json={"image_url": url, "question": "what?"}
+        ),
+        "speech": lambda: server.client.post(
+            "/v1/audio/transcriptions", files={"file": ("a.flac", question)}
+        ),
     }
     for name, ask in asked.items():
         grown = change(server, ask)
@@ -90,17 +99,33 @@ def test_an_answer_that_reached_a_stop_string_has_the_tokens_it_says(
     whole = server.client.post(CHAT, json=asking(describe, shapes)).json()
     words, seen = whole["choices"][0]["message"]["content"].split(), list[int]()
     for count in (1, 2, 5):
-        body = asking(describe, shapes, stop=[f" {words[count]}"], stream=stream,
-                      stream_options={"include_usage": True} if stream else None)
+        body = asking(
+            describe,
+            shapes,
+            stop=[f" {words[count]}"],
+            stream=stream,
+            stream_options={"include_usage": True} if stream else None,
+        )
         answer = server.client.post(CHAT, json=body)
         if stream:
-            chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
-            text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"])
+            chunks = [
+                json.loads(line[6:])
+                for line in answer.text.splitlines()
+                if line.startswith("data: {")
+            ]
+            text = "".join(
+                chunk["choices"][0]["delta"].get("content", "")
+                for chunk in chunks
+                if chunk["choices"]
+            )
             usage = chunks[-1]["usage"]
         else:
             text, usage = answer.json()["choices"][0]["message"]["content"], answer.json()["usage"]
         assert text and text.split() == words[: len(text.split())] and len(text.split()) <= count
-        assert len(text.split()) <= usage["completion_tokens"] <= 2 * len(text.split()), (text, usage)
+        assert len(text.split()) <= usage["completion_tokens"] <= 2 * len(text.split()), (
+            text,
+            usage,
+        )
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
         seen.append(usage["completion_tokens"])
     assert seen == sorted(seen) and seen[-1] < whole["usage"]["completion_tokens"]
@@ -133,15 +158,29 @@ def test_the_openapi_document_is_valid_and_whole() -> None:
     assert "messages" in body["properties"] and "$defs" not in body
 
 
-@pytest.mark.parametrize("path, route", [
-    ("/chat/completions", "POST /v1/chat/completions"), ("/v1/v1/chat/completions", "POST /v1/chat/completions"),
-    ("/v1/completions", "POST /v1/chat/completions"), ("/v1/chat/completion", "POST /v1/chat/completions"),
-    ("/v1/chat/completions/", "POST /v1/chat/completions"), ("/V1/CHAT/COMPLETIONS", "POST /v1/chat/completions"),
-    ("/api/generate", "POST /v1/chat/completions"), ("/v1/responses", "POST /v1/chat/completions"),
-    ("/audio/transcriptions", "POST /v1/audio/transcriptions"), ("/v1/model", "GET /v1/models"),
-    ("/models", "GET /v1/models"), ("/healthz", "GET /health"), ("/caption", "POST /v1/caption"),
-    ("/v1/something/else", "GET /docs"), ("/" + "a" * 5000, "GET /docs"), ("/é\u202e", "GET /docs"),
-])
+@pytest.mark.parametrize(
+    "path, route",
+    [
+        ("/chat/completions", "POST /v1/chat/completions"),
+        ("/v1/v1/chat/completions", "POST /v1/chat/completions"),
+        ("/v1/completions", "POST /v1/chat/completions"),
+        ("/v1/chat/completion", "POST /v1/chat/completions"),
+        ("/v1/chat/completions/", "POST /v1/chat/completions"),
+        ("/V1/CHAT/COMPLETIONS", "POST /v1/chat/completions"),
+        ("/api/generate", "POST /v1/chat/completions"),
+        ("/v1/responses", "POST /v1/chat/completions"),
+        ("/audio/transcriptions", "POST /v1/audio/transcriptions"),
+        ("/v1/model", "GET /v1/models"),
+        ("/models", "GET /v1/models"),
+        ("/healthz", "GET /health"),
+        ("/caption", "POST /v1/caption"),
+        ("/v1/something/else", "GET /docs"),
+        ("/" + "a" * 5000, "GET /docs"),
+        ("/é\u202e", "GET /docs"),
+    ],
+)
 def test_a_wrong_path_is_told_the_nearest_route(path: str, route: str) -> None:
     error = called(path)["error"]
-    assert error["code"] == "not_found" and route in error["message"] and len(error["message"]) < 250
+    assert (
+        error["code"] == "not_found" and route in error["message"] and len(error["message"]) < 250
+    )

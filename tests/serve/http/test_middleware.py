@@ -130,7 +130,10 @@ def test_pages_that_are_allowed_may_ask() -> None:
     named = ServerOptions(api_keys=("one",), allowed_origins=("https://page.example",))
     assert Asked(named, {**ONE, "Origin": "https://page.example"}).status == 200
     assert Asked(named, {**ONE, "Origin": "https://other.example"}).status == 403
-    assert Asked(ServerOptions(allowed_origins=("*",)), {"Origin": "https://other.example"}).status == 200
+    assert (
+        Asked(ServerOptions(allowed_origins=("*",)), {"Origin": "https://other.example"}).status
+        == 200
+    )
 
 
 def test_the_page_s_own_files_and_what_a_browser_says_is_the_same_origin_are_let_in() -> None:

@@ -16,10 +16,10 @@ import pytest
 import soundfile
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from tests.helpers.programs import needs
-from tests.helpers.serving import Served
 
 from mmdiff.audio.audio_io import load_audio
+from tests.helpers.programs import needs
+from tests.helpers.serving import Served
 
 CHROMIUM = shutil.which("chromium")
 SECONDS = 60  # a busy machine answers slowly
@@ -38,8 +38,12 @@ def voice(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser(voice: Path) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
-                     f"--use-file-for-fake-audio-capture={voice}"]
+        arguments = [
+            "--no-sandbox",
+            "--use-fake-device-for-media-stream",
+            "--use-fake-ui-for-media-stream",
+            f"--use-file-for-fake-audio-capture={voice}",
+        ]
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield started
         started.close()
@@ -54,7 +58,10 @@ def page(browser: Browser, server: Served) -> Iterator[Page]:
     asked: list[str] = []
     complaints: list[str] = []
     opened.on("request", lambda request: asked.append(request.url))
-    opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    opened.on(
+        "console",
+        lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None,
+    )
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.goto(server.url)
     expect(opened.locator("#curl")).to_contain_text("curl")
@@ -127,16 +134,30 @@ def test_the_keyboard_is_enough(page: Page, root: Path) -> None:
     for _ in range(40):
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.id"))
-    assert {"picture", "sound", "record", "question", "as-json", "ask", "step", "play", "curl", "copy"} <= seen
+    assert {
+        "picture",
+        "sound",
+        "record",
+        "question",
+        "as-json",
+        "ask",
+        "step",
+        "play",
+        "curl",
+        "copy",
+    } <= seen
 
 
 def test_a_picture_can_be_dropped_and_removed(page: Page, root: Path) -> None:
     data = list((root / "examples" / "one.png").read_bytes())
-    page.evaluate("""data => {
+    page.evaluate(
+        """data => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(data)], "one.png", {type: "image/png"}));
         document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true}));
-    }""", data)
+    }""",
+        data,
+    )
     expect(page.get_by_alt_text("The chosen picture")).to_be_visible()
     ask(page, "what shape is it?")
     assert "ring" in answered(page)
@@ -148,7 +169,9 @@ def test_a_picture_can_be_dropped_and_removed(page: Page, root: Path) -> None:
 def test_a_recorded_question_is_heard(page: Page, root: Path) -> None:
     choose_picture(page, root)
     page.get_by_role("button", name="Record", exact=True).click()
-    expect(page.get_by_role("button", name="Stop recording")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="Stop recording")).to_have_attribute(
+        "aria-pressed", "true"
+    )
     page.wait_for_timeout(4000)
     page.get_by_role("button", name="Stop recording").click()
     expect(page.locator("#player")).to_be_visible()
@@ -174,19 +197,38 @@ def test_fields_of_a_json_answer_fill_in(page: Page, root: Path) -> None:
     if "not served" in page.get_by_role("alert").inner_text():
         pytest.skip("the server has no answers with fields")
     value = json.loads(answered(page))
-    names, values = page.locator("#values dt").all_inner_texts(), page.locator("#values dd").all_inner_texts()
+    names, values = (
+        page.locator("#values dt").all_inner_texts(),
+        page.locator("#values dd").all_inner_texts(),
+    )
     assert names == ["color", "count"] and values == [str(value["color"]), str(value["count"])]
     page.get_by_role("slider", name="Step").fill("0")
     assert page.locator("#values dt").all_inner_texts() == ["color", "count"]
 
 
-PARTS: dict[str, list[list[object]]] = {  # of a JSON answer: path, value, whether the value is complete
+PARTS: dict[
+    str, list[list[object]]
+] = {  # of a JSON answer: path, value, whether the value is complete
     '{"color": "re▒", "count": ▒▒, "things": [{"shape": "cir': [
-        ["color", "re▒", False], ["count", "▒▒", False], ["things.0.shape", "cir", False]],
-    '{"color": "red", "count": 3, "ok": true}': [["color", "red", True], ["count", "3", True], ["ok", "true", True]],
+        ["color", "re▒", False],
+        ["count", "▒▒", False],
+        ["things.0.shape", "cir", False],
+    ],
+    '{"color": "red", "count": 3, "ok": true}': [
+        ["color", "red", True],
+        ["count", "3", True],
+        ["ok", "true", True],
+    ],
     '{"a": {"b": ["x", "y\\"z\\u0041"]}, "c": null}': [
-        ["a.b.0", "x", True], ["a.b.1", 'y"zA', True], ["c", "null", True]],
-    '▒▒▒▒': [], '{"a▒': [], "{}": [], '{"a": "': [["a", "", False]], '{"a": "x\\': [["a", "x", False]],
+        ["a.b.0", "x", True],
+        ["a.b.1", 'y"zA', True],
+        ["c", "null", True],
+    ],
+    "▒▒▒▒": [],
+    '{"a▒': [],
+    "{}": [],
+    '{"a": "': [["a", "", False]],
+    '{"a": "x\\': [["a", "x", False]],
 }
 
 
@@ -205,7 +247,9 @@ def test_the_command_gives_the_same_answer(page: Page, root: Path) -> None:
     expect(page.locator("#copied")).to_have_text("Copied.")
     command = page.evaluate("navigator.clipboard.readText()")
     said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=SECONDS)
-    events = [json.loads(line[6:]) for line in said.stdout.splitlines() if line.startswith("data: {")]
+    events = [
+        json.loads(line[6:]) for line in said.stdout.splitlines() if line.startswith("data: {")
+    ]
     assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == wanted
 
 
@@ -245,7 +289,9 @@ def test_everybody_can_use_it(page: Page, root: Path, scheme: Any) -> None:
     ask(page, "Describe the picture briefly.")
     assert answered(page)
     found = Axe().run(page).response
-    assert [(rule["id"], node["html"]) for rule in found["violations"] for node in rule["nodes"]] == []
+    assert [
+        (rule["id"], node["html"]) for rule in found["violations"] for node in rule["nodes"]
+    ] == []
     style = "getComputedStyle(document.querySelector('#canvas .token')).transitionDuration"
     assert page.evaluate(style) == "0s"
 
@@ -256,5 +302,9 @@ def test_the_files_are_small_and_may_do_little(root: Path, server: Served) -> No
         with urllib.request.urlopen(f"{server.url}/{file.name}") as answer:
             assert answer.read() == file.read_bytes()
             policy = answer.headers["content-security-policy"]
-            assert "default-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+            assert (
+                "default-src 'self'" in policy
+                and "unsafe" not in policy
+                and "frame-ancestors 'none'" in policy
+            )
     assert sum(file.stat().st_size for file in files) < 40_000

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.helpers.serving import Served, asking
 
-from mmdiff.structured.regular.compile_limits import CompileLimits
 from mmdiff.eval.server_load import hard_schema, measure_beside_schemas
 from mmdiff.serve.engine.time_slices import SlicedWork
+from mmdiff.structured.regular.compile_limits import CompileLimits
+from tests.helpers.serving import Served, asking
 
 
 def counting(upto: int, seen: list[int]) -> int:

@@ -11,20 +11,27 @@ import pytest
 import soundfile
 from PIL import Image, PngImagePlugin
 
-from mmdiff.serve.media import worker
 from mmdiff.serve.batch.captions import _data_url, _skipped
 from mmdiff.serve.errors import ApiError
-from mmdiff.serve.options import MediaLimits
+from mmdiff.serve.media import worker
 from mmdiff.serve.media.parse import _unpacked, unpacked_url
+from mmdiff.serve.options import MediaLimits
 from mmdiff.vision.image_io import open_image
 
 LIMITS = MediaLimits()
 
 
-@pytest.mark.parametrize("url", [
-    "data:image/png;base64,aGVsbG8=", "DATA:IMAGE/PNG;BASE64,aGVsbG8=", "data:image/png;base64,aGVs\nbG8=\r\n",
-    "data:image/png;base64,aGVsbG8", "data:image/png;charset=utf-8;base64,aGVsbG8%3D", " data:;base64, aGVsbG8=",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,aGVsbG8=",
+        "DATA:IMAGE/PNG;BASE64,aGVsbG8=",
+        "data:image/png;base64,aGVs\nbG8=\r\n",
+        "data:image/png;base64,aGVsbG8",
+        "data:image/png;charset=utf-8;base64,aGVsbG8%3D",
+        " data:;base64, aGVsbG8=",
+    ],
+)
 def test_spellings_of_data_urls(url: str) -> None:
     assert unpacked_url(url, "image_url", "image 0") == b"hello"
     assert _unpacked(url, "data", "audio 0") == b"hello"
@@ -50,7 +57,10 @@ def flac(samples: Any, rate: int) -> bytes:
 
 def test_the_limit_of_audio_is_its_time_whatever_its_rate() -> None:
     """Ten minutes of stereo at 48 kHz would be 220 MiB as floats, and of eight channels 880."""
-    assert len(worker.sound(flac(np.zeros((48_000 * 599, 2), np.int16), 48_000), LIMITS, "audio 0")) == 599 * 16_000
+    assert (
+        len(worker.sound(flac(np.zeros((48_000 * 599, 2), np.int16), 48_000), LIMITS, "audio 0"))
+        == 599 * 16_000
+    )
     with pytest.raises(ApiError, match="lasts longer than the 600 seconds"):
         worker.sound(flac(np.zeros(8_000 * 601, np.int16), 8_000), LIMITS, "audio 0")
 
@@ -63,10 +73,24 @@ def test_audio_of_another_scale_is_refused() -> None:
 
 
 def test_folders_tell_what_they_leave_out() -> None:
-    names = ["a.PNG", "b.tiff", "c.TIF", "d.jfif", "e.heic", "notes.txt", "more.TXT", "f.svg", "README"]
+    names = [
+        "a.PNG",
+        "b.tiff",
+        "c.TIF",
+        "d.jfif",
+        "e.heic",
+        "notes.txt",
+        "more.TXT",
+        "f.svg",
+        "README",
+    ]
     assert _skipped([Path(name) for name in names]) == (
-        "4 files are left out, by the names not images: 2 .txt, 1 .svg, 1 no ending")
-    assert _skipped([Path("a.svg"), Path("b.png")]) == "1 file is left out, by the names not images: 1 .svg"
+        "4 files are left out, by the names not images: 2 .txt, 1 .svg, 1 no ending"
+    )
+    assert (
+        _skipped([Path("a.svg"), Path("b.png")])
+        == "1 file is left out, by the names not images: 1 .svg"
+    )
     assert _skipped([Path("b.png")]) == ""
 
 
@@ -75,4 +99,6 @@ def test_folders_send_what_the_decoder_does_not_read_as_png(tmp_path: Path) -> N
     for name in ("a.tiff", "a.bmp", "a.PPM"):
         Image.fromarray(values).save(tmp_path / name)
         data = unpacked_url(_data_url(tmp_path / name), "image_url", "image 0")
-        assert np.array_equal(worker.picture(data, LIMITS, "image 0"), np.asarray(open_image(tmp_path / name)))
+        assert np.array_equal(
+            worker.picture(data, LIMITS, "image 0"), np.asarray(open_image(tmp_path / name))
+        )

@@ -5,8 +5,8 @@ import io
 import pytest
 from PIL import Image
 
-from mmdiff.serve.media.worker import picture
 from mmdiff.serve.errors import ApiError
+from mmdiff.serve.media.worker import picture
 from mmdiff.serve.options import MediaLimits
 
 

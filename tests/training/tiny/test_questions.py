@@ -43,7 +43,11 @@ from mmdiff.training.tiny.scenes import (
 )
 
 SCENES = [random_scene(seed) for seed in range(800)]
-ASKED = [(scene, qa) for i, scene in enumerate(SCENES) for qa in questions(scene, np.random.default_rng(i), 5)]
+ASKED = [
+    (scene, qa)
+    for i, scene in enumerate(SCENES)
+    for qa in questions(scene, np.random.default_rng(i), 5)
+]
 GROUND = Background("plain", (240, 240, 240), (240, 240, 240))
 CIRCLE = Thing("circle", "red", "small", 4, 4, 14, 14)
 STAR = Thing("star", "gray", "large", 60, 60, 30, 30)
@@ -54,7 +58,8 @@ def fits(words: str, thing: Thing) -> bool:
     """Whether a thing is what the words call it, word by word."""
     nouns = {"object", "objects", "thing", "things", "shape", "shapes", "something"}
     return all(
-        word in nouns or word in (thing.shape, f"{thing.shape}s", f"{thing.shape}es", thing.colour, thing.size)
+        word in nouns
+        or word in (thing.shape, f"{thing.shape}s", f"{thing.shape}es", thing.colour, thing.size)
         for word in words.replace("grey", "gray").split()
     )
 
@@ -73,11 +78,15 @@ def plain(question: str) -> str:
 def answer(question: str, scene: Scene) -> str:
     """The slow way, by the wording alone."""
     text = plain(question)
-    if found := re.fullmatch(r"how many (.+?)( are there| are|does the image contain| does the image contain)", text):
+    if found := re.fullmatch(
+        r"how many (.+?)( are there| are|does the image contain| does the image contain)", text
+    ):
         return str(sum(fits(found[1], thing) for thing in scene.things))
     if found := re.fullmatch(r"(?:where|in which part of the image) is the (.+)", text):
         return place(the(found[1], scene), scene)
-    if found := re.fullmatch(r"is the (.+) (?:small or large|large or small)|what size is the (.+)", text):
+    if found := re.fullmatch(
+        r"is the (.+) (?:small or large|large or small)|what size is the (.+)", text
+    ):
         return the(found[1] or found[2], scene).size
     if found := re.fullmatch(
         r"is the (.+?) (to the left of|left of|to the right of|right of|above|below) the (.+)", text
@@ -85,9 +94,13 @@ def answer(question: str, scene: Scene) -> str:
         (ax, ay), (bx, by) = the(found[1], scene).centre, the(found[3], scene).centre
         side = {"left": ax < bx, "right": ax > bx, "above": ay < by, "below": ay > by}
         return "yes" if next(true for word, true in side.items() if word in found[2]) else "no"
-    if found := re.fullmatch(r"(?:is there not an?|does the image not contain an?|is no) (.+?)( present)?", text):
+    if found := re.fullmatch(
+        r"(?:is there not an?|does the image not contain an?|is no) (.+?)( present)?", text
+    ):
         return "no" if any(fits(found[1], thing) for thing in scene.things) else "yes"
-    if found := re.fullmatch(r"(?:is there an?|does the image contain an?|is an?) (.+?)( present)?", text):
+    if found := re.fullmatch(
+        r"(?:is there an?|does the image contain an?|is an?) (.+?)( present)?", text
+    ):
         return "yes" if any(fits(found[1], thing) for thing in scene.things) else "no"
     if found := re.fullmatch(r"(?:are|do) the two objects (?:have )?the same (\w+)", text):
         one, other = scene.things
@@ -99,7 +112,9 @@ def answer(question: str, scene: Scene) -> str:
     if found := re.fullmatch(r"what.* (to the left of|to the right of|above|below) the (.+)", text):
         (other,) = (thing for thing in scene.things if thing is not the(found[2], scene))
         return attribute(asked, other)
-    if found := re.fullmatch(r"what.*(?: in| on| at) the (top left|top right|bottom left|bottom right|\w+)", text):
+    if found := re.fullmatch(
+        r"what.*(?: in| on| at) the (top left|top right|bottom left|bottom right|\w+)", text
+    ):
         (here,) = (thing for thing in scene.things if place(thing, scene) == found[1])
         return attribute(asked, here)
     if text in ("what shape is", "what shape does the image contain", "what shape is present"):
@@ -122,7 +137,9 @@ def test_questions_are_deterministic_and_differ() -> None:
     for seed, scene in enumerate(SCENES[:50]):
         one, other = (questions(scene, np.random.default_rng(seed), 6) for _ in range(2))
         assert one == other and len({qa.question for qa in one}) == len(one) == 6
-    assert 0 < len(questions(SCENES[0], np.random.default_rng(0), 1000)) < 1000  # ends when there is no more to ask
+    assert (
+        0 < len(questions(SCENES[0], np.random.default_rng(0), 1000)) < 1000
+    )  # ends when there is no more to ask
 
 
 def test_kinds_are_even() -> None:
@@ -149,7 +166,9 @@ def test_negatives_are_hard() -> None:
         words = set(plain(qa.question).replace("grey", "gray").split())
         shape, colour = words & set(SHAPES), words & set(COLOURS)
         if (qa.kind, qa.answer) in (("present", "no"), ("absent", "yes")) and shape and colour:
-            nearly.append(any(thing.shape in shape or thing.colour in colour for thing in scene.things))
+            nearly.append(
+                any(thing.shape in shape or thing.colour in colour for thing in scene.things)
+            )
     assert len(nearly) > 50 and np.mean(nearly) > 0.9
 
 
@@ -188,7 +207,9 @@ def test_style_varies() -> None:
     asked = [qa.question for _, qa in ASKED]
     assert 0.2 < np.mean([question[0].isupper() for question in asked]) < 0.3
     assert 0.06 < np.mean([not question.endswith("?") for question in asked]) < 0.14
-    assert all(any(word in question for question in asked) for word in ("color", "colour", "gray", "grey"))
+    assert all(
+        any(word in question for question in asked) for word in ("color", "colour", "gray", "grey")
+    )
     assert not any("grey" in qa.answer for _, qa in ASKED)
 
 
@@ -205,7 +226,9 @@ def test_captions_of_a_known_scene() -> None:
         "short": "a red circle and a gray star",
         "long": "a small red circle at the top left and a large gray star at the bottom right",
     }
-    four = Scene(100, 100, GROUND, (STAR, CIRCLE, CIRCLE, Thing("cross", "teal", "small", 50, 0, 15, 15)))
+    four = Scene(
+        100, 100, GROUND, (STAR, CIRCLE, CIRCLE, Thing("cross", "teal", "small", 50, 0, 15, 15))
+    )
     assert captions(four)["short"] == "4 objects: 2 circles, a star and a cross"
     assert all(len(prompts) == 3 for prompts in CAPTION_PROMPTS.values())
 
@@ -233,10 +256,16 @@ def test_captions_read_back() -> None:
     ("text", "score"),
     [
         ("a small red circle at the top left and a large gray star at the bottom right", (8, 8)),
-        ("A large grey star at the bottom right, and a small red circle at the top left.", (8, 8)),  # any order
+        (
+            "A large grey star at the bottom right, and a small red circle at the top left.",
+            (8, 8),
+        ),  # any order
         ("a small red circle at the top left", (4, 8)),
         ("a small blue circle at the top and a large gray star at the bottom right", (6, 8)),
-        ("a small red circle at the top left, a large gray star at the bottom right and a ring", (8, 9)),  # invented
+        (
+            "a small red circle at the top left, a large gray star at the bottom right and a ring",
+            (8, 9),
+        ),  # invented
         ("a gray circle and a red star", (2, 8)),
         ("I see nothing of the kind", (0, 8)),
         ("", (0, 8)),
@@ -251,7 +280,10 @@ def test_phrase_text() -> None:
     assert describe(CIRCLE, PAIR).text() == "a small red circle at the top left"
     assert Phrase(shape="circle", colour="orange").text() == "an orange circle"
     assert Phrase(colour="red").text() == "something red"
-    assert Phrase(colour="red", size="small", place="left").text() == "something small and red on the left"
+    assert (
+        Phrase(colour="red", size="small", place="left").text()
+        == "something small and red on the left"
+    )
     assert Phrase(place="center").text() == "something in the center"
 
 
@@ -261,20 +293,28 @@ def test_phrases_hold_every_other_time() -> None:
         assert made == phrases(scene, np.random.default_rng(seed), 8)
         assert all(holds(phrase, scene) for phrase in made[::2])
         assert all(any(vars(phrase).values()) for phrase in made)
-    near = [holds(p, s) for i, s in enumerate(SCENES) for p in phrases(s, np.random.default_rng(i), 2)[1::2]]
+    near = [
+        holds(p, s)
+        for i, s in enumerate(SCENES)
+        for p in phrases(s, np.random.default_rng(i), 2)[1::2]
+    ]
     assert np.mean(near) < 0.25
 
 
 def test_truth_table_agrees_with_objects() -> None:
     scenes = SCENES[:30]
-    made = [p for i, scene in enumerate(scenes) for p in phrases(scene, np.random.default_rng(i), 6)] + [Phrase()]
+    made = [
+        p for i, scene in enumerate(scenes) for p in phrases(scene, np.random.default_rng(i), 6)
+    ] + [Phrase()]
     table = truth_table(made, scenes)
     assert table.shape == (30, 181) and table.dtype == np.bool_
     for row, scene in zip(table, scenes, strict=True):
         objects = scene_json(scene)["objects"]
         for true, phrase in zip(row, made, strict=True):
             said = {name: value for name, value in vars(phrase).items() if value}
-            assert true == any(said.items() <= one.items() for one in objects) == holds(phrase, scene)
+            assert (
+                true == any(said.items() <= one.items() for one in objects) == holds(phrase, scene)
+            )
 
 
 def test_references_tell_the_facts_of_what_they_name() -> None:
@@ -302,7 +342,11 @@ def test_references_tell_the_facts_of_what_they_name() -> None:
             for name, value in told.items():
                 seen[name].add(value)
     others = (*GRID_FACTS, *SHOWN_FACTS)
-    assert all({*range(number), UNKNOWN} <= seen[name] for name, number in FACTS.items() if name not in others)
+    assert all(
+        {*range(number), UNKNOWN} <= seen[name]
+        for name, number in FACTS.items()
+        if name not in others
+    )
     assert min(forms.values()) > 100 and len(forms) == 5, forms
     assert min(asked.values()) > 20 and len(asked) == 7, asked
 
@@ -317,13 +361,26 @@ def test_captions_say_where_they_speak_of_what() -> None:
             if length == "short" and len(scene.things) > 3:
                 alike = [[t for t in scene.things if t.shape == shape] for shape in SHAPES]
                 groups = [list(scene.things), *(things for things in alike if things)]
-                assert [facts for *_, facts in spans] == [facts_of(things, scene) for things in groups]
-                assert [number for word in words for number, *_ in caption_facts(word)] == [*map(len, groups)]
+                assert [facts for *_, facts in spans] == [
+                    facts_of(things, scene) for things in groups
+                ]
+                assert [number for word in words for number, *_ in caption_facts(word)] == [
+                    *map(len, groups)
+                ]
                 continue
-            assert [facts for *_, facts in spans] == [facts_of([thing], scene) for thing in reading_order(scene)]
+            assert [facts for *_, facts in spans] == [
+                facts_of([thing], scene) for thing in reading_order(scene)
+            ]
             assert [caption_facts(word) for word in words] == [
-                Counter([Fact(1, thing.size, thing.colour, thing.shape, place(thing, scene)) if length == "long"
-                         else Fact(1, None, thing.colour, thing.shape, None)]) for thing in reading_order(scene)]
+                Counter(
+                    [
+                        Fact(1, thing.size, thing.colour, thing.shape, place(thing, scene))
+                        if length == "long"
+                        else Fact(1, None, thing.colour, thing.shape, None)
+                    ]
+                )
+                for thing in reading_order(scene)
+            ]
 
 
 SHOWN_FACTS = ("centre", "of its shape", "of its colour")  # told at the picture's tokens alone
@@ -336,17 +393,23 @@ def read(text: str, scene: Scene) -> tuple[str, list[Thing]]:
     if " and the " in text or not text.startswith("the ") and " the " in text:
         names = re.sub("^(?:is |do |are )?the ", "", text)
         return "pair", [the(name, scene) for name in re.split(f" (?:{ways}) the ", names)]
-    if found := re.fullmatch(r"the (object|shape|thing) (?:to the )?(left of|right of|above|below) the (.+)", text):
+    if found := re.fullmatch(
+        r"the (object|shape|thing) (?:to the )?(left of|right of|above|below) the (.+)", text
+    ):
         other = the(found[3], scene)
         thing = scene.things[1] if other is scene.things[0] else scene.things[0]
         axis = int(found[2] in ("above", "below"))
-        offset = (thing.centre[axis] - other.centre[axis]) * (-1 if found[2] in ("left of", "above") else 1)
+        offset = (thing.centre[axis] - other.centre[axis]) * (
+            -1 if found[2] in ("left of", "above") else 1
+        )
         assert len(scene.things) == 2 and offset > 0
         return "place", [thing]
     if found := re.fullmatch(r"the (?:object|shape|thing) (?:at|in|on) the (.+)", text):
         return "place", [thing for thing in scene.things if place(thing, scene) == found[1]]
     if found := re.fullmatch(r"object (\d)", text):
-        return "rank", [thing for thing in scene.things if fact("rank", thing, scene) == int(found[1]) - 1]
+        return "rank", [
+            thing for thing in scene.things if fact("rank", thing, scene) == int(found[1]) - 1
+        ]
     if text.startswith("the "):
         return "name", [the(text.removeprefix("the "), scene)]
     return "claim", [thing for thing in scene.things if fits(re.sub(r"^an? ", "", text), thing)]
@@ -356,8 +419,13 @@ def pair_facts(one: Thing, other: Thing, scene: Scene) -> dict[str, int]:
     across = (one.centre[0] - other.centre[0]) / scene.width
     down = (one.centre[1] - other.centre[1]) / scene.height
     close = {"right": abs(across) < 0.12, "below": abs(down) < 0.12}
-    facts = {"right": across > 0, "below": down > 0, "same shape": one.shape == other.shape,
-             "same colour": one.colour == other.colour, "same size": one.size == other.size}
+    facts = {
+        "right": across > 0,
+        "below": down > 0,
+        "same shape": one.shape == other.shape,
+        "same colour": one.colour == other.colour,
+        "same size": one.size == other.size,
+    }
     compared = {name: UNKNOWN if close.get(name) else int(value) for name, value in facts.items()}
     first = {f"first {name}": fact(name, one, scene) for name in ("shape", "colour", "size")}
     second = {name: fact(name, other, scene) for name in list(FACTS)[:7]}
@@ -375,6 +443,9 @@ def fact(name: str, thing: Thing, scene: Scene) -> int:
         return values[name].index(place(thing, scene) if name == "place" else getattr(thing, name))
     if name == "rank":
         return sum(order(other, scene) < order(thing, scene) for other in scene.things)
-    at, side = (thing.x + thing.width / 2, scene.width) if name == "column" else (
-        thing.y + thing.height / 2, scene.height)
+    at, side = (
+        (thing.x + thing.width / 2, scene.width)
+        if name == "column"
+        else (thing.y + thing.height / 2, scene.height)
+    )
     return int(at / side * 8)

@@ -56,7 +56,9 @@ def test_seed_ranges_share_nothing() -> None:
 def test_counts_and_sides() -> None:
     counts = np.bincount([len(scene.things) for scene in SCENES], minlength=7) / len(SCENES)
     assert counts[0] == 0 and 0.18 < counts[1] < 0.32 and counts[2:].min() > 0.08
-    assert all(MIN_SIDE <= side <= MAX_SIDE for scene in SCENES for side in (scene.width, scene.height))
+    assert all(
+        MIN_SIDE <= side <= MAX_SIDE for scene in SCENES for side in (scene.width, scene.height)
+    )
     assert 0.2 < np.mean([scene.width == scene.height for scene in SCENES]) < 0.4
     assert {scene.background.kind for scene in SCENES} == {"plain", *BUSY}
     assert len(random_scene(0, count=3, sides=(100, 100)).things) == 3
@@ -92,17 +94,24 @@ def test_things_stay_visible() -> None:
     for scene in SCENES:
         top = np.full((scene.height, scene.width), -1)
         for i, thing in enumerate(scene.things):
-            top[max(thing.y, 0) : thing.y + thing.height, max(thing.x, 0) : thing.x + thing.width] = i
+            top[
+                max(thing.y, 0) : thing.y + thing.height, max(thing.x, 0) : thing.x + thing.width
+            ] = i
         for i, thing in enumerate(scene.things):
             assert (top == i).sum() >= 0.65 * thing.width * thing.height
         centres = sorted(thing.centre[0] for thing in scene.things)
-        assert all(right - left >= 0.02 * scene.width for left, right in zip(centres, centres[1:], strict=False))
+        assert all(
+            right - left >= 0.02 * scene.width
+            for left, right in zip(centres, centres[1:], strict=False)
+        )
 
 
 def test_backgrounds_stand_off() -> None:
     for scene in SCENES:
         for ground in (scene.background.first, scene.background.second):
-            assert all(math.dist(ground, COLOURS[thing.colour]) >= CONTRAST for thing in scene.things)
+            assert all(
+                math.dist(ground, COLOURS[thing.colour]) >= CONTRAST for thing in scene.things
+            )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -138,6 +147,8 @@ def test_place_and_json() -> None:
 
 def test_reading_order_goes_down_the_thirds_from_left_to_right() -> None:
     for scene in SCENES:
-        ninths = [(PLACES.index(place(t, scene)) % 3, PLACES.index(place(t, scene)) // 3, t.centre[0])
-                  for t in reading_order(scene)]
+        ninths = [
+            (PLACES.index(place(t, scene)) % 3, PLACES.index(place(t, scene)) // 3, t.centre[0])
+            for t in reading_order(scene)
+        ]
         assert ninths == sorted(ninths) and len(ninths) == len(scene.things)

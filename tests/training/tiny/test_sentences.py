@@ -22,7 +22,9 @@ from mmdiff.training.tiny.sentences import (
 def test_sentences_are_words_in_lower_case(kind: str) -> None:
     rng = np.random.default_rng(0)
     made = [KINDS[kind](rng) for _ in range(300)]
-    assert all(re.fullmatch(r"[a-z'-]+( [a-z'-]+)*", text) for text in made), [t for t in made if "{" in t or "_" in t]
+    assert all(re.fullmatch(r"[a-z'-]+( [a-z'-]+)*", text) for text in made), [
+        t for t in made if "{" in t or "_" in t
+    ]
     assert len(set(made)) > 60
 
 
@@ -32,18 +34,36 @@ def test_kinds_come_by_their_shares() -> None:
 
 
 def test_numbers_in_words() -> None:
-    said = {0: "zero", 13: "thirteen", 20: "twenty", 45: "forty five", 100: "one hundred", 305: "three hundred five",
-            1000: "one thousand", 9999: "nine thousand nine hundred ninety nine"}
+    said = {
+        0: "zero",
+        13: "thirteen",
+        20: "twenty",
+        45: "forty five",
+        100: "one hundred",
+        305: "three hundred five",
+        1000: "one thousand",
+        9999: "nine thousand nine hundred ninety nine",
+    }
     assert {number: cardinal(number) for number in said} == said
     assert len({cardinal(number) for number in range(10_000)}) == 10_000
-    days = {1: "first", 12: "twelfth", 20: "twentieth", 21: "twenty first", 30: "thirtieth", 31: "thirty first"}
+    days = {
+        1: "first",
+        12: "twelfth",
+        20: "twentieth",
+        21: "twenty first",
+        30: "thirtieth",
+        31: "thirty first",
+    }
     assert {day: ordinal(day) for day in days} == days
 
 
 def test_letters_are_said_by_name_and_words_are_not() -> None:
     assert pronounced("b a d") == "B, ay, D" and pronounced("a") == "ay" and pronounced("x") == "X"
     assert pronounced("a as in alpha") == "ay, as in alpha"
-    assert pronounced("i saw a cat") == "i saw a cat" and pronounced("is there a cross") == "is there a cross"
+    assert (
+        pronounced("i saw a cat") == "i saw a cat"
+        and pronounced("is there a cross") == "is there a cross"
+    )
 
 
 def test_questions_are_written_by_ear() -> None:

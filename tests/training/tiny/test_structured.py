@@ -57,7 +57,9 @@ def test_scaffolds_show_literals_and_decisions_show_no_values(tokenizer: Tokeniz
             assert said.replace(" ", "") == "".join(part.text for part in parts).replace(" ", "")
             assert not all(is_open) and canvas[-1] == TOKENS.eot and not is_open[-1]
         elif way == "decision":
-            behind = next(number for number, token in enumerate(reversed(canvas)) if token != TOKENS.mask)
+            behind = next(
+                number for number, token in enumerate(reversed(canvas)) if token != TOKENS.mask
+            )
             assert sum(is_open) <= 2 and behind + 2 in DECISION_ROOMS
             seen = {canvas[place] for place in range(len(canvas)) if not is_open[place]}
             assert TOKENS.mask in seen and tokenizer.token_to_id("circle") not in seen
@@ -72,10 +74,15 @@ def test_the_length_of_a_canvas_does_not_tell_a_decision(tokenizer: Tokenizer) -
         rng = np.random.default_rng(seed)
         prompt, parts, laid_out = structured(random_scene(seed), rng)
         if 0 < laid_out < len(parts):
-            canvas, is_open, _, _ = _laid_out(Turn(prompt, "", parts=parts, num_scaffolded=laid_out), tokenizer, TOKENS, rng)
+            canvas, is_open, _, _ = _laid_out(
+                Turn(prompt, "", parts=parts, num_scaffolded=laid_out), tokenizer, TOKENS, rng
+            )
             rooms["},{" in parts[laid_out].text].add(len(canvas) - is_open.index(True))
     assert rooms[True] == rooms[False] == set(DECISION_ROOMS)
 
 
 def test_outlines_are_those_of_extract() -> None:
-    assert outline(scene_schema(("shape", "size"))) == '{"objects":[{"shape":"","size":"small"|"large"}],"count":0}'
+    assert (
+        outline(scene_schema(("shape", "size")))
+        == '{"objects":[{"shape":"","size":"small"|"large"}],"count":0}'
+    )
