@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from mmdiff.config import AudioConfig
-from mmdiff.modeling.attention import attention
 
 
 class StackConnector(nn.Module):
@@ -153,7 +152,9 @@ class QFormerAttention(nn.Module):
                 (self.v_proj, states_NTD),
             )
         )
-        return self.o_proj(attention(q, k, v, mask_N11T).transpose(1, 2).flatten(2))
+        return self.o_proj(
+            scaled_dot_product_attention(q, k, v, attn_mask=mask_N11T).transpose(1, 2).flatten(2)
+        )
 
 
 CONNECTORS = {"stack": StackConnector, "dual": DualAdapter}

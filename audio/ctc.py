@@ -1,4 +1,4 @@
-"""Words and their times from CTC's outputs: when each token of the best path is read, and which tokens make a word.
+"""CTC (Graves et al., 2006): greedy decoding with times, words, and the probability of a text.
 
 Shapes: T embeddings of one stretch of audio, V vocabulary.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mmdiff.transcript import Word
@@ -65,3 +66,22 @@ def timed_words(
         least = min(token.probability for token in group)
         words.append(Word(start + seconds * group[0].start, start + seconds * end, text, least))
     return tuple(words)
+
+
+def text_probability(logits_TV: Tensor, ids: Sequence[int], blank: int) -> float:
+    """The probability (0 to 1) that the embeddings spell exactly these ids: the sum over all paths that do.
+
+    It knows of words that were left out, which the confidences of the words that are there do not.
+    """
+    if not len(logits_TV) or blank in ids:
+        return 0.0
+    log_probs_T1V = logits_TV.double().log_softmax(-1)[:, None].cpu()
+    loss = torch.nn.functional.ctc_loss(
+        log_probs_T1V,
+        torch.tensor([list(ids)], dtype=torch.long),
+        torch.tensor([len(logits_TV)]),
+        torch.tensor([len(ids)]),
+        blank=blank,
+        reduction="sum",
+    )
+    return float((-loss).exp())

@@ -20,8 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdiff.audio.audio_io import SAMPLE_RATE, AudioSource, Samples, load_audio
-from mmdiff.audio.ctc import timed_path, timed_words
-from mmdiff.audio.ctc_probability import text_probability
+from mmdiff.audio.ctc import text_probability, timed_path, timed_words
 from mmdiff.audio.vad import Span
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window, load_recognizer
 from mmdiff.config import PRESETS, AudioConfig, DecodingConfig, is_number, shown, whole

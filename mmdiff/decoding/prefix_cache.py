@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from cachetools import LRUCache
 from torch import Tensor, nn
 
+from mmdiff.modeling.multimodal import Encoder
 from mmdiff.modeling.weights_version import WeightsVersion
 
 Key = bytes
@@ -85,15 +85,6 @@ def digest(*parts: bytes | Tensor) -> Key:
         else:
             made.update(len(part).to_bytes(8, "little") + part)
     return made.digest()
-
-
-class Encoder(Protocol):
-    """What turns pixels and spectrograms into embeddings; `MMDiffModel` does."""
-
-    def encode_images(
-        self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor
-    ) -> list[Tensor]: ...
-    def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,20 @@ width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdiff.config import BackboneConfig
-from mmdiff.decoding.kv_cache import LayerCache
 from mmdiff.modeling.attention import attention, rotary_tables, rotate
+
+
+class LayerKVCache(Protocol):
+    """What a layer needs of a KV cache: it writes its new keys and values, and reads all of them."""
+
+    def __call__(self, k_AHQK: Tensor, v_AHQK: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class RMSNorm(nn.Module):
@@ -58,7 +64,7 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         mask_B1TS: Tensor | None,
-        keep: LayerCache | None = None,
+        keep: LayerKVCache | None = None,
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         """What the positions `wanted_BQ` see, (B, Q, D)."""
@@ -111,7 +117,7 @@ class Block(nn.Module):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         mask_B1TS: Tensor | None,
-        keep: LayerCache | None = None,
+        keep: LayerKVCache | None = None,
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         seen_BQD = self.self_attn(self.input_layernorm(x_BTD), rotary, mask_B1TS, keep, wanted_BQ)
@@ -148,7 +154,7 @@ class Backbone(nn.Module):
         x_BTD: Tensor,
         positions_BT: Tensor,
         mask_B1TS: Tensor | None = None,
-        keeps: Sequence[LayerCache] = (),
+        keeps: Sequence[LayerKVCache] = (),
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, Q, D) after the last norm; `lm_head` turns the rows that matter into logits.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +22,27 @@ from mmdiff import config as settings
 from mmdiff.audio.connector import CONNECTORS
 from mmdiff.audio.tower import WhisperTower
 from mmdiff.config import ModelConfig
-from mmdiff.decoding.prefix_cache import Encoder
 from mmdiff.errors import MMDiffError
 from mmdiff.files import share_weights
 from mmdiff.modeling.attention import build_attention_mask
 from mmdiff.modeling.auto_config import MMDiffConfig as MMDiffConfig
 from mmdiff.modeling.backbone import Backbone
 from mmdiff.modeling.checkpoint_folder import replacing_weights
-from mmdiff.modeling.fuse import merge_media_embeddings
 from mmdiff.tokens import segment_ids as derive_segments
 from mmdiff.vision.connector import build_connector, pixel_shuffle
 from mmdiff.vision.merge import merge_views
 from mmdiff.vision.tower import build_tower
 
 WINDOWS_AT_ONCE = 8  # windows of sound that the tower sees together
+
+
+class Encoder(Protocol):
+    """What turns pixels and spectrograms into embeddings; `MMDiffModel` does."""
+
+    def encode_images(
+        self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor
+    ) -> list[Tensor]: ...
+    def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]: ...
 
 
 @dataclass
@@ -228,3 +235,16 @@ def _connector(config: ModelConfig) -> nn.Sequential:
 
 AutoModel.register(MMDiffConfig, MMDiffModel)
 AutoModelForImageTextToText.register(MMDiffConfig, MMDiffModel)
+
+
+def merge_media_embeddings(embeds_BTD: Tensor, here_BT: Tensor, media_ND: Tensor) -> Tensor:
+    """Replace the embeddings at the True positions of `here_BT`, row by row, by the rows of `media_ND`.
+
+    Raises:
+        ValueError: the number of placeholders is not the number of embeddings.
+    """
+    if int(here_BT.sum()) != media_ND.shape[0]:
+        raise ValueError(
+            f"{int(here_BT.sum())} placeholders in the prompt for {media_ND.shape[0]} media embeddings"
+        )
+    return torch.masked_scatter(embeds_BTD, here_BT[..., None], media_ND.to(embeds_BTD.dtype))

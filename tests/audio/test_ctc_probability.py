@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdiff.audio.ctc import timed_path
-from mmdiff.audio.ctc_probability import text_probability
+from mmdiff.audio.ctc import text_probability, timed_path
 
 
 def best_path(logits: torch.Tensor, blank: int) -> tuple[list[int], list[float]]:

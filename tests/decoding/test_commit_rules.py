@@ -201,7 +201,9 @@ def test_dream_gives_the_published_logits(dream: MMDiffModel, reference: Path) -
     torch.testing.assert_close(logits, shifted, rtol=1e-4, atol=1e-4)
 
 
-DREAM = json.loads((Path(__file__).parent / "reference" / "dream" / "generate.json").read_text())
+DREAM = json.loads(
+    (Path(__file__).parents[1] / "reference" / "dream" / "generate.json").read_text()
+)
 DREAM_ORDERS = {"maskgit_plus": "low_confidence", "topk_margin": "margin", "entropy": "entropy"}
 
 

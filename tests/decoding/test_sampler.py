@@ -23,7 +23,7 @@ CASES = [
     (number, case)
     for number, case in enumerate(
         json.loads(
-            (Path(__file__).parent / "reference" / "llada-mha" / "generate.json").read_text()
+            (Path(__file__).parents[1] / "reference" / "llada-mha" / "generate.json").read_text()
         )
     )
     if case["kind"] in ("llada", "fast-none")

@@ -16,9 +16,9 @@ from mmdiff.modeling.multimodal import MMDiffModel
 from mmdiff.vision.image_io import open_image
 from mmdiff.vision.preprocess import count_tokens, make_views
 
-CASES = json.loads((Path(__file__).parent / "reference" / "llada-v" / "cases.json").read_text())[
-    "cases"
-]
+CASES = json.loads(
+    (Path(__file__).parents[1] / "reference" / "llada-v" / "cases.json").read_text()
+)["cases"]
 
 
 def inputs(model: MMDiffModel, folder: Path, case: dict[str, Any]) -> dict[str, torch.Tensor]:

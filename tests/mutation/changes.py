@@ -29,7 +29,7 @@ def of(file: str, near: str, wide: str, changes: Sequence[tuple[str, ...]]) -> l
 
 CACHES = "tests/decoding/test_kv_cache.py tests/decoding/test_cached_runner.py"
 LOADING = (
-    "tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py tests/modeling/layouts/test_families.py tests/modeling/layouts/test_published.py "
+    "tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py tests/modeling/test_families.py tests/modeling/test_published.py "
     "tests/modeling/test_llada_v.py"
 )
 SERVED = (
@@ -456,7 +456,7 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/modeling/layouts/published_config.py",
-        "tests/modeling/test_checkpoint_details.py tests/modeling/layouts/test_published.py",
+        "tests/modeling/test_checkpoint_details.py tests/modeling/test_published.py",
         LOADING,
         [
             ('("n_kv_heads", "num_key_value_heads",', '("n_kv_heads",'),
@@ -491,7 +491,7 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/modeling/layouts/families.py",
-        "tests/modeling/test_checkpoint_details.py tests/modeling/layouts/test_families.py",
+        "tests/modeling/test_checkpoint_details.py tests/modeling/test_families.py",
         LOADING,
         [
             ('        "rope": (True,),\n', '        "rope": (False,),\n'),

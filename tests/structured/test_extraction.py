@@ -21,7 +21,7 @@ from mmdiff.structured.schema.errors import BudgetError, UnsupportedSchemaError
 from mmdiff.structured.schema.inputs import compile_template
 from mmdiff.training.tiny.structured import scene_schema
 
-PICTURE = Path(__file__).parents[1] / "examples" / "shapes.png"
+PICTURE = Path(__file__).parents[2] / "examples" / "shapes.png"
 CACHES = ("prefix", "block", "dual", "delayed")
 
 

@@ -36,7 +36,7 @@ from mmdiff.serve.http.responses import AppState, Exchange, Perform
 from mmdiff.serve.media.pool import MediaPool
 from mmdiff.serve.options import ServerOptions
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parents[1] / "page"
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'"

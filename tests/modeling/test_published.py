@@ -18,7 +18,7 @@ from mmdiff.vision.anyres import choose_grid, count_tokens
 from mmdiff.vision.image_io import open_image
 from mmdiff.vision.preprocess import make_views
 
-VARIANTS = Path(__file__).parent / "reference" / "llada-v" / "config-variants"
+VARIANTS = Path(__file__).parents[1] / "reference" / "llada-v" / "config-variants"
 EXPECTED = json.loads((VARIANTS / "expected.json").read_text())
 TINY = [name for name, told in EXPECTED.items() if told["loads_with_the_tiny_weights"]]
 GRIDS = tuple((columns, rows) for columns in range(1, 7) for rows in range(1, 7))
