@@ -325,6 +325,10 @@ class ModelConfig:
     )
 
 
+# Keys that a folder saved by an earlier version may hold, and what they are called now.
+RENAMED_KEYS = {"AudioConfig": {"drafts": "ctc_drafts"}}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A JSON-ready dictionary of any of the dataclasses here."""
     return dataclasses.asdict(config)
@@ -336,6 +340,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     Raises:
         ValueError: a key is unknown or a required one is missing (the message lists them), or a value does not fit.
     """
+    renamed = RENAMED_KEYS.get(cls.__name__, {})
+    values = {renamed.get(name, name): value for name, value in values.items()}
     hints = _hints(cls)  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))

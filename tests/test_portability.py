@@ -42,11 +42,11 @@ for module, names in {signal: "SIGHUP SIGUSR1 SIGUSR2 SIGALRM SIGQUIT SIGKILL se
         delattr(module, name)
 for module in pkgutil.walk_packages(mmdiff.__path__, "mmdiff."):
     importlib.import_module(module.name)
-from mmdiff import cli
+from mmdiff.cli import main
 for line in sys.argv[1].splitlines():
     sys.argv = ["mmdiff", *line.split("|")]
     try:
-        cli.main()
+        main.main()
     except SystemExit as end:
         print("exit", end.code)
 """
@@ -282,7 +282,7 @@ def test_the_summary_says_what_to_install(root: Path) -> None:
 def test_on_a_bare_machine_no_program_is_found(root: Path, tmp_path: Path) -> None:
     """What `pytest --bare` does before the first test."""
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import pathlib, programs, shutil\n"
+        "import pathlib, shutil, sys\nsys.path.insert(0, '.')\nfrom tests.helpers import programs\n"
         "programs.hide(pathlib.Path(sys.argv[1]))\n"
         "print(programs.missing(programs.PACKAGES) == [*programs.PACKAGES], shutil.which('git') is not None)"
     )
@@ -293,7 +293,7 @@ def test_on_a_bare_machine_no_program_is_found(root: Path, tmp_path: Path) -> No
 
 
 def test_output_in_an_encoding_without_the_letters_is_no_traceback() -> None:
-    code = "import sys; from mmdiff import cli; cli._write_any_text(); print('Größe ▒ 円')"
+    code = "import sys; from mmdiff.cli import main; main._write_any_text(); print('Größe ▒ 円')"
     for encoding, wanted in [
         ("ascii", r"Gr\xf6\xdfe \u2592 \u5186"),
         ("cp1252", "Größe \\u2592 \\u5186"),

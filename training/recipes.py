@@ -391,7 +391,7 @@ def run(
     if config.audio:
         kept = {
             name: getattr(config.audio, name)
-            for name in ("frames_per_token", "segment_seconds", "drafts")
+            for name in ("frames_per_token", "segment_seconds", "ctc_drafts")
         }
         tower = load_whisper(whisper, **kept) if whisper else whisper_tower(config.audio)
         config = replace(config, audio=tower.config)

@@ -191,7 +191,7 @@ def test_a_published_checkpoint_gives_its_encoder(tmp_path: Path) -> None:
         .eval()
     )
     published.save_pretrained(tmp_path)
-    tower = load_whisper(tmp_path, drafts=True, frames_per_token=8).eval()
+    tower = load_whisper(tmp_path, ctc_drafts=True, frames_per_token=8).eval()
     assert (
         tower.config.ctc_drafts
         and tower.config.frames_per_token == 8

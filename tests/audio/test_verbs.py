@@ -33,7 +33,7 @@ def pipeline(random_tiny: Path) -> Pipeline:
         *range(len(loaded.processor.tokenizer), config.backbone.vocab_size),
     )
     tokens = dataclasses.replace(config.tokens, never=(*config.tokens.never, *ends))
-    audio = dataclasses.replace(config.audio, drafts=False)  # type: ignore[type-var]
+    audio = dataclasses.replace(config.audio, ctc_drafts=False)  # type: ignore[type-var]
     loaded.model.model_config = dataclasses.replace(
         config, decoding=decoding, tokens=tokens, audio=audio
     )

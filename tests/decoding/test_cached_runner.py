@@ -41,7 +41,7 @@ def progress(**changes: Tensor) -> CacheState:
 
 
 @pytest.mark.parametrize(
-    ("cache", "columns"),
+    ("cache", "positions"),
     [
         (PrefixPolicy(), [1, 1, 1, 1, 1, 1]),
         (BlockPolicy(), [0, 0, 1, 1, 1, 1]),
@@ -49,8 +49,8 @@ def progress(**changes: Tensor) -> CacheState:
         (DelayedPolicy(), [0, 0, 1, 1, 1, 1]),
     ],
 )
-def test_columns_that_are_computed_anew(cache: CachePolicy, columns: list[int]) -> None:
-    assert cache.positions_to_recompute(progress()).int().tolist() == [columns]
+def test_positions_that_are_recomputed(cache: CachePolicy, positions: list[int]) -> None:
+    assert cache.positions_to_recompute(progress()).int().tolist() == [positions]
     reopened = torch.tensor(
         [[0, 1, 0, 1, 1, 1]]
     ).bool()  # a token that was taken back is open again, and was not before
@@ -150,7 +150,7 @@ class Noted(BlockPolicy):
         super().__init__(3)
         object.__setattr__(self, "told", [])
 
-    def stale(self, progress: CacheState) -> Tensor:
+    def needs_refresh(self, progress: CacheState) -> Tensor:
         self.told.append(progress)  # type: ignore[attr-defined]
         return super().needs_refresh(progress)
 
@@ -192,7 +192,7 @@ def test_everything_is_computed_anew_every_so_many_steps(
     llada: MMDiffModel, refresh: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mask, made = llada.model_config.tokens.mask, []
-    for name in ("whole", "part"):
+    for name in ("prefill", "decode"):
         usual = getattr(ModelRunner, name)
         monkeypatch.setattr(
             ModelRunner,
@@ -210,7 +210,7 @@ def test_everything_is_computed_anew_every_so_many_steps(
     for place in range(7):
         batch(ids, torch.tensor([0]), ids == mask)
         ids[0, place] = place
-    assert made == ["whole" if step % refresh == 0 else "part" for step in range(7)]
+    assert made == ["prefill" if step % refresh == 0 else "decode" for step in range(7)]
 
 
 def user(text: str, *colours: str) -> list[dict[str, Any]]:

@@ -286,7 +286,7 @@ class Whole:
         self.seeds.append(draws.initial_seed())
         return logits_NV.index_fill(1, torch.tensor([9]), -torch.inf).argmax(-1)
 
-    def widen(self, here_G: Tensor) -> Tensor:
+    def expand(self, here_G: Tensor) -> Tensor:
         return torch.ones_like(here_G)
 
     def forced(self, ids_G: Tensor) -> dict[int, int]:
