@@ -1,7 +1,7 @@
 """A check before every build: the rooms' links are links.
 
-git on Windows, without the right to make symbolic links, writes text files in their place. A build from those would
-lack half of the package without a word.
+git on Windows, without the right to make symbolic links, writes text files in their place. A build
+from those would lack half of the package without a word.
 """
 
 from pathlib import Path

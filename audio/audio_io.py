@@ -1,9 +1,11 @@
-"""Decode any sound to 16 kHz mono: files, bytes, streams, arrays; or say in one sentence what is wrong.
+"""Decode any sound to 16 kHz mono: files, bytes, streams, arrays; or say in one sentence what is
+wrong.
 
-WAV, FLAC, OGG, MP3 and AIFF are read by libsndfile (soundfile); M4A, MP4, WebM, AAC, AMR, WMA, AVI, MPEG-TS, FLAC in
-OGG and G.722 by FFmpeg's libraries (PyAV, the extra `av`). Channels are averaged, or the loudest is taken where they
-cancel, and the rate is changed by soxr, block by block, so that memory holds the mono audio and one block. The
-container is told by its first bytes, never by the name, except for G.722, which has no mark.
+WAV, FLAC, OGG, MP3 and AIFF are read by libsndfile (soundfile); M4A, MP4, WebM, AAC, AMR, WMA, AVI,
+MPEG-TS, FLAC in OGG and G.722 by FFmpeg's libraries (PyAV, the extra `av`). Channels are averaged,
+or the loudest is taken where they cancel, and the rate is changed by soxr, block by block, so that
+memory holds the mono audio and one block. The container is told by its first bytes, never by the
+name, except for G.722, which has no mark.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ TS_PACKET = 188  # bytes
 LARGEST = (
     16.0  # times full scale: no float recording is so loud, so its values are of another scale
 )
-CANCELLED = 0.4  # of the energy that the mean of unrelated channels has: below it they are each other's opposite
+# of the energy that the mean of unrelated channels has: below it they are each other's opposite
+CANCELLED = 0.4
 
 Samples = npt.NDArray[np.float32]
 AudioSource = str | os.PathLike[str] | bytes | BinaryIO | npt.NDArray[np.generic]
@@ -64,7 +67,8 @@ class AudioTooLarge(AudioError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one sound may cost; checked from the header and again while decoding, since headers lie."""
+    """What one sound may cost; checked from the header and again while decoding, since headers
+    lie."""
 
     seconds: float = 1800.0
     decoded_bytes: int = 256 << 20  # of the mono samples at 16 kHz, which is what is held
@@ -76,14 +80,16 @@ def load_audio(
     """The sound as float32 samples at 16 kHz, (samples,), from -1 to 1 for integer formats.
 
     Args:
-        source: a path, a data URL, the bytes of a file, a binary stream (read from its start where it can seek, left
-            open), or an array (samples,), (samples, channels) or (channels, samples): floats from -1 to 1, or integers
-            of up to 32 bits that fill the range of their type, as PCM does.
+        source: a path, a data URL, the bytes of a file, a binary stream (read from its start where
+            it can seek, left open), or an array (samples,), (samples, channels) or (channels,
+            samples): floats from -1 to 1, or integers of up to 32 bits that fill the range of their
+            type, as PCM does.
         sample_rate: of an array, in Hz; files know their own.
         limits: how long and large it may be.
 
     Raises:
-        AudioError: the source is missing, empty, damaged, too long, of an unusual rate, or no sound.
+        AudioError: the source is missing, empty, damaged, too long, of an unusual rate, or no
+            sound.
     """
     limits = limits or Limits()
     if isinstance(source, np.ndarray) or not (
@@ -103,7 +109,8 @@ def load_audio(
 def load_channels(
     source: AudioSource, sample_rate: int | None = None, limits: Limits | None = None
 ) -> list[Samples]:
-    """The channels of audio each on its own, as `load_audio` gives their mean; arguments and errors as there."""
+    """The channels of audio each on its own, as `load_audio` gives their mean; arguments and errors
+    as there."""
     limits = limits or Limits()
     if isinstance(source, np.ndarray) or not (
         isinstance(source, str | os.PathLike | bytes | bytearray | memoryview)
@@ -168,7 +175,8 @@ def _decoder(file: BinaryIO, name: str, limits: Limits) -> tuple[Blocks, int, in
 
 
 def container_of(start: bytes) -> str | None:
-    """FFmpeg's name of a container that libsndfile does not read, by the first `HEAD` bytes of a file."""
+    """FFmpeg's name of a container that libsndfile does not read, by the first `HEAD` bytes of a
+    file."""
     for container, offset, mark in MARKS:
         if start[offset:].startswith(mark):
             return container
@@ -180,7 +188,8 @@ def container_of(start: bytes) -> str | None:
 
 
 def _with_length(file: BinaryIO, start: bytes) -> BinaryIO:
-    """A WAV whose header says 0 bytes of samples, as one written to a pipe does, with all that follows as samples."""
+    """A WAV whose header says 0 bytes of samples, as one written to a pipe does, with all that
+    follows as samples."""
     place = start.find(b"data", 12)
     if start[:4] != b"RIFF" or place < 0 or start[place + 4 : place + 8] != bytes(4):
         return file
@@ -234,7 +243,8 @@ def _through_av(
     av = require_extra("av", "av", f"reading {container}")
 
     try:
-        # The format is given, so that FFmpeg never guesses a playlist, which could name other files.
+        # The format is given, so that FFmpeg never guesses a playlist, which could name other
+        # files.
         opened = av.open(file, format=container)
         stream = opened.streams.audio[0]
         rate, channels = int(stream.codec_context.sample_rate), int(stream.codec_context.channels)
@@ -295,7 +305,8 @@ def _mono_16_khz(blocks: Blocks, rate: float, channels: int, name: str, limits: 
 
 
 class _Mix:
-    """Channels to one, block by block: their mean, or one of them where so far they cancel each other."""
+    """Channels to one, block by block: their mean, or one of them where so far they cancel each
+    other."""
 
     def __init__(self, channels: int) -> None:
         self.energy = np.zeros(channels)
@@ -370,7 +381,8 @@ def _check_scale(array: npt.NDArray[np.generic], name: str) -> None:
 
 
 def _scaled_blocks(array: npt.NDArray[np.generic]) -> Blocks:
-    """Floats as they are, integers of any width from -1 to 1 (unsigned ones are centred, as in 8-bit WAV)."""
+    """Floats as they are, integers of any width from -1 to 1 (unsigned ones are centred, as in
+    8-bit WAV)."""
     kind, step = array.dtype.kind, max(1, BLOCK_VALUES // array.shape[1])
     half = float(1 << (8 * array.dtype.itemsize - 1)) if kind in "ui" else 1.0
     for start in range(0, len(array), step):

@@ -1,8 +1,9 @@
 """How likely it is that every word of a segment is right.
 
-Whisper's own `avg_logprob` says little of that: an unlikely word among many likely ones hardly moves it. What counts is
-how many words are expected to be wrong, the sum of 1 - p over the words' probabilities p. Measured on 400 sentences of
-validation voices, clean and with noise at 15, 10 and 5 dB (half of them wholly right), the area under the ROC curve is
+Whisper's own `avg_logprob` says little of that: an unlikely word among many likely ones hardly
+moves it. What counts is how many words are expected to be wrong, the sum of 1 - p over the words'
+probabilities p. Measured on 400 sentences of validation voices, clean and with noise at 15, 10 and
+5 dB (half of them wholly right), the area under the ROC curve is
 0.75 by `avg_logprob`, 0.81 by the least likely word and 0.90 by this.
 """
 

@@ -1,7 +1,9 @@
-"""From Whisper's features to the backbone's width: joined frames and two layers, or DIFFA's dual adapter.
+"""From Whisper's features to the backbone's width: joined frames and two layers, or DIFFA's dual
+adapter.
 
-Sources: frame stacking as in Ultravox (fixie-ai/ultravox) and Voxtral (arXiv 2507.13264); `DualAdapter` is DIFFA
-(arXiv 2507.18452, NKU-HLT/DIFFA): a strided convolution for what is said, queries over several layers for how.
+Sources: frame stacking as in Ultravox (fixie-ai/ultravox) and Voxtral (arXiv 2507.13264);
+`DualAdapter` is DIFFA (arXiv 2507.18452, NKU-HLT/DIFFA): a strided convolution for what is said,
+queries over several layers for how.
 
 Shapes: N windows, T encoder frames, D their width, Q queries, E width of the backbone.
 """
@@ -18,7 +20,8 @@ from mmdiff.config import AudioConfig
 
 
 class StackConnector(nn.Module):
-    """Every `frames_per_token` frames side by side (zeros behind the last), a norm, and two layers with GELU."""
+    """Every `frames_per_token` frames side by side (zeros behind the last), a norm, and two layers
+    with GELU."""
 
     def __init__(self, config: AudioConfig, out_features: int) -> None:
         super().__init__()
@@ -41,7 +44,8 @@ class StackConnector(nn.Module):
 
 
 class DualAdapter(nn.Module):
-    """Acoustic embeddings, a fixed number per window, and semantic ones, one for every `frames_per_token` frames."""
+    """Acoustic embeddings, a fixed number per window, and semantic ones, one for every
+    `frames_per_token` frames."""
 
     def __init__(self, config: AudioConfig, out_features: int) -> None:
         super().__init__()
@@ -57,7 +61,8 @@ class DualAdapter(nn.Module):
 
 
 class SemanticAdapter(nn.Module):
-    """Two convolutions, the second with a stride, and two layers; frames behind the last whole token are dropped."""
+    """Two convolutions, the second with a stride, and two layers; frames behind the last whole
+    token are dropped."""
 
     def __init__(self, config: AudioConfig, out_features: int) -> None:
         super().__init__()
@@ -88,7 +93,8 @@ class SemanticAdapter(nn.Module):
 
 
 class AcousticAdapter(nn.Module):
-    """Learned queries for each tapped layer through one Q-former, mixed by weights of their own, projected."""
+    """Learned queries for each tapped layer through one Q-former, mixed by weights of their own,
+    projected."""
 
     def __init__(self, config: AudioConfig, out_features: int) -> None:
         super().__init__()
@@ -113,7 +119,8 @@ class AcousticAdapter(nn.Module):
 
 
 class QFormerLayer(nn.Module):
-    """BERT's layer with cross-attention (BLIP-2, arXiv 2301.12597): the norm stands behind each sum."""
+    """BERT's layer with cross-attention (BLIP-2, arXiv 2301.12597): the norm stands behind each
+    sum."""
 
     def __init__(self, config: AudioConfig, eps: float = 1e-12) -> None:
         super().__init__()

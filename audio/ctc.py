@@ -15,7 +15,8 @@ from mmdiff.transcript import Word
 
 
 class TimedToken(NamedTuple):
-    """A token of the best path: the embeddings that it was read from, `end` not included, and its probability."""
+    """A token of the best path: the embeddings that it was read from, `end` not included, and its
+    probability."""
 
     id: int
     start: int
@@ -69,7 +70,8 @@ def timed_words(
 
 
 def text_probability(logits_TV: Tensor, ids: Sequence[int], blank: int) -> float:
-    """The probability (0 to 1) that the embeddings spell exactly these ids: the sum over all paths that do.
+    """The probability (0 to 1) that the embeddings spell exactly these ids: the sum over all paths
+    that do.
 
     It knows of words that were left out, which the confidences of the words that are there do not.
     """

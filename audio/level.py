@@ -1,7 +1,8 @@
-"""Bring audio to one loudness, so that what is transcribed does not depend on the distance to the microphone.
+"""Bring audio to one loudness, so that what is transcribed does not depend on the distance to the
+microphone.
 
-Neither silero-vad nor Whisper's log-mel spectrogram is free of the level: speech 50 dB below full scale loses words to
-the first and turns into other words in the second.
+Neither silero-vad nor Whisper's log-mel spectrogram is free of the level: speech 50 dB below full
+scale loses words to the first and turns into other words in the second.
 
 All levels are root mean squares relative to full scale, in decibels.
 """

@@ -1,7 +1,9 @@
-"""Log-mel spectrograms as Whisper takes them, of sounds at their own length, and their windows of at most 30 s.
+"""Log-mel spectrograms as Whisper takes them, of sounds at their own length, and their windows of
+at most 30 s.
 
-Source: openai/whisper, `whisper/audio.py`. Frames are those that `transformers`' WhisperFeatureExtractor gives for the
-sound padded with silence; only those behind its end are left out.
+Source: openai/whisper, `whisper/audio.py`. Frames are those that `transformers`'
+WhisperFeatureExtractor gives for the sound padded with silence; only those behind its end are left
+out.
 
 Shapes: M mels, F frames, N windows, L samples.
 """
@@ -46,7 +48,8 @@ def split_windows(samples: Samples) -> list[Samples]:
 
 
 def pad_mels(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Spectrograms of several lengths as one batch (N, M, F), zero behind the end of each, and the lengths (N)."""
+    """Spectrograms of several lengths as one batch (N, M, F), zero behind the end of each, and the
+    lengths (N)."""
     lengths_N = torch.tensor([mel.shape[1] for mel in mels])
     longest = int(lengths_N.max())
     return torch.stack(

@@ -1,7 +1,9 @@
-"""Whisper's encoder (arXiv 2212.04356) for sounds of any length up to 30 s, each row of a batch as if it were alone.
+"""Whisper's encoder (arXiv 2212.04356) for sounds of any length up to 30 s, each row of a batch as
+if it were alone.
 
-The layers are those of `transformers`. Published weights are taught on windows padded to 30 s; here a sound is encoded
-at its own length, with the first of the positions, and what pads a batch is never looked at.
+The layers are those of `transformers`. Published weights are taught on windows padded to 30 s; here
+a sound is encoded at its own length, with the first of the positions, and what pads a batch is
+never looked at.
 
 Shapes: N windows, M mels, F frames of 10 ms, T encoder frames of 20 ms, D width.
 """
@@ -21,7 +23,8 @@ from mmdiff.errors import CheckpointError
 
 
 class WhisperTower(nn.Module):
-    """Log-mel spectrograms to features; state-dict names as in `transformers.WhisperModel.encoder`."""
+    """Log-mel spectrograms to features; state-dict names as in
+    `transformers.WhisperModel.encoder`."""
 
     def __init__(self, config: AudioConfig) -> None:
         from transformers import WhisperConfig
@@ -42,14 +45,16 @@ class WhisperTower(nn.Module):
         self.layer_norm = encoder.layer_norm if config.final_norm else nn.Identity()
 
     def forward(self, mels_NMF: Tensor, lengths_N: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The tapped layers' states and the features, (N, T, D) each, and which of their frames are real (N, T).
+        """The tapped layers' states and the features, (N, T, D) each, and which of their frames are
+        real (N, T).
 
         Args:
             mels_NMF: zero from each row's length on.
             lengths_N: frames of each row.
 
         Raises:
-            ValueError: a window is longer than the encoder has positions for, or has another number of mels.
+            ValueError: a window is longer than the encoder has positions for, or has another number
+                of mels.
         """
         _check(mels_NMF, self.config)
         lengths_N = lengths_N.to(mels_NMF.device)
@@ -84,7 +89,8 @@ def _check(mels_NMF: Tensor, config: AudioConfig) -> None:
 
 
 def sinusoids(length: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Whisper's fixed positions (T, D): sines, then cosines, of wave lengths from 2 pi to 20,000 pi frames."""
+    """Whisper's fixed positions (T, D): sines, then cosines, of wave lengths from 2 pi to 20,000 pi
+    frames."""
     steps = math.log(10_000) / (width // 2 - 1)
     rates = torch.exp(-steps * torch.arange(width // 2, device=device))
     angles = torch.arange(length, device=device)[:, None] * rates
@@ -92,7 +98,8 @@ def sinusoids(length: int, width: int, device: torch.device | None = None) -> Te
 
 
 def whisper_config(published: Mapping[str, Any], **changes: Any) -> AudioConfig:
-    """Our settings for the `config.json` of a Whisper checkpoint; `changes` choose connector, layers and so on.
+    """Our settings for the `config.json` of a Whisper checkpoint; `changes` choose connector,
+    layers and so on.
 
     Raises:
         CheckpointError: it is no Whisper model.
@@ -113,7 +120,8 @@ def whisper_config(published: Mapping[str, Any], **changes: Any) -> AudioConfig:
 
 
 def encoder_state(weights: Mapping[str, Tensor], tower: WhisperTower) -> dict[str, Tensor]:
-    """The tower's part of a Whisper checkpoint, with or without a decoder; fixed positions are left out.
+    """The tower's part of a Whisper checkpoint, with or without a decoder; fixed positions are left
+    out.
 
     Raises:
         CheckpointError: names are missing or of another shape; the message lists them.

@@ -1,7 +1,8 @@
-"""Cut a long sound into segments that the encoder can take: at pauses of the speech, or without a gate at quiet points.
+"""Cut a long sound into segments that the encoder can take: at pauses of the speech, or without a
+gate at quiet points.
 
-The gate is silero-vad (snakers4/silero-vad, MIT); what it hears no speech in is never shown to the model, which would
-otherwise invent words for it.
+The gate is silero-vad (snakers4/silero-vad, MIT); what it hears no speech in is never shown to the
+model, which would otherwise invent words for it.
 
 All bounds are samples at 16 kHz.
 """
@@ -53,7 +54,8 @@ def detect_speech(
 
     Args:
         threshold: the gate's probability of speech, 0 to 1.
-        min_silence: seconds of silence that end a segment; longer speech is cut at its longest pause.
+        min_silence: seconds of silence that end a segment; longer speech is cut at its longest
+            pause.
         padding: seconds that are kept around a segment, as far as its neighbours leave room.
     """
     silero_vad, model, lock = _gate()
@@ -76,7 +78,8 @@ def detect_speech(
 
 
 def quiet_segments(samples: Samples, max_seconds: float = WINDOW_SECONDS) -> list[Span]:
-    """The whole sound in segments of at most `max_seconds`, cut where it is quietest near their ends."""
+    """The whole sound in segments of at most `max_seconds`, cut where it is quietest near their
+    ends."""
     return _cut(samples, Span(0, len(samples)), max_seconds)
 
 

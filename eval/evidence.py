@@ -1,10 +1,11 @@
-"""Evidence of an evaluation: every row, what it was measured with, bootstrap intervals, and paired comparisons.
+"""Evidence of an evaluation: every row, what it was measured with, bootstrap intervals, and paired
+comparisons.
 
-A run writes its rows to `OUT.part`, one JSON object a line, as they are finished, and `OUT` at its end. The same
-command goes on after the last whole row of either.
+A run writes its rows to `OUT.part`, one JSON object a line, as they are finished, and `OUT` at its
+end. The same command goes on after the last whole row of either.
 
-Intervals are percentiles of 1,000 resamples (Efron's bootstrap). What is drawn are groups: rows about the same image or
-recording are not independent.
+Intervals are percentiles of 1,000 resamples (Efron's bootstrap). What is drawn are groups: rows
+about the same image or recording are not independent.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ PACKAGES = (
 class EvidenceRow:
     """One question of a task, its answer, and what it counts: `count` of `of`.
 
-    `count` is what is right, or in tasks that measure errors what is wrong. `id` is the same in every run, and rows of
-    one `group` are about the same image or recording.
+    `count` is what is right, or in tasks that measure errors what is wrong. `id` is the same in
+    every run, and rows of one `group` are about the same image or recording.
     """
 
     task: str
@@ -101,7 +102,8 @@ def weights_digest(pipeline: Pipeline) -> str:
 
 
 class Evidence:
-    """The rows of a run, those that were finished before included, and the files that they are written to."""
+    """The rows of a run, those that were finished before included, and the files that they are
+    written to."""
 
     def __init__(self, out: Path | None, facts: Mapping[str, Any]) -> None:
         """
@@ -178,7 +180,8 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def _read_part(file: Path) -> dict[str, Any] | None:
-    """The rows of a run that was broken off, None where it has none; a last line that is not whole is cut away."""
+    """The rows of a run that was broken off, None where it has none; a last line that is not whole
+    is cut away."""
     data = file.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if not whole:
@@ -202,7 +205,8 @@ def _read_part(file: Path) -> dict[str, Any] | None:
 
 
 def summary(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, Any]:
-    """The score of a task with its interval, and of each kind of question; of the confidence too, where rows have one.
+    """The score of a task with its interval, and of each kind of question; of the confidence too,
+    where rows have one.
 
     Args:
         errors: whether `count` is of what is wrong.
@@ -263,7 +267,8 @@ def _interval(groups: Counts, measure: Callable[[Counts], float]) -> list[float]
 
 
 def auc(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> float:
-    """The chance that a right answer is more confident than a wrong one; ties count half. 0.5 where all are alike."""
+    """The chance that a right answer is more confident than a wrong one; ties count half. 0.5 where
+    all are alike."""
     rights, wrongs = confidences[right], np.sort(confidences[~right])
     if not len(rights) or not len(wrongs):
         return 0.5
@@ -298,8 +303,8 @@ def against(
         errors: tells of a task whether it counts what is wrong.
 
     Returns:
-        for each task the two scores, the difference with its interval, wins and losses (rows that got better and
-        worse), and the rows that disagree.
+        for each task the two scores, the difference with its interval, wins and losses (rows that
+        got better and worse), and the rows that disagree.
 
     Raises:
         MMDiffError: no question is in both, or one expects another answer.

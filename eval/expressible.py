@@ -1,7 +1,9 @@
-"""Completeness: how many valid instances of real schemas a compiled schema can say, beside llguidance's masks.
+"""Completeness: how many valid instances of real schemas a compiled schema can say, beside
+llguidance's masks.
 
-A value that fits its schema should not be out of reach. Judged by both validators with formats, as everywhere here:
-instances that are called valid and are not are left out, and no invalid one may be said.
+A value that fits its schema should not be out of reach. Judged by both validators with formats, as
+everywhere here: instances that are called valid and are not are left out, and no invalid one may be
+said.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ def expressible(
 
 
 def declared(schema: Any, value: Any) -> Any:
-    """The value with the members of its outermost object in the order of the schema's properties."""
+    """The value with the members of its outermost object in the order of the schema's
+    properties."""
     order = schema.get("properties", {}) if isinstance(schema, Mapping) else {}
     if not isinstance(value, dict) or not isinstance(order, Mapping):
         return value

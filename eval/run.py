@@ -38,7 +38,8 @@ Rows = Callable[[Pipeline, int | None, int, Container[str]], Iterator[list[Evide
 class Task:
     """What gives the rows of a task, a batch at a time and without those that are done.
 
-    Its arguments: the pipeline, a limit of questions of each kind, how many are asked at once, the ids that are done.
+    Its arguments: the pipeline, a limit of questions of each kind, how many are asked at once, the
+    ids that are done.
     """
 
     rows: Rows
@@ -55,7 +56,8 @@ def evaluate(
     out: Path | None = None,
     other: Path | None = None,
 ) -> dict[str, Any]:
-    """Scores by task and kind with their intervals, and what they were measured with; also printed as a table.
+    """Scores by task and kind with their intervals, and what they were measured with; also printed
+    as a table.
 
     Args:
         limit: only the first so many pictures of each task.

@@ -1,8 +1,10 @@
-"""How much a server takes: `python -m mmdiff.eval.server_load --url http://127.0.0.1:8000` from a second process.
+"""How much a server takes: `python -m mmdiff.eval.server_load --url http://127.0.0.1:8000` from a
+second process.
 
-Closed-loop clients ask about pictures for a while, each as soon as its last answer is there, over connections that stay
-open where the server lets them. What comes back is counted by status and timed; /health is asked beside it. Nothing is
-retried. Several numbers of clients are measured one after the other, which shows what batching gives.
+Closed-loop clients ask about pictures for a while, each as soon as its last answer is there, over
+connections that stay open where the server lets them. What comes back is counted by status and
+timed; /health is asked beside it. Nothing is retried. Several numbers of clients are measured one
+after the other, which shows what batching gives.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 class LoadConnection:
-    """One connection, as plain as can be, so that the clients take little of the machine they measure."""
+    """One connection, as plain as can be, so that the clients take little of the machine they
+    measure."""
 
     def __init__(self, host: str, port: int, key: str | None) -> None:
         self.host, self.port = host, port
@@ -196,7 +199,8 @@ def hard_schema(number: int) -> dict[str, Any]:
 async def measure_beside_schemas(
     url: str, key: str | None, schemas: int, seconds: float
 ) -> dict[str, Any]:
-    """The times of a plain request alone, then beside so many clients that ask for what cannot be compiled.
+    """The times of a plain request alone, then beside so many clients that ask for what cannot be
+    compiled.
 
     Each of their requests has a schema that was not asked for before.
     """

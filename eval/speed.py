@@ -1,7 +1,8 @@
-"""How fast answers are made: passes, milliseconds, tokens, memory, and how far that is from what the machine allows.
+"""How fast answers are made: passes, milliseconds, tokens, memory, and how far that is from what
+the machine allows.
 
-Useful tokens are those before the first end token; the prompt is never counted. Random weights are as fast as trained
-ones per pass; how many tokens a pass commits is only told by a trained model.
+Useful tokens are those before the first end token; the prompt is never counted. Random weights are
+as fast as trained ones per pass; how many tokens a pass commits is only told by a trained model.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def picture_length(size: str, config: ModelConfig) -> int:
 def random_model(
     sizes: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> MMDiffModel:
-    """A language model of these sizes with random weights, made where it will run; towers are left out.
+    """A language model of these sizes with random weights, made where it will run; towers are left
+    out.
 
     Raises:
         MMDiffError: there is no room for it.
@@ -172,10 +174,11 @@ def measure(
 
 
 def divergence(model: MMDiffModel, load: Load) -> dict[str, float]:
-    """How far a cache is from computing everything: in logits on its own way, and in the ids at its end.
+    """How far a cache is from computing everything: in logits on its own way, and in the ids at its
+    end.
 
-    `logits_off` is the mean absolute difference over the standard deviation of the exact logits; `ids_equal` the share
-    of ids that are those without a cache.
+    `logits_off` is the mean absolute difference over the standard deviation of the exact logits;
+    `ids_equal` the share of ids that are those without a cache.
     """
     tokens, plain = model.model_config.tokens, dataclasses.replace(load.decoding, cache="none")
     prompt, canvas = random_prompt(model, load, 0), _blank(model, load)
@@ -263,7 +266,8 @@ def compile_layers(model: MMDiffModel) -> None:
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Bytes per second of a large copy (read and written), and operations per second of a large layer."""
+    """Bytes per second of a large copy (read and written), and operations per second of a large
+    layer."""
     large = device.type == "cuda"
     source = torch.empty((1 << 30) if large else (1 << 27), dtype=torch.uint8, device=device)
     target, size = torch.empty_like(source), 8192 if large else 2048
@@ -280,11 +284,12 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float
 
 
 def floor_seconds(model: MMDiffModel, load: Load, machine: dict[str, float]) -> float:
-    """The least a step can take that computes one block against what is kept: its bytes or its operations.
+    """The least a step can take that computes one block against what is kept: its bytes or its
+    operations.
 
-    Bytes: weights of layers and head once, keys and values of prompt and canvas once. Operations: two for each weight
-    and position, and attention's two products; the last layer and the head compute the block alone, but for keys and
-    values.
+    Bytes: weights of layers and head once, keys and values of prompt and canvas once. Operations:
+    two for each weight and position, and attention's two products; the last layer and the head
+    compute the block alone, but for keys and values.
     """
     config, decoding = model.backbone.config, load.decoding
     layers, head = config.num_hidden_layers, config.vocab_size * config.hidden_size

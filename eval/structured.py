@@ -45,11 +45,13 @@ def score_scenes(
 
     Args:
         seen: triples as of `scenes.example`.
-        way: "scaffold"; "fixed", a scaffold with as many objects as a scene has at most; or "free" decoding.
+        way: "scaffold"; "fixed", a scaffold with as many objects as a scene has at most; or "free"
+            decoding.
 
     Returns:
-        counts of fields right, said and wanted, of fields said about objects that are not there, of lists that are
-        wholly right (of scenes of up to 3 objects, and of all), of answers that are JSON at all, and passes.
+        counts of fields right, said and wanted, of fields said about objects that are not there, of
+        lists that are wholly right (of scenes of up to 3 objects, and of all), of answers that are
+        JSON at all, and passes.
     """
     schema, counts = scene_schema(), Counter[str]()
     if way == "fixed":
@@ -193,7 +195,8 @@ def mutated(count: int = 10_000, show: bool = False) -> None:
 
 @app.command()
 def passes() -> None:
-    """Passes of each schema's value, one position at a time, against free decoding of the same text."""
+    """Passes of each schema's value, one position at a time, against free decoding of the same
+    text."""
     layouts, tokens = _shipped()
     _tell(
         {

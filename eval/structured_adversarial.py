@@ -256,7 +256,8 @@ SCHEMAS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Fake:
-    """What stands in for a model: a tokenizer's layouts, and weights that know nothing or mean ill."""
+    """What stands in for a model: a tokenizer's layouts, and weights that know nothing or mean
+    ill."""
 
     layouts: TemplateBuilder
     tokens: TokenIds
@@ -270,7 +271,8 @@ class Fake:
 def generate(
     scaffold: CompiledSchema, fake: Fake, decoding: DecodingConfig, seed: int
 ) -> tuple[Filled, int]:
-    """One value of a scaffold, and how many passes it took, those about the structure among them."""
+    """One value of a scaffold, and how many passes it took, those about the structure among
+    them."""
     rng = random.Random(seed)
     draws = torch.Generator().manual_seed(seed)
     passes = 0
@@ -319,7 +321,8 @@ def settings(rng: random.Random) -> DecodingConfig:
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """A TimeoutError after so long, also from inside Python's regular expressions; for the main thread."""
+    """A TimeoutError after so long, also from inside Python's regular expressions; for the main
+    thread."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError
@@ -359,7 +362,8 @@ class Judge:
 def _multiple(
     validator: Any, step: float, value: Any, schema: Any
 ) -> Iterator[jsonschema.ValidationError]:
-    """`multipleOf` by decimals: jsonschema divides floats, and 19.99 is no multiple of 0.01 to it."""
+    """`multipleOf` by decimals: jsonschema divides floats, and 19.99 is no multiple of 0.01 to
+    it."""
     if validator.is_type(value, "number") and Fraction(str(value)) % Fraction(str(step)):
         yield jsonschema.ValidationError(f"{value} is not a multiple of {step}")
 
@@ -367,7 +371,8 @@ def _multiple(
 def validity(
     layouts: TemplateBuilder, tokens: TokenIds, generations: int, seed: int = 0
 ) -> Counter[str]:
-    """Generate with every kind of weights, and count what was valid, changed to fit, and not valid (which is a bug)."""
+    """Generate with every kind of weights, and count what was valid, changed to fit, and not valid
+    (which is a bug)."""
     rng, counts = random.Random(seed), Counter[str]()
     compiled = {
         name: (compile_schema(schema, layouts, 512), Judge(schema))
@@ -540,7 +545,8 @@ def mutations(
 
 
 def half_the_passes(layouts: TemplateBuilder, tokens: TokenIds) -> Iterator[tuple[str, int, int]]:
-    """Of each schema: its name, the passes of one value, and those of the same text set free, both one at a time."""
+    """Of each schema: its name, the passes of one value, and those of the same text set free, both
+    one at a time."""
     for name, schema in SCHEMAS.items():
         scaffold = compile_schema(schema, layouts, 512)
         made, passes = generate(
@@ -553,7 +559,8 @@ def half_the_passes(layouts: TemplateBuilder, tokens: TokenIds) -> Iterator[tupl
 
 
 def large_vocabulary(size: int, tokens: TokenIds) -> Vocabulary:
-    """Bytes, numbers, signs with quotes, and words with and without a space in front: made up, not learned."""
+    """Bytes, numbers, signs with quotes, and words with and without a space in front: made up, not
+    learned."""
     rng = random.Random(0)
     words = {bytes([byte]) for byte in range(256)} | {
         str(number).encode() for number in range(1000)
@@ -578,7 +585,8 @@ def large_vocabulary(size: int, tokens: TokenIds) -> Vocabulary:
 def added_time(
     tokens: TokenIds, size: int = 130_000, schema: str = "receipt", repeats: int = 5
 ) -> dict[str, float]:
-    """Milliseconds of the first step, with all slots open, with and without constraints, and what they add: medians."""
+    """Milliseconds of the first step, with all slots open, with and without constraints, and what
+    they add: medians."""
     layouts = TemplateBuilder(large_vocabulary(size, tokens), tokens.mask, tokens.eot)
     scaffold = compile_schema(SCHEMAS[schema], layouts, 512)
     fake = Fake(layouts, tokens, "random")

@@ -1,7 +1,7 @@
 """What is asked and how an answer is scored: a task is a list of questions about unseen pictures.
 
-A question's score is (right, total): one of one for an exact answer, facts of facts for a caption. Add a task by adding
-a function to `TASKS`.
+A question's score is (right, total): one of one for an exact answer, facts of facts for a caption.
+Add a task by adding a function to `TASKS`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ QUESTIONS_PER_SCENE = 4
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture; `kind` groups the report's rows, `score` judges an answer's text."""
+    """One question about one picture; `kind` groups the report's rows, `score` judges an answer's
+    text."""
 
     image: Image.Image
     text: str
@@ -35,7 +36,8 @@ class Question:
 
 
 def exact(expected: str, answer: str) -> Score:
-    """Right when the words are the same; case, spaces at the ends and a final full stop do not matter."""
+    """Right when the words are the same; case, spaces at the ends and a final full stop do not
+    matter."""
     return int(answer.strip().rstrip(".").lower() == expected.lower()), 1
 
 

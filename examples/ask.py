@@ -15,7 +15,8 @@ def main() -> None:
     answer = pipeline.ask(PICTURES / "shapes.png", QUESTION)
     print(f"{QUESTION} {answer.text} (confidence {answer.confidence:.2f}, {answer.steps} steps)")
 
-    # Several questions at once, each about its own picture; an answer does not depend on the others.
+    # Several questions at once, each about its own picture; an answer does not depend on the
+    # others.
     pictures = [PICTURES / "busy.png", PICTURES / "circles.png"]
     for several in pipeline.ask(
         pictures, ["what is at the bottom right?", "how many circles are there?"]

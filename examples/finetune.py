@@ -1,4 +1,5 @@
-"""Fine-tune a model on pictures and questions of your own, beside generated ones so that it forgets less.
+"""Fine-tune a model on pictures and questions of your own, beside generated ones so that it forgets
+less.
 
 Put your pictures, questions and answers into `ROWS`. Needs `pip install 'mmdiff[train]'`.
 """
@@ -26,7 +27,8 @@ ROWS = [
 
 
 def my_row(rng: np.random.Generator) -> Row:
-    """One of my pictures with its questions and answers; only `rng` decides which, so a run can be repeated."""
+    """One of my pictures with its questions and answers; only `rng` decides which, so a run can be
+    repeated."""
     name, turns = ROWS[int(rng.integers(len(ROWS)))]
     return open_image(PICTURES / name), turns
 

@@ -15,7 +15,8 @@ PALE = Background("plain", (240, 241, 247), (240, 241, 247))
 STRIPES = Background("stripes", (236, 240, 250), (250, 238, 228), period=14, angle=0.6)
 DARK = Background("plain", (38, 34, 52), (38, 34, 52))
 
-# Boxes are x and y of the top left corner, width and height, in pixels; later things are drawn over earlier ones.
+# Boxes are x and y of the top left corner, width and height, in pixels; later things are drawn over
+# earlier ones.
 SCENES = {
     "shapes.png": Scene(
         160,

@@ -1,4 +1,5 @@
-"""Ask about a picture aloud: `python examples/microphone.py PICTURE [SECONDS]`, four seconds by default.
+"""Ask about a picture aloud: `python examples/microphone.py PICTURE [SECONDS]`, four seconds by
+default.
 
 Needs `pip install sounddevice`, and on Linux PortAudio (Debian: `apt-get install libportaudio2`).
 """

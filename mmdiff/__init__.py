@@ -1,6 +1,7 @@
 """mmdiff answers questions about pictures with a masked-diffusion language model.
 
-`mmdiff.load("tiny")` gives a pipeline with `.ask(image, question)` and `.caption(image)`. Importing this package is
+`mmdiff.load("tiny")` gives a pipeline with `.ask(image, question)` and `.caption(image)`. Importing
+this package is
 cheap: PyTorch and its relatives come with the first use of `load`.
 """
 
@@ -30,4 +31,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-auto_classes.install()  # last: where transformers is imported already, this imports what stands on all above
+# last: where transformers is imported already, this imports what stands on all above
+auto_classes.install()

@@ -1,8 +1,9 @@
 """Every setting of a model, as frozen dataclasses without any heavy import.
 
-A model is described by `ModelConfig`: the backbone, the vision tower, the special token ids and the decoding defaults.
-`from_dict` is strict: an unknown or missing key is a `ValueError` that names it. `PRESETS` is the literal table of the
-known sizes. What a published `config.json` calls these things is translated in `checkpoint.py`, not here.
+A model is described by `ModelConfig`: the backbone, the vision tower, the special token ids and the
+decoding defaults. `from_dict` is strict: an unknown or missing key is a `ValueError` that names it.
+`PRESETS` is the literal table of the known sizes. What a published `config.json` calls these things
+is translated in `checkpoint.py`, not here.
 """
 
 from __future__ import annotations
@@ -91,10 +92,12 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A SigLIP tower (arXiv 2303.15343, 2502.14786) and how a picture is cut into square views for it.
+    """A SigLIP tower (arXiv 2303.15343, 2502.14786) and how a picture is cut into square views for
+    it.
 
-    `num_hidden_layers` counts the layers that are built: features are the output of the last one, before any final
-    norm. LLaVA-style models take the penultimate layer of a published tower, so they build one layer fewer.
+    `num_hidden_layers` counts the layers that are built: features are the output of the last one,
+    before any final norm. LLaVA-style models take the penultimate layer of a published tower, so
+    they build one layer fewer.
     """
 
     hidden_size: int
@@ -150,8 +153,8 @@ class VisionConfig:
 class AudioConfig:
     """A Whisper encoder (arXiv 2212.04356) and the connector behind it; see `audio/`.
 
-    `num_hidden_layers` counts the layers that are built. Whisper's own features are those of its last layer after
-    `final_norm`; for the penultimate layer's, build one layer fewer and no norm.
+    `num_hidden_layers` counts the layers that are built. Whisper's own features are those of its
+    last layer after `final_norm`; for the penultimate layer's, build one layer fewer and no norm.
     """
 
     hidden_size: int
@@ -171,7 +174,8 @@ class AudioConfig:
     qformer_heads: int = 12
     qformer_intermediate_size: int = 3072
     segment_seconds: float = 30.0  # of the longest piece of speech that is transcribed at once
-    ctc_drafts: bool = False  # whether the model's outputs at a sound's embeddings spell it (CTC; blank: end of text)
+    # whether the model's outputs at a sound's embeddings spell it (CTC; blank: end of text)
+    ctc_drafts: bool = False
     doubt: float = 0.0  # not read any more; folders that were saved with it go on loading
 
     def __post_init__(self) -> None:
@@ -229,7 +233,8 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How an answer is denoised; `sampler.py`, `rules.py`, `schedule.py` and `cache.py` say what each does."""
+    """How an answer is denoised; `sampler.py`, `rules.py`, `schedule.py` and `cache.py` say what
+    each does."""
 
     gen_length: int = 128  # positions in the canvas
     block_length: int = 128
@@ -249,7 +254,8 @@ class DecodingConfig:
     gamma: float = 0.1  # nats, for the rule "entropy_bounded"
     temperature: float = 0.0
     top_k: int | None = (
-        None  # ids that may be drawn at a position, the likeliest; the others count nothing anywhere
+        # ids that may be drawn at a position, the likeliest; the others count nothing anywhere
+        None
     )
     cfg_scale: float = 0.0
     stop: bool = True  # end as soon as everything before the end-of-answer token is decided
@@ -291,7 +297,8 @@ class DecodingConfig:
         object.__setattr__(self, "stop", bool(self.stop))
 
 
-# What whole numbers and numbers among the settings may be; beyond, time, memory or the range of floats would run out.
+# What whole numbers and numbers among the settings may be; beyond, time, memory or the range of
+# floats would run out.
 _WHOLE_SETTINGS = {
     "gen_length": (1, 1 << 20),
     "block_length": (1, 1 << 20),
@@ -338,7 +345,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     """Build `cls` from nested dictionaries.
 
     Raises:
-        ValueError: a key is unknown or a required one is missing (the message lists them), or a value does not fit.
+        ValueError: a key is unknown or a required one is missing (the message lists them), or a
+            value does not fit.
     """
     renamed = RENAMED_KEYS.get(cls.__name__, {})
     values = {renamed.get(name, name): value for name, value in values.items()}

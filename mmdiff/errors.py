@@ -1,4 +1,5 @@
-"""What a user can cause, as `ValueError`s that the command line prints as one sentence (exit code 2)."""
+"""What a user can cause, as `ValueError`s that the command line prints as one sentence (exit code
+2)."""
 
 from __future__ import annotations
 

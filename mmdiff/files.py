@@ -1,6 +1,7 @@
 """Open a file that a user names, or say in one sentence why not; the same for images and audio.
 
-And what every folder that is written needs: names that outlive a power cut, and the usual permissions.
+And what every folder that is written needs: names that outlive a power cut, and the usual
+permissions.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def share_weights(folder: Path, like: str) -> None:
-    """Give the weights in `folder` the permissions of its file `like`: safetensors leaves them to their owner alone."""
+    """Give the weights in `folder` the permissions of its file `like`: safetensors leaves them to
+    their owner alone."""
     for file in folder.glob("*.safetensors"):
         shutil.copymode(folder / like, file)
 
@@ -101,7 +103,8 @@ def is_data_url(text: str) -> bool:
 
 
 def data_url_head(url: str) -> int | None:
-    """How many characters stand before the base64 of a data URL; None where it is none in base64."""
+    """How many characters stand before the base64 of a data URL; None where it is none in
+    base64."""
     head = DATA_URL.match(url[:1024])
     return head.end() if head else None
 
@@ -126,7 +129,8 @@ def decode_data_url(url: str, error_type: type[MMDiffError]) -> bytes:
 
 
 def decode_base64(text: str) -> bytes:
-    """Base64 with either alphabet, with or without padding and line breaks, also percent-encoded as in URLs.
+    """Base64 with either alphabet, with or without padding and line breaks, also percent-encoded as
+    in URLs.
 
     Raises:
         ValueError: it is something else; the message says what.
@@ -140,6 +144,7 @@ def decode_base64(text: str) -> bytes:
 
 
 def shorten(value: str) -> str:
-    """A value for a message: its beginning and its end, where it is longer than `LONGEST` characters."""
+    """A value for a message: its beginning and its end, where it is longer than `LONGEST`
+    characters."""
     half = LONGEST // 2
     return value if len(value) <= LONGEST else f"{value[:half]}…{value[1 - half :]}"

@@ -1,4 +1,5 @@
-"""The verbs people use: ask, caption, transcribe, listen, refine, chat, stream, extract, choose, fill.
+"""The verbs people use: ask, caption, transcribe, listen, refine, chat, stream, extract, choose,
+fill.
 
 The only place where model, processor and sampler meet.
 
@@ -82,7 +83,8 @@ Channels = Literal["mix", "separate"]
 
 @dataclass(frozen=True)
 class Token:
-    """One decided position: its text, its confidence when decided (0 to 1) and the step (from 0)."""
+    """One decided position: its text, its confidence when decided (0 to 1) and the step (from
+    0)."""
 
     text: str
     confidence: float
@@ -91,7 +93,8 @@ class Token:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer; `steps` is how often its row was denoised, `passes` how many forward passes had it in them."""
+    """A finished answer; `steps` is how often its row was denoised, `passes` how many forward
+    passes had it in them."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -113,14 +116,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Draft:
-    """An answer on its way: a token for every position up to the answer's end, None where it is still open."""
+    """An answer on its way: a token for every position up to the answer's end, None where it is
+    still open."""
 
     step: int
     tokens: tuple[Token | None, ...]
 
 
 class Pipeline:
-    """A model ready to be asked. Every verb takes decoding settings by name (`steps=16`, `temperature=0.7`)."""
+    """A model ready to be asked. Every verb takes decoding settings by name (`steps=16`,
+    `temperature=0.7`)."""
 
     def __init__(
         self,
@@ -131,8 +136,10 @@ class Pipeline:
     ) -> None:
         """
         Args:
-            store_bytes: room for what later questions may share, such as an encoded picture; 0 for nothing.
-            speech_model: a folder or hub name of the Whisper that writes speech down; tiny.en by default.
+            store_bytes: room for what later questions may share, such as an encoded picture; 0 for
+                nothing.
+            speech_model: a folder or hub name of the Whisper that writes speech down; tiny.en by
+                default.
         """
         self.speech_model = speech_model
         self.model = model.eval()
@@ -141,11 +148,13 @@ class Pipeline:
         self._laid_out: tuple[Any, TemplateBuilder] | None = None
 
     def clear(self) -> None:
-        """Forget what was kept for later questions. Changed weights and switched adapters are noticed without it."""
+        """Forget what was kept for later questions. Changed weights and switched adapters are
+        noticed without it."""
         self.store.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but what is made again when it is needed, so that a pipeline can be pickled."""
+        """Everything but what is made again when it is needed, so that a pipeline can be
+        pickled."""
         return {name: value for name, value in self.__dict__.items() if name != "recognizer"} | {
             "_laid_out": None
         }
@@ -188,13 +197,16 @@ class Pipeline:
     ) -> Answer | list[Answer]:
         """Answer a question about a picture, or about several pictures given as a list.
 
-        With a list of questions, `image` is a list of the same length (each entry a picture or a list of pictures), and
-        the answers come as a list; an answer does not depend on the others of its batch.
+        With a list of questions, `image` is a list of the same length (each entry a picture or a
+        list of pictures), and the answers come as a list; an answer does not depend on the others
+        of its batch.
 
         Args:
-            image: whatever `vision.image.open_image` takes: path, bytes, file, array or PIL image; None for no picture.
-            speech: the question as a sound instead of words, in any form that `audio.decode.load_audio` takes, or a
-                list of them. It is written down first (`Answer.heard`, `Answer.heard_confidence`) and then asked.
+            image: whatever `vision.image.open_image` takes: path, bytes, file, array or PIL image;
+                None for no picture.
+            speech: the question as a sound instead of words, in any form that
+                `audio.decode.load_audio` takes, or a list of them. It is written down first
+                (`Answer.heard`, `Answer.heard_confidence`) and then asked.
             sample_rate: of speech that is given as arrays, in Hz.
             seed: for temperature and random order; the n-th question of a list uses `seed + n`.
 
@@ -231,7 +243,8 @@ class Pipeline:
         )
 
     def caption(self, image: Any, length: CaptionLength = "short", **options: Any) -> Any:
-        """Describe a picture in a word, briefly, or in detail; a list of pictures gives a list of answers."""
+        """Describe a picture in a word, briefly, or in detail; a list of pictures gives a list of
+        answers."""
         if not isinstance(length, str) or length not in CAPTION_PROMPTS:
             raise MMDiffError(
                 f"length={shown(length)} is not known; use one of {', '.join(CAPTION_PROMPTS)}"
@@ -256,27 +269,29 @@ class Pipeline:
         channels: Channels = "mix",
         progress: Callable[[float], None] | None = None,
     ) -> Transcript:
-        """Write down what is said in audio of any length, segment by segment, with the times of segments and words.
+        """Write down what is said in audio of any length, segment by segment, with the times of
+        segments and words.
 
-        Whisper writes it (`speech_model`). Where this model's audio embeddings spell words, as those of `tiny` do, and
-        are likelier right, its reading stays. `refine` lets the model correct a draft.
+        Whisper writes it (`speech_model`). Where this model's audio embeddings spell words, as
+        those of `tiny` do, and are likelier right, its reading stays. `refine` lets the model
+        correct a draft.
 
         Args:
             audio: a path, bytes, a stream, or an array with its `sample_rate` in Hz.
-            gate: leave out what silero-vad takes for no speech, and cut at pauses; without it all is transcribed, and
-                silence may be given words.
+            gate: leave out what silero-vad takes for no speech, and cut at pauses; without it all
+                is transcribed, and silence may be given words.
             max_seconds: of a window that is recognised on its own; 30 by default.
             language: a code such as "en"; by default it is detected.
             prompt: words that may occur, such as names; they steer the spelling.
             temperature: of the first attempt, from 0 to 1.
             beam_size: hypotheses that are kept; 1 is greedy.
-            channels: "mix" hears all channels as one; "separate" transcribes each on its own (`Segment.channel`), as
-                for calls with one speaker a channel.
+            channels: "mix" hears all channels as one; "separate" transcribes each on its own
+                (`Segment.channel`), as for calls with one speaker a channel.
             progress: is told the share that is done, from 0 to 1.
 
         Raises:
-            MMDiffError: the audio cannot be read, the speech model is missing or does not know the language, or a
-                setting does not fit.
+            MMDiffError: the audio cannot be read, the speech model is missing or does not know the
+                language, or a setting does not fit.
         """
         if channels not in ("mix", "separate"):
             raise MMDiffError(f"channels={str(channels)[:80]!r} is not known; use mix or separate")
@@ -332,15 +347,17 @@ class Pipeline:
         slack: int = 2,
         **decoding: Any,
     ) -> Answer:
-        """Put a draft transcript right: open what the model doubts most, and denoise it with the sound in view.
+        """Put a draft transcript right: open what the model doubts most, and denoise it with the
+        sound in view.
 
-        Sources: Whisper-LLaDA's deliberation (arXiv 2509.16622), and slack, with which words can be put in or dropped.
+        Sources: Whisper-LLaDA's deliberation (arXiv 2509.16622), and slack, with which words can be
+        put in or dropped.
 
         Args:
             draft: words from elsewhere, or of an earlier `transcribe`.
             share: of the draft's tokens that are opened, from 0 to 1; for "low_confidence".
-            mode: "low_confidence" opens the least likely tokens, all at once; "chunks" opens each of `chunks` equal
-                parts in turn with the others in view.
+            mode: "low_confidence" opens the least likely tokens, all at once; "chunks" opens each
+                of `chunks` equal parts in turn with the others in view.
             slack: open positions that each run of open tokens gets beyond its own.
 
         Returns:
@@ -379,7 +396,8 @@ class Pipeline:
         return self._answers(canvas, prompted.passes_B.tolist(), revised=True)[0]
 
     def chat(self, messages: Messages, *, seed: int = 0, **decoding: Any) -> Answer:
-        """Answer a conversation in the chat format: roles, and contents with text and image parts."""
+        """Answer a conversation in the chat format: roles, and contents with text and image
+        parts."""
         return self.chat_batch([messages], seeds=[seed], **decoding)[0]
 
     def chat_batch(
@@ -412,14 +430,17 @@ class Pipeline:
         scaffolds: Sequence[CompiledSchema] | None = None,
         **decoding: Any,
     ) -> Sampler:
-        """The answers to several conversations before their first step, for whoever steps them: a server, say.
+        """The answers to several conversations before their first step, for whoever steps them: a
+        server, say.
 
-        Batches that were started with the same settings may `join`; those with scaffolds join each other where the
-        scaffolds have the same budget.
+        Batches that were started with the same settings may `join`; those with scaffolds join each
+        other where the scaffolds have the same budget.
 
         Args:
-            limits: positions that each answer may have at most; `gen_length` by default, and never more.
-            scaffolds: what each answer must be (see `compile`); its structure is decided here, which takes passes.
+            limits: positions that each answer may have at most; `gen_length` by default, and never
+                more.
+            scaffolds: what each answer must be (see `compile`); its structure is decided here,
+                which takes passes.
         """
         settings = self.decoding(**decoding)
         conversations = _listed("conversations", conversations)
@@ -480,7 +501,8 @@ class Pipeline:
     def _structured(
         self, finished: FinishedSequences, row: int, filling: StructuredSequence
     ) -> Answer:
-        """The answer of a row with a scaffold: tokens for all positions but padding, which stands inside it too."""
+        """The answer of a row with a scaffold: tokens for all positions but padding, which stands
+        inside it too."""
         canvas = finished.canvas.select(torch.tensor([row], device=finished.canvas.ids_BG.device))
         made = filling.extraction(canvas, finished.passes[row])
         places = filling.positions(canvas.ids_BG[0].tolist())
@@ -491,7 +513,8 @@ class Pipeline:
         """What `start` takes as a scaffold, of a JSON Schema or a type that pydantic knows.
 
         Raises:
-            ScaffoldError: the schema cannot be honoured, or its shortest value takes more than `max_tokens`.
+            ScaffoldError: the schema cannot be honoured, or its shortest value takes more than
+                `max_tokens`.
         """
         return compile_source(schema, self._layouts, _whole("max_tokens", max_tokens))
 
@@ -512,9 +535,10 @@ class Pipeline:
 
         Args:
             image: as for `ask`; None for none.
-            schema: a JSON Schema, or a type that pydantic knows (a model, a dataclass, list[int], ...), of which the
-                value then is.
-            audio: a sound instead, in any form that `audio.decode.load_audio` takes; an array with its `sample_rate`.
+            schema: a JSON Schema, or a type that pydantic knows (a model, a dataclass, list[int],
+                ...), of which the value then is.
+            audio: a sound instead, in any form that `audio.decode.load_audio` takes; an array with
+                its `sample_rate`.
             text: words to take the values from, besides or instead.
             question: what is wanted, in words; the schema's names are shown in any case.
             max_tokens: that the value may take.
@@ -543,7 +567,8 @@ class Pipeline:
     def choose(
         self, image: Any, question: str, choices: Sequence[str], *, seed: int = 0, **decoding: Any
     ) -> Extraction:
-        """One of some answers to a question, with the chance of each: `fields[""].chances`. It takes one pass."""
+        """One of some answers to a question, with the chance of each: `fields[""].chances`. It
+        takes one pass."""
         if not isinstance(choices, str):
             choices = [_text("choice", choice, exact=True) for choice in choices or ()]
         scaffold = compile_choices(choices, self._layouts, MAX_TOKENS)
@@ -558,7 +583,8 @@ class Pipeline:
         seed: int = 0,
         **decoding: Any,
     ) -> Extraction:
-        """A text with its holes filled, in any order: `[[ ]]`, `[[red|green]]` or `[[/[0-9]+/]]`."""
+        """A text with its holes filled, in any order: `[[ ]]`, `[[red|green]]` or
+        `[[/[0-9]+/]]`."""
         scaffold = compile_template(_text("text", text, exact=True), self._layouts, MAX_TOKENS)
         prompt = question or FILL_PROMPT.format(blanks(text))
         return self._filled([_user(image, prompt)], scaffold, seed, decoding)
@@ -590,7 +616,8 @@ class Pipeline:
         """A row of a batch as it stands after a step.
 
         Args:
-            filling: the row's constraint, where it has a scaffold; padding stands inside it, and no draft ends there.
+            filling: the row's constraint, where it has a scaffold; padding stands inside it, and no
+                draft ends there.
         """
         tokens = self.model.model_config.tokens
         taken = canvas.select(torch.tensor([row], device=canvas.ids_BG.device))
@@ -604,7 +631,8 @@ class Pipeline:
         return Draft(int(canvas.step_BG[row].max()), tuple(drafted))
 
     def decoding(self, **changes: Any) -> DecodingConfig:
-        """The model's decoding settings with changes; an unknown name or a misfit is an MMDiffError."""
+        """The model's decoding settings with changes; an unknown name or a misfit is an
+        MMDiffError."""
         known = {field.name for field in dataclasses.fields(DecodingConfig)}
         if unknown := sorted(changes.keys() - known):
             raise MMDiffError(
@@ -620,7 +648,8 @@ class Pipeline:
             raise MMDiffError(str(error)) from None
 
     def _prompt(self, conversations: Sequence[Messages], gen_length: int) -> ModelRunner:
-        """The model with the conversations before it, if there is room for an answer behind the longest."""
+        """The model with the conversations before it, if there is room for an answer behind the
+        longest."""
         config = self.model.model_config
         for messages in conversations:
             check_messages(messages)
@@ -662,7 +691,8 @@ class Pipeline:
 
     @property
     def reader(self) -> Reader | None:
-        """Reads speech by CTC, where the model's audio embeddings spell words; it is of use beside tiny.en alone."""
+        """Reads speech by CTC, where the model's audio embeddings spell words; it is of use beside
+        tiny.en alone."""
         config = self.model.model_config.audio
         return (
             self._read
@@ -671,7 +701,8 @@ class Pipeline:
         )
 
     def _read(self, samples: Samples, window: Window) -> list[Segment | None]:
-        """What each stretch of speech in a window spells; None for those that are too long for the model."""
+        """What each stretch of speech in a window spells; None for those that are too long for the
+        model."""
         most = self._audio_config().segment_seconds * SAMPLE_RATE
         short = [span for span in window if span.end - span.start <= most]
         if not short:
@@ -705,7 +736,8 @@ class Pipeline:
         )
 
     def _likelihoods(self, prompted: ModelRunner, ids: list[int]) -> list[float]:
-        """How likely each token is with its neighbours on both sides in view: two passes, every other one hidden."""
+        """How likely each token is with its neighbours on both sides in view: two passes, every
+        other one hidden."""
         device, mask = self.model.device, self.model.model_config.tokens.mask
         row_G = torch.tensor([*ids, self.model.model_config.tokens.eot], device=device)
         first_row = torch.zeros(1, dtype=torch.long, device=device)
@@ -726,7 +758,8 @@ class Pipeline:
         slack: int,
         decoding: DecodingConfig,
     ) -> Canvas:
-        """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may stand in a place."""
+        """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may
+        stand in a place."""
         tokens = self.model.model_config.tokens
         opened = [
             [*_opened(ids, places, slack, tokens.mask), tokens.eot]
@@ -751,7 +784,8 @@ class Pipeline:
     def _answers(
         self, canvas: Canvas, passes: Sequence[int], revised: bool = False
     ) -> list[Answer]:
-        """The answers of a finished canvas; in a revised draft, end-of-text tokens are places with nothing in them."""
+        """The answers of a finished canvas; in a revised draft, end-of-text tokens are places with
+        nothing in them."""
         tokens = self.model.model_config.tokens
         rows = canvas.token_ids((tokens.eot,) if revised else (tokens.eos, tokens.eot))
         kept = [[place for place, token in enumerate(row) if token != tokens.eos] for row in rows]
@@ -790,19 +824,25 @@ def load(
     store_bytes: int = 2**28,
     speech_model: str | Path | None = None,
 ) -> Pipeline:
-    """A pipeline from a shipped model's name, a checkpoint folder, or a hub name such as "GSAI-ML/LLaDA-V".
+    """A pipeline from a shipped model's name, a checkpoint folder, or a hub name such as
+    "GSAI-ML/LLaDA-V".
 
     Args:
         device: "cpu", "cuda", "mps", ...; CUDA where there is it, else the CPU.
-        dtype: of the weights; "auto" is float32 on CPU and MPS (bfloat16 is slow on most) and bfloat16 elsewhere.
-        device_map: "auto" spreads a large model over the GPUs there are, and what they cannot hold over the processor's
-            memory (Accelerate).
-        quantize: "8bit" or "4bit" keeps the layers' weights smaller (bitsandbytes), at some loss of quality.
-        store_bytes: room for what later questions may share, such as an encoded picture; 0 for nothing.
-        speech_model: a folder or hub name of the Whisper that writes speech down; tiny.en by default.
+        dtype: of the weights; "auto" is float32 on CPU and MPS (bfloat16 is slow on most) and
+            bfloat16 elsewhere.
+        device_map: "auto" spreads a large model over the GPUs there are, and what they cannot hold
+            over the processor's memory (Accelerate).
+        quantize: "8bit" or "4bit" keeps the layers' weights smaller (bitsandbytes), at some loss of
+            quality.
+        store_bytes: room for what later questions may share, such as an encoded picture; 0 for
+            nothing.
+        speech_model: a folder or hub name of the Whisper that writes speech down; tiny.en by
+            default.
 
     Raises:
-        CheckpointError: nothing is known by that name, or the checkpoint is damaged, incomplete or of another kind.
+        CheckpointError: nothing is known by that name, or the checkpoint is damaged, incomplete or
+            of another kind.
     """
     place = choose_device(device)
     if dtype == "auto":
@@ -828,7 +868,8 @@ def load(
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name; without one CUDA where there is it, else the CPU. MPS is used when it is asked for.
+    """The device of that name; without one CUDA where there is it, else the CPU. MPS is used when
+    it is asked for.
 
     Raises:
         MMDiffError: it is not a device, or not one that this machine and this PyTorch have.

@@ -1,7 +1,8 @@
 """Special tokens by name, the chat format, media placeholders and segments.
 
-The format is LLaDA's (its Hugging Face tokenizer_config.json), with images and audio as placeholder tokens and with
-`add_generation_prompt` honoured. A checkpoint with a format of its own keeps it; see `chat_format.py`.
+The format is LLaDA's (its Hugging Face tokenizer_config.json), with images and audio as placeholder
+tokens and with `add_generation_prompt` honoured. A checkpoint with a format of its own keeps it;
+see `chat_format.py`.
 
 Shapes: B batch, T positions.
 """
@@ -74,8 +75,8 @@ CHATML_TEMPLATE = (
 def control_tokens(tokenizer: Any, tokens: TokenIds) -> frozenset[str]:
     """What text must not hold as it stands, lest it end a turn, claim an image or hide a token.
 
-    These are the tokenizer's special tokens, those that were added to it and look like marks (`<think>`, `[INST]`),
-    the model's own, and the placeholders of the chat format.
+    These are the tokenizer's special tokens, those that were added to it and look like marks
+    (`<think>`, `[INST]`), the model's own, and the placeholders of the chat format.
 
     Args:
         tokenizer: one of `transformers` or of `tokenizers`.
@@ -102,7 +103,8 @@ def control_tokens(tokenizer: Any, tokens: TokenIds) -> frozenset[str]:
 
 
 def neutralize(text: str, controls: frozenset[str]) -> str:
-    """The text, well formed, with each control token broken up by a space behind its first character."""
+    """The text, well formed, with each control token broken up by a space behind its first
+    character."""
     text = well_formed(text)
     for _ in range(_ROUNDS):  # what is broken up may make another one whole
         before = text
@@ -117,7 +119,8 @@ def neutralize(text: str, controls: frozenset[str]) -> str:
 
 
 def well_formed(text: str) -> str:
-    """The text with the replacement character for what is no Unicode, as half of a surrogate pair is."""
+    """The text with the replacement character for what is no Unicode, as half of a surrogate pair
+    is."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -131,9 +134,11 @@ def media_mask(ids_BT: Tensor, tokens: TokenIds) -> Tensor:
 
 
 def segment_ids(ids_BT: Tensor, tokens: TokenIds) -> Tensor:
-    """Number the segments of each row from 0: every run of placeholders, and every stretch of text between them.
+    """Number the segments of each row from 0: every run of placeholders, and every stretch of text
+    between them.
 
-    A turn's end closes its segment too, so a system prompt, a picture, the user's words and the answer are apart.
+    A turn's end closes its segment too, so a system prompt, a picture, the user's words and the
+    answer are apart.
     """
     media_BT = media_mask(ids_BT, tokens)
     starts_BT = torch.zeros_like(media_BT)

@@ -1,8 +1,9 @@
 """Let torchvision's CUDA build import beside a CPU-only torch.
 
-The package index serves one torchvision build a platform. Next to a CPU-only torch it stops at import, because two
-operators that its Python code describes are missing from its compiled part; declaring their schemas is enough for
-everything mmdiff's towers use. Inert where torch has CUDA or ROCm, and where torchvision is never imported.
+The package index serves one torchvision build a platform. Next to a CPU-only torch it stops at
+import, because two operators that its Python code describes are missing from its compiled part;
+declaring their schemas is enough for everything mmdiff's towers use. Inert where torch has CUDA or
+ROCm, and where torchvision is never imported.
 """
 
 from __future__ import annotations

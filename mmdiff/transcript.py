@@ -1,4 +1,5 @@
-"""What was said and when, and the forms that others read: text, SRT, WebVTT, and OpenAI's JSON shapes.
+"""What was said and when, and the forms that others read: text, SRT, WebVTT, and OpenAI's JSON
+shapes.
 
 Times are seconds from the start of the sound.
 """
@@ -28,11 +29,12 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of speech; `confidence` is the probability (0 to 1) that all of its words are right.
+    """A stretch of speech; `confidence` is the probability (0 to 1) that all of its words are
+    right.
 
-    From `logprob` on the fields are Whisper's: the mean log probability of its window's tokens, the probability that
-    there is no speech, bytes before and after compression, and the temperature that the text was drawn at. `channel`
-    counts from 0, where channels are transcribed separately.
+    From `logprob` on the fields are Whisper's: the mean log probability of its window's tokens, the
+    probability that there is no speech, bytes before and after compression, and the temperature
+    that the text was drawn at. `channel` counts from 0, where channels are transcribed separately.
     """
 
     start: float
@@ -49,7 +51,8 @@ class Segment:
 
     @property
     def avg_logprob(self) -> float:
-        """The mean log probability of a token, as Whisper has it; below -1 it takes the words for wrong."""
+        """The mean log probability of a token, as Whisper has it; below -1 it takes the words for
+        wrong."""
         if self.logprob is not None:
             return self.logprob
         return math.log(max(self.confidence, sys.float_info.min)) / max(1, len(self.token_ids))
@@ -98,7 +101,8 @@ def _brief(transcript: Transcript) -> dict[str, object]:
 
 
 def summary(transcript: Transcript) -> dict[str, object]:
-    """What stands beside OpenAI's fields, in the key `mmdiff`: the confidence, and the segments that are not sure."""
+    """What stands beside OpenAI's fields, in the key `mmdiff`: the confidence, and the segments
+    that are not sure."""
     unsure = [
         {
             "start": round(segment.start, 2),

@@ -1,6 +1,8 @@
-"""Speech to text: where there is speech (VAD), what is said there (Whisper), one window of audio after the other.
+"""Speech to text: where there is speech (VAD), what is said there (Whisper), one window of audio
+after the other.
 
-A model whose audio embeddings spell words (CTC) may read a window too; the likelier of both readings stays.
+A model whose audio embeddings spell words (CTC) may read a window too; the likelier of both
+readings stays.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ Reader = Callable[
 class RecognitionOptions:
     """How speech is recognised.
 
-    `language` is a code such as "en", by default detected; `prompt` holds words that may occur, such as names;
-    `temperature` is that of the first attempt; `beam_size` hypotheses are kept, 1 is greedy.
+    `language` is a code such as "en", by default detected; `prompt` holds words that may occur,
+    such as names; `temperature` is that of the first attempt; `beam_size` hypotheses are kept, 1 is
+    greedy.
     """
 
     language: str | None = None
@@ -63,8 +66,10 @@ def speech_windows(
     """The windows of audio that are recognised each on its own, in order.
 
     Args:
-        gate: leave out what silero-vad takes for no speech, and cut at pauses; otherwise all of it is kept.
-        max_seconds: of a window; by default 30, and more where there is no pause: Whisper then finds the cuts.
+        gate: leave out what silero-vad takes for no speech, and cut at pauses; otherwise all of it
+            is kept.
+        max_seconds: of a window; by default 30, and more where there is no pause: Whisper then
+            finds the cuts.
     """
     if max_seconds is not None and not (is_number(max_seconds) and max_seconds >= 1):
         raise MMDiffError(
@@ -81,7 +86,8 @@ def speech_windows(
 
 
 def merge_spans(spans: Sequence[Span], most_seconds: float, gap: float = MERGE_GAP) -> list[Window]:
-    """Neighbouring spans as one window, where at most `gap` seconds lie between them and it does not get too long."""
+    """Neighbouring spans as one window, where at most `gap` seconds lie between them and it does
+    not get too long."""
     windows: list[Window] = []
     for span in spans:
         last = windows[-1] if windows else None
@@ -142,7 +148,8 @@ def recognize(
 def _likelier(
     window: Window, readings: Sequence[Segment | None], found: Iterator[tuple[Segment, str]]
 ) -> Iterator[tuple[Segment, str]]:
-    """For each stretch of speech the reading that is likelier to have every word right; where both agree, the surer."""
+    """For each stretch of speech the reading that is likelier to have every word right; where both
+    agree, the surer."""
     written: dict[int, list[tuple[Segment, str]]] = {}
     ends = [span.end / SAMPLE_RATE for span in window[:-1]]
     for segment, spoken in found:
@@ -179,7 +186,8 @@ def transcribe_audio(
     read: Reader | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Transcript:
-    """What is said in audio of any length; arguments as of `Pipeline.transcribe` and `recognize`."""
+    """What is said in audio of any length; arguments as of `Pipeline.transcribe` and
+    `recognize`."""
     recognizer.check_language(options.language)
     tracks = load_channels(audio, sample_rate) if separate else [load_audio(audio, sample_rate)]
     segments, language = list[Segment](), ""

@@ -1,4 +1,5 @@
-"""What every test stands on: one thread a worker, no hub, and the published implementations' numbers."""
+"""What every test stands on: one thread a worker, no hub, and the published implementations'
+numbers."""
 
 import dataclasses
 import json
@@ -15,10 +16,9 @@ import mmdiff  # noqa: F401  (first: it lets torchvision import beside a CPU-onl
 from tests.helpers import programs
 
 if TYPE_CHECKING:
-    from serving import Served
-
     from mmdiff.modeling.multimodal import MMDiffModel
     from mmdiff.pipeline import Pipeline
+    from tests.helpers.serving import Served
 
 # Before anything imports PyTorch: two test workers share two cores, and no test may fetch a model.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -56,13 +56,15 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def reference(root: Path) -> Path:
-    """Tiny random models with the outputs of the published implementations; see the README there."""
+    """Tiny random models with the outputs of the published implementations; see the README
+    there."""
     return root / "tests" / "reference"
 
 
 @pytest.fixture(scope="session")
 def llada_v(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> "MMDiffModel":
-    """The tiny LLaDA-V, loaded as any published folder; its small vocabulary makes config.json name the special ids."""
+    """The tiny LLaDA-V, loaded as any published folder; its small vocabulary makes config.json name
+    the special ids."""
     from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
     from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 
@@ -82,7 +84,8 @@ def llada_v(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> "MMDif
 
 @pytest.fixture(scope="session")
 def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sizes of `tiny`, random weights and a tokenizer learned from a few sentences."""
+    """A folder with the sizes of `tiny`, random weights and a tokenizer learned from a few
+    sentences."""
     import torch
 
     from mmdiff.config import PRESETS
@@ -126,7 +129,7 @@ def endless(random_tiny: Path) -> "Pipeline":
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Served"]:
     """A server with the defaults, in a process of its own."""
-    from serving import Served  # of tests/serve
+    from tests.helpers.serving import Served  # of tests/serve
 
     served = Served(tmp_path_factory.mktemp("served") / "log")
     yield served

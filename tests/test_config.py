@@ -28,7 +28,8 @@ def as_json(config: ModelConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_json(name: str) -> None:
-    """JSON turns tuples into lists; unless they are turned back, a loaded config is unequal and cannot be hashed."""
+    """JSON turns tuples into lists; unless they are turned back, a loaded config is unequal and
+    cannot be hashed."""
     loaded = from_dict(ModelConfig, as_json(PRESETS[name]))
     assert loaded == PRESETS[name] and hash(loaded) == hash(PRESETS[name])
     assert all(isinstance(grid, tuple) for grid in (loaded.vision.grids if loaded.vision else ()))
@@ -67,7 +68,8 @@ def test_what_is_left_out_takes_its_default() -> None:
     ],
 )
 def test_unknown_and_missing_keys_are_named_with_their_path(change: Any, message: str) -> None:
-    """A typing error in config.json would otherwise leave a setting at its default without a word."""
+    """A typing error in config.json would otherwise leave a setting at its default without a
+    word."""
     values = as_json(TINY)
     change(values)
     with pytest.raises(ValueError, match=message):
@@ -159,7 +161,8 @@ def test_decoding_bounds(name: str, fits: list[Any], misfits: list[Any]) -> None
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_hold_together(name: str) -> None:
-    """Special ids lie in the vocabulary, the answer fits the positions, and no answer token is forbidden."""
+    """Special ids lie in the vocabulary, the answer fits the positions, and no answer token is
+    forbidden."""
     config = PRESETS[name]
     tokens = config.tokens
     ids = [

@@ -1,6 +1,8 @@
-"""What the pages say is so: names, links, commands and options exist, Python runs, pictures can be made again.
+"""What the pages say is so: names, links, commands and options exist, Python runs, pictures can be
+made again.
 
-Commands are parsed by the real command line and not run. Python runs on random weights of the default model's sizes.
+Commands are parsed by the real command line and not run. Python runs on random weights of the
+default model's sizes.
 """
 
 import ast
@@ -239,7 +241,8 @@ def commands(page: str) -> list[str]:
 
 
 def parse(words: list[str]) -> dict[str, Any]:
-    """The values that the command line reads from `mmdiff ...`; unknown commands and options raise."""
+    """The values that the command line reads from `mmdiff ...`; unknown commands and options
+    raise."""
     from mmdiff.cli.main import app
 
     group: Any = typer.main.get_command(app)

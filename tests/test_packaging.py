@@ -1,7 +1,7 @@
 """What is installed is the whole house, under one name, and importing it costs nothing.
 
-Both ways to a wheel are built by the build back end itself, without isolation or network. Costs are counted in modules
-that get imported, not in seconds.
+Both ways to a wheel are built by the build back end itself, without isolation or network. Costs are
+counted in modules that get imported, not in seconds.
 """
 
 import ast
@@ -48,7 +48,8 @@ def names_in(wheel: Path) -> set[str]:
 
 
 def imported_by(code: str, cwd: Path) -> set[str]:
-    """The modules that a fresh Python holds after running `code`, even when that ends in SystemExit."""
+    """The modules that a fresh Python holds after running `code`, even when that ends in
+    SystemExit."""
     show = "import atexit, sys\natexit.register(lambda: print('\\nMODULES', *sys.modules))\n"
     result = python("-c", show + code, cwd=cwd)
     assert result.returncode == 0, result.stderr
@@ -57,7 +58,8 @@ def imported_by(code: str, cwd: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def tree(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a build reads, links kept as links; .gitignore too, for a build leaves out what it names."""
+    """A copy of what a build reads, links kept as links; .gitignore too, for a build leaves out
+    what it names."""
     copy = tmp_path_factory.mktemp("tree")
     for name in ["pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"]:
         shutil.copy(root / name, copy)
@@ -75,7 +77,8 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tree: Path) -> set[str]:
-    """Every module, and every file of the shipped models and of the page, by its place in the installed package."""
+    """Every module, and every file of the shipped models and of the page, by its place in the
+    installed package."""
     walk = os.walk(tree / "mmdiff", followlinks=True)
     paths = {
         Path(folder, name).relative_to(tree).as_posix()

@@ -1,4 +1,5 @@
-"""The verbs, on random weights of the shipped sizes: what comes out has the right form, alone and in a batch."""
+"""The verbs, on random weights of the shipped sizes: what comes out has the right form, alone and
+in a batch."""
 
 import dataclasses
 import math
@@ -88,7 +89,8 @@ def test_the_stream_ends_with_the_answer(pipeline: Pipeline) -> None:
 def test_streaming_leaves_the_caller_s_gradients_alone(
     pipeline: Pipeline, options: dict[str, Any]
 ) -> None:
-    """A generator that yields inside inference mode would switch gradients off for whoever reads it."""
+    """A generator that yields inside inference mode would switch gradients off for whoever reads
+    it."""
     for _ in pipeline.stream(RED, "what?", **options):
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
@@ -394,7 +396,8 @@ def test_how_to_load_is_refused_by_name(
 def test_settings_are_fetched_before_weights(
     monkeypatch: pytest.MonkeyPatch, reference: Path, tmp_path: Path
 ) -> None:
-    """What mmdiff does not load is refused without fetching it; settings alone are never more than JSON."""
+    """What mmdiff does not load is refused without fetching it; settings alone are never more than
+    JSON."""
     asked: list[list[str]] = []
 
     def fetch(name: str, allow_patterns: list[str]) -> str:

@@ -1,4 +1,5 @@
-"""Other machines: no POSIX modules, no program of the system, older packages, other devices, and files for others."""
+"""Other machines: no POSIX modules, no program of the system, older packages, other devices, and
+files for others."""
 
 import os
 import re

@@ -1,6 +1,7 @@
 """The shipped default: small enough, quick to start, and right about pictures it has not seen.
 
-The full scores come from `mmdiff eval`; here a few hundred questions guard against shipping a broken file.
+The full scores come from `mmdiff eval`; here a few hundred questions guard against shipping a
+broken file.
 """
 
 import json

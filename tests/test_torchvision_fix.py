@@ -1,4 +1,5 @@
-"""Importing torchvision beside any torch: in fresh interpreters, because imports cannot be undone."""
+"""Importing torchvision beside any torch: in fresh interpreters, because imports cannot be
+undone."""
 
 import subprocess
 import sys

@@ -30,7 +30,8 @@ def test_all_is_right_where_each_segment_is() -> None:
 
 
 def test_subtitles_have_the_marks_that_players_want() -> None:
-    """SRT always has hours and a comma, WebVTT hours only where there are any, and no arrow stands in a text."""
+    """SRT always has hours and a comma, WebVTT hours only where there are any, and no arrow stands
+    in a text."""
     assert FORMATS["srt"](SAID) == (
         "1\n00:00:00,500 --> 00:00:01,250\nstop\n\n2\n01:00:00,000 --> 01:02:05,000\na -> b\n\n"
     )

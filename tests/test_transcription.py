@@ -1,4 +1,5 @@
-"""Speech to text with a recogniser that is told what to hear: windows, the likelier reading, channels, bounds."""
+"""Speech to text with a recogniser that is told what to hear: windows, the likelier reading,
+channels, bounds."""
 
 from collections.abc import Iterator
 from typing import Any

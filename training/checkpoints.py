@@ -1,7 +1,8 @@
 """Training checkpoints that are whole or absent: written beside, synced, then renamed into place.
 
-One folder a checkpoint: `model.safetensors`, `optimizer.safetensors`, `state.json` and a `manifest.json` with the
-sha256 of each. Random draws and data depend on the step alone (see loop.py), so these are all that resuming needs.
+One folder a checkpoint: `model.safetensors`, `optimizer.safetensors`, `state.json` and a
+`manifest.json` with the sha256 of each. Random draws and data depend on the step alone (see
+loop.py), so these are all that resuming needs.
 """
 
 from __future__ import annotations

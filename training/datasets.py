@@ -1,8 +1,9 @@
-"""Batches as a function of their number: phrases for the tower, packed conversations for the whole model.
+"""Batches as a function of their number: phrases for the tower, packed conversations for the whole
+model.
 
-A packed row is one picture with several questions behind it, each a branch that sees the picture and itself only
-(`attention.visibility`), so the picture is encoded once for all of them. Sounds are short: a row of them has no
-picture, and in each branch a sound of its own.
+A packed row is one picture with several questions behind it, each a branch that sees the picture
+and itself only (`attention.visibility`), so the picture is encoded once for all of them. Sounds are
+short: a row of them has no picture, and in each branch a sound of its own.
 
 Shapes: B rows, T positions, M phrases, R branches of a row, M mels and F frames (10 ms) of a
 sound.
@@ -106,7 +107,8 @@ class Turn:
     ] = ()  # where the answer speaks of what: characters, facts
     sound: Tensor | None = None  # a spectrogram, (M, F)
     transcript: str = ""  # the words in the sound, for the draft at its embeddings
-    padding_slots: bool = False  # runs of the answer are open and may be too long; nothing is said in what is left over
+    # runs of the answer are open and may be too long; nothing is said in what is left over
+    padding_slots: bool = False
     parts: Sequence[AnswerPart] = ()  # of a structured answer, instead of `answer`
     num_scaffolded: int = 0  # how many of the parts stand as a scaffold, with only their slots open
 
@@ -123,7 +125,8 @@ def scene_row(
     num_references: int = 16,
     num_structured: int = 0,
 ) -> Row:
-    """A generated scene of the training seeds: contents, questions, one caption, JSON, and words for its things."""
+    """A generated scene of the training seeds: contents, questions, one caption, JSON, and words
+    for its things."""
     image, scene, rng = example(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
     turns = [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_questions)]
     turns += [Turn(qa.question, qa.answer) for qa in questions(scene, rng, num_hard, LEARNED_LAST)]
@@ -140,7 +143,8 @@ def scene_row(
 
 
 def easy_vqa_row(rng: np.random.Generator, num_questions: int = 8) -> Row:
-    """A picture of easy-VQA's train split, mirrored and shifted at random, with some of its questions."""
+    """A picture of easy-VQA's train split, mirrored and shifted at random, with some of its
+    questions."""
     pictures = easy_vqa.load("train")
     picture = pictures[int(rng.integers(len(pictures)))]
     image = picture.open()
@@ -202,7 +206,8 @@ def read_row(source: Source, rng: np.random.Generator) -> tuple[Row, list[str]]:
 class ConversationDataset(Dataset[Batch]):
     """Packed conversations; `sources` gives the rows of a batch, in order.
 
-    A row whose image or sound cannot be read is left out, and the next one of its source takes its place.
+    A row whose image or sound cannot be read is left out, and the next one of its source takes its
+    place.
     """
 
     def __init__(
@@ -282,7 +287,8 @@ class RegionTextDataset(Dataset[Batch]):
 
 
 class SpeechDataset(Dataset[Batch]):
-    """The spectrograms of `num_clips` clips about as long as each other, and the tokens of what is said."""
+    """The spectrograms of `num_clips` clips about as long as each other, and the tokens of what is
+    said."""
 
     def __init__(self, speech: Speech, tokenizer_file: Path, num_clips: int, seed: int) -> None:
         self.speech, self.tokenizer_file, self.num_clips, self.seed = (
@@ -312,9 +318,11 @@ def _sound_inputs(heard: Sequence[Tensor], said: Sequence[str], tokenizer: Token
 
 
 def patch_owners(scene: Scene, patches_per_side: int) -> Tensor:
-    """Which thing each patch of the padded square shows, (P): 0 for background, else 1 + its number in the scene.
+    """Which thing each patch of the padded square shows, (P): 0 for background, else 1 + its number
+    in the scene.
 
-    A patch shows the uppermost thing that has the patch's centre in the middle 80 % of its bounding box.
+    A patch shows the uppermost thing that has the patch's centre in the middle 80 % of its bounding
+    box.
     """
     side = max(scene.width, scene.height)
     centres = (
@@ -332,11 +340,12 @@ def patch_owners(scene: Scene, patches_per_side: int) -> Tensor:
 def pack(
     rows: Sequence[Row], tokenizer: Tokenizer, config: ModelConfig, rng: np.random.Generator
 ) -> Batch:
-    """One batch: the chat prompt of each picture once, its questions and answers as branches behind it.
+    """One batch: the chat prompt of each picture once, its questions and answers as branches behind
+    it.
 
-    A `Reference` is a branch of its words alone. `named` (B, T) is 1 at their end, in answers where they speak
-    of something, and at the picture's tokens where the row has its `Scene`. `facts` (N, K) holds what is to be told
-    there, in reading order.
+    A `Reference` is a branch of its words alone. `named` (B, T) is 1 at their end, in answers where
+    they speak of something, and at the picture's tokens where the row has its `Scene`. `facts` (N,
+    K) holds what is to be told there, in reading order.
     """
     assert config.vision is not None and config.tokens.image is not None
     before, after = _prompt_parts()
@@ -476,7 +485,8 @@ def _harmless(turn: Turn | GroundingPhrase, controls: frozenset[str]) -> Turn | 
 def _laid_out(
     turn: Turn, tokenizer: Tokenizer, tokens: TokenIds, rng: np.random.Generator
 ) -> tuple[list[int], list[bool], list[float], list[Facts | None]]:
-    """The canvas of a structured answer, what is open in it, how much that matters, and what it is about."""
+    """The canvas of a structured answer, what is open in it, how much that matters, and what it is
+    about."""
     canvas: list[int] = []
     open_here: list[bool] = []
     weights: list[float] = []
@@ -529,7 +539,8 @@ def _placeholders(turn: Turn, config: ModelConfig) -> list[int]:
 def _reopened(
     ids: list[int], nothing: int, rng: np.random.Generator
 ) -> tuple[list[int], list[bool]]:
-    """The ids with open runs that are too long, and where they are; `nothing` fills what is left over of a run."""
+    """The ids with open runs that are too long, and where they are; `nothing` fills what is left
+    over of a run."""
     made: list[int] = []
     is_open: list[bool] = []
     at = 0
@@ -575,7 +586,8 @@ def _shown_facts(scene: Scene, config: ModelConfig) -> list[Facts]:
 
 
 def _prompt_parts() -> tuple[str, str]:
-    """The chat prompt of one picture and a question, before the picture and (with a {} for the question) after it."""
+    """The chat prompt of one picture and a question, before the picture and (with a {} for the
+    question) after it."""
     from jinja2 import Template
 
     content = [{"type": "image"}, {"type": "text", "text": "{}"}]

@@ -1,8 +1,10 @@
-"""The one training loop, for every stage: batches in, a loss function, AdamW with warm-up and cosine.
+"""The one training loop, for every stage: batches in, a loss function, AdamW with warm-up and
+cosine.
 
-Batches and random draws are functions of the seed and the step alone, so a resumed run repeats the losses of an
-unbroken one bit for bit on CPU. Stop it at any time; the next call goes on from the last checkpoint. What is frozen
-when it comes stays frozen, and a loss that is no number ends the run before anything is saved.
+Batches and random draws are functions of the seed and the step alone, so a resumed run repeats the
+losses of an unbroken one bit for bit on CPU. Stop it at any time; the next call goes on from the
+last checkpoint. What is frozen when it comes stays frozen, and a loss that is no number ends the
+run before anything is saved.
 """
 
 from __future__ import annotations
@@ -91,18 +93,19 @@ def train(
     """Train `model` in place up to `config.steps`, resuming from the last checkpoint in `folder`.
 
     Args:
-        data: indexed by the number of the batch, from 0; each item is a whole batch of tensors. Rows that had to be
-            left out of one are told under `SKIPPED`.
+        data: indexed by the number of the batch, from 0; each item is a whole batch of tensors.
+            Rows that had to be left out of one are told under `SKIPPED`.
         folder: gets `step-*` checkpoints, `metrics.jsonl` and TensorBoard events.
 
     Returns:
         the last logged metrics; none where nothing was left to do.
 
     Raises:
-        MMDiffError: nothing can learn, a rate names no parameter, too many rows cannot be read, or the loss is no
-            number; the last checkpoint is then the last good one.
+        MMDiffError: nothing can learn, a rate names no parameter, too many rows cannot be read, or
+            the loss is no number; the last checkpoint is then the last good one.
     """
-    # Parts that a batch has no use for, such as the audio tower beside images alone, get no gradients.
+    # Parts that a batch has no use for, such as the audio tower beside images alone, get no
+    # gradients.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -167,7 +170,8 @@ def _train(
 
 @contextmanager
 def _learning(model: nn.Module, config: TrainConfig) -> Iterator[list[dict[str, Any]]]:
-    """The parameters that learn; afterwards all parts are again as they came: frozen or not, evaluating or not."""
+    """The parameters that learn; afterwards all parts are again as they came: frozen or not,
+    evaluating or not."""
     learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -192,8 +196,8 @@ def _learning(model: nn.Module, config: TrainConfig) -> Iterator[list[dict[str, 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Parameters by learning-rate factor and weight decay (matrices decay, vectors do not).
 
-    Factor 0 freezes, and what is frozen already, as beside a LoRA adapter, stays so whatever its factor. Prefixes are
-    those of the model inside where peft has wrapped it.
+    Factor 0 freezes, and what is frozen already, as beside a LoRA adapter, stays so whatever its
+    factor. Prefixes are those of the model inside where peft has wrapped it.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     unknown = set(config.rates)
@@ -303,7 +307,8 @@ def _loader(
 
 
 class _Telling(Dataset[Any]):
-    """Batches, or what is wrong with one: an error would lose its sentence on the way out of a worker."""
+    """Batches, or what is wrong with one: an error would lose its sentence on the way out of a
+    worker."""
 
     def __init__(self, data: Dataset[Batch]) -> None:
         self.data = data
@@ -356,7 +361,8 @@ def _progress(shown: bool) -> Progress:
 class _Log:
     """Metrics as JSON lines, and as TensorBoard events where that package is installed.
 
-    What an interrupted run logged after its last checkpoint is dropped: those steps, after `start`, come again.
+    What an interrupted run logged after its last checkpoint is dropped: those steps, after `start`,
+    come again.
     """
 
     def __init__(self, folder: Path, start: int, active: bool) -> None:

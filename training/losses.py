@@ -1,7 +1,8 @@
 """Objectives: LLaDA's masked cross-entropy in its published weightings, and SigLIP's sigmoid loss.
 
-A weighting is how times are distributed and what a token hidden at one of them weighs; the two belong together, and
-only together are they a bound on the likelihood. It is chosen once by a recipe.
+A weighting is how times are distributed and what a token hidden at one of them weighs; the two
+belong together, and only together are they a bound on the likelihood. It is chosen once by a
+recipe.
 
 Shapes: B batch, T positions, S hidden positions, V vocabulary, X patches of a batch, M phrases.
 """
@@ -24,7 +25,8 @@ def pretraining_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: 
 
 
 def response_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
-    """LLaDA fine-tuning: 1 / rate / length of the answer, averaged over the answers of the batch."""
+    """LLaDA fine-tuning: 1 / rate / length of the answer, averaged over the answers of the
+    batch."""
     answered_BT = labels_BT != IGNORE
     lengths_BR = torch.zeros(
         labels_BT.shape[0], int(branches_BT.max()) + 1, device=labels_BT.device
@@ -35,7 +37,8 @@ def response_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: Ten
 
 
 def mean_weights(corrupted: MaskedBatch, labels_BT: Tensor, branches_BT: Tensor) -> Tensor:
-    """LaViDa (arXiv 2505.16839) as released: the plain mean over hidden positions, whatever their rate."""
+    """LaViDa (arXiv 2505.16839) as released: the plain mean over hidden positions, whatever their
+    rate."""
     return corrupted.masked_BT / corrupted.masked_BT.sum().clamp(min=1)
 
 
@@ -51,7 +54,8 @@ def late_times(t: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Weighting:
-    """How times are drawn, from uniform ones, and what a token that is hidden at its time weighs."""
+    """How times are drawn, from uniform ones, and what a token that is hidden at its time
+    weighs."""
 
     times: Callable[[Tensor], Tensor]
     weights: Callable[[MaskedBatch, Tensor, Tensor], Tensor]
@@ -76,13 +80,14 @@ def masked_cross_entropy(logits_SV: Tensor, labels_S: Tensor, weights_S: Tensor)
 
 
 def ctc_loss(logits_SV: Tensor, counts: Sequence[int], said_NU: Tensor, blank: int) -> Tensor:
-    """CTC (Graves et al., 2006) between the outputs at the sounds' embeddings and the words, per token of the words.
+    """CTC (Graves et al., 2006) between the outputs at the sounds' embeddings and the words, per
+    token of the words.
 
     Args:
         logits_SV: at the embeddings of all sounds, in reading order.
         counts: embeddings of each sound; S in all.
-        said_NU: tokens of each sound's words, `IGNORE` behind them. Words with more tokens than the sound has room for
-            count nothing.
+        said_NU: tokens of each sound's words, `IGNORE` behind them. Words with more tokens than the
+            sound has room for count nothing.
     """
     counts_N = torch.tensor(counts)
     real_NT = (torch.arange(int(counts_N.max())) < counts_N[:, None]).to(logits_SV.device)
@@ -100,9 +105,11 @@ def ctc_loss(logits_SV: Tensor, counts: Sequence[int], said_NU: Tensor, blank: i
 
 
 def fact_loss(logits_NF: Tensor, facts_NK: Tensor, sizes: Sequence[int]) -> tuple[Tensor, float]:
-    """Cross-entropy of what references tell, averaged per fact and then over the facts, and the share told right.
+    """Cross-entropy of what references tell, averaged per fact and then over the facts, and the
+    share told right.
 
-    Some facts are known of nearly every reference and some of few, which may be the harder ones; so each counts alike.
+    Some facts are known of nearly every reference and some of few, which may be the harder ones; so
+    each counts alike.
 
     Args:
         logits_NF: of the values of all facts, side by side.
@@ -127,10 +134,12 @@ def fact_loss(logits_NF: Tensor, facts_NK: Tensor, sizes: Sequence[int]) -> tupl
 def region_text_loss(
     logits_XM: Tensor, truth_XM: Tensor, shown_X: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """SigLIP's pairwise sigmoid loss (arXiv 2303.15343) between patches and phrases, and how many pairs are told right.
+    """SigLIP's pairwise sigmoid loss (arXiv 2303.15343) between patches and phrases, and how many
+    pairs are told right.
 
-    A patch matches every phrase that is true of the thing it shows, and none where it shows the background. True pairs,
-    false pairs on things and false pairs on background are averaged apart, since their numbers differ by far.
+    A patch matches every phrase that is true of the thing it shows, and none where it shows the
+    background. True pairs, false pairs on things and false pairs on background are averaged apart,
+    since their numbers differ by far.
 
     Args:
         logits_XM: of each patch with each phrase.

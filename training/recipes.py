@@ -1,7 +1,8 @@
 """Named recipes: how the shipped model is made, stage by stage, all with the one loop.
 
-`tower` teaches the vision tower with SigLIP's objective, `align` fits connector and backbone to the still tower, `tune`
-trains everything on conversations. Each stage starts from the last one's weights.
+`tower` teaches the vision tower with SigLIP's objective, `align` fits connector and backbone to the
+still tower, `tune` trains everything on conversations. Each stage starts from the last one's
+weights.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class TowerTrainer(nn.Module):
         super().__init__()
         assert model.vision_tower is not None and model.model_config.vision is not None
         self.vision_tower: nn.Module = model.vision_tower
-        # A tower from scratch learns shapes far sooner when neighbours have like positions from the start.
+        # A tower from scratch learns shapes far sooner when neighbours have like positions from the
+        # start.
         positions = self.vision_tower.get_parameter("embeddings.position_embedding.weight")
         with torch.no_grad():
             positions.copy_(waves(model.model_config.vision.patches_per_side, positions.shape[1]))
@@ -95,7 +97,8 @@ class TowerTrainer(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-3.0))
 
     def forward(self, pixel_values: Tensor, phrase_ids: Tensor, phrase_mask: Tensor) -> Tensor:
-        """Logits (X, M) of every patch with every phrase: scaled cosines and a bias, as in SigLIP."""
+        """Logits (X, M) of every patch with every phrase: scaled cosines and a bias, as in
+        SigLIP."""
         words_MD = (self.words(phrase_ids) * phrase_mask[..., None]).sum(1)
         texts_MD = F.normalize(self.text(words_MD), dim=-1)
         patches_XD = F.normalize(
@@ -105,7 +108,8 @@ class TowerTrainer(nn.Module):
 
 
 def waves(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, (side * side, width): SimpleViT's positions (arXiv 2205.01580)."""
+    """Sines and cosines of row and column, (side * side, width): SimpleViT's positions (arXiv
+    2205.01580)."""
     frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))  # radians per patch
     angles_SF = torch.arange(side)[:, None] * frequencies
     waves_SF = torch.cat((angles_SF.sin(), angles_SF.cos()), dim=1)
@@ -123,11 +127,12 @@ def contrastive_loss(
 
 
 class GroundingHeads(nn.Module):
-    """The model with small heads that tell, where things are named, what is named; thrown away afterwards.
+    """The model with small heads that tell, where things are named, what is named; thrown away
+    afterwards.
 
-    From answers alone a small backbone takes very long to find the thing that a question is about: that needs two
-    looks, from the answer to the name and from the name to the picture, and neither is of use without the other. The
-    heads teach the second by itself.
+    From answers alone a small backbone takes very long to find the thing that a question is about:
+    that needs two looks, from the answer to the name and from the name to the picture, and neither
+    is of use without the other. The heads teach the second by itself.
     """
 
     def __init__(self, model: MMDiffModel) -> None:
@@ -144,7 +149,8 @@ class GroundingHeads(nn.Module):
         )
 
     def forward(self, named: Tensor, **inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The model's logits, and of each head the logits (N, values of all facts) where `named` (B, T) is not 0."""
+        """The model's logits, and of each head the logits (N, values of all facts) where `named`
+        (B, T) is not 0."""
         hidden: list[Tensor] = []
         hooks = [
             self.model.backbone.layers[layer - 1].register_forward_hook(
@@ -161,9 +167,11 @@ class GroundingHeads(nn.Module):
 
 
 class CtcHead(nn.Module):
-    """Audio tower and connector with the backbone's head right behind them: each embedding learns to spell its part.
+    """Audio tower and connector with the backbone's head right behind them: each embedding learns
+    to spell its part.
 
-    These pass CTC's long beginning, in which nothing but blanks are written, far sooner than the whole model.
+    These pass CTC's long beginning, in which nothing but blanks are written, far sooner than the
+    whole model.
     """
 
     def __init__(self, model: MMDiffModel) -> None:
@@ -191,7 +199,8 @@ def spelling_loss(blank: int) -> Loss:
 
 
 def denoising_loss(weighting: str, mask_id: int) -> Loss:
-    """LLaDA's objective on packed conversations; `weighting` names a function of `losses.WEIGHTINGS`."""
+    """LLaDA's objective on packed conversations; `weighting` names a function of
+    `losses.WEIGHTINGS`."""
     weigh = WEIGHTINGS[weighting]
 
     def loss(
@@ -204,7 +213,8 @@ def denoising_loss(weighting: str, mask_id: int) -> Loss:
 
 
 def grounded_loss(weighting: str, config: ModelConfig) -> Loss:
-    """`denoising_loss` of a `Grounder`, the loss of its heads, and that of the drafts at the embeddings of sounds."""
+    """`denoising_loss` of a `Grounder`, the loss of its heads, and that of the drafts at the
+    embeddings of sounds."""
     weigh, tokens = WEIGHTINGS[weighting], config.tokens
 
     def loss(
@@ -308,7 +318,8 @@ def tune(model: ModelConfig, steps: int = 6600) -> Stage:
 
 
 def spell(model: ModelConfig, steps: int = 2000, clips: int = 30_000) -> Stage:
-    """Teach audio tower and connector to spell, 24 clips a step; the tower starts from Whisper's and moves slowly."""
+    """Teach audio tower and connector to spell, 24 clips a step; the tower starts from Whisper's
+    and moves slowly."""
     audio = model.audio
     assert audio is not None
     rates = {
@@ -329,7 +340,8 @@ def spell(model: ModelConfig, steps: int = 2000, clips: int = 30_000) -> Stage:
 
 
 def hear(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
-    """Go on with pictures, and learn to write down and understand speech; the audio tower stands still."""
+    """Go on with pictures, and learn to write down and understand speech; the audio tower stands
+    still."""
     audio = model.audio
     assert audio is not None
     config = TrainConfig(
@@ -376,7 +388,8 @@ def run(
 
     Args:
         scale: factor on every stage's number of steps, for a trial run.
-        whisper: folder of a Whisper checkpoint whose encoder the audio tower starts from, instead of tiny.en's.
+        whisper: folder of a Whisper checkpoint whose encoder the audio tower starts from, instead
+            of tiny.en's.
 
     Returns:
         the folder of the finished model, in bfloat16, with its tokenizer.
@@ -414,7 +427,8 @@ def run(
 
 
 def corpus(num_scenes: int = 4000) -> Iterator[str]:
-    """What the tokenizer learns from: questions, answers, captions and JSON of training scenes, and easy-VQA's text."""
+    """What the tokenizer learns from: questions, answers, captions and JSON of training scenes, and
+    easy-VQA's text."""
     for seed in range(num_scenes):
         scene = random_scene(seed)
         rng = np.random.default_rng(seed)

@@ -1,8 +1,10 @@
-"""The arithmetic of any-resolution pictures: which grid of tiles, and how many embeddings come of it.
+"""The arithmetic of any-resolution pictures: which grid of tiles, and how many embeddings come of
+it.
 
-Whole numbers only; no pixel is touched, so a prompt's length is known from a picture's size. The formulas, their
-rounding included, are those of LLaVA-NeXT as LLaDA-V uses them (ML-GSAI/LLaDA-V, `llava/mm_utils.py` and
-`llava/model/llava_arch.py`); sizes are (width, height), grids (columns, rows).
+Whole numbers only; no pixel is touched, so a prompt's length is known from a picture's size. The
+formulas, their rounding included, are those of LLaVA-NeXT as LLaDA-V uses them (ML-GSAI/LLaDA-V,
+`llava/mm_utils.py` and `llava/model/llava_arch.py`); sizes are (width, height), grids (columns,
+rows).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ SHRINK_ABOVE = 1.1  # a map is left alone while its side is within this factor o
 
 
 def choose_grid(size: Size, config: VisionConfig) -> Size:
-    """The allowed grid that keeps most of the picture's pixels; among equals the one that wastes least."""
+    """The allowed grid that keeps most of the picture's pixels; among equals the one that wastes
+    least."""
 
     def fit(grid: Size) -> tuple[int, int]:
         width, height = grid[0] * config.image_size, grid[1] * config.image_size
@@ -29,10 +32,11 @@ def choose_grid(size: Size, config: VisionConfig) -> Size:
 
 
 def image_rows_and_columns(size: Size, grid: Size, side: int) -> tuple[slice, slice]:
-    """Where the picture lies in the map of a grid of tiles of `side` x `side` features; the rest is padding.
+    """Where the picture lies in the map of a grid of tiles of `side` x `side` features; the rest is
+    padding.
 
-    The published code leaves nothing of a picture much thinner than one feature when the map's side is even; here at
-    least one row and column stay.
+    The published code leaves nothing of a picture much thinner than one feature when the map's side
+    is even; here at least one row and column stay.
     """
     columns, rows = grid[0] * side, grid[1] * side
     if size[0] / size[1] > columns / rows:
@@ -43,7 +47,8 @@ def image_rows_and_columns(size: Size, grid: Size, side: int) -> tuple[slice, sl
 
 
 def shrunk(rows: int, columns: int, side: int, max_base_areas: int | None) -> tuple[int, int]:
-    """Rows and columns of the map after bounding its area to `max_base_areas` views of `side` x `side` features."""
+    """Rows and columns of the map after bounding its area to `max_base_areas` views of `side` x
+    `side` features."""
     times = (
         0.0 if max_base_areas is None else math.sqrt(rows * columns / (max_base_areas * side**2))
     )
@@ -53,9 +58,11 @@ def shrunk(rows: int, columns: int, side: int, max_base_areas: int | None) -> tu
 
 
 def count_tokens(size: Size, config: VisionConfig, layout: ViewLayout | None = None) -> int:
-    """How many embeddings a picture of `size` (width, height) takes in the prompt: what `merge_views` returns.
+    """How many embeddings a picture of `size` (width, height) takes in the prompt: what
+    `merge_views` returns.
 
-    Source: specs of LLaDA-V, e.g. 1,485 for 384 x 384 and 2,929 for 640 x 480 at 27 x 27 features a view.
+    Source: specs of LLaDA-V, e.g. 1,485 for 384 x 384 and 2,929 for 640 x 480 at 27 x 27 features a
+    view.
     """
     side = config.tokens_per_side
     if (layout or config.layout) != "anyres":

@@ -1,6 +1,8 @@
-"""From tower features to the backbone's width: join neighbouring patches, then two linear layers with GELU.
+"""From tower features to the backbone's width: join neighbouring patches, then two linear layers
+with GELU.
 
-Sources: LLaVA-1.5 (arXiv 2310.03744) for the layers, InternVL 1.5 (arXiv 2404.16821) for joining patches.
+Sources: LLaVA-1.5 (arXiv 2310.03744) for the layers, InternVL 1.5 (arXiv 2404.16821) for joining
+patches.
 
 Shapes: V views, P patches, Q joined patches, D width.
 """
@@ -13,10 +15,12 @@ from torch import Tensor, nn
 
 
 def build_connector(in_features: int, out_features: int, norm: bool = False) -> nn.Sequential:
-    """Linear, GELU, Linear with biases; state-dict names `0.*` and `2.*`, as in published checkpoints.
+    """Linear, GELU, Linear with biases; state-dict names `0.*` and `2.*`, as in published
+    checkpoints.
 
-    `norm` puts a LayerNorm (`norm.*`) before them, as InternVL does: the features come from before the tower's last
-    norm, and a connector learned from scratch would otherwise pass their large common part on.
+    `norm` puts a LayerNorm (`norm.*`) before them, as InternVL does: the features come from before
+    the tower's last norm, and a connector learned from scratch would otherwise pass their large
+    common part on.
     """
     layers: OrderedDict[str, nn.Module] = (
         OrderedDict(norm=nn.LayerNorm(in_features)) if norm else OrderedDict()
@@ -28,7 +32,8 @@ def build_connector(in_features: int, out_features: int, norm: bool = False) -> 
 
 
 def pixel_shuffle(features_VPD: Tensor, factor: int) -> Tensor:
-    """Join squares of `factor` x `factor` patches into one of `factor`^2 times the width (V, Q, D)."""
+    """Join squares of `factor` x `factor` patches into one of `factor`^2 times the width (V, Q,
+    D)."""
     if factor == 1:
         return features_VPD
     num_views, num_patches, width = features_VPD.shape

@@ -1,7 +1,9 @@
-"""Open any picture as RGB: files, bytes, streams, Pillow pictures, arrays; or say in one sentence what is wrong.
+"""Open any picture as RGB: files, bytes, streams, Pillow pictures, arrays; or say in one sentence
+what is wrong.
 
-Orientation from EXIF is applied, transparency is laid on white, greys of 10 to 32 bits are scaled to 8, and of animated
-files the first frame is taken. Colour profiles are left out: pixel values are taken as they are stored.
+Orientation from EXIF is applied, transparency is laid on white, greys of 10 to 32 bits are scaled
+to 8, and of animated files the first frame is taken. Colour profiles are left out: pixel values are
+taken as they are stored.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ DEPTHS = (
     4095,
     65_535,
 )  # the highest values of 8, 10, 12 and 16 bits, in which deep greys are stored
-PLUGINS = {  # brand behind "ftyp": Pillow's name of the format, the module that reads it, and the package to install
+# brand behind "ftyp": Pillow's name of the format, the module that reads it, and the package to
+# install
+PLUGINS = {
     b"avif": ("AVIF", "PIL.AvifImagePlugin", "pillow>=11.3"),
     b"avis": ("AVIF", "PIL.AvifImagePlugin", "pillow>=11.3"),
     **dict.fromkeys(
@@ -69,9 +73,10 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     """An upright RGB picture, independent of its source.
 
     Args:
-        source: a path, a data URL, the bytes of a file, a binary stream (read from its start where it can seek, left
-            open), a Pillow picture, or an array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4): grey, grey and
-            alpha, RGB or RGBA; bool, integers from 0 to 255 (uint16: of 10, 12 or 16 bits too) or floats from 0 to 1.
+        source: a path, a data URL, the bytes of a file, a binary stream (read from its start where
+            it can seek, left open), a Pillow picture, or an array (H, W), (H, W, 1), (H, W, 2), (H,
+            W, 3) or (H, W, 4): grey, grey and alpha, RGB or RGBA; bool, integers from 0 to 255
+            (uint16: of 10, 12 or 16 bits too) or floats from 0 to 1.
         max_pixels: width times height at most; checked from the header, before anything is decoded.
 
     Raises:
@@ -132,7 +137,8 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
     if not prefix:
         raise ImageError(f"{name} is empty: {USE}")
     for format_name in FORMATS:
-        # Image.open would warn about large pictures through a process-wide limit; ours comes right after the header.
+        # Image.open would warn about large pictures through a process-wide limit; ours comes right
+        # after the header.
         factory, accept = Image.OPEN[format_name]
         if (
             accept is None or accept(prefix.ljust(16, b"\0")) is True
@@ -218,7 +224,8 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 
 def _transparent_key(image: Image.Image) -> int | tuple[int, ...] | None:
-    """What a PNG of 2, 4 or 48 bits means by its transparent colour, in the 8 bits that Pillow makes of its samples."""
+    """What a PNG of 2, 4 or 48 bits means by its transparent colour, in the 8 bits that Pillow
+    makes of its samples."""
     raw_mode = (
         image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
     )
@@ -256,8 +263,8 @@ def _orientation(image: Image.Image) -> int:
 def _lies_as_stored(image: Image.Image, exif: Image.Exif) -> bool:
     """Whether a picture made of another one, with its EXIF, has not been turned upright on the way.
 
-    Pillow leaves the tag as it is when it turns or converts. Cameras write width and height as stored; where they are
-    missing, the pixels are taken as they stand.
+    Pillow leaves the tag as it is when it turns or converts. Cameras write width and height as
+    stored; where they are missing, the pixels are taken as they stand.
     """
     details = exif.get_ifd(ExifTags.IFD.Exif)
     width = details.get(ExifTags.Base.ExifImageWidth)
@@ -276,16 +283,17 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale the deep greys (10 to 32 bits, floats), with what is transparent white; other modes stay as they are."""
+    """Scale the deep greys (10 to 32 bits, floats), with what is transparent white; other modes
+    stay as they are."""
     if not image.mode.startswith(("I", "F")):
         return image
     values_HW = np.asarray(image).astype(np.float32)
     if not np.isfinite(values_HW).all():
         raise ImageError(f"{name} holds values that are not finite: replace NaN and infinity first")
     low, high = float(values_HW.min()), float(values_HW.max())
-    if image.mode == "F" and 0 <= low and high <= 1:
+    if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    elif 0 <= low and high <= DEPTHS[-1]:
+    elif low >= 0 and high <= DEPTHS[-1]:
         low, high = 0.0, _highest(high)
     grey_HW = np.rint((values_HW - low) * (255 / (high - low or 1))).astype(np.uint8)
     if isinstance(clear := image.info.get("transparency"), int):

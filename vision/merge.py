@@ -1,11 +1,11 @@
 """Lay the features of a picture's views out as one row of embeddings for the prompt.
 
-Tiles become one map without its padding, bounded in area, with a learned newline at the end of every row ("spatial
-unpad" of LLaVA-NeXT, as LLaDA-V uses it); the view of the whole picture comes before them. A picture of one view is its
-features and one newline.
+Tiles become one map without its padding, bounded in area, with a learned newline at the end of
+every row ("spatial unpad" of LLaVA-NeXT, as LLaDA-V uses it); the view of the whole picture comes
+before them. A picture of one view is its features and one newline.
 
-Shapes: V views, N features of a view in row-major order, D width, S features per side of a view, H and W of the map,
-T embeddings.
+Shapes: V views, N features of a view in row-major order, D width, S features per side of a view, H
+and W of the map, T embeddings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def merge_views(
     """The embeddings (T, D) of one picture; T is `count_tokens(size, config, layout)`.
 
     Args:
-        features_VND: connected features of the picture's views, `config.tokens_per_side` squared each.
+        features_VND: connected features of the picture's views, `config.tokens_per_side` squared
+            each.
         size: width and height of the picture in pixels.
         grid: columns and rows of tiles behind the first view; (0, 0) without tiles.
         newline_D: the learned newline; None where `config.newline` is False.

@@ -1,8 +1,9 @@
 """Cut a picture into the square views that a tower sees, and normalise them.
 
-Three layouts: "anyres" (LLaVA-NeXT as in LLaDA-V: the whole picture squashed, then tiles of the picture fitted into the
-best grid), "resize" (squashed) and "pad" (centred in a square of the normaliser's mean colour, as LLaVA-1.5 does).
-Opening files is in `image.py`, the number of embeddings in `grids.py`.
+Three layouts: "anyres" (LLaVA-NeXT as in LLaDA-V: the whole picture squashed, then tiles of the
+picture fitted into the best grid), "resize" (squashed) and "pad" (centred in a square of the
+normaliser's mean colour, as LLaVA-1.5 does). Opening files is in `image.py`, the number of
+embeddings in `grids.py`.
 
 Shapes: V views, H height and W width of a view in pixels.
 """
@@ -37,7 +38,8 @@ class Views:
         Tensor  # float32, normalised; with tiles, the view of the whole picture comes first
     )
     size: Size  # width and height of the picture in pixels
-    grid: Size  # columns and rows of tiles, in row-major order behind the first view; (0, 0): no tiles
+    # columns and rows of tiles, in row-major order behind the first view; (0, 0): no tiles
+    grid: Size
     layout: ViewLayout
 
 

@@ -1,8 +1,9 @@
 """SigLIP vision towers through transformers, timm or open_clip behind one small interface.
 
-A tower maps pixels (V, 3, S, S) to features (V, P, D): the output of the last built layer, before any final norm.
-SigLIP 2 checkpoints of fixed resolution have the same architecture; those with native aspect ratio (NaFlex) do not and
-are refused when loaded. Pooling heads and text towers are left out.
+A tower maps pixels (V, 3, S, S) to features (V, P, D): the output of the last built layer, before
+any final norm. SigLIP 2 checkpoints of fixed resolution have the same architecture; those with
+native aspect ratio (NaFlex) do not and are refused when loaded. Pooling heads and text towers are
+left out.
 
 Shapes: V views, S pixels per side, P patches in row-major order, D width.
 """
@@ -26,7 +27,8 @@ from mmdiff.errors import CheckpointError, require_extra
 
 
 class Tower(nn.Module):
-    """What all towers share: the size check. `encode` is each library's own; `build_tower` makes one."""
+    """What all towers share: the size check. `encode` is each library's own; `build_tower` makes
+    one."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -50,7 +52,8 @@ class Tower(nn.Module):
 
 
 class TransformersTower(Tower):
-    """`transformers.SiglipVisionModel` without final norm and pooling head; its own names are the canonical ones."""
+    """`transformers.SiglipVisionModel` without final norm and pooling head; its own names are the
+    canonical ones."""
 
     def __init__(self, config: VisionConfig) -> None:
         from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -71,8 +74,9 @@ class TransformersTower(Tower):
             model, "vision_model", model
         )  # transformers before 5.6 wraps them once more
         self.embeddings, self.encoder = layers.embeddings, layers.encoder
-        # A buffer outside the state dict stays uninitialised when a model is built on the meta device and then filled
-        # from a checkpoint, so the positions are counted in `encode` instead.
+        # A buffer outside the state dict stays uninitialised when a model is built on the meta
+        # device and then filled from a checkpoint, so the positions are counted in `encode`
+        # instead.
         del self.embeddings.position_ids
 
     def encode(self, pixels_V3SS: Tensor) -> Tensor:
@@ -105,7 +109,8 @@ def _timm_sizes(config: VisionConfig) -> dict[str, Any]:
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
-        # timm truncates width x ratio, so the half keeps the product from falling below the whole number
+        # timm truncates width x ratio, so the half keeps the product from falling below the whole
+        # number
         "mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size,
         "act_layer": "gelu_tanh",
         "class_token": False,
@@ -125,7 +130,8 @@ def _build_open_clip(config: VisionConfig) -> Tower:
     torchvision_fix.install()
     open_clip = require_extra("open_clip.timm_model", "towers", "a vision tower of open_clip")
 
-    # open_clip names its SigLIP towers after timm models; timm reads the sizes of an unlisted one from a folder.
+    # open_clip names its SigLIP towers after timm models; timm reads the sizes of an unlisted one
+    # from a folder.
     description = {
         "architecture": "vit_base_patch16_siglip_224",
         "pretrained_cfg": {},
@@ -162,7 +168,8 @@ EXTRAS = (
     "logit_bias",
 )
 
-# transformers' names and timm's, in this order; timm also fuses q, k and v and keeps positions as (1, P, D).
+# transformers' names and timm's, in this order; timm also fuses q, k and v and keeps positions as
+# (1, P, D).
 TIMM_NAMES = (
     ("embeddings.patch_embedding.", "patch_embed.proj."),
     ("embeddings.position_embedding.weight", "pos_embed"),
@@ -175,7 +182,8 @@ TIMM_NAMES = (
 
 
 def tower_state(tower: nn.Module) -> dict[str, Tensor]:
-    """The weights under transformers' bare SigLIP names (`embeddings.*`, `encoder.layers.N.*`), whatever the library.
+    """The weights under transformers' bare SigLIP names (`embeddings.*`, `encoder.layers.N.*`),
+    whatever the library.
 
     The tensors share memory with the tower, save timm's fused projections, which are copied apart.
     """
@@ -192,14 +200,15 @@ def tower_state(tower: nn.Module) -> dict[str, Tensor]:
 
 
 def load_tower(tower: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Fill a tower from a SigLIP checkpoint, keeping the tower's dtype (a tower on the meta device takes the state's).
+    """Fill a tower from a SigLIP checkpoint, keeping the tower's dtype (a tower on the meta device
+    takes the state's).
 
-    Names may carry the prefix `vision_model.`; a whole published checkpoint is welcome: the text tower, pooling head,
-    final norm and layers beyond those built are left out.
+    Names may carry the prefix `vision_model.`; a whole published checkpoint is welcome: the text
+    tower, pooling head, final norm and layers beyond those built are left out.
 
     Raises:
-        CheckpointError: any other name is unknown, missing, there both with and without the prefix, or of the wrong
-            shape; the message lists them.
+        CheckpointError: any other name is unknown, missing, there both with and without the prefix,
+            or of the wrong shape; the message lists them.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in tower_state(tower).items()}
     num_layers = 1 + max(
@@ -232,9 +241,11 @@ def load_tower(tower: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def tower_names(names: Iterable[str], config: VisionConfig) -> dict[str, str | None]:
-    """What the names of a SigLIP checkpoint are called in `tower_state`; None for parts that `config` does not build.
+    """What the names of a SigLIP checkpoint are called in `tower_state`; None for parts that
+    `config` does not build.
 
-    A name that is not known stays as it is, so that a caller finds it when comparing with the names it expects.
+    A name that is not known stays as it is, so that a caller finds it when comparing with the names
+    it expects.
     """
     return _published_names(names, config.num_hidden_layers)
 
@@ -262,7 +273,8 @@ def _own_names(tower: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _canonical_name(own_name: str) -> str:
-    """Transformers' name, with {} for q, k and v where they are fused; a name of transformers stays as it is."""
+    """Transformers' name, with {} for q, k and v where they are fused; a name of transformers stays
+    as it is."""
     name = re.sub(r"^(trunk\.)+", "", own_name)
     for canonical, timm in TIMM_NAMES:
         name = name.replace(timm, canonical)

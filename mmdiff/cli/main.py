@@ -1,6 +1,8 @@
-"""The command line: parses, calls, prints. Everything it does is a verb of `pipeline`, `training` or `eval`.
+"""The command line: parses, calls, prints. Everything it does is a verb of `pipeline`, `training`
+or `eval`.
 
-Heavy imports wait until a command needs them. What a user can cause ends as one sentence and exit code 2.
+Heavy imports wait until a command needs them. What a user can cause ends as one sentence and exit
+code 2.
 """
 
 from __future__ import annotations
@@ -207,7 +209,8 @@ def transcribe(
     model: Model = "tiny",
     device: Device = None,
 ) -> None:
-    """Write down what is said in each audio file; one that cannot be read does not stop the others."""
+    """Write down what is said in each audio file; one that cannot be read does not stop the
+    others."""
     import numpy as np
 
     from mmdiff.audio.audio_io import SAMPLE_RATE, load_audio, load_channels
@@ -490,7 +493,8 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a model from data that is generated or installed. Stop with Ctrl-C; the same command goes on."""
+    """Train a model from data that is generated or installed. Stop with Ctrl-C; the same command
+    goes on."""
     from mmdiff.pipeline import find
     from mmdiff.training.recipes import RECIPES, run
 
@@ -605,7 +609,8 @@ def bench(
         Path | None, typer.Option(help="With --accuracy, score against passes as PNG, SVG, PDF.")
     ] = None,
 ) -> None:
-    """Measure the speed of answers with random weights or a model's, or the accuracy of rules and caches."""
+    """Measure the speed of answers with random weights or a model's, or the accuracy of rules and
+    caches."""
     if accuracy:
         _bench_accuracy(model or "tiny", setting, limit, out, plot, batch_size, device)
         return
@@ -854,7 +859,8 @@ def main() -> None:
 
 
 def _write_any_text() -> None:
-    """Let output hold every text: names of files need not be Unicode, and an encoding may lack letters."""
+    """Let output hold every text: names of files need not be Unicode, and an encoding may lack
+    letters."""
     codecs.register_error("mmdiff.any", _escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -1026,7 +1032,8 @@ def _check_sources(names: Iterable[str | Path], outputs: Iterable[Path]) -> None
 
 
 def _write_whole(file: Path, text: str) -> None:
-    """All of it or nothing, where a link leads to; a device or a pipe is written to, never replaced."""
+    """All of it or nothing, where a link leads to; a device or a pipe is written to, never
+    replaced."""
     file = Path(os.path.realpath(file))
     new = file.with_name(f".{file.name}.new")
     try:
@@ -1084,7 +1091,8 @@ def _stdin() -> bytes:
 
 
 def _source(name: str) -> dict[str, Any]:
-    """What `Pipeline.extract` is to look at: a file's sound where its name says so, else its picture."""
+    """What `Pipeline.extract` is to look at: a file's sound where its name says so, else its
+    picture."""
     if name == "-":
         try:
             return {"image": None, "text": _stdin().decode()}
@@ -1151,7 +1159,8 @@ def _print_extraction(made: Extraction, as_json: bool) -> None:
 
 
 def _check_caption(body: dict[str, Any]) -> None:
-    """Settings that no picture of a folder could be described with are reported before the first one is."""
+    """Settings that no picture of a folder could be described with are reported before the first
+    one is."""
     from mmdiff.serve.errors import ApiError
     from mmdiff.serve.http.parsing import validated
     from mmdiff.serve.http.schemas import CaptionRequest

@@ -1,9 +1,11 @@
 """A model with a batch of prompts, and what is kept of it between the steps of a generation.
 
-What a step computes is a cache's choice (cache.py). Rows that compute everything and rows that compute a part go
-through the backbone one after the other, so that no row's work depends on its neighbours.
+What a step computes is a cache's choice (cache.py). Rows that compute everything and rows that
+compute a part go through the backbone one after the other, so that no row's work depends on its
+neighbours.
 
-Shapes: B rows, A active rows, P prompt positions, G canvas positions, N selected positions, V vocabulary.
+Shapes: B rows, A active rows, P prompt positions, G canvas positions, N selected positions, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from mmdiff.errors import MMDiffError
 
 
 class CachedRunner:
-    """A `sampler.Batch` over prompts that keeps keys and values between the steps of one generation."""
+    """A `sampler.Batch` over prompts that keeps keys and values between the steps of one
+    generation."""
 
     def __init__(self, prompted: ModelRunner, cache: CachePolicy, block_length: int) -> None:
         self.prompted, self.cache, self.block_length = prompted, cache, block_length
@@ -69,7 +72,8 @@ class CachedRunner:
         """As `Prompted.take`."""
         self.prompted.take(rows_A)
         if self._kept is not None:
-            # A finished row may have been let go; it is not asked for again, so any row stands in for it.
+            # A finished row may have been let go; it is not asked for again, so any row stands in
+            # for it.
             held = [self._rows.index(row) if row in self._rows else 0 for row in rows_A.tolist()]
             self._kept.take(torch.tensor(held, dtype=torch.long, device=rows_A.device))
             self._rows = list(range(len(held)))
@@ -121,7 +125,8 @@ class CachedRunner:
         return made
 
     def _recall(self, kept: KVCache, rows_A: Tensor) -> int:
-        """Put in place what the store holds of the prompts; gives the first column that no row has there."""
+        """Put in place what the store holds of the prompts; gives the first column that no row has
+        there."""
         store, width, ends = self.prompted.prefix_cache, self.prompted.valid_BP.shape[1], []
         if store is None:
             return 0
@@ -194,14 +199,16 @@ class CachedRunner:
 
 
 def _run(some_A: Tensor) -> slice | Tensor:
-    """The places of the True ones; a slice where they follow each other, for what it takes is no copy."""
+    """The places of the True ones; a slice where they follow each other, for what it takes is no
+    copy."""
     places = some_A.nonzero()[:, 0]
     first, end = int(places[0]), int(places[-1]) + 1
     return slice(first, end) if end - first == len(places) else places
 
 
 def make_runner(prompted: ModelRunner, decoding: DecodingConfig) -> Batch:
-    """The prompts with the cache that the settings name; where they name none, with one that is exact."""
+    """The prompts with the cache that the settings name; where they name none, with one that is
+    exact."""
     model = prompted.model.model_config
     causal = model.backbone.attention_pattern == "segment-causal" and not model.backbone.shifted
     exact, hides = ("none", "prefix") if causal else ("none",), decoding.rule == "wino"

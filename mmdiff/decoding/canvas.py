@@ -1,8 +1,10 @@
-"""The state of one batch of generations: the ids, which positions are open, and how sure each commit was.
+"""The state of one batch of generations: the ids, which positions are open, and how sure each
+commit was.
 
-A free answer, an infill or a scaffold are different canvases for the same sampler: fixed positions are simply not open.
-Rows may be shorter than the canvas: behind a row's last position its ids are `ABSENT`, which no model sees. A canvas is
-never changed; `commit`, `reopen` and `lengthened` give the next one.
+A free answer, an infill or a scaffold are different canvases for the same sampler: fixed positions
+are simply not open. Rows may be shorter than the canvas: behind a row's last position its ids are
+`ABSENT`, which no model sees. A canvas is never changed; `commit`, `reopen` and `lengthened` give
+the next one.
 
 Shapes: B rows, G positions of the canvas, A active rows.
 """
@@ -21,9 +23,11 @@ PAD_POSITION = -1  # stands where a row has no position
 
 @dataclass(frozen=True)
 class Canvas:
-    """Ids (the mask id where open), open positions, and the confidence (0 to 1) and step (from 0) of each commit.
+    """Ids (the mask id where open), open positions, and the confidence (0 to 1) and step (from 0)
+    of each commit.
 
-    Positions that were never open have confidence 1 and step -1; open ones have confidence 0 and step -1.
+    Positions that were never open have confidence 1 and step -1; open ones have confidence 0 and
+    step -1.
     """
 
     ids_BG: Tensor
@@ -58,7 +62,8 @@ class Canvas:
         return torch.ne(self.ids_BG, PAD_POSITION).sum(dim=1)
 
     def eligible(self, block_length: int) -> Tensor:
-        """Open positions of each row's current block (B, G): the block of its first open position."""
+        """Open positions of each row's current block (B, G): the block of its first open
+        position."""
         index_G = torch.arange(self.ids_BG.shape[1], device=self.ids_BG.device)
         first_B1 = self.open_BG.int().argmax(dim=1, keepdim=True)
         return self.open_BG & (index_G < (first_B1 // block_length + 1) * block_length)
@@ -110,7 +115,8 @@ class Canvas:
     def commit(
         self, rows_A: Tensor, here_AG: Tensor, ids_AG: Tensor, confidence_AG: Tensor, step_A: Tensor
     ) -> Canvas:
-        """The next canvas: the positions `here_AG` of the rows `rows_A` are decided, each row at its own step."""
+        """The next canvas: the positions `here_AG` of the rows `rows_A` are decided, each row at
+        its own step."""
         part = self.select(rows_A)
         return Canvas(
             self.ids_BG.index_copy(0, rows_A, torch.where(here_AG, ids_AG, part.ids_BG)),
@@ -122,7 +128,8 @@ class Canvas:
         )
 
     def reopen(self, rows_A: Tensor, here_AG: Tensor, mask_id: int) -> Canvas:
-        """The next canvas: what was decided at the positions `here_AG` of the rows `rows_A` is taken back."""
+        """The next canvas: what was decided at the positions `here_AG` of the rows `rows_A` is
+        taken back."""
         part = self.select(rows_A)
         return Canvas(
             self.ids_BG.index_copy(0, rows_A, part.ids_BG.masked_fill(here_AG, mask_id)),

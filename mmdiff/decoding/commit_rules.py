@@ -1,10 +1,12 @@
-"""Which positions a step commits, and which it takes back: functions and small classes chosen by name.
+"""Which positions a step commits, and which it takes back: functions and small classes chosen by
+name.
 
-An order scores the positions, and a rule says how many of the best are committed. All of them commit at least one
-position of each row, and ties go to the lowest index. Rules that take commits back (`Revising`) commit more than they
-take back at every step, so they end.
+An order scores the positions, and a rule says how many of the best are committed. All of them
+commit at least one position of each row, and ties go to the lowest index. Rules that take commits
+back (`Revising`) commit more than they take back at every step, so they end.
 
-Shapes: A active rows, G canvas positions, N positions whose logits are known, in reading order, V vocabulary.
+Shapes: A active rows, G canvas positions, N positions whose logits are known, in reading order, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -108,13 +110,16 @@ class Rule(Protocol):
 
 @runtime_checkable
 class RemaskingRule(Rule, Protocol):
-    """A rule that takes commits back, fewer than it makes. It lives for one generation and may remember."""
+    """A rule that takes commits back, fewer than it makes. It lives for one generation and may
+    remember."""
 
-    # Which logits it wants at the block's decided positions: as they stand, as if each were hidden, or none.
+    # Which logits it wants at the block's decided positions: as they stand, as if each were hidden,
+    # or none.
     needs: Literal["decided", "hidden"] | None
 
     def remask(self, votes: Proposal, after: Canvas) -> Tensor:
-        """The positions (A, G) that are open again, now that those of the step are committed in `after`."""
+        """The positions (A, G) that are open again, now that those of the step are committed in
+        `after`."""
         ...
 
 
@@ -128,7 +133,8 @@ class Quota:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Fast-dLLM (arXiv 2505.22618): every position at least this confident, and always the best one."""
+    """Fast-dLLM (arXiv 2505.22618): every position at least this confident, and always the best
+    one."""
 
     threshold: float = 0.9
 
@@ -140,7 +146,8 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Factor:
-    """Fast-dLLM's Theorem 1: the n most confident while each has a confidence of at least 1 - factor / (n + 1)."""
+    """Fast-dLLM's Theorem 1: the n most confident while each has a confidence of at least 1 -
+    factor / (n + 1)."""
 
     factor: float = 1.0
 
@@ -152,7 +159,8 @@ class Factor:
 
 @dataclass(frozen=True)
 class EntropyBounded:
-    """EB-Sampler (arXiv 2505.24857): the most certain ones, while the entropies of those before sum to gamma nats."""
+    """EB-Sampler (arXiv 2505.24857): the most certain ones, while the entropies of those before sum
+    to gamma nats."""
 
     gamma: float = 0.1
 
@@ -166,7 +174,8 @@ class EntropyBounded:
 
 @dataclass(frozen=True)
 class Dilated:
-    """DUS (arXiv 2506.19037): far apart first, whatever the confidence; each round halves the distance in a block."""
+    """DUS (arXiv 2506.19037): far apart first, whatever the confidence; each round halves the
+    distance in a block."""
 
     base: int = 2
 
@@ -215,9 +224,11 @@ class FirstHitting:
 
 @dataclass(frozen=True)
 class RunningConfidence:
-    """RCR of MDPO (arXiv 2508.13148): everything is committed, and the least confident is opened again.
+    """RCR of MDPO (arXiv 2508.13148): everything is committed, and the least confident is opened
+    again.
 
-    As much stays as the schedule says. A token has the confidence of its last commit; finished blocks stay as they are.
+    As much stays as the schedule says. A token has the confidence of its last commit; finished
+    blocks stay as they are.
     """
 
     needs: Literal["decided", "hidden"] | None = None
@@ -232,10 +243,12 @@ class RunningConfidence:
 
 
 class Saber:
-    """Saber (arXiv 2510.18165): the two best and all above the mean confidence so far; then some older ones go back.
+    """Saber (arXiv 2510.18165): the two best and all above the mean confidence so far; then some
+    older ones go back.
 
-    For every eight commits one is taken back, at least one at a step of two or more: in the block, those whose
-    likeliest id, with everything else in view, lost most probability since the step before.
+    For every eight commits one is taken back, at least one at a step of two or more: in the block,
+    those whose likeliest id, with everything else in view, lost most probability since the step
+    before.
     """
 
     needs: Literal["decided", "hidden"] | None = "decided"
@@ -268,10 +281,12 @@ class Saber:
 
 @dataclass(frozen=True)
 class WideInNarrowOut:
-    """WINO (arXiv 2507.18578): commit at little confidence, take back what the others do not bear out.
+    """WINO (arXiv 2507.18578): commit at little confidence, take back what the others do not bear
+    out.
 
-    A verify lane tells how likely each decided token of the block is with that token hidden and all others in view;
-    those below `keep` go back, the least likely first, and fewer than are committed at the same step.
+    A verify lane tells how likely each decided token of the block is with that token hidden and all
+    others in view; those below `keep` go back, the least likely first, and fewer than are committed
+    at the same step.
     """
 
     take: float = 0.6

@@ -1,14 +1,16 @@
-"""Keys and values kept between the steps of a generation, and which positions of the canvas each step computes anew.
+"""Keys and values kept between the steps of a generation, and which positions of the canvas each
+step computes anew.
 
-A cache is a pair of plain rules: when everything is computed anew (`stale`), and which columns of the canvas are
-computed otherwise (`columns`). What is left out is attended to as it was when it was last computed. `KeyValues` holds
-the numbers: preallocated, stored after rotation, written in place.
+A cache is a pair of plain rules: when everything is computed anew (`stale`), and which columns of
+the canvas are computed otherwise (`columns`). What is left out is attended to as it was when it was
+last computed. `KeyValues` holds the numbers: preallocated, stored after rotation, written in place.
 
-`prefix` is exact where the prompt never looks at the canvas (segment-causal attention). With full attention it is an
-approximation, and the others always are: what is left out would have changed with each commit.
+`prefix` is exact where the prompt never looks at the canvas (segment-causal attention). With full
+attention it is an approximation, and the others always are: what is left out would have changed
+with each commit.
 
-Shapes: B rows, A active rows, G canvas columns, P prompt columns, T = P + G, Q computed columns, H key heads, K head
-width.
+Shapes: B rows, A active rows, G canvas columns, P prompt columns, T = P + G, Q computed columns, H
+key heads, K head width.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class CachePolicy(Protocol):
         ...
 
     def positions_to_recompute(self, progress: CacheState) -> Tensor:
-        """Columns (A, G) of the canvas that are computed in the other rows; all open ones of the block among them."""
+        """Columns (A, G) of the canvas that are computed in the other rows; all open ones of the
+        block among them."""
         ...
 
 
@@ -65,7 +68,8 @@ class PrefixPolicy:
 
 @dataclass(frozen=True)
 class BlockPolicy:
-    """Everything at the entry of a block, then the block and what follows it (Fast-dLLM's prefix cache, 2505.22618)."""
+    """Everything at the entry of a block, then the block and what follows it (Fast-dLLM's prefix
+    cache, 2505.22618)."""
 
     interval: int | None = None
 
@@ -78,7 +82,8 @@ class BlockPolicy:
 
 @dataclass(frozen=True)
 class DualPolicy(BlockPolicy):
-    """Everything at the entry of a block, then the block alone (Fast-dLLM's dual cache, arXiv 2505.22618)."""
+    """Everything at the entry of a block, then the block alone (Fast-dLLM's dual cache, arXiv
+    2505.22618)."""
 
     def positions_to_recompute(self, progress: CacheState) -> Tensor:
         return progress.block_AG
@@ -88,7 +93,8 @@ class DualPolicy(BlockPolicy):
 class DelayedPolicy(BlockPolicy):
     """Open positions and those decided at the last step: a token is kept one step after its commit.
 
-    Source: dKV-Cache's decode variant (arXiv 2505.15781), which computes everything anew every 8 steps.
+    Source: dKV-Cache's decode variant (arXiv 2505.15781), which computes everything anew every 8
+    steps.
     """
 
     interval: int | None = 8
@@ -113,7 +119,8 @@ def _due(age_A: Tensor, interval: int | None) -> Tensor:
 class KVCache:
     """Rotated keys and values of every layer at T columns of some rows, written in place.
 
-    One more column takes what is computed for padding; it is never read. The room of rows that left is used again.
+    One more column takes what is computed for padding; it is never read. The room of rows that left
+    is used again.
     """
 
     def __init__(
@@ -166,7 +173,8 @@ class KVCache:
         self.rows = wanted
 
     def writers(self, where: slice | Tensor, rows_A: slice | Tensor) -> list[LayerCache]:
-        """For each layer: write its new keys and values at these columns, and give back those of all columns.
+        """For each layer: write its new keys and values at these columns, and give back those of
+        all columns.
 
         Args:
             where: the columns of all rows, or of each row (A, Q); `length` for what is padding.

@@ -1,10 +1,10 @@
 """A model with a batch of prompts before it: logits at canvas positions, for `sampler.denoise`.
 
-Pictures, sounds and prompt embeddings are computed once. Everything else is computed at every step; what may be kept
-between steps is in cached.py, which calls `whole` and `part` here.
+Pictures, sounds and prompt embeddings are computed once. Everything else is computed at every step;
+what may be kept between steps is in cached.py, which calls `whole` and `part` here.
 
-Shapes: B rows, A active rows, P prompt positions, G canvas positions, T = P + G, Q computed columns of the canvas,
-N selected positions, L positions asked for as if hidden, D width, V vocabulary.
+Shapes: B rows, A active rows, P prompt positions, G canvas positions, T = P + G, Q computed columns
+of the canvas, N selected positions, L positions asked for as if hidden, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _evaluated(method: Method) -> Method:
 class ModelRunner:
     """A `sampler.Batch` that computes everything at every step.
 
-    Prompts are padded on the left, so every row's canvas starts in the same column; rotary positions are counted per
-    row, so a row's numbers are those it has alone.
+    Prompts are padded on the left, so every row's canvas starts in the same column; rotary
+    positions are counted per row, so a row's numbers are those it has alone.
     """
 
     def __init__(
@@ -164,11 +164,13 @@ class ModelRunner:
         keeps: Callable[[slice], Sequence[LayerCache]] = lambda where: (),
         first: int = 0,
     ) -> Tensor:
-        """Logits (N, V) from a pass over prompt and canvas, then those (L, V) of what is asked for as if hidden.
+        """Logits (N, V) from a pass over prompt and canvas, then those (L, V) of what is asked for
+        as if hidden.
 
         Args:
             keeps: of each layer, for the columns that are computed.
-            first: column from which on there is something to compute; what stands before it is kept.
+            first: column from which on there is something to compute; what stands before it is
+                kept.
         """
         backbone, length = self.model.backbone, ids_AG.shape[1]
         valid_AP, segments_AP = self.valid_BP[rows_A], self.segments_BP[rows_A]
@@ -207,10 +209,11 @@ class ModelRunner:
         select_AG: Tensor,
         hidden_AG: Tensor,
     ) -> Tensor:
-        """Logits at the selected positions, and behind them those of the verify lane (WINO, arXiv 2507.18578).
+        """Logits at the selected positions, and behind them those of the verify lane (WINO, arXiv
+        2507.18578).
 
-        The lane holds a mask token for each position of `hidden_AG`. It sees what the position sees but the position
-        itself, and is seen by itself alone.
+        The lane holds a mask token for each position of `hidden_AG`. It sees what the position sees
+        but the position itself, and is seen by itself alone.
         """
         backbone, (num_rows, total), length = (
             self.model.backbone,
@@ -271,7 +274,8 @@ class ModelRunner:
 
 
 def _places(some_AG: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns (A, Q) of the True positions of each row, from the left, and which of them are not mere padding."""
+    """The columns (A, Q) of the True positions of each row, from the left, and which of them are
+    not mere padding."""
     widest = int(some_AG.sum(1).max())
     places_AQ = (~some_AG).byte().argsort(dim=1, stable=True)[:, :widest]
     return places_AQ, some_AG.gather(1, places_AQ)

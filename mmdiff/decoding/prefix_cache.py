@@ -1,9 +1,10 @@
-"""What requests may share: encoded pictures and sounds, and keys and values of prompts, by what they were made from.
+"""What requests may share: encoded pictures and sounds, and keys and values of prompts, by what
+they were made from.
 
-Keys are hashes of contents (pixels or spectrograms, and token ids), so a picture is known again whatever its file is
-called. A segment's key holds all segments before it, as its keys and values do. All keys begin with the version of the
-weights, and what other weights made is dropped. The store keeps within a number of bytes and drops what was not used
-for longest.
+Keys are hashes of contents (pixels or spectrograms, and token ids), so a picture is known again
+whatever its file is called. A segment's key holds all segments before it, as its keys and values
+do. All keys begin with the version of the weights, and what other weights made is dropped. The
+store keeps within a number of bytes and drops what was not used for longest.
 
 Shapes: B rows, P prompt columns.
 """
@@ -35,7 +36,8 @@ class PrefixCache:
         self.hits = self.misses = 0
 
     def version(self, model: nn.Module) -> Key:
-        """What the keys begin with of all that this model makes now; what it made with other weights is dropped."""
+        """What the keys begin with of all that this model makes now; what it made with other
+        weights is dropped."""
         if not self._kept.maxsize:
             return b""
         version = self._weights.of(model)

@@ -1,12 +1,13 @@
 """The one denoising loop: rows of canvases, and rules that choose positions.
 
-Semantics are LLaDA's (arXiv 2502.09992; ML-GSAI/LLaDA `generate.py`): a quota of commits per step, blocks from left to
-right, committed tokens are final. Added: a row stops as soon as everything before its end token is decided, every row
-has its own seed, rows may start short and grow, rows join and leave between steps, and a row never depends on its
-neighbours. Which positions are committed is decided in rules.py, what is computed for it in cache.py.
+Semantics are LLaDA's (arXiv 2502.09992; ML-GSAI/LLaDA `generate.py`): a quota of commits per step,
+blocks from left to right, committed tokens are final. Added: a row stops as soon as everything
+before its end token is decided, every row has its own seed, rows may start short and grow, rows
+join and leave between steps, and a row never depends on its neighbours. Which positions are
+committed is decided in rules.py, what is computed for it in cache.py.
 
-Shapes: B rows, A rows still at work, G canvas positions, N eligible positions of the active rows in reading order,
-S positions whose logits are asked for, V vocabulary.
+Shapes: B rows, A rows still at work, G canvas positions, N eligible positions of the active rows in
+reading order, S positions whose logits are asked for, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from mmdiff.decoding.commit_rules import ORDERS, Proposal, RemaskingRule, make_r
 from mmdiff.decoding.schedule import SCHEDULES, even_shares
 from mmdiff.errors import MMDiffError
 
-# DAEDAL's first stage (arXiv 2508.00819): a canvas is long enough when its last positions expect the end.
+# DAEDAL's first stage (arXiv 2508.00819): a canvas is long enough when its last positions expect
+# the end.
 END_WINDOW = 32  # positions
 END_EXPECTED = 0.5  # mean probability of the end tokens there
 GROWTH = 8  # positions
 
 
 class Predict(Protocol):
-    """A model with its prompts: logits (S, V) at the True positions of `select_AG`, for the canvas ids of some rows.
+    """A model with its prompts: logits (S, V) at the True positions of `select_AG`, for the canvas
+    ids of some rows.
 
-    For a rule that reads tokens as if they were hidden, the positions of `hidden_AG` follow, in reading order too.
+    For a rule that reads tokens as if they were hidden, the positions of `hidden_AG` follow, in
+    reading order too.
     """
 
     def __call__(
@@ -76,11 +80,13 @@ class Constraint(Protocol):
         temperature: float,
         draws: torch.Generator,
     ) -> Tensor:
-        """Ids (N) for the places, of which any part may be committed; the logits (N, V) lose in place what may not."""
+        """Ids (N) for the places, of which any part may be committed; the logits (N, V) lose in
+        place what may not."""
         ...
 
     def expand(self, here_G: Tensor) -> Tensor:
-        """The positions (G) to be committed, and those that are only decided together with one of them."""
+        """The positions (G) to be committed, and those that are only decided together with one of
+        them."""
         ...
 
     def forced(self, ids_G: Tensor) -> dict[int, int]:
@@ -115,7 +121,8 @@ def denoise(
     seeds: Sequence[int] | None = None,
     limits: Sequence[int] | None = None,
 ) -> Iterator[Canvas]:
-    """Yield the canvas after every step until all rows are finished; arguments and errors as of `Denoiser`."""
+    """Yield the canvas after every step until all rows are finished; arguments and errors as of
+    `Denoiser`."""
     batch = Sampler(predict, canvas, decoding, tokens, seeds, limits)
     while batch.working:
         yield batch.step()
@@ -152,8 +159,10 @@ class Sampler:
             canvas: what is fixed and what is open.
             decoding: its `gen_length` is not read here, the canvas has its own.
             seeds: one per row, for temperature and random order; row number by default.
-            limits: positions that each row may grow to, where the model expects its answer to be longer.
-            constraints: of each row, or None; a row that has one ends when nothing is open, end tokens or not.
+            limits: positions that each row may grow to, where the model expects its answer to be
+                longer.
+            constraints: of each row, or None; a row that has one ends when nothing is open, end
+                tokens or not.
 
         Raises:
             MMDiffError: fewer steps than blocks, or another number of seeds than of rows.
@@ -189,7 +198,8 @@ class Sampler:
         """One pass, and what it decides.
 
         Args:
-            hurried: names of rows that cannot wait longer; all of their open positions are decided at once.
+            hurried: names of rows that cannot wait longer; all of their open positions are decided
+                at once.
         """
         rows_A = (~self._finished()).nonzero()[:, 0]
         if not len(rows_A):  # a scaffold may leave nothing to decide
@@ -356,7 +366,8 @@ class Sampler:
     def _predict(
         self, part: Canvas, rows_A: Tensor, eligible_AG: Tensor, tail_AG: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits at the eligible positions and the tails, those at what the rule looks back at, and where that is."""
+        """Logits at the eligible positions and the tails, those at what the rule looks back at, and
+        where that is."""
         reads = self.rule.needs if isinstance(self.rule, RemaskingRule) else None
         decided_AG = torch.zeros_like(eligible_AG)
         if reads is not None:
@@ -377,7 +388,8 @@ class Sampler:
         )
 
     def _grow(self, rows_A: Tensor, tails: Sequence[Tensor]) -> None:
-        """Lengthen the rows whose tails (n, V) do not expect the end; the others have their length."""
+        """Lengthen the rows whose tails (n, V) do not expect the end; the others have their
+        length."""
         ends = torch.tensor((self.tokens.eos, self.tokens.eot), device=rows_A.device).unique()
         expected = [_end_expected(tail_NV, ends) for tail_NV in tails]
         length_A = self.canvas.length_B[rows_A]
@@ -394,7 +406,8 @@ class Sampler:
 
 
 def _end_expected(tail_NV: Tensor, end_ids: Tensor) -> float:
-    """The mean probability of the end tokens over the last positions, those counted at whose likeliest token is one."""
+    """The mean probability of the end tokens over the last positions, those counted at whose
+    likeliest token is one."""
     probs_NV = tail_NV.softmax(dim=-1)
     expects_N = torch.isin(tail_NV.argmax(dim=-1), end_ids).flip(0).cumprod(0).flip(0)
     return float((probs_NV[:, end_ids].sum(1) * expects_N).mean())
@@ -408,7 +421,8 @@ def _decided(part: Canvas, eligible_AG: Tensor, block_length: int) -> Tensor:
 
 
 def keep_top_k(logits_SV: Tensor, count: int) -> Tensor:
-    """The logits with all but each position's likeliest ids at minus infinity; ties with the last one stay."""
+    """The logits with all but each position's likeliest ids at minus infinity; ties with the last
+    one stay."""
     least_S1 = logits_SV.topk(min(count, logits_SV.shape[1]), dim=-1).values[:, -1:]
     return logits_SV.masked_fill(logits_SV < least_S1, -torch.inf)
 
@@ -421,11 +435,12 @@ def sample(
 ) -> Tensor:
     """Draw an id (N) for every position, never the mask.
 
-    The noise is added in float64 as minus the logarithm of an exponential draw, which does not saturate: float32
-    uniforms would cut off the tail (arXiv 2409.02908).
+    The noise is added in float64 as minus the logarithm of an exponential draw, which does not
+    saturate: float32 uniforms would cut off the tail (arXiv 2409.02908).
 
     Args:
-        draws: one generator and its number of positions per row, so that a row's noise depends on its seed alone.
+        draws: one generator and its number of positions per row, so that a row's noise depends on
+            its seed alone.
     """
     noisy_NV = logits_NV.index_fill(1, torch.tensor(mask_id, device=logits_NV.device), -torch.inf)
     if temperature > 0:

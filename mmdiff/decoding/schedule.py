@@ -1,4 +1,5 @@
-"""Plain functions of time: how much is masked at t, what a masked token's loss weighs, how many commit per step.
+"""Plain functions of time: how much is masked at t, what a masked token's loss weighs, how many
+commit per step.
 
 Sources: LLaDA (arXiv 2502.09992, ML-GSAI/LLaDA) where no other is named.
 
@@ -32,13 +33,15 @@ def cosine_shares(total: int, parts: int) -> list[int]:
 
 
 def shifted_shares(total: int, parts: int, shift: float = 1 / 3) -> list[int]:
-    """Many at first: LaViDa's shifted schedule (arXiv 2505.16839), t' = a t / (1 + (a - 1) t) of the time left."""
+    """Many at first: LaViDa's shifted schedule (arXiv 2505.16839), t' = a t / (1 + (a - 1) t) of
+    the time left."""
     times = [1 - (part + 1) / parts for part in range(parts)]
     return _shares(total, [shift * t / (1 + (shift - 1) * t) for t in times])
 
 
 def dream_shares(total: int, parts: int, end: float = 1e-3) -> list[int]:
-    """Dream's (arXiv 2508.15487): of those left at time t, the whole part of (1 - s / t), times even down to `end`."""
+    """Dream's (arXiv 2508.15487): of those left at time t, the whole part of (1 - s / t), times
+    even down to `end`."""
     times = [1 + (end - 1) * part / parts for part in range(parts + 1)]
     shares, left = [], total
     for part in range(parts):

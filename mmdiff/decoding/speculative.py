@@ -1,11 +1,14 @@
-"""Draft and verify without loss: likely next canvases are computed beside the one that is asked for.
+"""Draft and verify without loss: likely next canvases are computed beside the one that is asked
+for.
 
-The sampler asks for what it would have asked for, and gets the model's own logits; where a guess was right they are
-there already, and no pass is needed. So the answer is that of the sampler without guesses. Source: FreeDave (arXiv
-2510.00294), which drafts the next commits from the last logits in order of confidence; it pays where one position is
-committed a step.
+The sampler asks for what it would have asked for, and gets the model's own logits; where a guess
+was right they are there already, and no pass is needed. So the answer is that of the sampler
+without guesses. Source: FreeDave (arXiv
+2510.00294), which drafts the next commits from the last logits in order of confidence; it pays
+where one position is committed a step.
 
-Shapes: B rows, A active rows, K canvases computed for each, G canvas positions, N selected positions, V vocabulary.
+Shapes: B rows, A active rows, K canvases computed for each, G canvas positions, N selected
+positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -87,7 +90,8 @@ class SpeculativeRunner:
         return next((known for known in self._known[row] if known.matches(ids_G, select_G)), None)
 
     def _compute(self, asked: Sequence[tuple[int, Tensor, Tensor]]) -> None:
-        """One pass over all canvases that are asked for, and over guesses where there is something to guess from."""
+        """One pass over all canvases that are asked for, and over guesses where there is something
+        to guess from."""
         guessed = [self._guess(*each) for each in asked]
         lanes = 1 if max(map(len, guessed)) == 1 and not self._repeated else self.drafts
         if lanes > 1:
@@ -106,7 +110,8 @@ class SpeculativeRunner:
             ]
 
     def _guess(self, row: int, ids_G: Tensor, select_G: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The canvas that is asked for, and what may be asked for next: one likely commit more each time."""
+        """The canvas that is asked for, and what may be asked for next: one likely commit more each
+        time."""
         canvases, last = [(ids_G, select_G)], self._asked[row]
         if last is None or not bool((last.select_G & select_G).any()):
             return canvases

@@ -1,6 +1,7 @@
 """Rotary positions, who may look at whom, and the one attention call.
 
-Left out: key/value caches and kernels of our own; `scaled_dot_product_attention` chooses the kernel.
+Left out: key/value caches and kernels of our own; `scaled_dot_product_attention` chooses the
+kernel.
 
 Shapes: B batch, T positions, H heads, K head width.
 """
@@ -17,10 +18,11 @@ from mmdiff.config import AttentionPattern
 def rotary_tables(
     positions_BT: Tensor, head_dim: int, theta: float, ntk_factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, 1, T, K) in float32 for the half-rotation form of RoPE (arXiv 2104.09864).
+    """Cosines and sines (B, 1, T, K) in float32 for the half-rotation form of RoPE (arXiv
+    2104.09864).
 
-    The sines of the left half are negated, as `rotate` needs them.
-    `ntk_factor` > 1 raises the base so that positions up to that many times the trained length stay in range.
+    The sines of the left half are negated, as `rotate` needs them. `ntk_factor` > 1 raises the base
+    so that positions up to that many times the trained length stay in range.
     """
     base = theta * ntk_factor ** (head_dim / (head_dim - 2))
     exponents = (
@@ -45,12 +47,13 @@ def build_attention_mask(
     pattern: AttentionPattern,
     branches_BT: Tensor | None = None,
 ) -> Tensor | None:
-    """The boolean mask (B, 1, T, T), True where row position may look at column position; None where all may.
+    """The boolean mask (B, 1, T, T), True where row position may look at column position; None
+    where all may.
 
-    Padding is never looked at. "full" is bidirectional; "segment-causal" is bidirectional inside a segment (system,
-    a picture, user text, answer) and causal between segments, so a prompt's keys and values never depend on what
-    follows. `branches_BT` packs several continuations behind a shared beginning: 0 marks the shared part, and a
-    branch sees itself and the shared part only.
+    Padding is never looked at. "full" is bidirectional; "segment-causal" is bidirectional inside a
+    segment (system, a picture, user text, answer) and causal between segments, so a prompt's keys
+    and values never depend on what follows. `branches_BT` packs several continuations behind a
+    shared beginning: 0 marks the shared part, and a branch sees itself and the shared part only.
     """
     if pattern == "full" and branches_BT is None and bool(valid_BT.all()):
         return None
@@ -60,13 +63,15 @@ def build_attention_mask(
     if branches_BT is not None:
         same_BTT = branches_BT[:, None, :] == branches_BT[:, :, None]
         mask_BTT = mask_BTT & (same_BTT | (branches_BT == 0)[:, None, :])
-    # A padding row must see something, or its softmax is not a number; nothing ever reads what it computes.
+    # A padding row must see something, or its softmax is not a number; nothing ever reads what it
+    # computes.
     itself_TT = torch.eye(valid_BT.shape[1], dtype=torch.bool, device=valid_BT.device)
     return (mask_BTT | itself_TT)[:, None]
 
 
 def attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B1TT: Tensor | None) -> Tensor:
-    """Softmax attention without a causal mask; fewer key heads than query heads are shared in groups (GQA)."""
+    """Softmax attention without a causal mask; fewer key heads than query heads are shared in
+    groups (GQA)."""
     return F.scaled_dot_product_attention(
         q_BHTK, k_BHTK, v_BHTK, attn_mask=mask_B1TT, enable_gqa=q_BHTK.shape[1] != k_BHTK.shape[1]
     )

@@ -1,8 +1,9 @@
-"""After `import mmdiff`, transformers' Auto classes know its model, and neither package is imported for it.
+"""After `import mmdiff`, transformers' Auto classes know its model, and neither package is imported
+for it.
 
-Our classes register themselves where they are defined. Here a finder waits for the modules of the Auto classes, and
-imports ours behind them. Without it AutoProcessor would take a folder of ours for one of a tokenizer alone, and leave
-out images without a word.
+Our classes register themselves where they are defined. Here a finder waits for the modules of the
+Auto classes, and imports ours behind them. Without it AutoProcessor would take a folder of ours for
+one of a tokenizer alone, and leave out images without a word.
 """
 
 from __future__ import annotations

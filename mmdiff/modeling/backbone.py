@@ -1,9 +1,11 @@
-"""LLaDA's bidirectional transformer (arXiv 2502.09992) with Llama's names: embeddings in, hidden states out.
+"""LLaDA's bidirectional transformer (arXiv 2502.09992) with Llama's names: embeddings in, hidden
+states out.
 
-Left out: sampling, pictures and sound (they arrive as embeddings), what is kept between steps (see cache.py).
+Left out: sampling, pictures and sound (they arrive as embeddings), what is kept between steps (see
+cache.py).
 
-Shapes: B batch, T positions, Q positions whose states are wanted, S positions looked at, D width, H heads, K head
-width, V vocabulary.
+Shapes: B batch, T positions, Q positions whose states are wanted, S positions looked at, D width, H
+heads, K head width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from mmdiff.modeling.attention import attention, rotary_tables, rotate
 
 
 class LayerKVCache(Protocol):
-    """What a layer needs of a KV cache: it writes its new keys and values, and reads all of them."""
+    """What a layer needs of a KV cache: it writes its new keys and values, and reads all of
+    them."""
 
     def __call__(self, k_AHQK: Tensor, v_AHQK: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -138,7 +141,8 @@ class Backbone(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def init_weights(self) -> None:
-        """Start from scratch: matrices that keep the scale of their input, embeddings of a similar scale."""
+        """Start from scratch: matrices that keep the scale of their input, embeddings of a similar
+        scale."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 # The last matrix of each branch is smaller, since all layers add to the same sum.
@@ -157,15 +161,18 @@ class Backbone(nn.Module):
         keeps: Sequence[LayerKVCache] = (),
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, Q, D) after the last norm; `lm_head` turns the rows that matter into logits.
+        """Hidden states (B, Q, D) after the last norm; `lm_head` turns the rows that matter into
+        logits.
 
         Args:
             x_BTD: token, picture and sound embeddings.
             positions_BT: rotary positions, counted per row.
-            mask_B1TS: True where a position may look; None lets every position see every other (no causal mask).
-            keeps: one per layer, where keys and values are kept; positions then see all that are kept there.
-            wanted_BQ: each row's positions whose hidden states are wanted, all by default; the last layer computes no
-                others.
+            mask_B1TS: True where a position may look; None lets every position see every other (no
+                causal mask).
+            keeps: one per layer, where keys and values are kept; positions then see all that are
+                kept there.
+            wanted_BQ: each row's positions whose hidden states are wanted, all by default; the last
+                layer computes no others.
         """
         config = self.config
         rotary = rotary_tables(

@@ -1,7 +1,9 @@
-"""The chat format of a checkpoint folder: its own template, made to take media, and the token that ends a turn.
+"""The chat format of a checkpoint folder: its own template, made to take media, and the token that
+ends a turn.
 
-Published templates know texts alone. Before one of them renders a conversation, the parts of each message are joined
-to one text, with the marks that the processor replaces where an image or audio stands (`FLATTENED`).
+Published templates know texts alone. Before one of them renders a conversation, the parts of each
+message are joined to one text, with the marks that the processor replaces where an image or audio
+stands (`FLATTENED`).
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _PROBE = [
 def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """The template that a folder's conversations are written with.
 
-    Its own goes before any other. Where it writes what `CHAT_TEMPLATE` does, that one is used, and a folder without
-    one has ChatML, if its tokenizer does, or else the format of LLaDA.
+    Its own goes before any other. Where it writes what `CHAT_TEMPLATE` does, that one is used, and
+    a folder without one has ChatML, if its tokenizer does, or else the format of LLaDA.
 
     Raises:
         CheckpointError: the folder's template cannot be read.
@@ -51,7 +53,8 @@ def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 def with_end_of_turn(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> ModelConfig:
-    """The settings with the special token that the template writes behind an answer, if it writes one."""
+    """The settings with the special token that the template writes behind an answer, if it writes
+    one."""
     _, found, behind = _written(tokenizer, template).partition(_SPOKEN)
     ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"] if found else []
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
@@ -61,7 +64,8 @@ def with_end_of_turn(
 
 
 def _own_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """From chat_template.jinja, chat_template.json or tokenizer_config.json, in this order, as transformers does."""
+    """From chat_template.jinja, chat_template.json or tokenizer_config.json, in this order, as
+    transformers does."""
     found: Any = tokenizer.chat_template
     if (folder / "chat_template.json").is_file() and not (folder / "chat_template.jinja").is_file():
         found = read_json(folder / "chat_template.json").get("chat_template")

@@ -1,8 +1,10 @@
-"""Load and save weights: safetensors and JSON only, every name accounted for, published layouts through one table.
+"""Load and save weights: safetensors and JSON only, every name accounted for, published layouts
+through one table.
 
-The layout is recognised by the keys, never by `model_type`: two published models share one and differ in layout. Three
-layouts are known: our own, LLaDA's (`model.transformer.blocks.N...`) and LLaDA-V's (`model.layers.N...`). Both
-published ones rotate halves as we do, so translating is renaming; the tables are in `families.py`.
+The layout is recognised by the keys, never by `model_type`: two published models share one and
+differ in layout. Three layouts are known: our own, LLaDA's (`model.transformer.blocks.N...`) and
+LLaDA-V's (`model.layers.N...`). Both published ones rotate halves as we do, so translating is
+renaming; the tables are in `families.py`.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ def load_weights(
         dtype: what they are turned into; their own by default.
 
     Raises:
-        CheckpointError: names are unknown, missing or of another shape, which the message lists, or a tensor holds
-            anything but finite floating-point numbers.
+        CheckpointError: names are unknown, missing or of another shape, which the message lists, or
+            a tensor holds anything but finite floating-point numbers.
     """
     layout = recognise(weights)
     sources = {target: name for name in weights if (target := translate(name, layout)) is not None}
@@ -116,7 +118,8 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def canonical_state(model: MMDiffModel) -> dict[str, Tensor]:
-    """The model's weights under the names that are saved, whichever library its tower comes from."""
+    """The model's weights under the names that are saved, whichever library its tower comes
+    from."""
     state = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith(TOWER)
     }
@@ -132,7 +135,8 @@ def load_folder(
     device_map: str | None = None,
     bits: Bits | None = None,
 ) -> tuple[MMDiffModel, MMDiffProcessor]:
-    """A model and its processor from a folder of ours or of a published layout, every weight accounted for.
+    """A model and its processor from a folder of ours or of a published layout, every weight
+    accounted for.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or of another architecture.
@@ -163,7 +167,8 @@ def load_folder(
 
 
 def load_whisper(folder: Path, **changes: Any) -> WhisperTower:
-    """A tower with the encoder of a published Whisper checkpoint; `changes` of its settings, such as the connector.
+    """A tower with the encoder of a published Whisper checkpoint; `changes` of its settings, such
+    as the connector.
 
     Raises:
         CheckpointError: the folder is incomplete or damaged, or does not hold a Whisper model.
@@ -199,7 +204,8 @@ def _names_end_of_turn(folder: Path) -> bool:
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer by its files: the class that it names may be code of its own, which is never run."""
+    """The folder's tokenizer by its files: the class that it names may be code of its own, which is
+    never run."""
     try:
         tokenizer: PreTrainedTokenizerBase
         if (folder / "tokenizer.json").is_file():
@@ -222,7 +228,8 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _cure(folder: Path) -> str:
-    """What to do about files that cannot be read: a newer transformers, where they were saved with one."""
+    """What to do about files that cannot be read: a newer transformers, where they were saved with
+    one."""
     with contextlib.suppress(InvalidVersion, TypeError):
         saved_with = str(read_json(folder / "config.json").get("transformers_version"))
         if Version(saved_with) > Version(transformers.__version__):
@@ -234,7 +241,8 @@ def _cure(folder: Path) -> str:
 
 
 def save_folder(model: MMDiffModel, processor: MMDiffProcessor, folder: Path) -> None:
-    """Write a model and its processor as `load_folder` reads them, and `from_pretrained` for transformers towers."""
+    """Write a model and its processor as `load_folder` reads them, and `from_pretrained` for
+    transformers towers."""
     model.save_pretrained(folder, state_dict=canonical_state(model))
     processor.save_pretrained(folder)
 

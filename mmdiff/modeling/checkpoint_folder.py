@@ -1,4 +1,5 @@
-"""What lies in a checkpoint folder: JSON objects and safetensors files, read strictly. Pickles are never opened.
+"""What lies in a checkpoint folder: JSON objects and safetensors files, read strictly. Pickles are
+never opened.
 
 Names and settings are not interpreted here: that is `families.py` and `checkpoint.py`.
 """
@@ -42,12 +43,13 @@ class CheckpointTensors(Mapping[str, Tensor]):
 def weight_map(folder: Path) -> dict[str, Path]:
     """The file that holds each tensor, all there.
 
-    With an index, a tensor is read from the file that the index says: copies in other files count for nothing. A
-    `model.safetensors` that holds all of them goes before an index that does not name it, as in transformers; one that
-    lacks some is taken for a leftover.
+    With an index, a tensor is read from the file that the index says: copies in other files count
+    for nothing. A `model.safetensors` that holds all of them goes before an index that does not
+    name it, as in transformers; one that lacks some is taken for a leftover.
 
     Raises:
-        CheckpointError: the folder has no weights, not all that its index names, or an index that is malformed.
+        CheckpointError: the folder has no weights, not all that its index names, or an index that
+            is malformed.
     """
     single, index = folder / SINGLE, folder / INDEX
     if not index.exists():
@@ -105,7 +107,8 @@ def _without_weights(folder: Path) -> str:
 
 @contextmanager
 def replacing_weights(folder: Path) -> Iterator[None]:
-    """While weights are saved into a folder; an older index or `model.safetensors` beside the new one is removed."""
+    """While weights are saved into a folder; an older index or `model.safetensors` beside the new
+    one is removed."""
     files = (folder / SINGLE, folder / INDEX)
     before = [_written_at(file) for file in files]
     yield

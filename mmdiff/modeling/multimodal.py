@@ -1,10 +1,10 @@
 """`MMDiffModel`: towers, connectors and backbone as one `transformers.PreTrainedModel`.
 
-`embed` turns ids, pixels and spectrograms into embeddings; `forward` gives logits where they are asked for. Denoising
-is in `sampler.py`, published layouts in `checkpoint.py`.
+`embed` turns ids, pixels and spectrograms into embeddings; `forward` gives logits where they are
+asked for. Denoising is in `sampler.py`, published layouts in `checkpoint.py`.
 
-Shapes: B batch, T positions, D width, V vocabulary, S selected positions, N views or windows, P patches, W views of one
-picture.
+Shapes: B batch, T positions, D width, V vocabulary, S selected positions, N views or windows, P
+patches, W views of one picture.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class MMDiffModel(PreTrainedModel):
             module.init_weights()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in `transformers`; weights that an earlier save left there in another number of files are removed.
+        """As in `transformers`; weights that an earlier save left there in another number of files
+        are removed.
 
         Raises:
             MMDiffError: layers are in 8 or 4 bits, which nothing could load again.
@@ -120,7 +121,8 @@ class MMDiffModel(PreTrainedModel):
         Args:
             pixel_values: the views of all pictures in reading order, (N, 3, H, W).
             image_sizes: width and height of each picture in pixels, (pictures, 2).
-            image_grids: columns and rows of tiles behind the base view, (pictures, 2); 0 and 0 for a single view.
+            image_grids: columns and rows of tiles behind the base view, (pictures, 2); 0 and 0 for
+                a single view.
         """
         assert (
             self.vision_tower is not None
@@ -142,12 +144,14 @@ class MMDiffModel(PreTrainedModel):
         """The embeddings (tokens, D) of each window.
 
         Args:
-            input_features: log-mel spectrograms of all windows in reading order, zero behind their ends, (N, M, F).
+            input_features: log-mel spectrograms of all windows in reading order, zero behind their
+                ends, (N, M, F).
             feature_lengths: frames of each window, (N).
         """
         assert self.audio_tower is not None and self.audio_connector is not None
         embeds: dict[int, Tensor] = {}
-        # Windows about as long as each other together: little of what the tower sees is then padding.
+        # Windows about as long as each other together: little of what the tower sees is then
+        # padding.
         for numbers_G in feature_lengths.argsort().split(WINDOWS_AT_ONCE):
             lengths_G = feature_lengths[numbers_G]
             mels_GMF = input_features[numbers_G, :, : int(lengths_G.max())]
@@ -165,7 +169,8 @@ class MMDiffModel(PreTrainedModel):
         feature_lengths: Tensor | None = None,
         encoder: Encoder | None = None,
     ) -> Tensor:
-        """Embeddings (B, T, D) of the ids, with those of each picture and sound at its placeholders.
+        """Embeddings (B, T, D) of the ids, with those of each picture and sound at its
+        placeholders.
 
         Args:
             encoder: what encodes pictures and sounds in the model's stead.
@@ -198,10 +203,11 @@ class MMDiffModel(PreTrainedModel):
         branch_ids: Tensor | None = None,
         select: Tensor | None = None,
     ) -> MMDiffOutput:
-        """Logits (B, T, V), or (S, V) at the True positions of `select` (B, T), the only ones then computed.
+        """Logits (B, T, V), or (S, V) at the True positions of `select` (B, T), the only ones then
+        computed.
 
-        `attention_mask` (B, T) is 1 at real positions; `segment_ids` and `branch_ids` are as in `attention.visibility`;
-        what is left out is derived from the ids.
+        `attention_mask` (B, T) is 1 at real positions; `segment_ids` and `branch_ids` are as in
+        `attention.visibility`; what is left out is derived from the ids.
         """
         tokens, pattern = self.model_config.tokens, self.model_config.backbone.attention_pattern
         valid_BT = (
@@ -238,7 +244,8 @@ AutoModelForImageTextToText.register(MMDiffConfig, MMDiffModel)
 
 
 def merge_media_embeddings(embeds_BTD: Tensor, here_BT: Tensor, media_ND: Tensor) -> Tensor:
-    """Replace the embeddings at the True positions of `here_BT`, row by row, by the rows of `media_ND`.
+    """Replace the embeddings at the True positions of `here_BT`, row by row, by the rows of
+    `media_ND`.
 
     Raises:
         ValueError: the number of placeholders is not the number of embeddings.

@@ -1,7 +1,7 @@
 """Linear layers through oneDNN, which comes with PyTorch, for models on processors.
 
-PyTorch multiplies float32 through MKL, which leaves the wide registers of AMD's processors unused; oneDNN
-does not. The numbers are the same but for the last bits.
+PyTorch multiplies float32 through MKL, which leaves the wide registers of AMD's processors unused;
+oneDNN does not. The numbers are the same but for the last bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ FEW = 16  # positions below which MKL is faster
 
 
 class OneDNNLinear(nn.Linear):
-    """The same layer with the same weights; while gradients are wanted, on a GPU, or compiled, as it was."""
+    """The same layer with the same weights; while gradients are wanted, on a GPU, or compiled, as
+    it was."""
 
     def forward(self, input: Tensor) -> Tensor:
         if (

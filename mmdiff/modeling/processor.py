@@ -1,7 +1,9 @@
-"""Messages with text, pictures and sounds -> one ragged batch of tensors, as Hugging Face processors do it.
+"""Messages with text, pictures and sounds -> one ragged batch of tensors, as Hugging Face
+processors do it.
 
-Prompts are padded on the left, so that every row's answer starts in the same column. Pictures may be anything
-`vision.image.open_image` takes and sounds what `audio.decode.load_audio` takes; nothing is fetched from the network.
+Prompts are padded on the left, so that every row's answer starts in the same column. Pictures may
+be anything `vision.image.open_image` takes and sounds what `audio.decode.load_audio` takes; nothing
+is fetched from the network.
 """
 
 from __future__ import annotations
@@ -58,8 +60,8 @@ class MMDiffProcessor(ProcessorMixin):
     ) -> None:
         """
         Args:
-            media_first: whether the images and sounds of a message are put before its text, in whatever order its
-                parts come; the model's `ModelConfig.media_first`.
+            media_first: whether the images and sounds of a message are put before its text, in
+                whatever order its parts come; the model's `ModelConfig.media_first`.
         """
         self.media_first = media_first
         self.token_ids = dict(token_ids)
@@ -90,7 +92,8 @@ class MMDiffProcessor(ProcessorMixin):
         return from_dict(TokenIds, self.token_ids)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers`, with control tokens in what users wrote made harmless, and media before text.
+        """As in `transformers`, with control tokens in what users wrote made harmless, and media
+        before text.
 
         Files are read by `load_audio` and `open_image`; audio that is an array has 16 kHz.
         """
@@ -120,20 +123,23 @@ class MMDiffProcessor(ProcessorMixin):
 
         Args:
             images: the pictures of the prompt, or one list of pictures per prompt.
-            text: prompts in the chat format, with one `<|image|>` per picture and one `<|audio|>` per sound.
+            text: prompts in the chat format, with one `<|image|>` per picture and one `<|audio|>`
+                per sound.
             audio: the sounds of all prompts in reading order, in one list or one list per prompt.
             sampling_rate: of sounds that are given as arrays, in Hz; files know their own.
-            options: what callers of any processor pass, with values that say what is done here in any case, such as
-                `padding=True`; also inside `text_kwargs`, `images_kwargs`, `audio_kwargs` or `common_kwargs`.
+            options: what callers of any processor pass, with values that say what is done here in
+                any case, such as `padding=True`; also inside `text_kwargs`, `images_kwargs`,
+                `audio_kwargs` or `common_kwargs`.
 
         Returns:
-            input_ids and attention_mask (B, T), padded on the left; with pictures also pixel_values (views of all of
-            them, N, 3, H, W), image_sizes and image_grids (pictures, 2); with sounds also input_features (windows of
-            at most 30 s of all of them, N, M, F) and feature_lengths (N), as `MMDiffModel` takes them.
+            input_ids and attention_mask (B, T), padded on the left; with pictures also pixel_values
+            (views of all of them, N, 3, H, W), image_sizes and image_grids (pictures, 2); with
+            sounds also input_features (windows of at most 30 s of all of them, N, M, F) and
+            feature_lengths (N), as `MMDiffModel` takes them.
 
         Raises:
-            MMDiffError: media and their marks differ in number, the model takes none of the kind, or an option is not
-                known or asks for something else.
+            MMDiffError: media and their marks differ in number, the model takes none of the kind,
+                or an option is not known or asks for something else.
         """
         options = _flat_options(
             {"return_tensors": return_tensors, "sampling_rate": sampling_rate, **options}
@@ -176,7 +182,8 @@ class MMDiffProcessor(ProcessorMixin):
         return BatchFeature(batch)
 
     def _encode(self, prompt: str, views: list[Views], mels: list[list[Tensor]]) -> _Row:
-        """The prompt's ids, with as many placeholders for each mark as its picture or sound has embeddings."""
+        """The prompt's ids, with as many placeholders for each mark as its picture or sound has
+        embeddings."""
         counts = {
             IMAGE: iter([self._count_view(view, len(views)) for view in views]),
             AUDIO: iter([self._count_windows(windows) for windows in mels]),
@@ -203,7 +210,8 @@ class MMDiffProcessor(ProcessorMixin):
         if sounds and (self.audio is None or self.tokens.audio is None):
             raise MMDiffError("this model takes no sounds; ask it in words or load another model")
         arrays = [as_array(sound) for sound in sounds]
-        # At one loudness, without which the same words, spoken softly, would be others to the encoder.
+        # At one loudness, without which the same words, spoken softly, would be others to the
+        # encoder.
         loaded = [
             level(load_audio(sound, rate if isinstance(sound, np.ndarray) else None))
             for sound in arrays
@@ -269,7 +277,8 @@ NESTED = ("text_kwargs", "images_kwargs", "audio_kwargs", "videos_kwargs", "comm
 
 
 def _flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, with those in transformers' groups beside the others; the more special one counts."""
+    """The options, with those in transformers' groups beside the others; the more special one
+    counts."""
     groups = [options[name] for name in NESTED if options.get(name)]
     flat = {name: value for name, value in options.items() if name not in NESTED}
     for group in groups:
@@ -332,7 +341,8 @@ def check_messages(messages: Any) -> None:
 
 
 def as_array(source: Any) -> Any:
-    """A tensor as an array of the same kind of numbers, gradients or not; everything else as it is."""
+    """A tensor as an array of the same kind of numbers, gradients or not; everything else as it
+    is."""
     if not isinstance(source, Tensor):
         return source
     return (source.detach().float() if source.is_floating_point() else source).cpu().numpy()
@@ -372,7 +382,8 @@ def _rows_of_pictures(images: Any, num_texts: int, single: bool) -> list[list[An
 
 
 def _rows_of_sounds(audio: Any, prompts: Sequence[str]) -> list[list[Any]]:
-    """As many for each prompt as it has marks: `transformers` hands the sounds of a batch on in one list."""
+    """As many for each prompt as it has marks: `transformers` hands the sounds of a batch on in one
+    list."""
     sounds = [] if audio is None else _flat(audio if isinstance(audio, list) else [audio])
     _check_marks(prompts, AUDIO, len(sounds), "sounds")
     left = iter(sounds)
@@ -384,7 +395,8 @@ def _flat(media: Sequence[Any]) -> list[Any]:
 
 
 def _opened(value: Any) -> Any:
-    """The conversation with its audio decoded and its image files opened, by the rules of `ask` and `transcribe`."""
+    """The conversation with its audio decoded and its image files opened, by the rules of `ask` and
+    `transcribe`."""
     if isinstance(value, Mapping):
         kind, keys = (
             value.get("type"),
@@ -410,7 +422,8 @@ def _is_file(source: Any) -> bool:
 
 
 def _harmless(value: Any, controls: frozenset[str], key: str = "") -> Any:
-    """The conversation without control tokens in its texts, so that words cannot end a turn or claim an image."""
+    """The conversation without control tokens in its texts, so that words cannot end a turn or
+    claim an image."""
     if isinstance(value, Mapping):
         return {name: _harmless(item, controls, name) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -420,7 +433,8 @@ def _harmless(value: Any, controls: frozenset[str], key: str = "") -> Any:
 
 
 def _media_first(value: Any) -> Any:
-    """The conversation, or several, with each message's images and sounds before its text, which becomes one part."""
+    """The conversation, or several, with each message's images and sounds before its text, which
+    becomes one part."""
     if isinstance(value, list | tuple):
         return [_media_first(item) for item in value]
     if not isinstance(value, Mapping) or not isinstance(value.get("content"), list | tuple):
@@ -437,7 +451,8 @@ def _media_first(value: Any) -> Any:
 
 
 def _in_parts(value: Any) -> Any:
-    """The conversation with plain texts as parts of their messages: transformers before 5.6 takes nothing else."""
+    """The conversation with plain texts as parts of their messages: transformers before 5.6 takes
+    nothing else."""
     if isinstance(value, Mapping):
         content = value.get("content")
         return (

@@ -1,4 +1,5 @@
-"""Weights of the backbone's layers in 8 or 4 bits (bitsandbytes), for models that would not fit otherwise.
+"""Weights of the backbone's layers in 8 or 4 bits (bitsandbytes), for models that would not fit
+otherwise.
 
 Embeddings, head, towers and connectors stay as they are: beside the layers they are small.
 Sources: LLM.int8() (arXiv 2208.07339), NF4 of QLoRA (arXiv 2305.14314).
@@ -17,7 +18,8 @@ Bits = Literal["8bit", "4bit"]
 
 
 def quantize(model: nn.Module, bits: Bits) -> None:
-    """Swap every `nn.Linear` in `model` for one whose weights become 8 or 4 bits when they next move to a device."""
+    """Swap every `nn.Linear` in `model` for one whose weights become 8 or 4 bits when they next
+    move to a device."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:

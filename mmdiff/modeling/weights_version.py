@@ -1,8 +1,9 @@
 """Whether a model still computes what it computed before, so that what was kept of it can be used.
 
-PyTorch counts in-place changes of a tensor, but writes through `.data` (as adapters are merged), fused optimizers and
-NumPy views go by uncounted. So besides the counters a few numbers of every tensor are compared, at least one of each
-row. Single numbers that are changed in such a way in a large row are not seen; `Pipeline.clear` is for that.
+PyTorch counts in-place changes of a tensor, but writes through `.data` (as adapters are merged),
+fused optimizers and NumPy views go by uncounted. So besides the counters a few numbers of every
+tensor are compared, at least one of each row. Single numbers that are changed in such a way in a
+large row are not seen; `Pipeline.clear` is for that.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def every_module(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _settings(module: nn.Module) -> list[Any]:
-    """Its hooks, a replaced `forward`, and its settings, among which adapters keep which of them is active."""
+    """Its hooks, a replaced `forward`, and its settings, among which adapters keep which of them is
+    active."""
     marks: list[Any] = []
     if module._forward_hooks or module._forward_pre_hooks:
         marks += (tuple(module._forward_hooks), tuple(module._forward_pre_hooks))

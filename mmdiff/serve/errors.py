@@ -19,7 +19,8 @@ TYPES = {
 
 
 class ApiError(Exception):
-    """An answer that is a refusal. Its message is for the client, and holds nothing of ours: no path, no traceback."""
+    """An answer that is a refusal. Its message is for the client, and holds nothing of ours: no
+    path, no traceback."""
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         message = message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}..."

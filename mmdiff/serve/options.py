@@ -1,4 +1,5 @@
-"""Every limit and option of the server, with its default; `mmdiff serve` has a flag for each that people change."""
+"""Every limit and option of the server, with its default; `mmdiff serve` has a flag for each that
+people change."""
 
 from __future__ import annotations
 

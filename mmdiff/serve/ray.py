@@ -1,8 +1,9 @@
 """More than one machine, by Ray: replicas of the server behind Ray Serve, and jobs over Ray Data.
 
-A replica is the whole server but for its port: its own door, engine and decoders. Ray decides where replicas run,
-starts new ones as requests grow, and replaces those that fail. Without a cluster at RAY_ADDRESS one is started on this
-machine, on its loopback address; tokens are asked for inside a cluster unless RAY_AUTH_MODE says otherwise.
+A replica is the whole server but for its port: its own door, engine and decoders. Ray decides where
+replicas run, starts new ones as requests grow, and replaces those that fail. Without a cluster at
+RAY_ADDRESS one is started on this machine, on its loopback address; tokens are asked for inside a
+cluster unless RAY_AUTH_MODE says otherwise.
 """
 
 from __future__ import annotations

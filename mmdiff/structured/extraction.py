@@ -1,4 +1,5 @@
-"""Scaffolds and the model together: rows whose structure is decided and whose slots are being denoised.
+"""Scaffolds and the model together: rows whose structure is decided and whose slots are being
+denoised.
 
 Shapes: B rows, G canvas positions, N places asked about, V vocabulary.
 """
@@ -39,7 +40,8 @@ AT_ONCE = 32  # rows of a pass that asks about the structure
 
 @dataclass(frozen=True)
 class FieldResult:
-    """A value that was decided: how sure (0 to 1), and of a choice the chance of each (value, chance), best first."""
+    """A value that was decided: how sure (0 to 1), and of a choice the chance of each (value,
+    chance), best first."""
 
     confidence: float
     probabilities: tuple[tuple[Any, float], ...] = ()
@@ -57,10 +59,11 @@ class Repair:
 class Extraction:
     """A value that fits its schema.
 
-    `fields` has, by JSON pointer, the values that were decided; several slots of one pointer, as the holes of a text,
-    are numbered behind it. `decisions` has what was decided about the structure, and its chances. `repairs` says what
-    is not the model's: a slot that had to be changed, or all of the value, where nothing like the model's would fit;
-    the confidence of these is 0. `notes` says what of the schema could not be worked in. `passes` counts the forward
+    `fields` has, by JSON pointer, the values that were decided; several slots of one pointer, as
+    the holes of a text, are numbered behind it. `decisions` has what was decided about the
+    structure, and its chances. `repairs` says what is not the model's: a slot that had to be
+    changed, or all of the value, where nothing like the model's would fit; the confidence of these
+    is 0. `notes` says what of the schema could not be worked in. `passes` counts the forward
     passes, those that decide the structure among them.
     """
 
@@ -187,8 +190,8 @@ def start_scaffold(
 ) -> Sampler:
     """Decide the structure of one conversation's answer, and lay out what is to be denoised.
 
-    The answer's end is fixed, and its slots lie in one block: `decoding` should have a `block_length` as long as
-    the scaffold's budget.
+    The answer's end is fixed, and its slots lie in one block: `decoding` should have a
+    `block_length` as long as the scaffold's budget.
     """
     draws = torch.Generator().manual_seed(seed_of(seed))
     decided: Decided = search_structure(
@@ -213,7 +216,8 @@ def start_scaffold(
 
 
 def settings_for(scaffolds: Sequence[CompiledSchema], decoding: DecodingConfig) -> DecodingConfig:
-    """The settings with one block for all of a canvas; bounded choices and nothing else are decided at one step."""
+    """The settings with one block for all of a canvas; bounded choices and nothing else are decided
+    at one step."""
     budget = max(scaffold.budget for scaffold in scaffolds)
     decoding = dataclasses.replace(
         decoding, gen_length=budget, block_length=budget, start_length=None, stop=True

@@ -1,4 +1,5 @@
-"""Any sound in, 16 kHz mono out; whatever cannot be used is refused in one sentence, within little memory."""
+"""Any sound in, 16 kHz mono out; whatever cannot be used is refused in one sentence, within little
+memory."""
 
 from __future__ import annotations
 
@@ -353,7 +354,8 @@ def test_limits_hold_while_decoding() -> None:
     not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc"
 )
 def test_minutes_of_stereo_pass_through_little_memory(tmp_path: Path) -> None:
-    """Ten minutes of stereo at 48 kHz, 220 MiB as floats, need little more than the 37 MiB that come out."""
+    """Ten minutes of stereo at 48 kHz, 220 MiB as floats, need little more than the 37 MiB that
+    come out."""
     path = tmp_path / "minutes.flac"
     with soundfile.SoundFile(path, "w", 48_000, 2, format="FLAC") as file:
         for _ in range(10):

@@ -30,7 +30,8 @@ def test_repeats_are_joined_and_blanks_dropped(path: list[int]) -> None:
 def test_the_probability_of_a_text_is_that_of_all_its_paths(
     length: int, ids: list[int], seed: int
 ) -> None:
-    """The obvious version: every path of the length is read, and those that spell the ids are added up."""
+    """The obvious version: every path of the length is read, and those that spell the ids are added
+    up."""
     logits = torch.randn(length, 3, generator=torch.Generator().manual_seed(seed))
     chances = logits.double().softmax(-1)
     total = 0.0
@@ -43,7 +44,8 @@ def test_the_probability_of_a_text_is_that_of_all_its_paths(
 
 
 def test_a_word_that_is_left_out_costs_confidence() -> None:
-    """Half of the paths spell a second word: the first alone is not sure, however sure its own token is."""
+    """Half of the paths spell a second word: the first alone is not sure, however sure its own
+    token is."""
     logits = torch.tensor([[0.0, 20, 0], [20, 0, 0], [20, 0, 20.0]])
     ids, confidences = best_path(logits, blank=0)
     assert ids == [1] and confidences[0] > 0.99

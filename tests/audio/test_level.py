@@ -1,4 +1,5 @@
-"""Levels are those of speech, and what is quiet, off centre or behind a click is as loud as anything else."""
+"""Levels are those of speech, and what is quiet, off centre or behind a click is as loud as
+anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The shipped model through the command line, on recordings: people, music, beeps. They come with Debian packages."""
+"""The shipped model through the command line, on recordings: people, music, beeps. They come with
+Debian packages."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""The Whisper encoder and the connectors: published outputs, and rows of a batch that do not know of each other."""
+"""The Whisper encoder and the connectors: published outputs, and rows of a batch that do not know
+of each other."""
 
 from __future__ import annotations
 
@@ -167,7 +168,8 @@ def test_published_sizes() -> None:
 
 
 def test_a_published_checkpoint_gives_its_encoder(tmp_path: Path) -> None:
-    """A folder as `transformers` writes it, with the decoder that is not needed, in half precision."""
+    """A folder as `transformers` writes it, with the decoder that is not needed, in half
+    precision."""
     torch.manual_seed(0)
     published = (
         WhisperModel(

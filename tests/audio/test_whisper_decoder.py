@@ -1,4 +1,5 @@
-"""Whisper: which folders load and what is said of the others; words, times and languages of the default, tiny.en."""
+"""Whisper: which folders load and what is said of the others; words, times and languages of the
+default, tiny.en."""
 
 import json
 import shutil

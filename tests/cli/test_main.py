@@ -1,4 +1,5 @@
-"""The command line: answers on stdout, and for bad input one sentence on stderr with exit code 2, no traceback."""
+"""The command line: answers on stdout, and for bad input one sentence on stderr with exit code 2,
+no traceback."""
 
 import dataclasses
 import io
@@ -434,7 +435,8 @@ def test_info_fetches_settings_alone(monkeypatch, capsys, reference: Path) -> No
 def test_bench_writes_a_report(
     monkeypatch, capsys, tmp_path: Path, random_tiny: Path, random: bool
 ) -> None:  # type: ignore
-    """A picture's positions come before the answer; the weights are the model's own or random ones of its sizes."""
+    """A picture's positions come before the answer; the weights are the model's own or random ones
+    of its sizes."""
     made = []
     monkeypatch.setattr(
         speed, "random_model", lambda *given: made.append(random_model(*given)) or made[0]

@@ -104,7 +104,8 @@ def test_guided_rows_join_too(pipeline: Pipeline) -> None:
 
 
 def test_rows_join_after_others_have_finished(pipeline: Pipeline) -> None:
-    """A finished row is let go; the others are repeated for their guesses, and it with them, until it leaves."""
+    """A finished row is let go; the others are repeated for their guesses, and it with them, until
+    it leaves."""
     settings: dict[str, Any] = {"gen_length": 4, "block_length": 1, "steps": 4, "lookahead": 2}
     limits = [1, 4, 4]
     running = pipeline.start(ROWS[:2], limits=limits[:2], **settings)
@@ -141,7 +142,8 @@ def test_limits_that_do_not_fit(pipeline: Pipeline, limits: list[int]) -> None:
 
 
 class Ending:
-    """A model that expects the end from some place on, in each row: its canvas grows as long as that is ahead."""
+    """A model that expects the end from some place on, in each row: its canvas grows as long as
+    that is ahead."""
 
     def __init__(self, ends: Sequence[int]) -> None:
         self.ends, self.widths = ends, []  # type: ignore[var-annotated]
@@ -287,7 +289,8 @@ def test_guesses_need_an_exact_cache(pipeline: Pipeline) -> None:
 
 
 def test_the_verify_lane_tells_what_a_hidden_token_would_be(pipeline: Pipeline) -> None:
-    """In one layer, where what others saw of the token cannot come back, hiding it for itself is hiding it for all."""
+    """In one layer, where what others saw of the token cannot come back, hiding it for itself is
+    hiding it for all."""
     model = pipeline.model
     layers, model.backbone.layers = model.backbone.layers, model.backbone.layers[:1]
     try:

@@ -1,4 +1,5 @@
-"""Rules, orders and schedules: what each commits, against the slow obvious version; Dream's sampler token for token."""
+"""Rules, orders and schedules: what each commits, against the slow obvious version; Dream's sampler
+token for token."""
 
 import dataclasses
 import json
@@ -104,7 +105,8 @@ def test_a_named_threshold_rule_has_its_usual_threshold() -> None:
 
 
 def test_factor_follows_the_theorem() -> None:
-    """n tokens are safe while (n + 1)(1 - c) <= factor; the last one is not let through for being last."""
+    """n tokens are safe while (n + 1)(1 - c) <= factor; the last one is not let through for being
+    last."""
     assert chosen(Factor(1.0), sure(0.99, 0.95, 0.6)) == [0, 1]
     assert chosen(Factor(1.0), sure(0.55, 0.6)) == [1]
     assert chosen(Factor(1.0), sure(0.99, 0.98, 0.97, 0.96, 0.51)) == [0, 1, 2, 3]
@@ -191,9 +193,9 @@ def dream(reference: Path) -> MMDiffModel:
 
 def test_dream_gives_the_published_logits(dream: MMDiffModel, reference: Path) -> None:
     stored = CheckpointTensors.__new__(CheckpointTensors)
-    stored._files = {
-        name: reference / "dream" / "forward.safetensors" for name in ("input_ids", "logits")
-    }
+    stored._files = dict.fromkeys(
+        ("input_ids", "logits"), reference / "dream" / "forward.safetensors"
+    )
     with torch.no_grad():
         logits = dream(stored["input_ids"]).logits
     published = stored["logits"]
@@ -209,7 +211,8 @@ DREAM_ORDERS = {"maskgit_plus": "low_confidence", "topk_margin": "margin", "entr
 
 @pytest.mark.parametrize("case", DREAM, ids=[case["params"]["alg"] for case in DREAM])
 def test_dream_ids_equal_the_published_sampler(dream: MMDiffModel, case: dict[str, Any]) -> None:
-    """With the 50 likeliest ids, which is what its generation settings inherit from transformers."""
+    """With the 50 likeliest ids, which is what its generation settings inherit from
+    transformers."""
     params, prompt = case["params"], torch.tensor(case["prompt"])
     length = params["max_new_tokens"]
     decoding = DecodingConfig(
@@ -238,7 +241,8 @@ def revised(
 
     Args:
         now: of each position, the probability that the model now gives token 0, of two.
-        decided: the positions that hold token 0 since an earlier step, and the confidence of that commit.
+        decided: the positions that hold token 0 since an earlier step, and the confidence of that
+            commit.
     """
     decided = decided or {}
     open_1G = torch.tensor([[place not in decided for place in range(len(now))]])

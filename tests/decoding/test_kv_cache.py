@@ -1,4 +1,5 @@
-"""Caches: published ids and passes, exactness where it is promised, and rows that do not know of each other."""
+"""Caches: published ids and passes, exactness where it is promised, and rows that do not know of
+each other."""
 
 import dataclasses
 import json
@@ -192,7 +193,7 @@ def test_with_full_attention_caches_approximate(llada: MMDiffModel, cache: str) 
     prompt = torch.arange(1, 13)[None]
     decoding = DecodingConfig(24, 8, 24, cache=cache, stop=False)  # type: ignore[arg-type]
     tokens = llada.model_config.tokens
-    assert 1e-4 < difference(ModelRunner(llada, prompt), tokens, decoding, 1)
+    assert difference(ModelRunner(llada, prompt), tokens, decoding, 1) > 1e-4
     often = dataclasses.replace(decoding, refresh=1)
     assert difference(ModelRunner(llada, prompt), tokens, often, 1) < 1e-5
 

@@ -1,4 +1,5 @@
-"""What requests share: found again by content, kept within bytes, and without a change to any answer."""
+"""What requests share: found again by content, kept within bytes, and without a change to any
+answer."""
 
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def load_like(pipeline: Pipeline) -> Pipeline:
 
 
 def test_answers_are_those_without_a_store(pipeline: Pipeline) -> None:
-    """Rows that know much and rows that know little, in one batch, and with another length of padding."""
+    """Rows that know much and rows that know little, in one batch, and with another length of
+    padding."""
     questions = ["what?", "which colour is the thing that is left of the star?", "is it red?"]
     pictures: list[Any] = [picture(), None, [picture("blue"), picture()]]
     pipeline.ask(picture(), "where is it?")

@@ -1,4 +1,5 @@
-"""The sampler equals LLaDA's and Fast-dLLM's token for token, and a mock model shows what each rule does."""
+"""The sampler equals LLaDA's and Fast-dLLM's token for token, and a mock model shows what each rule
+does."""
 
 import dataclasses
 import json
@@ -186,7 +187,8 @@ def test_temperature_samples_the_softmax() -> None:
 
 
 def test_noise_does_not_saturate() -> None:
-    """A token of probability e-20 is drawn at high temperature about as often as it should be, not never."""
+    """A token of probability e-20 is drawn at high temperature about as often as it should be, not
+    never."""
     logits = torch.tensor([[20.0, 0.0, -99.0]]).expand(20_000, 3)
     ids = sample(logits, 2, 10.0, [(torch.Generator().manual_seed(0), 20_000)])
     assert (ids == 1).float().mean().item() == pytest.approx(0.119, abs=0.015)
@@ -260,7 +262,8 @@ def still(rows: int, length: int, seed: int = 0) -> Still:
 
 
 def ending(length: int, first: int, chance: float) -> Still:
-    """One row that expects its end from a position on, with this probability; what is left is shared evenly."""
+    """One row that expects its end from a position on, with this probability; what is left is
+    shared evenly."""
     logits_1GV = torch.zeros(1, length, VOCAB)
     logits_1GV[:, :, 1] = 5.0
     logits_1GV[:, first:] = torch.tensor((1 - chance) / (VOCAB - 1)).log()
@@ -269,7 +272,8 @@ def ending(length: int, first: int, chance: float) -> Still:
 
 
 class Whole:
-    """A constraint that allows everything, decides a row as a whole, and forces what it is told to force."""
+    """A constraint that allows everything, decides a row as a whole, and forces what it is told to
+    force."""
 
     def __init__(self, forced: dict[int, int] | None = None) -> None:
         self.seeds: list[int] = []
@@ -318,7 +322,8 @@ def test_a_canvas_grows_while_its_last_32_positions_do_not_expect_the_end(
 
 
 def test_growth_ends_at_the_limit_and_the_schedule_begins_after_it() -> None:
-    """One row grows twice, from 5 to 18 positions, the other not at all; the canvas is wider than either may be."""
+    """One row grows twice, from 5 to 18 positions, the other not at all; the canvas is wider than
+    either may be."""
     canvas = Canvas.ragged([5, 6], 30, TOKENS.mask)
     decoding = DecodingConfig(30, 30, 6, schedule="shifted", stop=False)
     batch = Sampler(still(2, 30), canvas, decoding, TOKENS, limits=[18, 6])
@@ -398,7 +403,8 @@ def test_constrained_rows_draw_with_their_own_seeds_and_forced_tokens_have_the_s
 
 
 def test_rows_that_join_keep_their_names_seeds_and_passes() -> None:
-    """Two and then one join two others; each answers with its own draws, and tells how often it was computed."""
+    """Two and then one join two others; each answers with its own draws, and tells how often it was
+    computed."""
     logits_BGV = mock(5, 6, seed=4).logits_BGV
     decoding = DecodingConfig(6, 6, 6, temperature=1.0, stop=False)
 
@@ -437,7 +443,8 @@ def test_rows_that_join_keep_their_names_seeds_and_passes() -> None:
 
 
 def test_hidden_tokens_are_looked_back_at_and_fixed_ones_are_not() -> None:
-    """The second position is not borne out, so it is open again once another was committed beside it."""
+    """The second position is not borne out, so it is open again once another was committed beside
+    it."""
     logits_1GV, hidden_1GV = torch.zeros(1, 6, VOCAB), torch.zeros(1, 6, VOCAB)
     for place, sure in enumerate([0.0, 9.0, 9.0, 1.0, 1.0, 1.0]):
         logits_1GV[0, place, 3] = sure

@@ -1,4 +1,5 @@
-"""The comparison of settings: what it asks, reports, draws, and leaves out when it was measured before."""
+"""The comparison of settings: what it asks, reports, draws, and leaves out when it was measured
+before."""
 
 import json
 from pathlib import Path
@@ -16,7 +17,8 @@ from mmdiff.pipeline import Answer
 
 
 class Fake:
-    """Says yes to everything, one position a step in more passes, until it is asked with the rule that `stops` it."""
+    """Says yes to everything, one position a step in more passes, until it is asked with the rule
+    that `stops` it."""
 
     def __init__(self, weight: float = 0.0, stops: str | None = None) -> None:
         weights = [torch.nn.Parameter(torch.full((2,), weight))]

@@ -1,4 +1,5 @@
-"""Evidence of a run: rows on the disk as they are finished, runs that go on, intervals, and paired comparisons."""
+"""Evidence of a run: rows on the disk as they are finished, runs that go on, intervals, and paired
+comparisons."""
 
 import json
 import random
@@ -34,7 +35,8 @@ def row(number: int, count: int = 1, **changes: Any) -> EvidenceRow:
 
 
 class Asking:
-    """A task of ten questions, with a note of those that were asked; it breaks off before `stop`."""
+    """A task of ten questions, with a note of those that were asked; it breaks off before
+    `stop`."""
 
     def __init__(self, stop: int | None = None, answer: str = "yes") -> None:
         self.stop, self.answer, self.asked = stop, answer, list[str]()
@@ -77,7 +79,8 @@ def evaluate(
 def test_a_run_that_was_broken_off_goes_on(
     monkeypatch: pytest.MonkeyPatch, pipeline: Any, tmp_path: Path
 ) -> None:
-    """No finished row is asked again, and the rows are those of a run in one go, with another batch size too."""
+    """No finished row is asked again, and the rows are those of a run in one go, with another batch
+    size too."""
     broken, again, whole = Asking(stop=7), Asking(), Asking()
     with pytest.raises(KeyboardInterrupt):
         evaluate(monkeypatch, pipeline, broken, 2, tmp_path / "one.json")

@@ -1,4 +1,5 @@
-"""Scores are what they say: of the test pictures only, all of them, and right for the right words alone."""
+"""Scores are what they say: of the test pictures only, all of them, and right for the right words
+alone."""
 
 import dataclasses
 import json
@@ -120,7 +121,8 @@ def test_perfect_answers_score_one_of_one() -> None:
 
 
 def test_wrong_answers_cost_what_they_should() -> None:
-    """A model that always says yes: its score is the share of yes, and only yes/no questions give it any."""
+    """A model that always says yes: its score is the share of yes, and only yes/no questions give
+    it any."""
     pipeline = Known(["easy-vqa"], limit=15, say=lambda _: "yes")
     task = measured(pipeline, ["easy-vqa"], limit=15)["tasks"]["easy-vqa"]
     wanted = [question.expected for question in TASKS["easy-vqa"](15)]

@@ -1,4 +1,5 @@
-"""Word error rates: counted as jiwer and Whisper's normaliser do, on test voices and on recordings of people."""
+"""Word error rates: counted as jiwer and Whisper's normaliser do, on test voices and on recordings
+of people."""
 
 from collections import Counter
 from pathlib import Path

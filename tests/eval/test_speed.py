@@ -1,4 +1,5 @@
-"""The benchmark: the obvious loops give the sampler's ids, so they are fair; reports have what they should."""
+"""The benchmark: the obvious loops give the sampler's ids, so they are fair; reports have what they
+should."""
 
 import dataclasses
 

@@ -36,7 +36,8 @@ def tiny() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def sentence(root: Path) -> Samples:
-    """Two seconds at 16 kHz, with silence around them so that the speech has a beginning and an end."""
+    """Two seconds at 16 kHz, with silence around them so that the speech has a beginning and an
+    end."""
     samples, rate = soundfile.read(root / "examples" / "question.flac", dtype="float32")
     assert rate == 16_000
     return np.pad(samples, 8_000)

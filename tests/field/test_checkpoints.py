@@ -1,4 +1,5 @@
-"""Public reports about loading and saving checkpoints, each tried here with a small folder of our own."""
+"""Public reports about loading and saving checkpoints, each tried here with a small folder of our
+own."""
 
 import json
 import pickle
@@ -42,8 +43,8 @@ def settings(reference: Path, tmp_path: Path) -> Callable[..., Any]:
     return read
 
 
-# What a configuration says and an engine did not do, and so computed something else without a word. In both tables a
-# link goes on from https://github.com/.
+# What a configuration says and an engine did not do, and so computed something else without a word.
+# In both tables a link goes on from https://github.com/.
 REFUSED = [
     # theta's scaling was read, and never applied
     (
@@ -276,8 +277,9 @@ def shard(folder: Path, first: Tensors, second: Tensors, weight_map: Any) -> Non
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
-# https://github.com/vllm-project/vllm/pull/54230: files that are used again hold old tensors of the same names
-# https://github.com/JustVugg/colibri/issues/1479: a file laid over others supersedes what they hold
+# https://github.com/vllm-project/vllm/pull/54230: files that are used again hold old tensors of the
+# same names https://github.com/JustVugg/colibri/issues/1479: a file laid over others supersedes
+# what they hold
 @pytest.mark.parametrize("stale_in", [A, B])
 def test_the_index_chooses_between_copies(folder: Path, tensors: Tensors, stale_in: str) -> None:
     current = B if stale_in == A else A
@@ -293,7 +295,8 @@ def test_a_left_over_of_another_shape_counts_for_nothing(folder: Path, tensors: 
     assert torch.equal(model_of(folder).backbone.lm_head.weight, tensors[HEAD])
 
 
-# https://github.com/sgl-project/sglang/pull/32279: a file that was not fetched, and weights left as they were
+# https://github.com/sgl-project/sglang/pull/32279: a file that was not fetched, and weights left as
+# they were
 def test_a_file_that_was_not_fetched_is_named(folder: Path, tensors: Tensors) -> None:
     shard(folder, tensors, {"x": torch.zeros(1)}, dict.fromkeys(tensors, A) | {NORM: B})
     (folder / B).unlink()
@@ -308,7 +311,8 @@ def test_a_name_in_the_index_that_no_file_can_have_is_told(folder: Path, tensors
         model_of(folder)
 
 
-# https://github.com/Blaizzy/mlx-vlm/pull/1827, https://github.com/Neph0s/CoSER/issues/3: the index is of older files
+# https://github.com/Blaizzy/mlx-vlm/pull/1827, https://github.com/Neph0s/CoSER/issues/3: the index
+# is of older files
 def test_a_whole_file_beside_an_old_index_loads(folder: Path, tensors: Tensors) -> None:
     (folder / INDEX).write_text(
         json.dumps({"weight_map": dict.fromkeys(tensors, "model-00001-of-00030.safetensors")})
@@ -324,7 +328,8 @@ def test_files_beside_the_index_are_not_mixed_in(folder: Path, tensors: Tensors)
 
 
 # https://github.com/ICTMCG/Make-Your-Anchor/issues/9: every answer was black
-# https://github.com/vllm-project/vllm/pull/53537: a file damaged on its way, with a header that fits
+# https://github.com/vllm-project/vllm/pull/53537: a file damaged on its way, with a header that
+# fits
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_numbers_are_named(folder: Path, tensors: Tensors, bad: float) -> None:
     broken = tensors[NORM].clone()
@@ -334,7 +339,8 @@ def test_weights_that_are_not_numbers_are_named(folder: Path, tensors: Tensors, 
         model_of(folder)
 
 
-# https://github.com/leejet/stable-diffusion.cpp/pull/1898: 8 bits were cast, and their scales left out
+# https://github.com/leejet/stable-diffusion.cpp/pull/1898: 8 bits were cast, and their scales left
+# out
 @pytest.mark.parametrize("scales", [True, False])
 def test_eight_bits_are_never_cast(folder: Path, tensors: Tensors, scales: bool) -> None:
     small = {HEAD: tensors[HEAD].to(torch.float8_e4m3fn)}
@@ -346,8 +352,8 @@ def test_eight_bits_are_never_cast(folder: Path, tensors: Tensors, scales: bool)
         model_of(folder)
 
 
-# https://github.com/huggingface/transformers/issues/25330, https://github.com/huggingface/transformers/pull/35255:
-# buffers that older versions saved
+# https://github.com/huggingface/transformers/issues/25330,
+# https://github.com/huggingface/transformers/pull/35255: buffers that older versions saved
 def test_buffers_of_older_versions_are_passed_over(reference: Path, tmp_path: Path) -> None:
     shutil.copytree(reference / "dream", tmp_path / "dream")
     file = tmp_path / "dream" / SINGLE
@@ -364,7 +370,8 @@ def test_a_head_that_is_in_no_file_is_named(folder: Path, tensors: Tensors) -> N
         model_of(folder)
 
 
-# https://github.com/lm-sys/FastChat/issues/502, https://github.com/QwenLM/Qwen/issues/940: an adapter for a model
+# https://github.com/lm-sys/FastChat/issues/502, https://github.com/QwenLM/Qwen/issues/940: an
+# adapter for a model
 def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": "GSAI-ML/LLaDA-V"})
@@ -374,8 +381,9 @@ def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path) -> None:
         load(tmp_path, device="cpu")
 
 
-# https://github.com/bitsandbytes-foundation/bitsandbytes/issues/80: saved in 8 bits, and read as something else
-# https://github.com/huggingface/transformers/issues/24851: an AttributeError while saving
+# https://github.com/bitsandbytes-foundation/bitsandbytes/issues/80: saved in 8 bits, and read as
+# something else https://github.com/huggingface/transformers/issues/24851: an AttributeError while
+# saving
 def test_layers_in_few_bits_are_not_saved(random_tiny: Path, tmp_path: Path) -> None:
     small, _ = load_folder(random_tiny, torch.device("cpu"), torch.float32, bits="8bit")
     with pytest.raises(MMDiffError, match="is not saved"):
@@ -383,8 +391,9 @@ def test_layers_in_few_bits_are_not_saved(random_tiny: Path, tmp_path: Path) -> 
     assert not (tmp_path / "saved").exists()
 
 
-# https://github.com/EvolvingLMMs-Lab/lmms-engine/pull/156: a processor that was loaded as a tokenizer
-# https://github.com/hiyouga/LlamaFactory/issues/8855: one whose parts for images were not found
+# https://github.com/EvolvingLMMs-Lab/lmms-engine/pull/156: a processor that was loaded as a
+# tokenizer https://github.com/hiyouga/LlamaFactory/issues/8855: one whose parts for images were not
+# found
 def test_a_processor_is_never_a_tokenizer_alone(random_tiny: Path) -> None:
     assert AutoProcessor.from_pretrained(random_tiny).vision is not None
 
@@ -403,7 +412,8 @@ def test_outputs_can_be_compiled_and_pickled(random_tiny: Path) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(out)).logits, out.logits)
 
 
-# https://github.com/foundation-model-stack/foundation-model-stack/pull/373: weights came with the settings
+# https://github.com/foundation-model-stack/foundation-model-stack/pull/373: weights came with the
+# settings
 def test_settings_do_not_bring_weights(monkeypatch: pytest.MonkeyPatch, reference: Path) -> None:
     from mmdiff.pipeline import find
 
@@ -416,9 +426,10 @@ def test_settings_do_not_bring_weights(monkeypatch: pytest.MonkeyPatch, referenc
     assert asked and not [pattern for pattern in asked if "safetensors" in pattern]
 
 
-# https://github.com/hiyouga/LlamaFactory/issues/7454, https://github.com/meta-llama/llama-cookbook/issues/640:
-# answers ran on, because turns end with another token than texts
-# https://github.com/huggingface/transformers/issues/30893: a template that opens an answer whether or not it is asked
+# https://github.com/hiyouga/LlamaFactory/issues/7454,
+# https://github.com/meta-llama/llama-cookbook/issues/640: answers ran on, because turns end with
+# another token than texts https://github.com/huggingface/transformers/issues/30893: a template that
+# opens an answer whether or not it is asked
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|role_end|>"])
 def test_answers_end_where_the_template_ends_turns(
     reference: Path, random_tiny: Path, tmp_path: Path, end: str

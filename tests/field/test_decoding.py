@@ -1,4 +1,5 @@
-"""Public reports about caches, prompts and settings of other projects, each tried on us with an input of our own."""
+"""Public reports about caches, prompts and settings of other projects, each tried on us with an
+input of our own."""
 
 import copy
 import dataclasses
@@ -228,7 +229,8 @@ def test_what_is_no_number_is_no_setting(link: str, name: str, value: float) -> 
 
 @pytest.mark.parametrize("temperature", [1e-12, 1e-5, 1000.0])
 def test_extreme_temperatures_draw_what_may_be_drawn(loaded: Pipeline, temperature: float) -> None:
-    # https://github.com/vllm-project/vllm/pull/890 and https://github.com/NVIDIA/TensorRT-LLM/pull/16222
+    # https://github.com/vllm-project/vllm/pull/890 and
+    # https://github.com/NVIDIA/TensorRT-LLM/pull/16222
     answer = loaded.ask(None, "what is it?", temperature=temperature, **QUICK)
     assert all(0 <= token.confidence <= 1 for token in answer.tokens)
     assert not any(token.text.startswith("<|") for token in answer.tokens)

@@ -1,4 +1,5 @@
-"""Public reports about installing and other machines, tried on mmdiff: each a small case of our own."""
+"""Public reports about installing and other machines, tried on mmdiff: each a small case of our
+own."""
 
 import json
 import os
@@ -30,8 +31,11 @@ def requirements(root: Path, extra: str | None = None) -> dict[str, Requirement]
 @pytest.mark.parametrize(
     "module",
     [
-        "fcntl",  # https://github.com/intel/dffml/issues/1289, https://github.com/chenjj/CORScanner/issues/2
-        "resource",  # https://github.com/prometheus/client_python/issues/27, https://github.com/PyPSA/PyPSA/issues/9
+        # https://github.com/intel/dffml/issues/1289, https://github.com/chenjj/CORScanner/issues/2
+        "fcntl",
+        # https://github.com/prometheus/client_python/issues/27,
+        # https://github.com/PyPSA/PyPSA/issues/9
+        "resource",
     ],
 )
 def test_a_posix_module_that_is_missing_is_a_sentence(
@@ -46,7 +50,8 @@ def test_a_posix_module_that_is_missing_is_a_sentence(
     "folder", ["mmdiff", "mmdiff/serve", "vision", "audio", "training", "eval"]
 )
 def test_no_posix_module_is_imported_with_a_file(root: Path, folder: str) -> None:
-    """https://github.com/agentscope-ai/agentscope/issues/36, https://github.com/artur-deluca/landscapeviz/issues/8"""
+    """https://github.com/agentscope-ai/agentscope/issues/36,
+    https://github.com/artur-deluca/landscapeviz/issues/8"""
     named = re.compile(
         r"^(?:import|from) (?:fcntl|resource|pwd|grp|termios|tty|pty|syslog)\b", re.MULTILINE
     )
@@ -57,7 +62,8 @@ def test_no_posix_module_is_imported_with_a_file(root: Path, folder: str) -> Non
 
 @pytest.mark.parametrize("name", ["SIGALRM", "SIGHUP", "SIGUSR1", "SIGKILL"])
 def test_no_posix_signal_is_read_when_a_file_is_imported(root: Path, name: str) -> None:
-    """https://github.com/SWE-agent/SWE-agent/issues/75, https://github.com/bakdata/kpops/issues/24"""
+    """https://github.com/SWE-agent/SWE-agent/issues/75,
+    https://github.com/bakdata/kpops/issues/24"""
     files = [
         file
         for folder in ("mmdiff", "mmdiff/serve", "eval", "training")
@@ -74,7 +80,8 @@ def test_no_posix_signal_is_read_when_a_file_is_imported(root: Path, name: str) 
         # https://github.com/safetensors/safetensors/issues/782
         # https://github.com/huggingface/sentence-transformers/issues/4010
         False,
-        True,  # https://github.com/safetensors/safetensors/pull/789 (an existing file is written over)
+        # https://github.com/safetensors/safetensors/pull/789 (an existing file is written over)
+        True,
     ],
 )
 def test_saved_weights_can_be_read_by_others(
@@ -93,11 +100,13 @@ def test_saved_weights_can_be_read_by_others(
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        # https://github.com/bastibe/python-soundfile/issues/468, https://github.com/speaches-ai/speaches/issues/21
+        # https://github.com/bastibe/python-soundfile/issues/468,
+        # https://github.com/speaches-ai/speaches/issues/21
         ("OSError('the library sndfile is not here')", "the library sndfile is not here"),
         # https://github.com/pytorch/audio/issues/3335, https://github.com/pytorch/audio/issues/62
         ("OSError('undefined symbol: _Z1x')", "undefined symbol"),
-        # https://github.com/meta-llama/llama-cookbook/issues/710, https://github.com/huggingface/diffusers/issues/9109
+        # https://github.com/meta-llama/llama-cookbook/issues/710,
+        # https://github.com/huggingface/diffusers/issues/9109
         ("RuntimeError('operator x::y does not exist')", "operator x::y does not exist"),
     ],
 )
@@ -115,7 +124,8 @@ def test_what_is_installed_but_broken_is_not_called_missing(
 @pytest.mark.parametrize(
     "package",
     [
-        # https://github.com/johnsmith0031/alpaca_lora_4bit/issues/85, https://github.com/huggingface/open-r1/issues/108
+        # https://github.com/johnsmith0031/alpaca_lora_4bit/issues/85,
+        # https://github.com/huggingface/open-r1/issues/108
         "bitsandbytes",
         "torchvision",  # https://github.com/emova-ollm/EMOVA/issues/5
         "timm",
@@ -141,7 +151,8 @@ def test_it_installs_beside_last_years_packages(root: Path, package: str, versio
 
 
 def test_the_command_line_works_with_the_newest_click(root: Path) -> None:
-    """https://github.com/modelcontextprotocol/python-sdk/issues/688, https://github.com/ewels/rich-click/issues/223"""
+    """https://github.com/modelcontextprotocol/python-sdk/issues/688,
+    https://github.com/ewels/rich-click/issues/223"""
     assert not requirements(root)["typer"].specifier.contains("0.15.3")
 
 
@@ -161,7 +172,8 @@ def test_a_device_that_is_not_here_is_a_short_sentence(device: str) -> None:
 
 
 def test_a_draw_is_exact_without_float64_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """https://github.com/pytorch/pytorch/issues/122602: float64 is for the CPU where a device has none."""
+    """https://github.com/pytorch/pytorch/issues/122602: float64 is for the CPU where a device has
+    none."""
 
     class OnMps:
         """Logits that say they are on such a device."""
@@ -188,7 +200,8 @@ def test_a_draw_is_exact_without_float64_on_the_device(monkeypatch: pytest.Monke
 def test_a_tokenizer_of_a_newer_release_says_which(
     version: str, random_tiny: Path, tmp_path: Path
 ) -> None:
-    """https://github.com/m87-labs/moondream/issues/242, https://github.com/allenai/open-instruct/issues/738"""
+    """https://github.com/m87-labs/moondream/issues/242,
+    https://github.com/allenai/open-instruct/issues/738"""
     for file in random_tiny.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     stored = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -227,7 +240,8 @@ def test_a_letter_that_the_terminal_lacks_is_escaped(text: str) -> None:
 
 
 def test_a_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """https://github.com/marieai/marie-ai/issues/94, https://github.com/2noise/ChatTTS/issues/133"""
+    """https://github.com/marieai/marie-ai/issues/94,
+    https://github.com/2noise/ChatTTS/issues/133"""
     from mmdiff.eval.speed import compile_layers
 
     monkeypatch.setenv("PATH", "")
@@ -241,7 +255,8 @@ class _OnCpu:
 
 
 def test_tests_that_want_a_program_name_it() -> None:
-    """https://github.com/stemdeckapp/stemdeck/issues/581, https://github.com/riffusion/riffusion-hobby/issues/39"""
+    """https://github.com/stemdeckapp/stemdeck/issues/581,
+    https://github.com/riffusion/riffusion-hobby/issues/39"""
     assert programs.advice(["Skipped: not installed: flite", "Skipped: not installed: npm"]) == (
         "2 tests skipped: install flite, npm to run them"
     )
@@ -258,6 +273,7 @@ def test_there_is_a_version_option() -> None:
 
 
 def test_links_that_git_made_text_files_are_explained(root: Path) -> None:
-    """https://github.com/git-for-windows/git/issues/117; what a build says is tested in test_packaging.py"""
+    """https://github.com/git-for-windows/git/issues/117; what a build says is tested in
+    test_packaging.py"""
     assert "core.symlinks true" in (root / "hatch_build.py").read_text("utf-8")
     assert "core.symlinks true" in (root / "docs" / "install.md").read_text("utf-8")

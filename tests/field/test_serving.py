@@ -1,4 +1,5 @@
-"""Reports about other servers, tried on this one: the link, a small input of ours, and the right value."""
+"""Reports about other servers, tried on this one: the link, a small input of ours, and the right
+value."""
 
 import asyncio
 import base64
@@ -174,7 +175,8 @@ ADDRESSES: dict[str, Callable[[str], str]] = {  # data URLs as clients spell the
 }
 
 
-# https://github.com/arduino/app-bricks-py/pull/430 and https://github.com/QwenLM/Qwen3-VL/issues/1053
+# https://github.com/arduino/app-bricks-py/pull/430 and
+# https://github.com/QwenLM/Qwen3-VL/issues/1053
 @pytest.mark.parametrize("spelling", ADDRESSES)
 @pytest.mark.parametrize("before", [[], BEFORE], ids=["first turn", "second turn"])
 def test_the_order_of_parts_is_no_matter(
@@ -454,7 +456,8 @@ def test_what_comes_on_a_connection(server: Served, sent: bytes, statuses: list[
     ] == statuses
 
 
-# https://github.com/passbolt/passbolt_api/issues/507 and https://github.com/punkpeye/fastmcp/pull/275
+# https://github.com/passbolt/passbolt_api/issues/507 and
+# https://github.com/punkpeye/fastmcp/pull/275
 @pytest.mark.parametrize(
     "path", ["/health", "/v1/health/live", "/v1/health/ready", "/", "/v1/models", "/docs"]
 )
@@ -470,7 +473,8 @@ def test_streams_ask_proxies_not_to_hold_them_back(server: Served) -> None:
     assert answer.headers["x-accel-buffering"] == "no"
 
 
-# https://github.com/vllm-project/vllm/issues/8625 and https://github.com/BerriAI/litellm/issues/4904
+# https://github.com/vllm-project/vllm/issues/8625 and
+# https://github.com/BerriAI/litellm/issues/4904
 def test_a_stream_has_the_usage_of_the_whole(server: Served) -> None:
     whole = post(server, {"messages": [USER]}).json()["usage"]
     streamed = post(
@@ -484,7 +488,8 @@ def test_a_stream_has_the_usage_of_the_whole(server: Served) -> None:
     )
 
 
-# https://github.com/perdy/starlette-prometheus/issues/7 and https://github.com/mozilla-ai/otari/issues/264
+# https://github.com/perdy/starlette-prometheus/issues/7 and
+# https://github.com/mozilla-ai/otari/issues/264
 def test_labels_of_metrics_are_routes_and_no_paths(server: Served) -> None:
     for number in range(20):
         server.client.get(f"/v1/models/unheard-of-{number}")
@@ -566,7 +571,8 @@ def test_clients_in_browsers_send_their_own_headers(origin: str, names: str) -> 
     assert preflight(origin, names, "https://other.example").status_code == 400
 
 
-# https://github.com/ggml-org/llama.cpp/issues/16338 and https://github.com/ggml-org/llama.cpp/pull/6325
+# https://github.com/ggml-org/llama.cpp/issues/16338 and
+# https://github.com/ggml-org/llama.cpp/pull/6325
 def test_everything_the_page_needs_is_below_it(server: Served) -> None:
     prefix = {"X-Forwarded-Prefix": "/llm/"}
     page = (

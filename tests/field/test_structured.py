@@ -1,6 +1,8 @@
-"""Public reports about structured output, tried on ours: which values a schema lets be said, and what is refused.
+"""Public reports about structured output, tried on ours: which values a schema lets be said, and
+what is refused.
 
-Each case has the report's link, a schema made up for it, values that must be within reach and others that must not.
+Each case has the report's link, a schema made up for it, values that must be within reach and
+others that must not.
 """
 
 from __future__ import annotations
@@ -357,8 +359,10 @@ class Strictly(BaseModel):
 
 
 def test_strict_types_are_filled_from_json(layouts: TemplateBuilder) -> None:
-    # https://github.com/Pipelex/pipelex/pull/1089, https://github.com/langchain-ai/langchain/issues/29604
-    # https://github.com/pydantic/pydantic-ai/issues/1509, https://github.com/pydantic/pydantic/issues/11967
+    # https://github.com/Pipelex/pipelex/pull/1089,
+    # https://github.com/langchain-ai/langchain/issues/29604
+    # https://github.com/pydantic/pydantic-ai/issues/1509,
+    # https://github.com/pydantic/pydantic/issues/11967
     value = made(layouts, Strictly).value
     assert (
         type(value.day) is date
@@ -395,7 +399,8 @@ def test_a_check_that_nothing_passes_is_named(layouts: TemplateBuilder) -> None:
 
 
 def test_what_takes_too_long_is_refused_and_remembered(layouts: TemplateBuilder) -> None:
-    # https://github.com/vllm-project/vllm/issues/43920, https://github.com/dottxt-ai/outlines-core/issues/193
+    # https://github.com/vllm-project/vllm/issues/43920,
+    # https://github.com/dottxt-ai/outlines-core/issues/193
     source, seconds = {"type": "string", "pattern": "^(a|b)*a(a|b){40}$"}, []
     for _ in range(2):
         started = time.thread_time()
@@ -477,7 +482,8 @@ def test_no_length_of_a_word_is_tried_again(layouts: TemplateBuilder) -> None:
 def test_older_drafts_are_asked_to_be_named(
     layouts: TemplateBuilder, schema: Any, said: Any, unsaid: Any
 ) -> None:
-    # https://github.com/PayU/api-schema-builder/issues/86, https://github.com/ajv-validator/ajv/issues/835
+    # https://github.com/PayU/api-schema-builder/issues/86,
+    # https://github.com/ajv-validator/ajv/issues/835
     # https://github.com/python-openapi/openapi-schema-validator/issues/45
     with pytest.raises(UnsupportedSchemaError, match='say so with "\\$schema": "') as refused:
         compile_schema(schema, layouts, 100)

@@ -1,4 +1,5 @@
-"""Public reports about training runs of other projects, each tried on us with an input of our own."""
+"""Public reports about training runs of other projects, each tried on us with an input of our
+own."""
 
 import io
 from dataclasses import replace
@@ -185,7 +186,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_published_weighting_is_that_of_the_rate() -> None:
-    # https://github.com/inclusionAI/dFactory/issues/17: a plain mean is another objective, and is called so
+    # https://github.com/inclusionAI/dFactory/issues/17: a plain mean is another objective, and is
+    # called so
     assert [name for name, weighting in WEIGHTINGS.items() if weighting.bound] == [
         "pretraining",
         "response",

@@ -1,4 +1,5 @@
-"""Programs and recordings that some tests use when the system has them; all but those tests run without.
+"""Programs and recordings that some tests use when the system has them; all but those tests run
+without.
 
 `pytest --bare` hides them, as on a machine with nothing but Python, pip and git.
 """
@@ -47,7 +48,8 @@ def needs(*packages: str) -> pytest.MarkDecorator:
 
 
 def hide(folder: Path) -> None:
-    """Hide every package above from this process and those it starts: `folder` becomes the whole PATH."""
+    """Hide every package above from this process and those it starts: `folder` becomes the whole
+    PATH."""
     global _hidden
     _hidden = True
     for name in BARE_PROGRAMS:
@@ -59,7 +61,8 @@ def hide(folder: Path) -> None:
 
 
 def advice(reasons: Iterable[str]) -> str | None:
-    """What to install for tests that were skipped for these reasons; None where no package is among them."""
+    """What to install for tests that were skipped for these reasons; None where no package is among
+    them."""
     skipped = 0
     packages: set[str] = set()
     for reason in reasons:

@@ -85,7 +85,8 @@ class Served:
         }
 
     def settle(self, key: str | None = None) -> dict[str, float]:
-        """The numbers once nothing is in flight; every request that was let in has ended in one way."""
+        """The numbers once nothing is in flight; every request that was let in has ended in one
+        way."""
         until = time.monotonic() + 10
         while (found := self.numbers(key))[
             "mmdiff_requests_in_flight"

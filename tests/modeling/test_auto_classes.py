@@ -1,4 +1,5 @@
-"""After `import mmdiff`, whatever was imported first, transformers' Auto classes give its model and processor."""
+"""After `import mmdiff`, whatever was imported first, transformers' Auto classes give its model and
+processor."""
 
 import subprocess
 import sys

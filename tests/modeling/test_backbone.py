@@ -1,4 +1,5 @@
-"""The backbone equals the published implementation, and padding, segments and branches keep rows apart."""
+"""The backbone equals the published implementation, and padding, segments and branches keep rows
+apart."""
 
 from pathlib import Path
 

@@ -112,7 +112,8 @@ def test_dream_without_a_template_has_chatml(folder_of: Make) -> None:
 def test_a_tokenizer_of_published_code_is_read_by_its_files(
     folder_of: Make, tmp_path: Path
 ) -> None:
-    """Dream's is Qwen2's under another name, as vocab.json and merges.txt, and names code of its own."""
+    """Dream's is Qwen2's under another name, as vocab.json and merges.txt, and names code of its
+    own."""
     folder = folder_of("dream", "chatml", CHATML)
     made = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").unlink()

@@ -1,4 +1,5 @@
-"""Every weight is accounted for, in both published layouts and ours, and a bad folder is one clear sentence."""
+"""Every weight is accounted for, in both published layouts and ours, and a bad folder is one clear
+sentence."""
 
 import dataclasses
 import json
@@ -62,7 +63,8 @@ def test_ff_out_is_the_head_or_a_block_s_projection() -> None:
 
 
 def test_every_name_of_llada_8b_is_known() -> None:
-    """The 291 names of the published checkpoint, made from its sizes, cover the meta model exactly."""
+    """The 291 names of the published checkpoint, made from its sizes, cover the meta model
+    exactly."""
     parts = [
         "q_proj",
         "k_proj",

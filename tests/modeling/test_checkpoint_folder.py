@@ -1,4 +1,5 @@
-"""The index says where a tensor is; what is missing, malformed or no whole model is one sentence."""
+"""The index says where a tensor is; what is missing, malformed or no whole model is one
+sentence."""
 
 import json
 from pathlib import Path
@@ -188,7 +189,8 @@ def test_an_adapter_alone_says_how_it_is_loaded(tmp_path: Path) -> None:
 
 
 def test_a_save_removes_what_an_earlier_one_left(random_tiny: Path, tmp_path: Path) -> None:
-    """One file over many and many over one: the folder then holds what was saved last, for any reader."""
+    """One file over many and many over one: the folder then holds what was saved last, for any
+    reader."""
     model, _ = load_folder(random_tiny, torch.device("cpu"), torch.float32)
     for size in ("50GB", "3MB", "50GB"):
         model.save_pretrained(tmp_path, max_shard_size=size)

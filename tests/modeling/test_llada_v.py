@@ -1,4 +1,5 @@
-"""Pictures through the whole published model: embeddings' place, logits and answers of every reference case."""
+"""Pictures through the whole published model: embeddings' place, logits and answers of every
+reference case."""
 
 import json
 from pathlib import Path

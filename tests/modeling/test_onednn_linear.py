@@ -1,4 +1,5 @@
-"""Linear layers through oneDNN give the numbers of PyTorch's own, however the input lies in memory."""
+"""Linear layers through oneDNN give the numbers of PyTorch's own, however the input lies in
+memory."""
 
 import pytest
 import torch

@@ -130,7 +130,8 @@ def test_control_tokens_in_words_are_harmless(processor: MMDiffProcessor, words:
 def test_added_tokens_in_words_are_harmless(
     processor: MMDiffProcessor, name: str, special: bool
 ) -> None:
-    """Those that a published folder brings, marked as special or not; words that were added stay as they are."""
+    """Those that a published folder brings, marked as special or not; words that were added stay as
+    they are."""
     own = copy.deepcopy(processor)
     kinds = {"special_tokens": special}
     own.tokenizer.add_tokens([AddedToken(name, special=special)], **kinds)
@@ -209,7 +210,8 @@ SOUND = np.zeros(16_000, np.float32)
     ],
 )
 def test_media_stand_before_text(processor: MMDiffProcessor, parts: Any, wanted: Any) -> None:
-    """Where they were taught, whatever order a client sends; media keep their own, and so do texts."""
+    """Where they were taught, whatever order a client sends; media keep their own, and so do
+    texts."""
     got, right = prepare(processor, user(*parts)), prepare(processor, user(*wanted))
     assert got.keys() == right.keys() and all(torch.equal(got[name], right[name]) for name in right)
 

@@ -25,7 +25,8 @@ GRIDS = tuple((columns, rows) for columns in range(1, 7) for rows in range(1, 7)
 
 
 def folder_of(reference: Path, folder: Path, variant: str, **changes: Any) -> Path:
-    """A folder as published, with weights, the tower's own folder beside them, and a config.json of the variants."""
+    """A folder as published, with weights, the tower's own folder beside them, and a config.json of
+    the variants."""
     folder.mkdir(exist_ok=True)
     for name in ("model.safetensors", "siglip-tiny"):
         if not (folder / name).exists():
@@ -241,7 +242,8 @@ def test_a_tower_s_own_folder_may_lie_elsewhere(reference: Path, tmp_path: Path)
 
 
 def test_another_tower_s_weights_do_not_pass_for_it(reference: Path, tmp_path: Path) -> None:
-    """Where no folder says otherwise a SigLIP of an unknown name is so400m, and the shapes must be."""
+    """Where no folder says otherwise a SigLIP of an unknown name is so400m, and the shapes must
+    be."""
     folder = folder_of(
         reference, tmp_path, "pairs", mm_vision_tower="model/our-siglip", mm_hidden_size=1152
     )

@@ -1,4 +1,5 @@
-"""Fewer bits: smaller, close to the full weights, and refused in one sentence where they do not fit."""
+"""Fewer bits: smaller, close to the full weights, and refused in one sentence where they do not
+fit."""
 
 from pathlib import Path
 from typing import Any

@@ -296,7 +296,8 @@ def test_a_version_costs_little() -> None:
 
 
 def test_tensors_without_numbers_are_no_fault() -> None:
-    """On no device yet, sparse, transposed, empty, or with numbers that are not equal to themselves."""
+    """On no device yet, sparse, transposed, empty, or with numbers that are not equal to
+    themselves."""
     for tensor in (
         torch.empty(3, 4, device="meta"),
         torch.eye(3).to_sparse(),

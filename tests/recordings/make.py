@@ -1,6 +1,7 @@
 """Make the recordings beside this file again: `python tests/recordings/make.py`. It needs flite.
 
-A test sentence, and questions about the first test pictures of easy-VQA; the voice, slt, is heard in no training.
+A test sentence, and questions about the first test pictures of easy-VQA; the voice, slt, is heard
+in no training.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Servers in processes of their own, as people start them; most tests share one (`server`, in tests/conftest.py)."""
+"""Servers in processes of their own, as people start them; most tests share one (`server`, in
+tests/conftest.py)."""
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator

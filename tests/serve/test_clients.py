@@ -1,4 +1,5 @@
-"""What real clients send of their own accord: their answers sent back, empty fields, headers, probes."""
+"""What real clients send of their own accord: their answers sent back, empty fields, headers,
+probes."""
 
 import io
 import json
@@ -31,7 +32,8 @@ def content(answer: Any) -> str:
 
 
 def test_an_answer_is_sent_back_in_each_of_the_clients_forms(client: openai.OpenAI) -> None:
-    """The object itself, its dump, with and without what is empty, a dict, and what a stream added up to."""
+    """The object itself, its dump, with and without what is empty, a dict, and what a stream added
+    up to."""
     messages: list[Any] = [QUESTION]
     first = client.chat.completions.create(model="tiny", messages=messages)
     message = first.choices[0].message
@@ -128,11 +130,45 @@ def test_what_asks_for_something_is_refused_by_name(server: Served) -> None:
 
 
 def test_empty_settings_ask_for_nothing(server: Served) -> None:
-    names = """model max_tokens max_completion_tokens n seed stop stream stream_options temperature
-        response_format diffusing top_p frequency_penalty presence_penalty logprobs top_logprobs
-        logit_bias tools tool_choice parallel_tool_calls modalities user metadata store service_tier
-        functions function_call audio prediction reasoning_effort web_search_options extra_body
-        steps threshold gen_length verbosity an_unknown_one""".split()
+    names = [
+        "model",
+        "max_tokens",
+        "max_completion_tokens",
+        "n",
+        "seed",
+        "stop",
+        "stream",
+        "stream_options",
+        "temperature",
+        "response_format",
+        "diffusing",
+        "top_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "logprobs",
+        "top_logprobs",
+        "logit_bias",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "modalities",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "functions",
+        "function_call",
+        "audio",
+        "prediction",
+        "reasoning_effort",
+        "web_search_options",
+        "extra_body",
+        "steps",
+        "threshold",
+        "gen_length",
+        "verbosity",
+        "an_unknown_one",
+    ]
     body = asking("what color is a red circle?")
     plain = server.client.post("/v1/chat/completions", json=body).json()["choices"]
     nulls = {**body, **dict.fromkeys(names)}

@@ -1,4 +1,5 @@
-"""What goes wrong around the server: full houses, clients that vanish, engines that die, and the end."""
+"""What goes wrong around the server: full houses, clients that vanish, engines that die, and the
+end."""
 
 import json
 import os

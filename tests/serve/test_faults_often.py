@@ -1,4 +1,5 @@
-"""What goes wrong again and again, with as many clients as there are places; each fault some twenty times."""
+"""What goes wrong again and again, with as many clients as there are places; each fault some twenty
+times."""
 
 import json
 import os
@@ -32,7 +33,8 @@ STEPS = {
 
 @contextmanager
 def streams(served: Served, **settings: int) -> Iterator[list[Future[list[str]]]]:
-    """So many slow answers, all of them begun; a client gives the lines that came, or its connection's error."""
+    """So many slow answers, all of them begun; a client gives the lines that came, or its
+    connection's error."""
     begun = threading.Semaphore(0)
 
     def client() -> list[str]:

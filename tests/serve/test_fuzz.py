@@ -1,4 +1,5 @@
-"""Requests with something broken in them at random: a refusal with a code, or an answer; never the server's fault."""
+"""Requests with something broken in them at random: a refusal with a code, or an answer; never the
+server's fault."""
 
 import json
 import os

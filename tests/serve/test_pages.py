@@ -1,4 +1,5 @@
-"""The examples on the pages run as they stand there, against a server on another port; so do other people's clients."""
+"""The examples on the pages run as they stand there, against a server on another port; so do other
+people's clients."""
 
 import contextlib
 import io

@@ -1,4 +1,5 @@
-"""The parts that need no server: what is told, who comes in, what is fetched, what goes between processes."""
+"""The parts that need no server: what is told, who comes in, what is fetched, what goes between
+processes."""
 
 import asyncio
 import socket
@@ -176,7 +177,8 @@ def test_only_named_domains_are_asked(url: str) -> None:
 def test_a_name_or_a_redirect_that_leads_inside_is_not_followed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each hop is resolved once and checked; the connection goes to the address that was checked."""
+    """Each hop is resolved once and checked; the connection goes to the address that was
+    checked."""
     asked: list[tuple[str, str]] = []
     hosts = {"pictures.example": "93.184.215.14", "inside.pictures.example": "10.0.0.1"}
 

@@ -1,4 +1,5 @@
-"""`--ray` on a real cluster of a head and two workers, all on this machine's loopback and behind a token."""
+"""`--ray` on a real cluster of a head and two workers, all on this machine's loopback and behind a
+token."""
 
 import json
 import os

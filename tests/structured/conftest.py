@@ -1,4 +1,5 @@
-"""Tokenizers of the three kinds that are known, learned from a few words, and layouts of the shipped one."""
+"""Tokenizers of the three kinds that are known, learned from a few words, and layouts of the
+shipped one."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def _byte_bpe() -> Tokenizer:
 
 
 def _sentencepiece() -> Tokenizer:
-    """As Llama's: spaces as \u2581, a space in front of a text, bytes for what is not in the vocabulary."""
+    """As Llama's: spaces as \u2581, a space in front of a text, bytes for what is not in the
+    vocabulary."""
     made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     made.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]

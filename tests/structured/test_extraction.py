@@ -1,4 +1,5 @@
-"""extract, choose and fill with models of random weights: every cache and rule, batches, sounds and texts."""
+"""extract, choose and fill with models of random weights: every cache and rule, batches, sounds and
+texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Languages beside brute force: their algebra, their automata over code points and over bytes, their bounds."""
+"""Languages beside brute force: their algebra, their automata over code points and over bytes,
+their bounds."""
 
 from __future__ import annotations
 

@@ -15,13 +15,66 @@ from mmdiff.structured.regular.derivatives import automaton, matches, shortest, 
 from mmdiff.structured.regular.language import ANY, literal
 from mmdiff.structured.regular.regex import compile_regex
 
-SOURCES = r"""
-a|b  ^a$  ^a  b$  ^(a|b)*$  ^a*b+$  (?=a)b  (?=a).  ^(?!a)  ^(?!.*b)  a(?!b)  a{2}b?  ^a{1,2}$  [^a]  ^[^a]*$  (^a|b$)
-(^|b)a($|b)  (?:^a)?  ^^a  a$$  a^  $a  ^$  ^(?!^[ab]*$)..$  ^(?=.*a)(?=.*b).{2,3}$  ^(a+)+$  (a|b|)b  x*?
-^(?:a(?=b)){0,2}b  (^a){2}  \d  \w+\-  [\w.]+@  ^\S+$  ^[^\s]+$  ^a?b?$  ^(?!(?:a|b$))  ((?!a).){1,2}$  (?:$|^)b*
-^(?:^|a){1,2}b  ^(?:(?!b)a?){2}$  ^(?<first>a)  [^^]  [a\]]  [\d\-]b  ^(?!(?!a).)  ^(?:a|(?=b)b)(?!$)  a{0}  (?!)  a||b
-^(?!^[-+.]*$)[-@.]?0*\d*\.?\d*$  [^\W1]  \D\d|\W  ^\x61\u0062  [\x61-b]  {a  a{,  ^[|&~[]$
-""".split()
+SOURCES = [
+    r"a|b",
+    r"^a$",
+    r"^a",
+    r"b$",
+    r"^(a|b)*$",
+    r"^a*b+$",
+    r"(?=a)b",
+    r"(?=a).",
+    r"^(?!a)",
+    r"^(?!.*b)",
+    r"a(?!b)",
+    r"a{2}b?",
+    r"^a{1,2}$",
+    r"[^a]",
+    r"^[^a]*$",
+    r"(^a|b$)",
+    r"(^|b)a($|b)",
+    r"(?:^a)?",
+    r"^^a",
+    r"a$$",
+    r"a^",
+    r"$a",
+    r"^$",
+    r"^(?!^[ab]*$)..$",
+    r"^(?=.*a)(?=.*b).{2,3}$",
+    r"^(a+)+$",
+    r"(a|b|)b",
+    r"x*?",
+    r"^(?:a(?=b)){0,2}b",
+    r"(^a){2}",
+    r"\d",
+    r"\w+\-",
+    r"[\w.]+@",
+    r"^\S+$",
+    r"^[^\s]+$",
+    r"^a?b?$",
+    r"^(?!(?:a|b$))",
+    r"((?!a).){1,2}$",
+    r"(?:$|^)b*",
+    r"^(?:^|a){1,2}b",
+    r"^(?:(?!b)a?){2}$",
+    r"^(?<first>a)",
+    r"[^^]",
+    r"[a\]]",
+    r"[\d\-]b",
+    r"^(?!(?!a).)",
+    r"^(?:a|(?=b)b)(?!$)",
+    r"a{0}",
+    r"(?!)",
+    r"a||b",
+    r"^(?!^[-+.]*$)[-@.]?0*\d*\.?\d*$",
+    r"[^\W1]",
+    r"\D\d|\W",
+    r"^\x61\u0062",
+    r"[\x61-b]",
+    r"{a",
+    r"a{,",
+    r"^[|&~[]$",
+]
 SOURCES.remove("a{,")
 
 

@@ -209,7 +209,8 @@ def score(logits: np.ndarray, places: np.ndarray, ids: list[int]) -> float:
 @pytest.mark.parametrize("source", [MIXED, "^(ab|ba)$", "^[^a]{2,3}$"])
 @pytest.mark.parametrize("holes", [False, True], ids=["finite", "infinite"])
 def test_only_some_open_positions_may_be_asked_for(source: str, holes: bool) -> None:
-    """What is decided is the best of what some word has there, whatever becomes of the other open positions."""
+    """What is decided is the best of what some word has there, whatever becomes of the other open
+    positions."""
     slot = word_slot(source)
     words = every_word(slot, {})
     rng = np.random.default_rng(1)
@@ -416,7 +417,8 @@ def test_an_assignment_is_the_best_of_all() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_choices_of_a_group_never_meet(temperature: float) -> None:
-    """As many slots as values, committed one by one in any order, with other logits at each step."""
+    """As many slots as values, committed one by one in any order, with other logits at each
+    step."""
     values = ("a", "b", "ab", "ba", "1")
     ids_KL = np.array([[0, PAD], [1, PAD], [2, PAD], [3, PAD], [4, PAD]])
     for seed in range(20):
@@ -453,7 +455,8 @@ def test_a_group_that_cannot_differ_is_decided_all_the_same() -> None:
 
 
 def test_a_word_that_is_only_begun_is_never_the_best() -> None:
-    """Every token of "aab" and "aa" may stand where it would stand, but the word would not be finished."""
+    """Every token of "aab" and "aa" may stand where it would stand, but the word would not be
+    finished."""
     slot = word_slot(MIXED, 5)
     logits = np.random.default_rng(0).normal(0, 0.1, (5, len(WORDS))).astype(np.float32)
     allowed = slot.allowed(np.full(5, MASK), np.ones(5, dtype=bool))

@@ -1,4 +1,5 @@
-"""Whatever the weights, rules and temperatures, what comes out fits its schema, or was refused before."""
+"""Whatever the weights, rules and temperatures, what comes out fits its schema, or was refused
+before."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def test_packed_and_plain_lines_are_read(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def suite(request: pytest.FixtureRequest) -> list[tuple[str, Any]]:
-    """The JSON-Schema-Test-Suite's schemas of two drafts, from the sources of the package jsonschema."""
+    """The JSON-Schema-Test-Suite's schemas of two drafts, from the sources of the package
+    jsonschema."""
     folder = Path(str(request.config.cache.mkdir("jsonschema-sources")))  # type: ignore[union-attr]
     if not list(folder.glob("*.tar.gz")):
         command = [

@@ -1,4 +1,5 @@
-"""A checkpoint is whole or absent, whatever interrupts its writing, and says so when it was damaged later."""
+"""A checkpoint is whole or absent, whatever interrupts its writing, and says so when it was damaged
+later."""
 
 import json
 import os
@@ -38,7 +39,8 @@ def parts(seed: int = 0, updates: int = 3) -> tuple[nn.Module, torch.optim.Optim
 
 
 def equal(one: Any, other: Any) -> bool:
-    """The same numbers, bit for bit, in nested state dictionaries (tuples may have become lists)."""
+    """The same numbers, bit for bit, in nested state dictionaries (tuples may have become
+    lists)."""
     if isinstance(one, Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -53,7 +55,8 @@ def visible(folder: Path) -> list[str]:
 
 
 def test_model_and_optimizer_come_back_exactly(tmp_path: Path) -> None:
-    """Moments, step counts and every group's settings: what is lost here shows only as a worse resumed run."""
+    """Moments, step counts and every group's settings: what is lost here shows only as a worse
+    resumed run."""
     model, optimizer = parts()
     path = save_checkpoint(tmp_path, 30, model, optimizer)
     other_model, other_optimizer = parts(seed=1, updates=0)
@@ -129,7 +132,8 @@ def test_a_crash_while_writing_leaves_the_older_ones(
 def test_a_crash_while_pruning_lists_no_half_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old folder used to be emptied in place, so that one with a manifest and no weights could stay listed."""
+    """The old folder used to be emptied in place, so that one with a manifest and no weights could
+    stay listed."""
     model, optimizer = parts()
     for step in (10, 20):
         save_checkpoint(tmp_path, step, model, optimizer)

@@ -1,4 +1,5 @@
-"""What is trained on is what is asked later: packed rows equal the processor's prompts and the sampler's view."""
+"""What is trained on is what is asked later: packed rows equal the processor's prompts and the
+sampler's view."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -134,7 +135,8 @@ def prompt(
 
 
 def positions(batch: Batch, row: int, branch: int) -> tuple[Tensor, Tensor]:
-    """Where the prompt and the answer of a branch stand: the shared part and its own, and its labelled positions."""
+    """Where the prompt and the answer of a branch stand: the shared part and its own, and its
+    labelled positions."""
     valid, branches = batch["attention_mask"][row], batch["branch_ids"][row]
     labelled = batch["labels"][row] != IGNORE
     asked = valid & ((branches == 0) | (branches == branch)) & ~labelled
@@ -174,7 +176,8 @@ def test_a_branch_is_the_prompt_that_is_asked(
 def test_only_answers_are_learned(
     batch: Batch, tokenizer: Tokenizer, row: int, branch: int
 ) -> None:
-    """An answer is its words, the end of the turn, and ends of text up to a canvas of whole blocks."""
+    """An answer is its words, the end of the turn, and ends of text up to a canvas of whole
+    blocks."""
     turn = ROWS[row][1][branch - 1]
     _, answer = positions(batch, row, branch)
     ids, words = batch["input_ids"][row, answer].tolist(), tokenizer.encode(turn.answer).ids
@@ -200,7 +203,8 @@ def test_prompts_and_padding_have_no_labels(batch: Batch) -> None:
 
 
 def test_canvases_are_of_several_lengths(tokenizer: Tokenizer) -> None:
-    """The sampler's canvas is longer than most answers; a model that saw short ones only could not end it."""
+    """The sampler's canvas is longer than most answers; a model that saw short ones only could not
+    end it."""
     roomy = max(CANVAS_LENGTHS) + 8
     rows: list[Row] = [
         (ROWS[0][0], [Turn("is it?", "no")] * 200 + [Turn("is it?", "no", canvas=roomy)])
@@ -219,7 +223,8 @@ def test_canvases_are_of_several_lengths(tokenizer: Tokenizer) -> None:
 def test_packed_logits_are_those_of_the_sampler(
     batch: Batch, processor: MMDiffProcessor, hidden: float
 ) -> None:
-    """Each branch, packed with others and padded, against the same prompt and canvas as `sampler.denoise` sees them."""
+    """Each branch, packed with others and padded, against the same prompt and canvas as
+    `sampler.denoise` sees them."""
     vision = dataclasses.replace(CONFIG.vision, num_hidden_layers=1)  # type: ignore[type-var]
     backbone = dataclasses.replace(CONFIG.backbone, num_hidden_layers=2)
     torch.manual_seed(0)
@@ -247,7 +252,8 @@ def equal(one: Batch, other: Batch) -> bool:
 
 
 def test_conversations_depend_on_their_number_alone(tokenizer_file: Path) -> None:
-    """Whatever was asked for before, and in whichever process: a resumed run sees the batches of an unbroken one."""
+    """Whatever was asked for before, and in whichever process: a resumed run sees the batches of an
+    unbroken one."""
 
     def make(seed: int) -> ConversationDataset:
         return ConversationDataset(CONFIG, tokenizer_file, [scene_row, easy_vqa_row], seed)
@@ -274,7 +280,8 @@ def test_phrases_depend_on_their_number_alone(tokenizer_file: Path) -> None:
 def test_phrases_tell_the_truth(
     tokenizer_file: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of `truth` are background and then every thing of every picture, in the numbering of `owner`."""
+    """Rows of `truth` are background and then every thing of every picture, in the numbering of
+    `owner`."""
     scenes: list[Scene] = []
 
     def note(seed: int) -> tuple[Image.Image, Scene, np.random.Generator]:
@@ -359,7 +366,8 @@ def test_patch_owners_by_the_slow_loop(width: int, height: int, patches_per_side
 
 @pytest.mark.parametrize(("width", "height"), SIDES)
 def test_patches_show_their_owner(width: int, height: int) -> None:
-    """Against painted pixels: padding at other edges than `views` pads would shift every patch of an oblong picture."""
+    """Against painted pixels: padding at other edges than `views` pads would shift every patch of
+    an oblong picture."""
     assert CONFIG.vision is not None
     short = min(width, height)
     things = (
@@ -428,7 +436,8 @@ def test_scene_rows_are_asked_described_and_named() -> None:
 
 
 def test_references_are_read_behind_the_picture(tokenizer: Tokenizer, batch: Batch) -> None:
-    """Their words stand where a question's would, and their last one is told from; nothing is answered."""
+    """Their words stand where a question's would, and their last one is told from; nothing is
+    answered."""
     assert not batch["named"].any() and batch["facts"].shape == (0, len(FACTS))
     scene = example(3)[1]
     said = references(scene, np.random.default_rng(0), 4)
@@ -455,7 +464,8 @@ def test_references_are_read_behind_the_picture(tokenizer: Tokenizer, batch: Bat
 
 
 def test_a_scene_is_told_at_the_tokens_of_its_picture(tokenizer: Tokenizer) -> None:
-    """Row by row, each token tells of the thing that most of it shows, and only those of its own picture."""
+    """Row by row, each token tells of the thing that most of it shows, and only those of its own
+    picture."""
     image, scene, _ = example(3)
     blank = (Image.new("RGB", (64, 64)), [Turn("is it?", "no")])
     said = references(scene, np.random.default_rng(0), 1)
@@ -521,7 +531,8 @@ def test_a_caption_tells_of_the_thing_it_speaks_of(tokenizer: Tokenizer) -> None
 
 
 def test_captions_are_asked_for_as_they_were_trained() -> None:
-    """The pipeline has prompts of its own, since it may not know of training; they must be among the trained ones."""
+    """The pipeline has prompts of its own, since it may not know of training; they must be among
+    the trained ones."""
     assert {
         length: prompts[0] for length, prompts in questions.CAPTION_PROMPTS.items()
     } == CAPTION_PROMPTS
@@ -554,7 +565,8 @@ def test_the_splits_of_easy_vqa_share_no_picture() -> None:
 
 
 def test_easy_vqa_pictures_are_moved_but_keep_their_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shift by a few pixels and a mirror leave the background's colour at the rim, not black, and the answer true."""
+    """A shift by a few pixels and a mirror leave the background's colour at the rim, not black, and
+    the answer true."""
     original = Image.new("RGB", (64, 64), (230, 235, 240))
     original.paste((255, 0, 0), (10, 20, 30, 50))
     monkeypatch.setattr(easy_vqa.EasyVqaImage, "open", lambda picture: original)
@@ -678,7 +690,8 @@ def damaged(tmp_path: Path, content: bytes) -> Path:
 def test_a_damaged_image_is_left_out(
     tokenizer_file: Path, tmp_path: Path, kind: str, opened_by: Any
 ) -> None:
-    """Whoever opens it, and also where the damage shows only when its pixels are wanted; the next one is taken."""
+    """Whoever opens it, and also where the damage shows only when its pixels are wanted; the next
+    one is taken."""
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
     contents = {"empty": b"", "no image": b"hello", "cut short": whole.read_bytes()[:900]}

@@ -1,4 +1,5 @@
-"""A run that was stopped and went on equals an unbroken one, bit for bit; rates and batches are as asked."""
+"""A run that was stopped and went on equals an unbroken one, bit for bit; rates and batches are as
+asked."""
 
 import json
 import multiprocessing
@@ -44,7 +45,8 @@ class Toy(nn.Module):
 
 
 class Points(Dataset[Batch]):
-    """Batch n holds the points `n * size` to `(n + 1) * size - 1`, so that two small batches make a large one."""
+    """Batch n holds the points `n * size` to `(n + 1) * size - 1`, so that two small batches make a
+    large one."""
 
     def __init__(self, size: int = 8) -> None:
         self.size = size
@@ -136,7 +138,8 @@ def test_it_learns(tmp_path: Path) -> None:
 def test_a_resumed_run_equals_an_unbroken_one(
     tmp_path: Path, unbroken: Path, after: int, error: BaseException
 ) -> None:
-    """Weights, optimizer and log, bit for bit; lines that were logged behind the checkpoint used to come twice."""
+    """Weights, optimizer and log, bit for bit; lines that were logged behind the checkpoint used to
+    come twice."""
     folder, model = tmp_path / "broken", Toy()
     with pytest.raises(type(error)):
         train(Toy(), stopping(noisy_loss, after, error), Points(), CONFIG, folder, "toy")
@@ -160,7 +163,8 @@ def torch_state(folder: Path) -> dict[str, Tensor]:
 
 
 def test_a_run_interrupted_again_and_again(tmp_path: Path, unbroken: Path) -> None:
-    """Each call gets 6 batches further than the last checkpoint; the save after step 10 is interrupted as well."""
+    """Each call gets 6 batches further than the last checkpoint; the save after step 10 is
+    interrupted as well."""
     folder, save_file = tmp_path / "broken", writing.save_file
 
     def interrupt(tensors: dict[str, Tensor], path: Path) -> None:
@@ -189,7 +193,8 @@ def test_a_run_interrupted_again_and_again(tmp_path: Path, unbroken: Path) -> No
 
 
 def test_a_torn_line_does_not_stop_a_resumed_run(tmp_path: Path, unbroken: Path) -> None:
-    """A machine that went down in the middle of a line: it is dropped, like everything of the steps that come again."""
+    """A machine that went down in the middle of a line: it is dropped, like everything of the steps
+    that come again."""
     folder = tmp_path / "broken"
     with pytest.raises(RuntimeError):
         train(Toy(), stopping(noisy_loss, 6, RuntimeError()), Points(), CONFIG, folder, "toy")
@@ -230,7 +235,8 @@ def test_tensorboard_forgets_the_steps_that_come_again(tmp_path: Path) -> None:
 
 
 def test_workers_change_nothing(tmp_path: Path, unbroken: Path) -> None:
-    """Batches are asked for by number, so neither their order nor a process of their own can matter."""
+    """Batches are asked for by number, so neither their order nor a process of their own can
+    matter."""
     train(Toy(), noisy_loss, Points(), replace(CONFIG, workers=1), tmp_path / "worker", "toy")
     assert logged(tmp_path / "worker") == logged(unbroken)
     assert weights(tmp_path / "worker") == weights(unbroken)
@@ -241,7 +247,8 @@ def test_workers_change_nothing(tmp_path: Path, unbroken: Path) -> None:
 def test_batches_come_in_order_and_go_on_in_order(
     tmp_path: Path, accumulate: int, workers: int
 ) -> None:
-    """A resumed run starts at batch `step * accumulate`: counting steps instead would train on some batches twice."""
+    """A resumed run starts at batch `step * accumulate`: counting steps instead would train on some
+    batches twice."""
     seen: list[int] = []
 
     def note(
@@ -258,7 +265,8 @@ def test_batches_come_in_order_and_go_on_in_order(
 
 
 def test_two_half_batches_are_one_whole(tmp_path: Path) -> None:
-    """For a mean loss; a sum instead of a mean over the parts would double the gradient that is clipped."""
+    """For a mean loss; a sum instead of a mean over the parts would double the gradient that is
+    clipped."""
     whole, halves = Toy(), Toy()
     config = replace(CONFIG, steps=4)
     train(whole, plain_loss, Points(8), config, tmp_path / "whole", "toy")
@@ -280,7 +288,8 @@ def test_another_seed_draws_otherwise(tmp_path: Path, unbroken: Path) -> None:
 def test_frozen_parts_stay_and_the_longest_prefix_counts(
     tmp_path: Path, order: Callable[[Any], Any]
 ) -> None:
-    """Whichever prefix stands first; decay alone would move a frozen weight, so it must not reach the optimizer."""
+    """Whichever prefix stands first; decay alone would move a frozen weight, so it must not reach
+    the optimizer."""
     rates = dict(order({"body": 0.0, "body.second": 0.5, "body.second.bias": 0.0}.items()))
     model, start = Toy(), Toy().state_dict()
     train(
@@ -438,7 +447,8 @@ def turning(loss: Loss, after: int, factor: float) -> Loss:
 @pytest.mark.parametrize("after", [0, 4, 7, 11])
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, after: int, factor: float) -> None:
-    """Before the weights know of it: the last checkpoint is the last good one, and the run goes on from there."""
+    """Before the weights know of it: the last checkpoint is the last good one, and the run goes on
+    from there."""
     model, folder = Toy(), tmp_path / "run"
     done = after // 5 * 5
     wanted = f"step-{done:08d} is the last good checkpoint" if done else "no checkpoint was written"
@@ -570,7 +580,8 @@ def one_of_two(rank: int, port: int, folder: Path, hears: Callable[[int], bool])
 
 @pytest.mark.parametrize("sounds", [(), (0, 3, 6, 9), (1,)], ids=str)
 def test_two_processes_train_on_images_alone(tmp_path: Path, sounds: tuple[int, ...]) -> None:
-    """And on batches of which one process has sounds; as one process does with two batches a step."""
+    """And on batches of which one process has sounds; as one process does with two batches a
+    step."""
 
     def hears(number: int) -> bool:
         return number in sounds
@@ -598,7 +609,8 @@ def test_two_processes_train_on_images_alone(tmp_path: Path, sounds: tuple[int, 
 
 
 def test_only_matrices_decay() -> None:
-    """Biases and norms would be pulled towards zero, which is no neutral value for a norm's scale."""
+    """Biases and norms would be pulled towards zero, which is no neutral value for a norm's
+    scale."""
     groups = parameter_groups(Toy(), CONFIG)
     assert {(p.dim() > 1, group["weight_decay"]) for group in groups for p in group["params"]} == {
         (True, CONFIG.weight_decay),
@@ -611,14 +623,16 @@ def test_only_matrices_decay() -> None:
     [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (60, 0.6), (110, 0.2), (500, 0.2)],
 )
 def test_learning_rate_schedule(step: int, share: float) -> None:
-    """Linear over 10 steps, then the cosine over 100: half way between start and end at half time, never under it."""
+    """Linear over 10 steps, then the cosine over 100: half way between start and end at half time,
+    never under it."""
     config = TrainConfig(steps=110, learning_rate=2.0, rates={}, warmup_steps=10, final_rate=0.2)
     assert learning_rate(config, step) == pytest.approx(2.0 * share)
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(5, 0), (3, 100), (1, 1), (1, 0)])
 def test_learning_rate_of_short_runs(steps: int, warmup: int) -> None:
-    """A trial run may end inside the warm-up, or have none: no division by zero, no rate above the highest."""
+    """A trial run may end inside the warm-up, or have none: no division by zero, no rate above the
+    highest."""
     config = TrainConfig(steps=steps, learning_rate=1.0, rates={}, warmup_steps=warmup)
     rates = [learning_rate(config, step) for step in range(steps)]
     assert all(0 < rate <= 1 for rate in rates)

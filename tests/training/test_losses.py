@@ -108,7 +108,8 @@ def test_weightings_have_names() -> None:
 
 
 class Table(torch.nn.Module):
-    """Each hidden token's probabilities, one table for each way to see the others; no joint distribution fits them."""
+    """Each hidden token's probabilities, one table for each way to see the others; no joint
+    distribution fits them."""
 
     def __init__(self, length: int, vocabulary: int) -> None:
         super().__init__()
@@ -125,7 +126,8 @@ class Table(torch.nn.Module):
         return ModelOutput(logits=self.logits[(input_ids * self.powers).sum(1)][select])
 
     def exact(self, ids: tuple[int, ...]) -> float:
-        """The mean negative log-likelihood over all orders, which the bound equals (RADD, arXiv 2406.03736)."""
+        """The mean negative log-likelihood over all orders, which the bound equals (RADD, arXiv
+        2406.03736)."""
         logs, mask = self.logits.log_softmax(-1), self.logits.shape[-1]
 
         @functools.cache
@@ -163,7 +165,8 @@ def test_the_bound_is_met(name: str) -> None:
 
 
 def test_times_are_those_of_the_weighting() -> None:
-    """Uniform for the published objectives: half of all tokens are hidden on average, and two thirds of the late."""
+    """Uniform for the published objectives: half of all tokens are hidden on average, and two
+    thirds of the late."""
     labels = torch.zeros(200, 20, dtype=torch.long)
     batch = {
         "input_ids": labels,

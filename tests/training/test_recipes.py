@@ -1,4 +1,5 @@
-"""A whole recipe, one step a stage: what it leaves behind can be asked, and a second call has nothing to do."""
+"""A whole recipe, one step a stage: what it leaves behind can be asked, and a second call has
+nothing to do."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -107,7 +108,8 @@ def finished(small_recipe: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_the_finished_model_answers(finished: Path) -> None:
-    """In bfloat16, a few megabytes, of the preset's form; three stages' weights have to survive the way there."""
+    """In bfloat16, a few megabytes, of the preset's form; three stages' weights have to survive the
+    way there."""
     pipeline = load(finished / "model", device="cpu")
     assert pipeline.model.model_config == PRESETS["tiny"]
     stored = load_file(finished / "model" / "model.safetensors")
@@ -152,7 +154,8 @@ def test_the_finished_model_is_the_last_checkpoint(finished: Path) -> None:
 
 
 def test_stages_go_on_from_each_other(finished: Path) -> None:
-    """The tower of the first stage is not touched by the second, where it is frozen, and moves in the third."""
+    """The tower of the first stage is not touched by the second, where it is frozen, and moves in
+    the third."""
     assert sorted(path.name for path in finished.iterdir() if path.is_dir()) == [
         "align",
         "hear",
@@ -178,7 +181,8 @@ def test_stages_go_on_from_each_other(finished: Path) -> None:
 
 
 def test_the_audio_tower_starts_from_whispers(finished: Path) -> None:
-    """Tower, connector and head learn to spell; then the tower stands still, and the rest learns to hear."""
+    """Tower, connector and head learn to spell; then the tower stands still, and the rest learns to
+    hear."""
     assert PRESETS["tiny"].audio is not None
     whisper = whisper_tower(PRESETS["tiny"].audio).state_dict()
     states = {
@@ -287,7 +291,8 @@ def test_rates_name_parts_that_exist(make: Callable[..., Stage], frozen: set[str
 
 @pytest.mark.parametrize(("side", "width"), [(12, 192), (6, 32), (27, 64)])
 def test_waves_tell_patches_apart_and_neighbours_alike(side: int, width: int) -> None:
-    """Across and down alike; rows and columns mixed up in `flatten` would make (r, c) and (c, r) the same."""
+    """Across and down alike; rows and columns mixed up in `flatten` would make (r, c) and (c, r)
+    the same."""
     table = waves(side, width)
     assert table.shape == (side * side, width) and table.dtype == torch.float32
     assert table.abs().max() <= 0.5
@@ -298,7 +303,7 @@ def test_waves_tell_patches_apart_and_neighbours_alike(side: int, width: int) ->
             near = torch.stack((here[row, column + 1], here[row + 1, column]))
             rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
             strangers = here[((rows - row).abs() + (columns - column).abs()) > 2]
-            assert 0.01 < near.min() and near.max() < strangers.min()
+            assert near.min() > 0.01 and near.max() < strangers.min()
     assert torch.allclose(
         distance, distance.permute(1, 0, 3, 2), atol=1e-4
     )  # mirrored at the diagonal
@@ -323,7 +328,8 @@ def test_the_tower_starts_from_waves() -> None:
 
 
 def test_only_hidden_answers_are_scored() -> None:
-    """The loss of a model that knows the answers is 0, whatever it says anywhere else, and its draws decide it."""
+    """The loss of a model that knows the answers is 0, whatever it says anywhere else, and its
+    draws decide it."""
     labels = torch.tensor([[-100, -100, 8, 9, 2, 1, 1, 1, -100, 7, 2, 1]])
     batch = {name: torch.zeros_like(labels) for name in recipes.MODEL_INPUTS} | {
         "input_ids": labels.clamp(min=5),

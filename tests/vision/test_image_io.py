@@ -578,7 +578,8 @@ def test_pillows_settings_stay_as_they_are() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_end_in_a_picture_or_a_sentence(kind: str) -> None:
-    """Cuts, flips, overwritten runs, insertions: whatever comes, it is a picture or an ImageError."""
+    """Cuts, flips, overwritten runs, insertions: whatever comes, it is a picture or an
+    ImageError."""
     rng = np.random.default_rng(len(kind))
     sources = [encoded(noise(31, 27), kind), encoded(noise(9, 9).convert("L"), kind)]
     sources.append(

@@ -101,7 +101,8 @@ def test_embeddings(
 def test_the_layer_before_the_last(
     llada_v: Path, anyres: VisionConfig, weights: dict[str, Tensor]
 ) -> None:
-    """The tower as SigLIP publishes it (one layer more, a pooling head) gives what LLaDA-V's own copy gives."""
+    """The tower as SigLIP publishes it (one layer more, a pooling head) gives what LLaDA-V's own
+    copy gives."""
     towers = build_tower(anyres), build_tower(anyres)
     load_tower(towers[0], load_file(llada_v / "siglip-tiny" / "model.safetensors"))
     load_tower(towers[1], part(weights, "model.vision_tower.vision_tower."))

@@ -140,7 +140,8 @@ def test_a_view_never_depends_on_its_neighbours(library: str, small: VisionConfi
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
 def test_whole_published_checkpoints(library: str, prefix: str, small: VisionConfig) -> None:
-    """SiglipModel's files: a text tower, a pooling head, a final norm and more layers than are built."""
+    """SiglipModel's files: a text tower, a pooling head, a final norm and more layers than are
+    built."""
     deeper = dataclasses.replace(small, num_hidden_layers=3)
     deep_state = random_state(deeper)
     state = {prefix + name: tensor for name, tensor in deep_state.items()}

@@ -1,4 +1,5 @@
-"""Changes to a log-mel spectrogram that leave its words as they are: another throat, another tempo, hidden parts.
+"""Changes to a log-mel spectrogram that leave its words as they are: another throat, another tempo,
+hidden parts.
 
 Shapes: M mels, F frames.
 """
@@ -24,7 +25,8 @@ TEMPOS = (0.85, 1.2)  # of the duration
 
 
 def augment(mel_MF: Tensor, rng: Rng) -> Tensor:
-    """With a vocal tract of another length (Jaitly and Hinton, 2013), another tempo, and parts hidden."""
+    """With a vocal tract of another length (Jaitly and Hinton, 2013), another tempo, and parts
+    hidden."""
     if rng.random() < 0.7:
         mel_MF = stretched(mel_MF, float(rng.uniform(*STRETCHES)))
     if rng.random() < 0.5:
@@ -34,7 +36,8 @@ def augment(mel_MF: Tensor, rng: Rng) -> Tensor:
 
 
 def stretched(mel_MF: Tensor, factor: float) -> Tensor:
-    """With all frequencies times the factor; what is then above the highest is lost, and what is missing repeated."""
+    """With all frequencies times the factor; what is then above the highest is lost, and what is
+    missing repeated."""
     import transformers.audio_utils as mels
 
     hertz_M = _centres(len(mel_MF)) / factor

@@ -1,4 +1,5 @@
-"""easy-VQA: pictures of one shape with questions, from the `easy-vqa` package on PyPI (MIT, Victor Zhou).
+"""easy-VQA: pictures of one shape with questions, from the `easy-vqa` package on PyPI (MIT, Victor
+Zhou).
 
 The train split is trained on, the test split only ever tested on.
 """

@@ -1,10 +1,13 @@
-"""Questions, captions and phrases about a `Scene`, each with an answer that the scene leaves no doubt about.
+"""Questions, captions and phrases about a `Scene`, each with an answer that the scene leaves no
+doubt about.
 
-Three parts. `questions` samples over `KINDS`, and includes every wording of easy-VQA. `captions` writes one caption a
-length, `caption_facts` reads such text back, `score_caption` compares it with the scene. `phrases` describes things for
-contrastive training, and `truth_table` says which phrases hold of which scenes.
+Three parts. `questions` samples over `KINDS`, and includes every wording of easy-VQA. `captions`
+writes one caption a length, `caption_facts` reads such text back, `score_caption` compares it with
+the scene. `phrases` describes things for contrastive training, and `truth_table` says which phrases
+hold of which scenes.
 
-Not covered: free conversation, and text from anyone but these templates (the parser ignores words it does not know).
+Not covered: free conversation, and text from anyone but these templates (the parser ignores words
+it does not know).
 """
 
 from __future__ import annotations
@@ -106,7 +109,8 @@ Found = (
 )  # a question and its answer; None where the scene allows no such question
 YES_NO = ("yes", "no")
 
-# The wordings of easy-VQA; "image" may become "picture", "shape" after a colour "object" or "thing".
+# The wordings of easy-VQA; "image" may become "picture", "shape" after a colour "object" or
+# "thing".
 PRESENT = (
     "is there {a}?",
     "is there {a} in the image?",
@@ -141,7 +145,8 @@ DIRECTIONS = {  # wording: axis and sign of the first thing's offset from the se
 
 
 def questions(scene: Scene, rng: Rng, count: int, kinds: Sequence[str] | None = None) -> list[Qa]:
-    """At most `count` different questions, sampled evenly over those of the kinds that the scene allows."""
+    """At most `count` different questions, sampled evenly over those of the kinds that the scene
+    allows."""
     kinds = list(kinds or KINDS)
     found: dict[str, Qa] = {}
     for turn in range(10 * count):
@@ -184,7 +189,8 @@ SAYINGS = (
 
 
 def _name(thing: Thing, scene: Scene, rng: Rng, hide: str = "") -> str | None:
-    """Words that fit this thing alone, such as "red circle", but do not tell the attribute `hide`; None if none do."""
+    """Words that fit this thing alone, such as "red circle", but do not tell the attribute `hide`;
+    None if none do."""
     options = []
     for say in SAYINGS:
         phrase = Phrase(**{attribute: getattr(thing, attribute) for attribute in say})
@@ -200,7 +206,8 @@ def _words(phrase: Phrase, rng: Rng) -> str:
 
 
 def _clear_place(thing: Thing, scene: Scene) -> bool:
-    """Whether "at the top" and so on can mean this thing only: for "top", nothing else is "top left" either."""
+    """Whether "at the top" and so on can mean this thing only: for "top", nothing else is "top
+    left" either."""
     where = place(thing, scene)
     others = [place(other, scene) for other in scene.things if other is not thing]
     return all(where != other and (" " in where or where not in other.split()) for other in others)
@@ -271,7 +278,8 @@ def _ask_count(scene: Scene, rng: Rng) -> Found:
 
 
 def _claim(scene: Scene, rng: Rng, true: bool) -> Phrase | None:
-    """What easy-VQA asks after, a shape or a colour, or both at once; the false ones are mostly nearly true."""
+    """What easy-VQA asks after, a shape or a colour, or both at once; the false ones are mostly
+    nearly true."""
     thing, other = pick(rng, scene.things), pick(rng, scene.things)
     form = rng.random()
     if form < 0.35:
@@ -371,7 +379,8 @@ def _ask_same(scene: Scene, rng: Rng) -> Found:
 
 
 def _likeness(scene: Scene, rng: Rng) -> tuple[tuple[Thing, Thing], str, str] | None:
-    """Two things, an attribute, and whether it is the same. The wanted answer comes first: few pairs are the same."""
+    """Two things, an attribute, and whether it is the same. The wanted answer comes first: few
+    pairs are the same."""
     answer, attribute = pick(rng, YES_NO), pick(rng, ("shape", "colour", "size"))
     pairs = [(a, b) for i, a in enumerate(scene.things) for b in scene.things[i + 1 :]]
     fit = [
@@ -411,8 +420,8 @@ FACTS = {  # fact: number of its values
     "row": GRID,
     "rank": MAX_THINGS,  # in reading order
     "number": MAX_THINGS + 1,
-    # Of two things, of which the facts above tell the second: of what kind is the first; is it right of the second,
-    # below it, of the same shape, colour, size?
+    # Of two things, of which the facts above tell the second: of what kind is the first; is it
+    # right of the second, below it, of the same shape, colour, size?
     "first shape": len(SHAPES),
     "first colour": len(COLOURS),
     "first size": len(SIZES),
@@ -422,7 +431,8 @@ FACTS = {  # fact: number of its values
     "same colour": 2,
     "same size": 2,
     "holds": 2,  # whether the answer to a question that compares two things is yes
-    # Of the thing that a picture's token shows: is its centre there; how many are of its shape, of its colour?
+    # Of the thing that a picture's token shows: is its centre there; how many are of its shape, of
+    # its colour?
     "centre": 2,
     "of its shape": MAX_THINGS + 1,
     "of its colour": MAX_THINGS + 1,
@@ -440,7 +450,8 @@ def tell(known: dict[str, int]) -> Facts:
 
 @dataclass(frozen=True)
 class GroundingPhrase:
-    """Words for some things of a scene, or for none, and the values of `FACTS` that are told at the last of them."""
+    """Words for some things of a scene, or for none, and the values of `FACTS` that are told at the
+    last of them."""
 
     text: str
     facts: Facts
@@ -448,7 +459,8 @@ class GroundingPhrase:
 
 
 def references(scene: Scene, rng: Rng, count: int) -> list[GroundingPhrase]:
-    """At most `count` ways to speak of things: by name, by what is said of them, by rank, by place, in pairs."""
+    """At most `count` ways to speak of things: by name, by what is said of them, by rank, by place,
+    in pairs."""
     ways = (
         _refer_by_name,
         _refer_to_pair,
@@ -509,7 +521,8 @@ def _refer_by_place(scene: Scene, rng: Rng) -> GroundingPhrase | None:
 
 
 def _refer_to_pair(scene: Scene, rng: Rng) -> GroundingPhrase | None:
-    """The red circle and the star; or as questions begin, such as: is the red circle left of the star."""
+    """The red circle and the star; or as questions begin, such as: is the red circle left of the
+    star."""
     pair = _pair(scene, rng)
     names = [_name(thing, scene, rng) for thing in pair or ()]
     if pair is None or None in names:
@@ -549,7 +562,8 @@ def facts_of(things: Sequence[Thing], scene: Scene) -> Facts:
 
 
 def facts_of_pair(first: Thing, second: Thing, scene: Scene, holds: bool | None = None) -> Facts:
-    """What the second is, what the first is, how the two compare, and whether what is asked of them holds."""
+    """What the second is, what the first is, how the two compare, and whether what is asked of them
+    holds."""
     known = dict(zip(FACTS, facts_of([second], scene), strict=True))
     known_or_not = {
         "right": _is("right of", first, second, scene),
@@ -591,7 +605,8 @@ SINGULAR = {noun: shape for shape in SHAPES for noun in (shape, _plural(shape))}
 
 
 class Fact(NamedTuple):
-    """What a caption says of `number` things; a head such as "5 objects" has no attribute but its number."""
+    """What a caption says of `number` things; a head such as "5 objects" has no attribute but its
+    number."""
 
     number: int
     size: str | None
@@ -601,7 +616,8 @@ class Fact(NamedTuple):
 
 
 def captions(scene: Scene, rng: Rng | None = None) -> dict[Length, str]:
-    """One caption a length. `rng` changes nothing: a scene has one right caption, so that it can be scored."""
+    """One caption a length. `rng` changes nothing: a scene has one right caption, so that it can be
+    scored."""
     things = reading_order(scene)
     main = min(things, key=lambda thing: thing.size != "large")  # the first of the large ones
     if len(things) <= 3:
@@ -626,7 +642,8 @@ def _groups(scene: Scene) -> list[tuple[str, list[Thing]]]:
 
 
 def caption_spans(caption: str, scene: Scene) -> list[tuple[int, int, Facts]]:
-    """Where a caption of `scene` speaks of which things: first and last + 1 character, and what is so of them."""
+    """Where a caption of `scene` speaks of which things: first and last + 1 character, and what is
+    so of them."""
     about = [[thing] for thing in reading_order(scene)]
     if ":" in caption:
         about = [list(scene.things), *(things for _, things in _groups(scene))]
@@ -643,7 +660,8 @@ def _join(parts: list[str]) -> str:
 
 
 def caption_facts(text: str) -> Counter[Fact]:
-    """Read a caption back, one fact for each "a ..." or "2 ..."; words that no caption has are passed over."""
+    """Read a caption back, one fact for each "a ..." or "2 ..."; words that no caption has are
+    passed over."""
     facts: Counter[Fact] = Counter()
     for part in re.split(r"[,:.;]|\band\b", text.lower()):
         words = re.sub(r"\bgrey\b", "gray", part).split()
@@ -664,8 +682,9 @@ def caption_facts(text: str) -> Counter[Fact]:
 def score_caption(text: str, scene: Scene, length: Length = "long") -> tuple[int, int]:
     """Facts right, and facts in all, of a caption that should be of this length.
 
-    Each attribute of each thing is one fact, and so is the head's count. The things of the text are matched with those
-    of the right caption as well as can be; a thing too many adds its facts to the total, as wrong ones.
+    Each attribute of each thing is one fact, and so is the head's count. The things of the text are
+    matched with those of the right caption as well as can be; a thing too many adds its facts to
+    the total, as wrong ones.
     """
     head, wanted = _unroll(caption_facts(captions(scene)[length]))
     said_head, said = _unroll(caption_facts(text))
@@ -676,7 +695,8 @@ def score_caption(text: str, scene: Scene, length: Length = "long") -> tuple[int
 
 
 def _unroll(facts: Counter[Fact]) -> tuple[int | None, list[frozenset[str]]]:
-    """The head's count, and the attributes of each thing (at most 4 times as many as a picture has)."""
+    """The head's count, and the attributes of each thing (at most 4 times as many as a picture
+    has)."""
     head, things = None, []
     for fact, times in facts.items():
         attributes = frozenset(value for value in fact[1:] if value)
@@ -688,7 +708,8 @@ def _unroll(facts: Counter[Fact]) -> tuple[int | None, list[frozenset[str]]]:
 
 
 def _best_match(said: list[frozenset[str]], wanted: list[frozenset[str]]) -> int:
-    """The most attributes that agree over all one-to-one matchings; over sets of the wanted, which are 6 at most."""
+    """The most attributes that agree over all one-to-one matchings; over sets of the wanted, which
+    are 6 at most."""
     best = {0: 0}
     for thing in said:
         step = dict(best)
@@ -714,7 +735,8 @@ CODES = {name: {value: i for i, value in enumerate(values)} for name, values in 
 
 
 def phrases(scene: Scene, rng: Rng, count: int) -> list[Phrase]:
-    """Phrases of one to four attributes: every other one true of the scene, the rest with one attribute changed.
+    """Phrases of one to four attributes: every other one true of the scene, the rest with one
+    attribute changed.
 
     A changed one may still be true, of another thing; `truth_table` tells.
     """

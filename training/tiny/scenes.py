@@ -1,9 +1,12 @@
-"""Pictures of coloured shapes whose contents are known exactly: what mmdiff's small models train and are tested on.
+"""Pictures of coloured shapes whose contents are known exactly: what mmdiff's small models train
+and are tested on.
 
-A `Scene` says what is in a picture, `random_scene` makes one from a seed, `draw` paints it. Colours and shapes keep the
-names that easy-VQA gives them, and add to them; no file of easy-VQA is read. All lengths are pixels.
+A `Scene` says what is in a picture, `random_scene` makes one from a seed, `draw` paints it. Colours
+and shapes keep the names that easy-VQA gives them, and add to them; no file of easy-VQA is read.
+All lengths are pixels.
 
-Not covered: rotated, outlined or textured shapes, and text. Questions and captions are in `questions.py`.
+Not covered: rotated, outlined or textured shapes, and text. Questions and captions are in
+`questions.py`.
 """
 
 from __future__ import annotations
@@ -61,14 +64,16 @@ BANDS = (
     (0.727, 1.0),
 )  # where centres lie: 6 % of a side clear of the thirds' boundaries
 MAX_COVERED = 0.25  # share of a thing's bounding box under later things
-MIN_APART = 0.02  # between the x centres of any two things, as a share of the width: gives one order in a ninth
+# between the x centres of any two things, as a share of the width: gives one order in a ninth
+MIN_APART = 0.02
 JITTER = 14  # of each channel of a thing's colour: a name is a category, not a value
 CONTRAST = 120.0  # RGB distance between a background's colours and any thing's
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape; `x`, `y` is the top left corner of its bounding box, in pixels, and may lie a little outside."""
+    """One shape; `x`, `y` is the top left corner of its bounding box, in pixels, and may lie a
+    little outside."""
 
     shape: str
     colour: str
@@ -85,7 +90,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """`period` is the pattern's step in pixels, `angle` the direction of stripes and gradients in radians."""
+    """`period` is the pattern's step in pixels, `angle` the direction of stripes and gradients in
+    radians."""
 
     kind: Literal["plain", "gradient", "stripes", "dots", "checks", "noise"]
     first: Colour
@@ -119,10 +125,11 @@ def _ninth(thing: Thing, scene: Scene) -> tuple[int, int]:
 
 
 def reading_order(scene: Scene) -> list[Thing]:
-    """The things of the left third from top to bottom, then those of the middle, then those of the right.
+    """The things of the left third from top to bottom, then those of the middle, then those of the
+    right.
 
-    Things in the same ninth come from left to right. Thirds are told more surely than which of two centres, a pixel or
-    two apart, is further left.
+    Things in the same ninth come from left to right. Thirds are told more surely than which of two
+    centres, a pixel or two apart, is further left.
     """
     return sorted(
         scene.things,
@@ -145,7 +152,8 @@ def scene_json(scene: Scene) -> dict[str, Any]:
 
 
 def example(seed: int, count: int | None = None) -> tuple[Image.Image, Scene, np.random.Generator]:
-    """The picture and scene of a seed, and the generator to go on with (for questions); `count` fixes the things."""
+    """The picture and scene of a seed, and the generator to go on with (for questions); `count`
+    fixes the things."""
     rng = np.random.default_rng(seed)
     scene = random_scene(rng, count)
     return draw(scene, rng), scene, rng
@@ -168,7 +176,8 @@ def random_scene(
     count: int | None = None,
     sides: tuple[int, int] = (MIN_SIDE, MAX_SIDE),
 ) -> Scene:
-    """A scene of `count` things (fewer where they do not fit), its sides between the two of `sides` pixels."""
+    """A scene of `count` things (fewer where they do not fit), its sides between the two of `sides`
+    pixels."""
     if count is not None and not 1 <= count <= MAX_THINGS:
         raise ValueError(f"count must be 1 to {MAX_THINGS}, not {count}")
     rng = np.random.default_rng(seed)
@@ -198,7 +207,8 @@ def _sides(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
 
 
 def _palette(rng: np.random.Generator, options: tuple[str, ...]) -> tuple[str, ...]:
-    """All options, or often only a few: then attributes repeat, and counting and telling apart are worth asking."""
+    """All options, or often only a few: then attributes repeat, and counting and telling apart are
+    worth asking."""
     if rng.random() < 0.5:
         return options
     return tuple(options[i] for i in rng.permutation(len(options))[: 2 + int(rng.random() * 2)])
@@ -243,7 +253,8 @@ def _box(rng: np.random.Generator, shape: str, longest: float) -> tuple[int, int
 
 
 def _centre(rng: np.random.Generator, length: int, side: int) -> float:
-    """A centre along one side, well inside a third; one in ten may have the picture's edge cut off 5 % of the thing."""
+    """A centre along one side, well inside a third; one in ten may have the picture's edge cut off
+    5 % of the thing."""
     margin = (0.45 if rng.random() < 0.1 else 0.5) * length / side
     bands = [(max(low, margin), min(high, 1 - margin)) for low, high in BANDS]
     return side * _between(rng, *pick(rng, [(low, high) for low, high in bands if low <= high]))
@@ -305,7 +316,8 @@ def _clip(colour: Colour, shift: Colour) -> Colour:
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Paint the scene in RGB; `rng` chooses what the scene leaves open: smooth edges or not, hues, noise, thickness."""
+    """Paint the scene in RGB; `rng` chooses what the scene leaves open: smooth edges or not, hues,
+    noise, thickness."""
     scale = 4 if rng.random() < 0.5 else 1  # easy-VQA's edges are not smooth
     image = Image.fromarray(_paint_background(scene, rng))
     for thing in scene.things:
@@ -346,7 +358,8 @@ def _paint_background(
 
 
 def _mask(thing: Thing, scale: int, thickness: float) -> Image.Image:
-    """The thing's coverage in its bounding box, drawn `scale` times as large and reduced; `thickness` is 0 to 1."""
+    """The thing's coverage in its bounding box, drawn `scale` times as large and reduced;
+    `thickness` is 0 to 1."""
     w, h = thing.width * scale - 1, thing.height * scale - 1
     mask = Image.new("L", (w + 1, h + 1))
     pen = ImageDraw.Draw(mask)
@@ -369,7 +382,8 @@ def _mask(thing: Thing, scale: int, thickness: float) -> Image.Image:
 
 
 def _star(inner: float) -> list[tuple[float, float]]:
-    """Corners of a five-pointed star that fills the unit square; `inner` is the dents' share of the points' radius."""
+    """Corners of a five-pointed star that fills the unit square; `inner` is the dents' share of the
+    points' radius."""
     turns = [(math.pi * i / 5, 1.0 if i % 2 == 0 else inner) for i in range(10)]
     corners = [(radius * math.sin(turn), -radius * math.cos(turn)) for turn, radius in turns]
     spans = [(min(axis), max(axis)) for axis in zip(*corners, strict=True)]

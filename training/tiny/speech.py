@@ -1,6 +1,7 @@
 """Clips of speech as a function of their seed, and their spectrograms, made once and kept on disk.
 
-The range of a seed says what the clip may be used for, as with scenes, and so which voices may be heard in it.
+The range of a seed says what the clip may be used for, as with scenes, and so which voices may be
+heard in it.
 
 Shapes: M mels, F frames of 10 ms.
 """
@@ -99,7 +100,8 @@ class Speech:
 def prepare(
     folder: Path, num_mels: int, count: int, split: Split = "train", workers: int = 2
 ) -> Speech:
-    """Make the clips that `folder` does not hold yet; stop at any time, finished shards are kept."""
+    """Make the clips that `folder` does not hold yet; stop at any time, finished shards are
+    kept."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [n for n in range(-(-count // SHARD)) if not _shard(folder, n).is_dir()]
     if missing:

@@ -1,7 +1,9 @@
-"""Scenes as JSON: schemas, the values that a scene gives them, and turns that teach a model to fill them in.
+"""Scenes as JSON: schemas, the values that a scene gives them, and turns that teach a model to fill
+them in.
 
-A turn shows the model its answer in one of three ways: as a scaffold, whose literals stand and whose values are open;
-free, with everything open; or up to where the number of an array's items is decided, of which it is to tell just that.
+A turn shows the model its answer in one of three ways: as a scaffold, whose literals stand and
+whose values are open; free, with everything open; or up to where the number of an array's items is
+decided, of which it is to tell just that.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ ROOMS = (2, 4, 8)  # positions of a string that may be anything
 
 @dataclass(frozen=True)
 class AnswerPart:
-    """A literal, or a value whose slot has at least `room` positions (of 0, as many as the value's tokens)."""
+    """A literal, or a value whose slot has at least `room` positions (of 0, as many as the value's
+    tokens)."""
 
     text: str
     slot: bool = False
@@ -83,7 +86,7 @@ def _by_shape(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
         found.setdefault(thing.shape, thing.colour)
     shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[: 2 + int(rng.random() * 3)]]
     maybe = {"enum": [*COLOURS, None]}
-    return closed({shape: maybe for shape in shapes}), {shape: found.get(shape) for shape in shapes}
+    return closed(dict.fromkeys(shapes, maybe)), {shape: found.get(shape) for shape in shapes}
 
 
 def _first(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
@@ -116,7 +119,8 @@ FORMS: tuple[tuple[Callable[[Scene, np.random.Generator], tuple[Schema, Any]], f
 
 
 def structured(scene: Scene, rng: np.random.Generator) -> tuple[str, list[AnswerPart], int]:
-    """A prompt for the scene as JSON, its answer in parts, and how many of them are laid out as a scaffold."""
+    """A prompt for the scene as JSON, its answer in parts, and how many of them are laid out as a
+    scaffold."""
     way = rng.random()
     form = (
         FORMS[int(rng.choice(len(FORMS), p=[share for _, share in FORMS]))][0]

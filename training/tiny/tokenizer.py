@@ -1,6 +1,8 @@
-"""Make the shipped model's tokenizer: byte-level BPE learned from generated questions, captions and answers.
+"""Make the shipped model's tokenizer: byte-level BPE learned from generated questions, captions and
+answers.
 
-Every text can be written with it (unknown words fall back to bytes); words of other subjects take many tokens.
+Every text can be written with it (unknown words fall back to bytes); words of other subjects take
+many tokens.
 """
 
 from __future__ import annotations

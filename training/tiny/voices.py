@@ -1,7 +1,8 @@
-"""Voices that read sentences aloud, each for training, for validation or for the test, and what a room does to a sound.
+"""Voices that read sentences aloud, each for training, for validation or for the test, and what a
+room does to a sound.
 
-The voices are programs of their own: espeak-ng, flite and festival (Debian packages of the same names, and
-festvox-us-slt-hts). No voice, accent or variant of one split is heard in another.
+The voices are programs of their own: espeak-ng, flite and festival (Debian packages of the same
+names, and festvox-us-slt-hts). No voice, accent or variant of one split is heard in another.
 
 Shapes: S samples at 16 kHz.
 """
@@ -42,7 +43,8 @@ def _espeak(accents: str, variants: str) -> tuple[Voice, ...]:
     )
 
 
-# Natural voices are recordings of one person each (kal, awb, rms, slt); slt is heard in the test alone.
+# Natural voices are recordings of one person each (kal, awb, rms, slt); slt is heard in the test
+# alone.
 NATURAL: dict[Split, tuple[Voice, ...]] = {
     "train": (Voice("flite", "kal16"), Voice("flite", "awb"), Voice("flite", "rms")),
     "valid": (),
@@ -67,7 +69,8 @@ def draw_voice(split: Split, rng: Rng) -> Voice:
 
 
 def say(text: str, voice: Voice, rng: Rng) -> Samples:
-    """The sentence read aloud by the voice, (S,), at a speed drawn by `rng`, and with espeak-ng at a pitch too.
+    """The sentence read aloud by the voice, (S,), at a speed drawn by `rng`, and with espeak-ng at
+    a pitch too.
 
     Festival's voice has its own speed.
 
@@ -117,7 +120,8 @@ def say(text: str, voice: Voice, rng: Rng) -> Samples:
 
 
 def in_a_room(sound_S: Samples, rng: Rng) -> Samples:
-    """The sound with a pause before and after it and, at random, an echo, a telephone's band, and noise."""
+    """The sound with a pause before and after it and, at random, an echo, a telephone's band, and
+    noise."""
     sound_S = np.pad(sound_S, [int(SAMPLE_RATE * 0.4 * rng.random()) for _ in range(2)])
     if rng.random() < 0.3:
         sound_S = echo(sound_S, seconds=0.1 + 0.4 * rng.random(), rng=rng)
@@ -131,7 +135,8 @@ def in_a_room(sound_S: Samples, rng: Rng) -> Samples:
 
 
 def echo(sound_S: Samples, seconds: float, rng: Rng) -> Samples:
-    """Reverberation that falls by 60 dB in so many seconds, of random reflections behind the direct sound."""
+    """Reverberation that falls by 60 dB in so many seconds, of random reflections behind the direct
+    sound."""
     count = int(SAMPLE_RATE * seconds)
     falling = np.exp(-6.9 * np.arange(count) / count)
     response = rng.standard_normal(count) * falling * (0.03 + 0.07 * rng.random())

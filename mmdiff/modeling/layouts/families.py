@@ -1,9 +1,11 @@
-"""The published families: how each is recognised, what its tensors are called, and which settings it may have.
+"""The published families: how each is recognised, what its tensors are called, and which settings
+it may have.
 
-A setting of config.json is in one of three tables. What has a size or an id is read (`published.py`). What changes the
-maths is in `Family.settings` with the values that the backbone here computes, and any other value is refused by name.
-Bookkeeping of training and of libraries is passed over. What is in none of them is refused where it is switched on,
-unless its name says that it is bookkeeping: a model must not load and compute something else in silence.
+A setting of config.json is in one of three tables. What has a size or an id is read
+(`published.py`). What changes the maths is in `Family.settings` with the values that the backbone
+here computes, and any other value is refused by name. Bookkeeping of training and of libraries is
+passed over. What is in none of them is refused where it is switched on, unless its name says that
+it is bookkeeping: a model must not load and compute something else in silence.
 """
 
 from __future__ import annotations
@@ -168,7 +170,8 @@ SIGLIP = Family(
     ),
 )
 
-# Class names in config.json. Two of the families share a model_type, and LLaDAModelLM is written for either layout.
+# Class names in config.json. Two of the families share a model_type, and LLaDAModelLM is written
+# for either layout.
 ARCHITECTURES = ("LLaDAModelLM", "LlavaLLaDAModelLM", "DreamModel")
 MODEL_TYPES = ("llada", "llava_llada", "dream")
 
@@ -264,27 +267,129 @@ def _refusal(key: str, value: object, why: str) -> CheckpointError:
 
 # Settings of libraries and of training, by their whole names ...
 _BOOKKEEPING = frozenset(
-    """
-    activation_checkpointing add_time_instruction alibi_bias_max architectures attention_layer_norm_with_affine
-    attn_implementation auto_map bad_words_ids begin_suppress_tokens block_group_size chunk_size_feed_forward
-    context_length cpu_offload decoder_start_token_id delay_load diversity_penalty do_sample early_stopping
-    encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff exponential_decay_length_penalty faster_token_stride
-    finetuning_task flash_attention force_sample forced_bos_token_id forced_eos_token_id frames_upbound gen_length
-    generation_config guidance_scale id2label ignore_index image_crop_resolution image_split_resolution
-    initializer_factor initializer_range is_multimodal label2id label_smoothing label_smoothing_factor learning_rate
-    length_penalty low_cpu_mem_usage low_memory lr mask_token max_length max_new_tokens max_seq_len max_seq_length
-    max_time max_window_layers min_length min_new_tokens min_p mlp_ratio mm_newline_position mm_resampler_location
-    mm_spatial_pool_out_channels mm_tunable_parts model_max_length model_type n_ctx n_positions neftune_noise_alpha
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences original_vocab_size
-    output_attentions output_hidden_states output_router_logits output_scores padding_side penalty_alpha
-    pos_skipping_range precision prefix pretrain_mm_mlp_adapter pretraining_tp problem_type remasking
-    remove_invalid_values renormalize_logits repetition_penalty return_dict return_dict_in_generate
-    rope_full_precision sampling_eps sep_token_id seq_len seq_length stop_strings suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder time_epsilon top_k top_p torchscript
-    transformers.js_config trust_remote_code typical_p use_bfloat16 use_cache use_fast use_flash_attention
-    use_flash_attention_2 use_liger_kernel use_pos_skipping use_return_dict use_safetensors video_fps
-    vision_tower_pretrained weight_decay
-""".split()
+    [
+        "activation_checkpointing",
+        "add_time_instruction",
+        "alibi_bias_max",
+        "architectures",
+        "attention_layer_norm_with_affine",
+        "attn_implementation",
+        "auto_map",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "block_group_size",
+        "chunk_size_feed_forward",
+        "context_length",
+        "cpu_offload",
+        "decoder_start_token_id",
+        "delay_load",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "exponential_decay_length_penalty",
+        "faster_token_stride",
+        "finetuning_task",
+        "flash_attention",
+        "force_sample",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "frames_upbound",
+        "gen_length",
+        "generation_config",
+        "guidance_scale",
+        "id2label",
+        "ignore_index",
+        "image_crop_resolution",
+        "image_split_resolution",
+        "initializer_factor",
+        "initializer_range",
+        "is_multimodal",
+        "label2id",
+        "label_smoothing",
+        "label_smoothing_factor",
+        "learning_rate",
+        "length_penalty",
+        "low_cpu_mem_usage",
+        "low_memory",
+        "lr",
+        "mask_token",
+        "max_length",
+        "max_new_tokens",
+        "max_seq_len",
+        "max_seq_length",
+        "max_time",
+        "max_window_layers",
+        "min_length",
+        "min_new_tokens",
+        "min_p",
+        "mlp_ratio",
+        "mm_newline_position",
+        "mm_resampler_location",
+        "mm_spatial_pool_out_channels",
+        "mm_tunable_parts",
+        "model_max_length",
+        "model_type",
+        "n_ctx",
+        "n_positions",
+        "neftune_noise_alpha",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_labels",
+        "num_return_sequences",
+        "original_vocab_size",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "output_scores",
+        "padding_side",
+        "penalty_alpha",
+        "pos_skipping_range",
+        "precision",
+        "prefix",
+        "pretrain_mm_mlp_adapter",
+        "pretraining_tp",
+        "problem_type",
+        "remasking",
+        "remove_invalid_values",
+        "renormalize_logits",
+        "repetition_penalty",
+        "return_dict",
+        "return_dict_in_generate",
+        "rope_full_precision",
+        "sampling_eps",
+        "sep_token_id",
+        "seq_len",
+        "seq_length",
+        "stop_strings",
+        "suppress_tokens",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
+        "time_epsilon",
+        "top_k",
+        "top_p",
+        "torchscript",
+        "transformers.js_config",
+        "trust_remote_code",
+        "typical_p",
+        "use_bfloat16",
+        "use_cache",
+        "use_fast",
+        "use_flash_attention",
+        "use_flash_attention_2",
+        "use_liger_kernel",
+        "use_pos_skipping",
+        "use_return_dict",
+        "use_safetensors",
+        "video_fps",
+        "vision_tower_pretrained",
+        "weight_decay",
+    ]
 )
 # ... or by what their names say.
 _BOOKKEEPING_NAMES = re.compile(
@@ -293,12 +398,68 @@ _BOOKKEEPING_NAMES = re.compile(
     r"|.*(_lr|_dropout|_dropout_prob|_pdrop|_token_id|_token_index|_version)|dropout|(torch_)?dtype"
 )
 _BOOKKEEPING_WORDS = frozenset(
-    """
-    author batch bf16 checkpoint checkpointing comment commit created data dataset datasets date ddp deepspeed
-    description device devices epoch epochs eval fp16 framework fsdp gpu gpus gradient hash info language library
-    license log logging loss name note notes optimizer parameters params path peft rank revision run save scheduler
-    seed step steps tag tags tf32 trained trainer training version wandb warmup world
-""".split()
+    [
+        "author",
+        "batch",
+        "bf16",
+        "checkpoint",
+        "checkpointing",
+        "comment",
+        "commit",
+        "created",
+        "data",
+        "dataset",
+        "datasets",
+        "date",
+        "ddp",
+        "deepspeed",
+        "description",
+        "device",
+        "devices",
+        "epoch",
+        "epochs",
+        "eval",
+        "fp16",
+        "framework",
+        "fsdp",
+        "gpu",
+        "gpus",
+        "gradient",
+        "hash",
+        "info",
+        "language",
+        "library",
+        "license",
+        "log",
+        "logging",
+        "loss",
+        "name",
+        "note",
+        "notes",
+        "optimizer",
+        "parameters",
+        "params",
+        "path",
+        "peft",
+        "rank",
+        "revision",
+        "run",
+        "save",
+        "scheduler",
+        "seed",
+        "step",
+        "steps",
+        "tag",
+        "tags",
+        "tf32",
+        "trained",
+        "trainer",
+        "training",
+        "version",
+        "wandb",
+        "warmup",
+        "world",
+    ]
 )
 # A name with one of these is never taken for bookkeeping on account of another word in it.
 _MATHS_WORDS = re.compile(
@@ -317,7 +478,8 @@ def _is_bookkeeping(key: str, value: object) -> bool:
     return isinstance(value, str) or bool(_BOOKKEEPING_WORDS & set(key.split("_")))
 
 
-# Published name -> ours, as regular expressions that must match the whole name; a target of None is dropped on purpose.
+# Published name -> ours, as regular expressions that must match the whole name; a target of None is
+# dropped on purpose.
 LAYOUTS: dict[str, dict[str, str | None]] = {
     "mmdiff": {
         r"(backbone|vision_tower|connector|audio_tower|audio_connector)\..*": r"\g<0>",
@@ -338,11 +500,14 @@ LAYOUTS: dict[str, dict[str, str | None]] = {
     "llada-v": {
         r"model\.(embed_tokens|norm)\.weight": r"backbone.\1.weight",
         r"lm_head\.weight": "backbone.lm_head.weight",
-        r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": None,  # of old versions: follows from rope_theta
+        # of old versions: follows from rope_theta
+        r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": None,
         r"model\.(layers\.\d+\..*)": r"backbone.\1",
-        r"model\.vision_tower\.vision_tower\.vision_model\.embeddings\.position_ids": None,  # of old versions
+        # of old versions
+        r"model\.vision_tower\.vision_tower\.vision_model\.embeddings\.position_ids": None,
         r"model\.vision_tower\.vision_tower\.vision_model\.(embeddings\..*|encoder\..*)": r"vision_tower.\1",
-        r"model\.vision_tower\.vision_tower\.vision_model\.(post_layernorm|head)\..*": None,  # behind what we take
+        # behind what we take
+        r"model\.vision_tower\.vision_tower\.vision_model\.(post_layernorm|head)\..*": None,
         r"model\.mm_projector\.([02]\..*)": r"connector.\1",
         r"model\.image_newline": "image_newline",
     },
@@ -367,7 +532,8 @@ def recognise(names: Iterable[str]) -> str:
 
 
 def translate(name: str, layout: str) -> str | None:
-    """Our name of a published one; None for one that is not needed, the name itself where it is unknown."""
+    """Our name of a published one; None for one that is not needed, the name itself where it is
+    unknown."""
     for pattern, target in LAYOUTS[layout].items():
         if match := re.fullmatch(pattern, name):
             return None if target is None else match.expand(target)

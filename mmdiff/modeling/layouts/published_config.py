@@ -1,7 +1,8 @@
-"""The config.json of a published checkpoint, in every spelling that its training code writes, as our settings.
+"""The config.json of a published checkpoint, in every spelling that its training code writes, as
+our settings.
 
-Settings that change the maths are checked by `families.py`; here sizes, special ids, the vision tower and the tiling of
-images are read.
+Settings that change the maths are checked by `families.py`; here sizes, special ids, the vision
+tower and the tiling of images are read.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ _SIGLIP_DEFAULTS = {
 def config_of_published(folder: Path) -> ModelConfig:
     """Our settings for a published LLaDA, LLaDA-V or Dream folder.
 
-    Its family's special ids are used where the vocabulary is the published one; another must name its mask and EOS ids.
+    Its family's special ids are used where the vocabulary is the published one; another must name
+    its mask and EOS ids.
 
     Raises:
         CheckpointError: a size is missing, or the model does what mmdiff does not.
@@ -170,7 +172,8 @@ def _either(token: int | None, otherwise: int) -> int:
 
 
 def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
-    """The tower, and how images are cut for it: LLaDA-V's tiles, or one view as in its first stage."""
+    """The tower, and how images are cut for it: LLaDA-V's tiles, or one view as in its first
+    stage."""
     tower = _tower_of(published["mm_vision_tower"], folder)
     if published.get("mm_hidden_size") not in (None, tower.hidden_size):
         raise CheckpointError(
@@ -197,9 +200,11 @@ def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
 
 
 def _tower_of(name: object, folder: Path) -> VisionConfig:
-    """A tower by its name or path: of the folder that it names, where that is there, else by what its name says.
+    """A tower by its name or path: of the folder that it names, where that is there, else by what
+    its name says.
 
-    Towers' weights are inside the checkpoint, so that the path of whoever trained it need not exist.
+    Towers' weights are inside the checkpoint, so that the path of whoever trained it need not
+    exist.
     """
     path = str(name).rstrip("/\\")
     last = re.split(r"[/\\]", path)[-1]
@@ -217,7 +222,8 @@ def _tower_of(name: object, folder: Path) -> VisionConfig:
 
 
 def _siglip(sizes: Mapping[str, Any]) -> VisionConfig:
-    """A tower's own config.json, alone or inside that of the whole SigLIP model, without its last layer."""
+    """A tower's own config.json, alone or inside that of the whole SigLIP model, without its last
+    layer."""
     inner = sizes.get("vision_config", sizes)
     if not isinstance(inner, Mapping):
         raise CheckpointError(
@@ -230,11 +236,13 @@ def _siglip(sizes: Mapping[str, Any]) -> VisionConfig:
 
 
 def grids_of(pinpoints: object, side: int) -> tuple[tuple[int, int], ...]:
-    """The grids of tiles, as (columns, rows), that `image_grid_pinpoints` allows; among equal ones the first counts.
+    """The grids of tiles, as (columns, rows), that `image_grid_pinpoints` allows; among equal ones
+    the first counts.
 
     Args:
-        pinpoints: pairs of width and height in pixels, in a list or written out as one; or a text such as
-            "(1x1),...,(6x6)": all grids from the first to the last, whatever stands between them.
+        pinpoints: pairs of width and height in pixels, in a list or written out as one; or a text
+            such as "(1x1),...,(6x6)": all grids from the first to the last, whatever stands between
+            them.
         side: of a tile, in pixels.
 
     Raises:

@@ -1,4 +1,5 @@
-"""The server's application, asked from within a process of its own: no port, no client, and the same answers."""
+"""The server's application, asked from within a process of its own: no port, no client, and the
+same answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Describe every picture in a folder: one JSON line each, which may be broken off and taken up again.
+"""Describe every picture in a folder: one JSON line each, which may be broken off and taken up
+again.
 
 Left out: what is not an image by its name, which is said, and images behind links to folders.
 """
@@ -52,7 +53,8 @@ URL = "/v1/caption"
 
 @dataclass(frozen=True)
 class FolderImage:
-    """A file, its name inside the folder, and the `id` of its row: another file by that name has another."""
+    """A file, its name inside the folder, and the `id` of its row: another file by that name has
+    another."""
 
     path: Path
     name: str
@@ -143,7 +145,8 @@ def _picture(folder: Path, path: Path, settings: Any) -> FolderImage:
 
 
 def _skipped(files: Sequence[Path]) -> str:
-    """How many files are not images by their names, and how these end; nothing where there are none."""
+    """How many files are not images by their names, and how these end; nothing where there are
+    none."""
     others = Counter(
         path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in SUFFIXES
     )

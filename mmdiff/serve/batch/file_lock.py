@@ -1,7 +1,7 @@
 """One job at a time on one file, by a lock that the system itself lets go when its holder dies.
 
-The lock is held on a file beside the one it guards, since that one may be replaced. Left out: machines that share the
-folder over a network file system without locks.
+The lock is held on a file beside the one it guards, since that one may be replaced. Left out:
+machines that share the folder over a network file system without locks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Jobs over files on this machine: the server's application with the model behind it, asked from inside.
+"""Jobs over files on this machine: the server's application with the model behind it, asked from
+inside.
 
-No port is opened. Limits on what a body may hold are the server's; those on time are not, for nobody waits at a job.
+No port is opened. Limits on what a body may hold are the server's; those on time are not, for
+nobody waits at a job.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def caption_folder(
     device: str | None = None,
     most: int = 16,
 ) -> JobOutcome:
-    """Describe a folder's pictures into `out`; arguments as of `captions.caption_folder` and `local_options`."""
+    """Describe a folder's pictures into `out`; arguments as of `captions.caption_folder` and
+    `local_options`."""
     options = local_options(model, (), device, most)
     return asyncio.run(
         captions.caption_folder(

@@ -1,7 +1,8 @@
 """A file of requests, one JSON object a line, as OpenAI's batches have them.
 
-The file is read twice: once to know what there is to do, and each line again when its turn comes, so that memory holds
-names and places but never all pictures. Lines that are no requests become rows with an error that names the line.
+The file is read twice: once to know what there is to do, and each line again when its turn comes,
+so that memory holds names and places but never all pictures. Lines that are no requests become rows
+with an error that names the line.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class LineError(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its number from 1, its place, its row's `id` and the name it gives itself; or what is wrong with it."""
+    """One line: its number from 1, its place, its row's `id` and the name it gives itself; or what
+    is wrong with it."""
 
     number: int
     offset: int

@@ -1,7 +1,8 @@
 """A file of finished rows, one JSON object a line, that any death of its writer leaves usable.
 
-Every row is on the disk before the next ones are begun. What is opened again keeps the rows that are still wanted and
-drops a torn last line. A row is known by its `id`, which stands for all that decides its content.
+Every row is on the disk before the next ones are begun. What is opened again keeps the rows that
+are still wanted and drops a torn last line. A row is known by its `id`, which stands for all that
+decides its content.
 """
 
 from __future__ import annotations
@@ -77,15 +78,18 @@ class Journal:
 def open_journal(
     path: Path, names: Mapping[str, Any], field: str, passing: Callable[[Row], bool]
 ) -> Iterator[Journal]:
-    """The journal at `path`, new or begun, with nothing in it but rows that are wanted; one process at a time.
+    """The journal at `path`, new or begun, with nothing in it but rows that are wanted; one process
+    at a time.
 
     Args:
         names: the wanted rows' `id`s, each with the row's name.
         field: where a row has its name.
-        passing: tells of a row that failed for a reason that may pass; it is dropped and can be done again.
+        passing: tells of a row that failed for a reason that may pass; it is dropped and can be
+            done again.
 
     Raises:
-        MMDiffError: another job has it, it cannot be written, or it holds something else, which is left alone.
+        MMDiffError: another job has it, it cannot be written, or it holds something else, which is
+            left alone.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -173,7 +177,8 @@ def _row(line: bytes) -> Row | None:
 
 
 def _replace(path: Path, places: Sequence[tuple[int, int]]) -> None:
-    """The file with these parts of it alone, in this order, or as it was if this does not come to its end."""
+    """The file with these parts of it alone, in this order, or as it was if this does not come to
+    its end."""
     beside = path.with_name(path.name + ".tmp")
     try:
         with open(path, "rb") as old, open(beside, "wb") as new:

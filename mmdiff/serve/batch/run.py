@@ -1,7 +1,9 @@
-"""Answer a file of requests into a file of answers, as `mmdiff run-batch` does; it may be broken off at any time.
+"""Answer a file of requests into a file of answers, as `mmdiff run-batch` does; it may be broken
+off at any time.
 
-Bodies are answered by whatever the server answers them by, so that a row holds what the server would have said. A row's
-`id` stands for its name, body, model and settings: what is there under it is not done again, and anything else is.
+Bodies are answered by whatever the server answers them by, so that a row holds what the server
+would have said. A row's `id` stands for its name, body, model and settings: what is there under it
+is not done again, and anything else is.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ async def run_batch(
     """Do what is not done yet.
 
     Args:
-        answering: gives the rows of requests, which it reads when it has room; called only if there is something to do.
+        answering: gives the rows of requests, which it reads when it has room; called only if there
+            is something to do.
         settings: what the answers depend on beside the bodies, such as the model.
 
     Raises:
-        MMDiffError: the input cannot be read or changes meanwhile, or the output cannot be written or is another job's.
+        MMDiffError: the input cannot be read or changes meanwhile, or the output cannot be written
+            or is another job's.
     """
     lines = index(source, urls, settings)
     names = {line.id: line.custom_id for line in lines}

@@ -1,6 +1,7 @@
 """A job over many rows: so many at once are answered, and each is written down when it is finished.
 
-Left out: where rows come from and how they look, which `batch` and `captions` know, and who answers them.
+Left out: where rows come from and how they look, which `batch` and `captions` know, and who answers
+them.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ def outcome(journal: Journal, sentence: Callable[[Row], str]) -> JobOutcome:
 async def answered(
     items: Iterable[T], answer: Callable[[T], Awaitable[Row]], most: int
 ) -> AsyncGenerator[list[Row], None]:
-    """The rows in the order in which they are finished, those that are finished together in one list.
+    """The rows in the order in which they are finished, those that are finished together in one
+    list.
 
     Args:
-        items: taken one after another, when there is room; so they may be read from a file meanwhile.
+        items: taken one after another, when there is room; so they may be read from a file
+            meanwhile.
         most: how many are being answered at once.
     """
     coming, going = iter(items), set[asyncio.Task[Row]]()

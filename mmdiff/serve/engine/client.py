@@ -1,7 +1,8 @@
-"""The server's side of the engine: keeps it running, sends it requests, and hands their events to whoever waits.
+"""The server's side of the engine: keeps it running, sends it requests, and hands their events to
+whoever waits.
 
-An engine that dies, or gives no sign of life for too long, is ended; what was in its hands fails at once, and another
-is started. One that dies again and again ends the server.
+An engine that dies, or gives no sign of life for too long, is ended; what was in its hands fails at
+once, and another is started. One that dies again and again ends the server.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ STUCK = 10  # times the time of silence: one step that takes longer never ends
 
 
 class PendingRequest:
-    """A request in the engine's hands: its events, in order, of whose drafts only the newest is kept."""
+    """A request in the engine's hands: its events, in order, of whose drafts only the newest is
+    kept."""
 
     def __init__(self, service: EngineClient, name: str) -> None:
         self.service, self.name, self.over = service, name, False

@@ -1,8 +1,9 @@
-"""What may be told of an answer while it is denoised: text that never changes again, and drafts of the rest.
+"""What may be told of an answer while it is denoised: text that never changes again, and drafts of
+the rest.
 
-Told is the longest run of decided tokens from the answer's start, or for rules that take commits back the finished
-blocks. Half characters, trailing blanks and what may become a stop string are held back, so that what was told, joined,
-is the finished text.
+Told is the longest run of decided tokens from the answer's start, or for rules that take commits
+back the finished blocks. Half characters, trailing blanks and what may become a stop string are
+held back, so that what was told, joined, is the finished text.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def last_draft(
 
 
 def structure_told(made: Extraction) -> dict[str, object]:
-    """What of a structured answer is not in its text: repairs, decisions about its structure, notes on its schema."""
+    """What of a structured answer is not in its text: repairs, decisions about its structure, notes
+    on its schema."""
     return {
         "repairs": [{"pointer": each.pointer, "what": each.what} for each in made.repairs],
         "decisions": [

@@ -1,7 +1,8 @@
-"""Frames between the server's processes: a JSON object and arrays behind it, as raw bytes. Nothing is unpickled.
+"""Frames between the server's processes: a JSON object and arrays behind it, as raw bytes. Nothing
+is unpickled.
 
-A frame is the length of its header (4 bytes, little end first), the header as JSON, and the bytes of its arrays, whose
-types and shapes the header holds under "arrays".
+A frame is the length of its header (4 bytes, little end first), the header as JSON, and the bytes
+of its arrays, whose types and shapes the header holds under "arrays".
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The engine's process: one loop that steps every answer in the house, and lets rows join and leave between steps.
+"""The engine's process: one loop that steps every answer in the house, and lets rows join and leave
+between steps.
 
-Requests come in as frames (ipc.py) and leave as events. Rows with the same settings share a batch. A row past its
-deadline is decided at once, and one that nobody waits for goes before the next step. Transcripts advance by a
-segment in turn with the steps; where somebody speaks is found in a thread of its own. The process ends when the
-server's does.
+Requests come in as frames (ipc.py) and leave as events. Rows with the same settings share a batch.
+A row past its deadline is decided at once, and one that nobody waits for goes before the next step.
+Transcripts advance by a segment in turn with the steps; where somebody speaks is found in a thread
+of its own. The process ends when the server's does.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class Engine:
             os._exit(0)  # the server is gone, and nobody is left to tell
 
     def _beat(self) -> None:
-        """Signs of life, also during a long step; they say for how long the loop has not come round."""
+        """Signs of life, also during a long step; they say for how long the loop has not come
+        round."""
         store = self.pipeline.store
         while True:
             self.tell(
@@ -247,7 +249,8 @@ class Engine:
     # Answers
 
     def _start(self, jobs: Sequence[Job]) -> None:
-        """Begin answers with the same settings in one batch, and let it join those that are at work."""
+        """Begin answers with the same settings in one batch, and let it join those that are at
+        work."""
         decoding = jobs[0].request["decoding"]
         settings = self.pipeline.decoding(**decoding)
         rows = [(job, number) for job in jobs for number in range(job.left)]
@@ -304,7 +307,8 @@ class Engine:
         )
 
     def _compiled(self, job: Job) -> bool:
-        """Whether there is nothing to compile first; clients ask for the same schema again and again."""
+        """Whether there is nothing to compile first; clients ask for the same schema again and
+        again."""
         if "schema" not in job.request or (key := self._schema_key(job.request)) in self.scaffolds:
             return True
         if key not in self.compiling:
@@ -349,7 +353,8 @@ class Engine:
             self.groups.pop(settings, None)
 
     def _tell_progress(self, group: Group) -> list[int]:
-        """Tell those who want to know what is settled; gives the names of rows that reached a stop string."""
+        """Tell those who want to know what is settled; gives the names of rows that reached a stop
+        string."""
         stopped = []
         for place, name in enumerate(group.batch.names):
             row = group.rows[name]
@@ -503,7 +508,8 @@ class Engine:
 
 
 def _spoken(tokens: Sequence[Token], told: str) -> Sequence[Token]:
-    """The tokens at the beginning that say what was told; an answer that reached a stop string has no more."""
+    """The tokens at the beginning that say what was told; an answer that reached a stop string has
+    no more."""
     text = ""
     for count, token in enumerate(tokens):
         if len(text.strip()) >= len(told):
@@ -525,7 +531,8 @@ def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
 
 
 def _speech(pipeline: Pipeline) -> dict[str, Any]:
-    """What the server must know of the speech model, or why there is none; one that was named has to be there."""
+    """What the server must know of the speech model, or why there is none; one that was named has
+    to be there."""
     try:
         return {
             "speech_model": pipeline.recognizer.name,

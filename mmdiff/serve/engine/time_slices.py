@@ -1,7 +1,9 @@
-"""Work that is done a little at a time between other things, in a thread that runs only while it is waited for.
+"""Work that is done a little at a time between other things, in a thread that runs only while it is
+waited for.
 
-Compiling a schema may take seconds, most of them in Python, where a thread beside the engine's would take its turns
-from it. So it is stopped wherever it looks at its deadline (scaffold/deadline.py), until it gets the next slice.
+Compiling a schema may take seconds, most of them in Python, where a thread beside the engine's
+would take its turns from it. So it is stopped wherever it looks at its deadline
+(scaffold/deadline.py), until it gets the next slice.
 """
 
 from __future__ import annotations

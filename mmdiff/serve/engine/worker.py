@@ -1,4 +1,5 @@
-"""Processes of the server's own: started with one end of a socket pair, never forked, and told nothing else.
+"""Processes of the server's own: started with one end of a socket pair, never forked, and told
+nothing else.
 
 A child ends when its socket does, so nothing is left behind even when the server is killed.
 """
@@ -36,7 +37,8 @@ class WorkerProcess:
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
         with theirs:
-            process = subprocess.Popen(  # a session of its own: Ctrl-C in the terminal is for the server alone
+            # a session of its own: Ctrl-C in the terminal is for the server alone
+            process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, str(theirs.fileno()), *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """The application: which path leads where, and what a stranger may read about it.
 
-Routes take the bare request, so that nothing is read before there is a place for it; what their bodies hold is written
-down for the OpenAPI page all the same.
+Routes take the bare request, so that nothing is read before there is a place for it; what their
+bodies hold is written down for the OpenAPI page all the same.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def create(options: ServerOptions) -> tuple[ASGIApp, AppState]:
         await house.decoders.start()
         house.service.start()
         gc.collect()
-        gc.freeze()  # what is there to stay is not looked through again, for a tenth of a second each time
+        # what is there to stay is not looked through again, for a tenth of a second each time
+        gc.freeze()
         yield
         await house.service.stop()
         house.decoders.stop()

@@ -1,8 +1,10 @@
-"""One client's connection: HTTP/1.1 as uvicorn speaks it, with limits that hold for every request on it.
+"""One client's connection: HTTP/1.1 as uvicorn speaks it, with limits that hold for every request
+on it.
 
-uvicorn bounds neither the size nor the time of headers, keeps the trailers of a chunked body, and parses requests that
-are sent ahead (pipelining) while an answer is on its way. Here what arrives is parsed in small pieces and no further
-than to the next request, so that what a connection makes the server hold beside an admitted body is below a mebibyte.
+uvicorn bounds neither the size nor the time of headers, keeps the trailers of a chunked body, and
+parses requests that are sent ahead (pipelining) while an answer is on its way. Here what arrives is
+parsed in small pieces and no further than to the next request, so that what a connection makes the
+server hold beside an admitted body is below a mebibyte.
 """
 
 from __future__ import annotations
@@ -126,7 +128,8 @@ class Connection(HttpToolsProtocol):
     # Parsing
 
     def _parse(self) -> None:
-        """Parse what waits: up to the next request while one is being answered, and up to TURN bytes."""
+        """Parse what waits: up to the next request while one is being answered, and up to TURN
+        bytes."""
         self._turn, parsed = None, 0
         while self._waiting and parsed < TURN and not self.pipeline and self._refusal is None:
             piece = bytes(self._waiting[:PIECE])
@@ -168,7 +171,8 @@ class Connection(HttpToolsProtocol):
                 self._refuse(BAD_FRAMING)
 
     def _refeed_head(self) -> None:
-        """Have a new parser read the body of a request that proposed an upgrade: the old one leaves it out."""
+        """Have a new parser read the body of a request that proposed an upgrade: the old one leaves
+        it out."""
         kept = {
             name: value
             for name, value in self.headers

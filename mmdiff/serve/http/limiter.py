@@ -1,7 +1,8 @@
 """Who comes in: places, taken before a body is read, and rows of the engine, taken in turn.
 
-The server holds so many requests as there are rows and places to wait; who comes when all are taken is refused at once.
-Every request that is let in ends as completed, failed or cancelled, and is counted once.
+The server holds so many requests as there are rows and places to wait; who comes when all are taken
+is refused at once. Every request that is let in ends as completed, failed or cancelled, and is
+counted once.
 """
 
 from __future__ import annotations

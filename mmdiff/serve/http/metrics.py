@@ -1,4 +1,5 @@
-"""/metrics: counts and times in Prometheus's text form, in the manner of vLLM's, with a bounded set of labels."""
+"""/metrics: counts and times in Prometheus's text form, in the manner of vLLM's, with a bounded set
+of labels."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ class Metrics:
 
 
 class Collector:
-    """What a house knows anyway; accepted = completed + failed + cancelled + in flight, at any moment."""
+    """What a house knows anyway; accepted = completed + failed + cancelled + in flight, at any
+    moment."""
 
     def __init__(self, house: AppState) -> None:
         self.house = house

@@ -1,7 +1,8 @@
 """What every request passes before anything looks at it, and every answer on its way out.
 
-Keys are asked for on every path but those of health, whatever is or is not behind it. Bodies may have so many bytes and
-must come in so fast. All that goes wrong leaves in the one shape of errors.py, and nothing of ours with it.
+Keys are asked for on every path but those of health, whatever is or is not behind it. Bodies may
+have so many bytes and must come in so fast. All that goes wrong leaves in the one shape of
+errors.py, and nothing of ours with it.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class SecurityMiddleware:
         """
         Args:
             rejected: told the code of each request that has no right to be here.
-            answered: told method, path and status of each request in the end; None where its client left.
+            answered: told method, path and status of each request in the end; None where its client
+                left.
             files: paths of the page's own files, which browsers may fetch for a page of any origin.
         """
         self.app, self.options, self.rejected, self.answered = app, options, rejected, answered
@@ -139,7 +141,8 @@ class SecurityMiddleware:
         return digest.hex()[:12]
 
     def _check_origin(self, path: str, method: str, headers: Headers) -> None:
-        """A page may ask the server it came from, by the name that its browser uses; others only where allowed."""
+        """A page may ask the server it came from, by the name that its browser uses; others only
+        where allowed."""
         origin, host = headers.get("origin"), headers.get("host")
         ours = (f"http://{host}", f"https://{host}", *self.options.allowed_origins)
         if origin is None or origin in ours or "*" in self.options.allowed_origins:
@@ -162,7 +165,8 @@ class SecurityMiddleware:
 
 
 def _routed(scope: Scope, headers: Headers) -> Scope:
-    """The request as the routes see it: HEAD is GET whose body is not sent, and a proxy's prefix is the root path."""
+    """The request as the routes see it: HEAD is GET whose body is not sent, and a proxy's prefix is
+    the root path."""
     prefix = headers.get("x-forwarded-prefix", "").rstrip("/")
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     return {
@@ -173,7 +177,8 @@ def _routed(scope: Scope, headers: Headers) -> Scope:
 
 
 def _given_key(headers: Headers) -> bytes:
-    """The one key of a request; of what a browser asks its user for (Basic) the password. Empty where there is none."""
+    """The one key of a request; of what a browser asks its user for (Basic) the password. Empty
+    where there is none."""
     values = headers.getlist("authorization") + [
         f"Bearer {key}" for key in headers.getlist("x-moondream-auth")
     ]
@@ -255,7 +260,8 @@ class _GuardedExchange:
             raise Disconnected from None
 
     async def _drain(self) -> None:
-        """Take some more of a body that nobody wants, or the refusal is lost in the reset of the connection."""
+        """Take some more of a body that nobody wants, or the refusal is lost in the reset of the
+        connection."""
         try:
             async with asyncio.timeout(DRAINED_SECONDS):
                 drained = 0

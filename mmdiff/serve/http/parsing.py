@@ -1,4 +1,5 @@
-"""Bodies of requests, read with limits and checked: JSON without doubles or depth, against a model of protocol.py."""
+"""Bodies of requests, read with limits and checked: JSON without doubles or depth, against a model
+of protocol.py."""
 
 from __future__ import annotations
 
@@ -117,7 +118,8 @@ def _path(places: tuple[int | str, ...], values: Any, missing: bool) -> str:
     for number, place in enumerate(places):
         part = isinstance(values, dict) and number > 0 and isinstance(places[number - 1], int)
         if part and number + 1 < len(places) and values.get("type") == place:
-            continue  # the tag by which a union chose, though there may be a key of that name as well
+            # the tag by which a union chose, though there may be a key of that name as well
+            continue
         if isinstance(place, int):
             path += f"[{place}]"
             values = values[place] if isinstance(values, list) and place < len(values) else None

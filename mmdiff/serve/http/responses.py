@@ -1,7 +1,8 @@
 """One request from its place at the door to its last byte, whatever it asks for.
 
-A place is taken before the body is read and given back when the answer is out, was refused, or has nobody left to take
-it. A client that goes away is noticed at once, whether or not the answer streams.
+A place is taken before the body is read and given back when the answer is out, was refused, or has
+nobody left to take it. A client that goes away is noticed at once, whether or not the answer
+streams.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class SseWriter:
         await self._write(f"data: {json.dumps(event)}\n\n")
 
     async def comment(self) -> None:
-        """Keeps proxies from closing a stream that is silent, also before there is anything to tell."""
+        """Keeps proxies from closing a stream that is silent, also before there is anything to
+        tell."""
         await self.begin()
         await self._write(": working\n\n")
 
@@ -103,7 +105,8 @@ async def _nothing() -> Any:
 
 
 class EngineRequest:
-    """A request's work at the engine: when it is its turn, media are decoded, and events come back."""
+    """A request's work at the engine: when it is its turn, media are decoded, and events come
+    back."""
 
     def __init__(self, house: AppState, request: Request) -> None:
         self.house, self.id, self.started = house, state_of(request)["id"], time.monotonic()
@@ -156,7 +159,8 @@ Perform = Callable[[SseWriter], Coroutine[Any, Any, None]]
 
 
 class Exchange(Response):
-    """The whole of one request: `read` the body, then `perform` what it asks for, unless the client goes away."""
+    """The whole of one request: `read` the body, then `perform` what it asks for, unless the client
+    goes away."""
 
     def __init__(self, house: AppState, read: Callable[[Request], Awaitable[Perform]]) -> None:
         super().__init__()

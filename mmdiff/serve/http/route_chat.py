@@ -1,7 +1,8 @@
 """/v1/chat/completions, as OpenAI's clients ask for it.
 
-What `delta.content` holds is never revised, and joined it is the content of the answer that does not stream. Drafts of
-what is open come on request, in a key of their own beside `choices`, which clients that do not know it leave alone.
+What `delta.content` holds is never revised, and joined it is the content of the answer that does
+not stream. Drafts of what is open come on request, in a key of their own beside `choices`, which
+clients that do not know it leave alone.
 """
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ def wanted_schema(asked: ChatRequest) -> Any:
 
 
 def check_room(messages: list[dict[str, Any]], room: int) -> None:
-    """Texts that cannot fit are refused before anything reads them: a token is hardly longer than 16 characters."""
+    """Texts that cannot fit are refused before anything reads them: a token is hardly longer than
+    16 characters."""
     contents = [message["content"] for message in messages]
     texts = [content for content in contents if isinstance(content, str)]
     texts += [
@@ -141,7 +143,8 @@ def check_room(messages: list[dict[str, Any]], room: int) -> None:
 def fit_length(limit: int | None, settings: dict[str, Any], usual: int, room: int) -> int | None:
     """Positions that an answer may have; `settings` get the canvas for it.
 
-    An answer that may be longer than the model's usual one starts with that length and grows where it has to.
+    An answer that may be longer than the model's usual one starts with that length and grows where
+    it has to.
     """
     if "gen_length" in settings:
         if settings["gen_length"] > room:

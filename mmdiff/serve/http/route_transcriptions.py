@@ -1,4 +1,5 @@
-"""/v1/audio/transcriptions: a sound as a form's file, its words in OpenAI's forms, all at once or as they are written.
+"""/v1/audio/transcriptions: a sound as a form's file, its words in OpenAI's forms, all at once or
+as they are written.
 
 A stream emits each segment when it is recognised, in the order of the audio.
 """

@@ -1,8 +1,10 @@
-"""What requests may hold, as OpenAI's and moondream's clients send it; anything else is refused by name.
+"""What requests may hold, as OpenAI's and moondream's clients send it; anything else is refused by
+name.
 
-Settings of OpenAI's that have no meaning here are taken where they ask for nothing (`top_p: 1`) and refused where they
-ask for something. What names an account or a purpose (`user`, `metadata`) is taken and not looked at. Settings of the
-denoising stand beside the others, where the clients' `extra_body` puts them.
+Settings of OpenAI's that have no meaning here are taken where they ask for nothing (`top_p: 1`) and
+refused where they ask for something. What names an account or a purpose (`user`, `metadata`) is
+taken and not looked at. Settings of the denoising stand beside the others, where the clients'
+`extra_body` puts them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ Seed = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
 
 
 class Nullable(BaseModel):
-    """null stands for what is left out, in every place: clients send their own empty fields along."""
+    """null stands for what is left out, in every place: clients send their own empty fields
+    along."""
 
     model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
 
@@ -75,10 +78,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class Strict(Nullable):
-    """Refuses names that it does not know, unless what stands under them is empty or asks for nothing.
+    """Refuses names that it does not know, unless what stands under them is empty or asks for
+    nothing.
 
-    What is empty under a known name that may be left out counts as left out, but for an image's address: that it is
-    empty is a mistake.
+    What is empty under a known name that may be left out counts as left out, but for an image's
+    address: that it is empty is a mistake.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -101,7 +105,8 @@ class Strict(Nullable):
 
 
 def _empty(value: Any, deep: bool) -> bool:
-    """Whether nothing is in it or, where `deep`, only what is empty itself, as in `{"refusal": null}`."""
+    """Whether nothing is in it or, where `deep`, only what is empty itself, as in `{"refusal":
+    null}`."""
     if deep and isinstance(value, dict):
         return all(_empty(each, deep) for each in value.values())
     return value in (None, "", [], {})
@@ -171,7 +176,8 @@ class ChatMessage(Cached):
     @model_validator(mode="before")
     @classmethod
     def _answered(cls, values: Any) -> Any:
-        """An answer without words may come back without content, and so may instructions that are not filled in."""
+        """An answer without words may come back without content, and so may instructions that are
+        not filled in."""
         if (
             isinstance(values, dict)
             and values.get("role") in UNASKED

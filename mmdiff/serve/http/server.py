@@ -1,7 +1,7 @@
 """Start, serve, and stop without losing anything that was let in.
 
-The first SIGTERM, SIGINT or SIGHUP closes the door: new requests are refused, old ones finish, up to the time for it;
-the second one ends everything now.
+The first SIGTERM, SIGINT or SIGHUP closes the door: new requests are refused, old ones finish, up
+to the time for it; the second one ends everything now.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ log = logging.getLogger("mmdiff.serve")
 
 
 def serve(options: ServerOptions, replicas: Replicas | None = None) -> int:
-    """Serve until told to stop, on this machine or, with replicas, on a cluster; gives the exit code.
+    """Serve until told to stop, on this machine or, with replicas, on a cluster; gives the exit
+    code.
 
     Raises:
         MMDiffError: the model cannot be loaded, or a package is missing.

@@ -1,8 +1,10 @@
-"""Media by address: off, unless the server names the domains; then each hop is checked, and its address is pinned.
+"""Media by address: off, unless the server names the domains; then each hop is checked, and its
+address is pinned.
 
-One parser reads an address, and what it read is what is asked for. The name is resolved once, every address found must
-be a public one, and the connection goes to the address that was checked, so a name cannot mean something else a moment
-later. Redirects are followed by hand, and each is checked like the first.
+One parser reads an address, and what it read is what is asked for. The name is resolved once, every
+address found must be a public one, and the connection goes to the address that was checked, so a
+name cannot mean something else a moment later. Redirects are followed by hand, and each is checked
+like the first.
 """
 
 from __future__ import annotations
@@ -122,7 +124,8 @@ def is_public(address: str) -> bool:
 async def _get(
     scheme: str, host: str, address: str, port: int, path: str, most: int, param: str, name: str
 ) -> bytes | str:
-    """The body, or where a redirect leads. The address is connected to; the name is for TLS and the Host header."""
+    """The body, or where a redirect leads. The address is connected to; the name is for TLS and the
+    Host header."""
     httpx: Any = require_extra("httpx", "serve", "fetching media")
     place = f"[{address}]" if ":" in address else address
     try:

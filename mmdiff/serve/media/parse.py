@@ -1,4 +1,5 @@
-"""Pictures and sounds of a request: data URLs taken apart, addresses fetched where that is allowed, files decoded."""
+"""Pictures and sounds of a request: data URLs taken apart, addresses fetched where that is allowed,
+files decoded."""
 
 from __future__ import annotations
 

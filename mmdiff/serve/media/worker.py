@@ -1,8 +1,9 @@
-"""The process that opens pictures and sounds of strangers, with little memory, little time and nothing else.
+"""The process that opens pictures and sounds of strangers, with little memory, little time and
+nothing else.
 
-It reads a frame with the bytes of a file and answers with pixels, with samples, or with a refusal. What a decoding
-library says about a file is never passed on: such messages hold addresses. A file that takes more memory or time than
-it may have ends the process, and the server starts another.
+It reads a frame with the bytes of a file and answers with pixels, with samples, or with a refusal.
+What a decoding library says about a file is never passed on: such messages hold addresses. A file
+that takes more memory or time than it may have ends the process, and the server starts another.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def picture(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
 
 
 def _header(data: bytes) -> Image.Image:
-    """A picture whose pixels are not decoded yet; a PNG may have more text in it than Pillow reads."""
+    """A picture whose pixels are not decoded yet; a PNG may have more text in it than Pillow
+    reads."""
     try:
         return Image.open(io.BytesIO(data), formats=PICTURES)
     except ValueError:
@@ -167,7 +169,8 @@ def _check_header(data: bytes, limits: MediaLimits, name: str) -> None:
 
 
 def _limit_process() -> None:
-    """What one file may take; what the libraries of this process have taken already is left to them."""
+    """What one file may take; what the libraries of this process have taken already is left to
+    them."""
     import resource
 
     pages = (

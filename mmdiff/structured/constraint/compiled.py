@@ -1,8 +1,9 @@
 """A compiled schema: `compile_schema`, and the `Scaffold` that canvases and values come from.
 
-The tree's words are a sound part of what the schema allows, as far as its keywords tell; a validator has the last word.
-Before any pass it must accept one value of the tree, the witness, or the schema is refused; afterwards it must accept
-what was decoded, or that is repaired: a few slots are changed, and at last the witness takes its place.
+The tree's words are a sound part of what the schema allows, as far as its keywords tell; a
+validator has the last word. Before any pass it must accept one value of the tree, the witness, or
+the schema is refused; afterwards it must accept what was decoded, or that is repaired: a few slots
+are changed, and at last the witness takes its place.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Filled:
 
 @dataclass(eq=False)
 class CompiledSchema:
-    """What may be said, as a tree, and who judges it; canvases of it are laid out in one vocabulary."""
+    """What may be said, as a tree, and who judges it; canvases of it are laid out in one
+    vocabulary."""
 
     tree: Tree
     layouts: TemplateBuilder
@@ -143,7 +145,8 @@ class CompiledSchema:
         return walk if len(walk.pieces) < 2000 else None
 
     def _repaired(self, canvas: Template, texts: list[str]) -> Filled:
-        """The same with as few slots changed as may be, in the smallest part that is at fault; else the witness."""
+        """The same with as few slots changed as may be, in the smallest part that is at fault; else
+        the witness."""
         now, faults, rng = list(texts), self._faults(texts), random.Random(0)
         for _ in range(PARTS):
             better = next(self._better(canvas, now, faults, rng), None)
@@ -194,17 +197,18 @@ def compile_schema(
 ) -> CompiledSchema:
     """The scaffold of a JSON Schema.
 
-    It may be called in any thread; its time is that of the thread. What took too long is remembered by the layouts and
-    refused at once when it comes again.
+    It may be called in any thread; its time is that of the thread. What took too long is remembered
+    by the layouts and refused at once when it comes again.
 
     Args:
         budget: tokens that a value may have.
         seconds: of the processor, that compiling may take.
-        finish: makes the user's own type from a value; what it refuses with a ValueError or TypeError does not fit.
+        finish: makes the user's own type from a value; what it refuses with a ValueError or
+            TypeError does not fit.
 
     Raises:
-        ScaffoldError: the schema is malformed, asks for what no scaffold expresses, admits nothing, needs more tokens
-            than there are, or takes too long to compile.
+        ScaffoldError: the schema is malformed, asks for what no scaffold expresses, admits nothing,
+            needs more tokens than there are, or takes too long to compile.
     """
     layouts.vocabulary.prepare()  # once for a tokenizer, so it does not count as the schema's
     try:
@@ -287,7 +291,8 @@ def _compiled(
 
 
 def _older(schema: Any) -> str:
-    """What to do about a schema that names no draft, and is valid in an older one only, as those of OpenAPI 3.0 are."""
+    """What to do about a schema that names no draft, and is valid in an older one only, as those of
+    OpenAPI 3.0 are."""
     if isinstance(schema, Mapping) and "$schema" not in schema:
         for name in (f"http://json-schema.org/{draft}/schema#" for draft in OLDER):
             if jsonschema_rs.meta.is_valid({"$schema": name, **schema}):
@@ -314,7 +319,8 @@ class _Check:
 
 
 def _where(validator: Any, value: Any) -> list[str]:
-    """Where the validator finds faults in a value; the whole of it, where the type's own check does."""
+    """Where the validator finds faults in a value; the whole of it, where the type's own check
+    does."""
     found = [
         reduce(pointer, error.instance_path, "")
         for error in itertools.islice(validator.iter_errors(value), 20)
@@ -411,7 +417,8 @@ def _word(
 
 
 def _scopes(faults: Sequence[str]) -> list[str]:
-    """JSON pointers of the parts that are at fault, the smallest first, and of all that they are in."""
+    """JSON pointers of the parts that are at fault, the smallest first, and of all that they are
+    in."""
     found = dict.fromkeys(faults)
     for fault in faults:
         while fault:
@@ -431,7 +438,8 @@ def _within(path: str, scope: str) -> bool:
 def _others(
     canvas: Template, texts: Sequence[str], inside: Sequence[int], rng: random.Random
 ) -> Iterator[list[str]]:
-    """The texts with one slot of a part changed, or two, the likeliest choices first; then with all of it drawn."""
+    """The texts with one slot of a part changed, or two, the likeliest choices first; then with all
+    of it drawn."""
     ways = list(itertools.islice(_changes(canvas, texts, inside, rng), REPAIRS // 3))
     for count in (1, 2):
         for changed in itertools.islice(itertools.combinations(ways, count), REPAIRS // 3):
@@ -455,7 +463,8 @@ def _others(
 def _changes(
     canvas: Template, texts: Sequence[str], inside: Sequence[int], rng: random.Random
 ) -> Iterator[tuple[int, str]]:
-    """Pieces, and what might stand there instead: choices by their likelihood, words with something behind them."""
+    """Pieces, and what might stand there instead: choices by their likelihood, words with something
+    behind them."""
     for number in inside:
         piece = canvas.pieces[number]
         if isinstance(piece, ChoiceSlot):

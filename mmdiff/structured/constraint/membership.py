@@ -1,8 +1,9 @@
-"""Whether a compiled schema can say a given value: `arranged`, a parser of JSON values by the tree of the schema.
+"""Whether a compiled schema can say a given value: `arranged`, a parser of JSON values by the tree
+of the schema.
 
-The slow mirror of `tree.Tree.walk`, for measuring and for tests; nothing here is used while decoding. It asks for the
-same as decoding does: the tree's words, in as many tokens as a slot may have, all within the budget, and accepted by
-the validator.
+The slow mirror of `tree.Tree.walk`, for measuring and for tests; nothing here is used while
+decoding. It asks for the same as decoding does: the tree's words, in as many tokens as a slot may
+have, all within the budget, and accepted by the validator.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ DEEP = 120  # values inside each other
 
 
 class Unsaid(Exception):
-    """The value cannot be said; `path` is the JSON pointer of the part that is at fault, `why` what is wrong there."""
+    """The value cannot be said; `path` is the JSON pointer of the part that is at fault, `why` what
+    is wrong there."""
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"at {path or 'the root'}: {why}")

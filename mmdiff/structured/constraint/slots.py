@@ -1,8 +1,9 @@
 """What may stand in the open positions of a row: words of an automaton, or one of a few values.
 
-A slot's tokens are drawn together, so that whatever part of them is committed, the rest of the draw shows that the slot
-can still be completed (arXiv 2505.23061 finds the likeliest such tokens the same way). Acceptance is asked for at the
-slot's last position, and PAD follows only what is accepted, so it stands at the end.
+A slot's tokens are drawn together, so that whatever part of them is committed, the rest of the draw
+shows that the slot can still be completed (arXiv 2505.23061 finds the likeliest such tokens the
+same way). Acceptance is asked for at the slot's last position, and PAD follows only what is
+accepted, so it stands at the end.
 
 Shapes: N open positions, L positions of a slot, C classes, S states, K choices, V vocabulary.
 """
@@ -42,7 +43,8 @@ class Slot(Protocol):
         temperature: float,
         draws: torch.Generator,
     ) -> Array:
-        """Ids (N) for the asked positions; what is not allowed there becomes minus infinity in the logits `rows_NV`.
+        """Ids (N) for the asked positions; what is not allowed there becomes minus infinity in the
+        logits `rows_NV`.
 
         Args:
             ids_L: what is committed, where `open_L` is not True.
@@ -76,8 +78,8 @@ class WordSlot:
     ) -> Array:
         """As `Slot.decide`: at temperature 0 the ids that are likeliest together.
 
-        Above, they are drawn from the distribution that the positions, each by itself, have given that the word is
-        accepted (backward filter, forward sampling).
+        Above, they are drawn from the distribution that the positions, each by itself, have given
+        that the word is accepted (backward filter, forward sampling).
         """
         automaton, class_L = self.automaton, self._classes(ids_L, open_L)
         masks = [automaton.mask(number) for number in self._allowed(class_L)]
@@ -137,7 +139,8 @@ class WordSlot:
         return found
 
     def allowed(self, ids_L: Array, open_L: Array) -> Array:
-        """Which classes may stand at each position (L, C), so that with what is committed the word can be accepted."""
+        """Which classes may stand at each position (L, C), so that with what is committed the word
+        can be accepted."""
         return np.array(
             [
                 self.automaton.mask(number)[0]
@@ -189,7 +192,8 @@ class WordSlot:
 
 @dataclass(eq=False)
 class ChoiceSlot:
-    """One of a few values, each spelled by its own tokens with PAD behind; it is decided as a whole."""
+    """One of a few values, each spelled by its own tokens with PAD behind; it is decided as a
+    whole."""
 
     path: str
     first: int
@@ -210,7 +214,8 @@ class ChoiceSlot:
         temperature: float,
         draws: torch.Generator,
     ) -> Array:
-        """As `Slot.decide`: the value whose tokens are likeliest together, or one drawn by that likelihood."""
+        """As `Slot.decide`: the value whose tokens are likeliest together, or one drawn by that
+        likelihood."""
         gain_K = self.gains(ids_L, open_L, asked, rows_NV, self.left(ids_L, open_L))
         if temperature > 0:
             gain_K = gain_K / temperature + _gumbel(len(gain_K), draws)
@@ -219,9 +224,11 @@ class ChoiceSlot:
     def gains(
         self, ids_L: Array, open_L: Array, asked: Array, rows_NV: Array, allowed_K: Array
     ) -> Array:
-        """The log-likelihood of each allowed value (K); of the others, as of their tokens in `rows_NV`, minus infinity.
+        """The log-likelihood of each allowed value (K); of the others, as of their tokens in
+        `rows_NV`, minus infinity.
 
-        It is that of the tokens asked for, each among those that any allowed value has in its place.
+        It is that of the tokens asked for, each among those that any allowed value has in its
+        place.
         """
         choices = np.flatnonzero(allowed_K)
         fits = [np.unique(self.ids_KL[choices, place]) for place in asked]
@@ -242,7 +249,8 @@ class ChoiceSlot:
         return gain_K
 
     def forced(self, ids_L: Array, open_L: Array) -> dict[int, int]:
-        """As `Slot.forced`; while nothing is committed nothing is, so that the chances are those of whole values."""
+        """As `Slot.forced`; while nothing is committed nothing is, so that the chances are those of
+        whole values."""
         if open_L.all() and len(self.values) > 1:
             return {}
         return self.single(open_L, self.left(ids_L, open_L))
@@ -262,10 +270,12 @@ class ChoiceSlot:
 
 @dataclass(eq=False)
 class Distinct:
-    """Choices no two of which may be the same value, as the items of a ranking: they are decided together.
+    """Choices no two of which may be the same value, as the items of a ranking: they are decided
+    together.
 
-    What one has been committed to is none of the others' any more. Of the rest the likeliest assignment is taken, or
-    one of the perturbed likelihoods (Papandreou and Yuille, 2011), so that any part of it leaves the others a value.
+    What one has been committed to is none of the others' any more. Of the rest the likeliest
+    assignment is taken, or one of the perturbed likelihoods (Papandreou and Yuille, 2011), so that
+    any part of it leaves the others a value.
     """
 
     slots: Sequence[ChoiceSlot]
@@ -411,9 +421,11 @@ class SlotsConstraint:
 
 
 def assignment(gain_NM: Array) -> Array | None:
-    """The column of each row (N), all different, of the greatest sum of gains; None where there is none.
+    """The column of each row (N), all different, of the greatest sum of gains; None where there is
+    none.
 
-    Minus infinity is what a row cannot have. By shortest augmenting paths (Jonker and Volgenant, 1987).
+    Minus infinity is what a row cannot have. By shortest augmenting paths (Jonker and Volgenant,
+    1987).
     """
     rows, columns = gain_NM.shape
     if rows > columns:
@@ -468,7 +480,8 @@ def best_path(automaton: TokenDfa, score_LC: Array) -> Array:
 
 
 def drawn_path(automaton: TokenDfa, score_LC: Array, draws_L: Array) -> Array:
-    """The classes (L) of an accepted way, drawn by its mass; `score_LC` are logarithms of the classes' masses."""
+    """The classes (L) of an accepted way, drawn by its mass; `score_LC` are logarithms of the
+    classes' masses."""
     length = len(score_LC)
     values = [np.append(np.where(automaton.accepts_S, 0.0, NEVER), NEVER)]
     for place in range(length - 1, -1, -1):
@@ -490,7 +503,8 @@ def drawn_path(automaton: TokenDfa, score_LC: Array, draws_L: Array) -> Array:
 def _class_scores(
     automaton: TokenDfa, rows_NV: Array, allowed_NC: Array, temperature: float
 ) -> tuple[Array, list[dict[int, int]]]:
-    """Of each class (N, C) its best logit, or at a temperature the logarithm of its mass; and the best of big ones."""
+    """Of each class (N, C) its best logit, or at a temperature the logarithm of its mass; and the
+    best of big ones."""
     best_NC = np.full(allowed_NC.shape, NEVER)
     here, ids, starts = automaton.small
     if len(here):
@@ -515,7 +529,8 @@ def _class_scores(
 
 
 def _log_masses(values: Array, starts: Array) -> Array:
-    """Logarithms of the sums of exponentials of runs of columns; not finite where the values are not."""
+    """Logarithms of the sums of exponentials of runs of columns; not finite where the values are
+    not."""
     sizes = np.diff(np.append(starts, values.shape[1]))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         top = np.maximum.reduceat(values, starts, axis=1)
@@ -530,7 +545,8 @@ def _log_softmax(values: Array) -> Array:
 
 
 def _tame(row_V: Array, fits: Array) -> None:
-    """Finite numbers for all that is allowed; what is missing or infinitely unlikely is as bad as can be."""
+    """Finite numbers for all that is allowed; what is missing or infinitely unlikely is as bad as
+    can be."""
     row_V[fits] = np.nan_to_num(row_V[fits], nan=-WORST, posinf=WORST, neginf=-WORST).clip(
         -WORST, WORST
     )

@@ -1,10 +1,12 @@
 """Structural decisions by the model: which options, how many items, how long each word is.
 
-What comes next after a slot tells the options apart, so each decision takes one canvas: all before it laid out, masks
-behind it. The decisions that can be reached are asked about in one batched pass, deeper ones in the next. In one more
-the numbers of items that are likely are laid out, and the number whose bounded choices are likeliest together with it
-is taken; and in a last one several lengths of the words are tried, and those of the best mean confidence taken, as CAL
-does (arXiv 2602.00476), though without its correction of the bias; a word that fills the longest is tried at more.
+What comes next after a slot tells the options apart, so each decision takes one canvas: all before
+it laid out, masks behind it. The decisions that can be reached are asked about in one batched pass,
+deeper ones in the next. In one more the numbers of items that are likely are laid out, and the
+number whose bounded choices are likeliest together with it is taken; and in a last one several
+lengths of the words are tried, and those of the best mean confidence taken, as CAL does (arXiv
+2602.00476), though without its correction of the bias; a word that fills the longest is tried at
+more.
 """
 
 from __future__ import annotations
@@ -57,9 +59,9 @@ class ProbeRow(NamedTuple):
 class Decision:
     """A structural decision that the model was asked about.
 
-    `kind` is "present" (whether an optional member is there, given what was decided before it), "items" (how many, of
-    an array or a map) or "alternative" (which one of a union); `chances` has the chance of each (option, chance), the
-    chosen one first.
+    `kind` is "present" (whether an optional member is there, given what was decided before it),
+    "items" (how many, of an array or a map) or "alternative" (which one of a union); `chances` has
+    the chance of each (option, chance), the chosen one first.
     """
 
     pointer: str
@@ -119,7 +121,7 @@ def _told(walk: Expansion, chances: Chances) -> Iterator[Decision]:
             yield Decision(path, "alternative", _first(made.chosen, options, made.labels))
     for path, several in counted.items():
         numbers = sorted(made.name[2] for made in several)
-        ends = {number: 0.0 for number in numbers}
+        ends = dict.fromkeys(numbers, 0.0)
         left = 1.0
         number = numbers[0]
         while (path, "more", number) in chances:
@@ -131,7 +133,8 @@ def _told(walk: Expansion, chances: Chances) -> Iterator[Decision]:
 
 
 def _present(made: Made, options: Mapping[int, float]) -> Iterator[Decision]:
-    """A decision about the next member tells of all optional ones up to it whether they are there."""
+    """A decision about the next member tells of all optional ones up to it whether they are
+    there."""
     left = sum(options.values())
     for option in sorted(options):
         name = made.labels.get(option)
@@ -183,7 +186,8 @@ def _questions(scaffold: CompiledSchema, decisions: Mapping[Name, int]) -> dict[
 
 
 def _affordable(scaffold: CompiledSchema, decisions: Mapping[Name, int]) -> Expansion | None:
-    """The walk with these decisions; None where it is too long, too deep, or cannot be worked out."""
+    """The walk with these decisions; None where it is too long, too deep, or cannot be worked
+    out."""
     try:
         walk = scaffold.tree.walk(decisions)
     except SchemaTooLargeError:
@@ -235,7 +239,8 @@ def _ask(scaffold: CompiledSchema, questions: Mapping[Name, _Question], probe: P
 
 
 def _shares(heads: list[list[int]], logs_NV: Array, at: int = 0) -> list[float]:
-    """The chance of each head: wherever they part, by the tokens' chances there; one that ends has the rest."""
+    """The chance of each head: wherever they part, by the tokens' chances there; one that ends has
+    the rest."""
     if len(heads) == 1:
         return [1.0]
     groups: dict[int | None, list[int]] = {}
@@ -284,7 +289,8 @@ def _settle(
 def _pick(
     pending: OpenDecision, chances: Chances, temperature: float, draws: torch.Generator
 ) -> int:
-    """At temperature 0 the beginning of the likeliest way through what follows, not the likeliest next step."""
+    """At temperature 0 the beginning of the likeliest way through what follows, not the likeliest
+    next step."""
     options = {option: chances[pending.name].get(option, 0.0) for option in pending.options}
     if not any(options.values()):
         return pending.options[0]
@@ -297,7 +303,8 @@ def _pick(
 
 
 def _ahead(name: Name, option: int, chances: Chances) -> float:
-    """The chance of the likeliest way on among decisions in a row: items of an array, optional members."""
+    """The chance of the likeliest way on among decisions in a row: items of an array, optional
+    members."""
     path, kind, number = name
     later = {"more": number + 1 if option else -1, "next": option + 1}.get(kind, -1)
     options = chances.get((path, kind, later), {})
@@ -310,7 +317,8 @@ def _ahead(name: Name, option: int, chances: Chances) -> float:
 def _counts(
     scaffold: CompiledSchema, decisions: Mapping[Name, int], chances: Chances, probe: Probe
 ) -> dict[Name, int]:
-    """Decisions about the numbers of items, by their own chances and those of the choices that then stand there."""
+    """Decisions about the numbers of items, by their own chances and those of the choices that then
+    stand there."""
     trials: list[tuple[str, dict[Name, int], float, Template, ProbeRow]] = []
     for path in {path for path, kind, _ in chances if kind == "more"}:
         numbers = sorted(number for at, kind, number in chances if (at, kind) == (path, "more"))
@@ -376,7 +384,8 @@ def _rooms(scaffold: CompiledSchema, walk: Expansion, probe: Probe) -> dict[int,
     several = {number: rooms for number, rooms in options.items() if len(rooms) > 1}
     spare = scaffold.budget - scaffold.layouts.count(walk)
     shortest = {number: rooms[0] for number, rooms in several.items()}
-    # The usual lengths are tried at once; longer ones only for words that fill the longest of these.
+    # The usual lengths are tried at once; longer ones only for words that fill the longest of
+    # these.
     first = {
         number: [room for room in rooms if room <= USUAL] or rooms[:1]
         for number, rooms in several.items()
@@ -448,7 +457,8 @@ def _places(canvas: Template, number: int) -> range:
 
 
 def _confidence(canvas: Template, row: ProbeRow, logs_NV: Array, number: int) -> tuple[float, bool]:
-    """The mean log-probability of the likeliest allowed word in a slot, and whether that has no PAD."""
+    """The mean log-probability of the likeliest allowed word in a slot, and whether that has no
+    PAD."""
     slot = canvas.pieces[number]
     assert isinstance(slot, WordSlot)
     first = list(row.places).index(slot.first)

@@ -1,7 +1,8 @@
 """From a walk through a tree to a canvas: literals and slots as tokens, and how long each slot is.
 
-A slot of bounded choices is as long as its longest choice, a word with a longest spelling as long as that where it is
-short; any other word is given one of several lengths, and what it leaves over becomes PAD at its end.
+A slot of bounded choices is as long as its longest choice, a word with a longest spelling as long
+as that where it is short; any other word is given one of several lengths, and what it leaves over
+becomes PAD at its end.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ class TemplateBuilder:
         return self.vocabulary.kept(key, make)
 
     def holds(self, node: RegularNode, text: str) -> bool:
-        """Whether a slot of some length that the node may have takes these characters of its language."""
+        """Whether a slot of some length that the node may have takes these characters of its
+        language."""
         spelled = dumps(text)[1:-1] if node.spelling == "json" else text
         ids = self.vocabulary.encode(spelled)
         for room in self.rooms(node):

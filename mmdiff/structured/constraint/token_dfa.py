@@ -1,7 +1,8 @@
 """What each token of a tokenizer spells, as bytes, and how automata over bytes read tokens.
 
-Tokens are never decoded one by one: alone, many are no valid UTF-8, and leading spaces come and go. Their bytes are
-read from the tokenizer's own tables. Byte-level BPE, SentencePiece (with byte fallback) and WordPiece are known.
+Tokens are never decoded one by one: alone, many are no valid UTF-8, and leading spaces come and go.
+Their bytes are read from the tokenizer's own tables. Byte-level BPE, SentencePiece (with byte
+fallback) and WordPiece are known.
 
 Shapes: S states, C classes of tokens, V vocabulary.
 """
@@ -35,7 +36,8 @@ Array = np.ndarray[Any, Any]
 class TokenDfa:
     """States and what tokens do to them; tokens that do the same to every state are one class.
 
-    `next_CS` is -1 where a class has no way on. The ids of class c are `ids[offsets[c]:offsets[c + 1]]`.
+    `next_CS` is -1 where a class has no way on. The ids of class c are `ids[offsets[c]:offsets[c +
+    1]]`.
     """
 
     next_CS: Array
@@ -71,7 +73,8 @@ class TokenDfa:
         return self._before[key]
 
     def step(self, here: int, ends: int, chosen: int) -> tuple[int, int]:
-        """The states reached in `ends` from those of `here`, and a number for the classes that lead there.
+        """The states reached in `ends` from those of `here`, and a number for the classes that lead
+        there.
 
         Args:
             chosen: the class at this position, or ANY, or SOLID for any but PAD.
@@ -91,7 +94,8 @@ class TokenDfa:
         return _bits(self.accepts_S)
 
     def mask(self, number: int) -> tuple[Array, bool, Array]:
-        """The classes (C) of this number; and their tokens or (True) all tokens but theirs, whichever are fewer."""
+        """The classes (C) of this number; and their tokens or (True) all tokens but theirs,
+        whichever are fewer."""
         return self._masks[number]
 
     def fits(self, classes_C: Array) -> Array:
@@ -191,7 +195,8 @@ class TokenDfa:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The tokens that may stand in a slot, the one that fills what is left over of it, and the tokenizer."""
+    """The tokens that may stand in a slot, the one that fills what is left over of it, and the
+    tokenizer."""
 
     spelled: Sequence[bytes | None]  # by id; None for those that never stand in a slot
     pad: int
@@ -204,7 +209,8 @@ class Vocabulary:
         """The vocabulary of a fast tokenizer of `transformers`.
 
         Args:
-            size: ids that the model has logits for, which may be more than the tokenizer has tokens.
+            size: ids that the model has logits for, which may be more than the tokenizer has
+                tokens.
 
         Raises:
             MMDiffError: it is of a kind that is not known.
@@ -230,7 +236,8 @@ class Vocabulary:
 
         from tokenizers import Tokenizer
 
-        # Literals are words: none of them is a control token, which would end the answer or hide a part of it.
+        # Literals are words: none of them is a control token, which would end the answer or hide a
+        # part of it.
         plain = Tokenizer.from_str(json.dumps({**plan, "added_tokens": []}))
 
         def encode(text: str) -> list[int]:
@@ -259,7 +266,8 @@ class Vocabulary:
         return found if found is not None else self._kept.put(key, make())
 
     def automaton(self, next_SB: Array, accepts_S: Array) -> TokenDfa:
-        """Read an automaton over bytes (S, 256; -1 where there is no way on) by tokens, and PAD behind acceptance."""
+        """Read an automaton over bytes (S, 256; -1 where there is no way on) by tokens, and PAD
+        behind acceptance."""
         ids, rows_TS = self._walk(self._tries[0], next_SB, np.arange(len(next_SB)))
         start = 0
         if self.swallows_space:  # a state of its own, for the first token is read otherwise
@@ -330,7 +338,8 @@ class Vocabulary:
 
 
 class _Trie:
-    """The tokens' bytes, level by level: of each node its parent in the level before and its byte."""
+    """The tokens' bytes, level by level: of each node its parent in the level before and its
+    byte."""
 
     def __init__(self, spelled: Sequence[bytes | None]) -> None:
         words = [(word, number) for number, word in enumerate(spelled) if word]
@@ -410,7 +419,8 @@ def _speller(plan: dict[str, Any]) -> tuple[Callable[[str], bytes | None], bool]
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter that stands for each byte in byte-level BPE (GPT-2): itself where it is printable."""
+    """The letter that stands for each byte in byte-level BPE (GPT-2): itself where it is
+    printable."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     return {

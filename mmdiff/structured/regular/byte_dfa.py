@@ -1,8 +1,9 @@
 """Automata over the bytes of texts, as a JSON string spells them or as they are.
 
-A code point is a walk over the bytes of its UTF-8, in which overlong forms and surrogates do not exist; states within a
-character are shared. The tables are made smaller by merging states that no text tells apart (Moore, 1956), as long as
-this is seen within some rounds; long counters would need many, and have nothing to merge.
+A code point is a walk over the bytes of its UTF-8, in which overlong forms and surrogates do not
+exist; states within a character are shared. The tables are made smaller by merging states that no
+text tells apart (Moore, 1956), as long as this is seen within some rounds; long counters would need
+many, and have nothing to merge.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ _LENGTHS = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, 0x10FFFF))
 
 
 class ByteDfa(NamedTuple):
-    """S states, of which 0 is the start: where each byte leads (-1: nowhere), and where a text may end.
+    """S states, of which 0 is the start: where each byte leads (-1: nowhere), and where a text may
+    end.
 
     Every state can reach an end.
     """
@@ -76,10 +78,12 @@ _lock = threading.Lock()
 def byte_dfa_of(
     language: Language, spelling: Spelling, deadline: CompileLimits | None = None
 ) -> ByteDfa:
-    r"""The automaton of a language's texts in bytes. The arrays are shared and cannot be written to.
+    r"""The automaton of a language's texts in bytes. The arrays are shared and cannot be written
+    to.
 
-    "json": as within a JSON string without its quotes, where \" \\ \n \t \r \b \f are the only escapes, spelled so, and
-    texts with other control characters are dropped. "plain": the UTF-8 of the texts.
+    "json": as within a JSON string without its quotes, where \" \\ \n \t \r \b \f are the only
+    escapes, spelled so, and texts with other control characters are dropped. "plain": the UTF-8 of
+    the texts.
 
     Raises:
         LanguageError: the language is empty or too large, or the deadline is over.
@@ -116,7 +120,8 @@ def _build(language: Language, spelling: Spelling, deadline: CompileLimits) -> B
 
 
 class _Table:
-    """The states of an automaton over code points, and behind them, as they come up, those within a character."""
+    """The states of an automaton over code points, and behind them, as they come up, those within a
+    character."""
 
     def __init__(self, states: int) -> None:
         self.size = states
@@ -125,7 +130,8 @@ class _Table:
 
     def fill(self, number: int, tails: Iterable[tuple[_Steps, int]]) -> None:
         """Enters where the bytes lead from a state."""
-        # Code points are apart, so walks that begin with several bytes share none of these with others.
+        # Code points are apart, so walks that begin with several bytes share none of these with
+        # others.
         waiting: dict[tuple[int, int], list[tuple[_Steps, int]]] = {}
         for steps, target in tails:
             if len(steps) == 1:
@@ -151,7 +157,8 @@ class _Table:
 
 @functools.lru_cache(maxsize=1 << 10)
 def _spelled(ranges: Ranges, spelling: Spelling) -> tuple[_Steps, ...]:
-    """The bytes of the code points in the ranges, as walks whose every choice is free of the others."""
+    """The bytes of the code points in the ranges, as walks whose every choice is free of the
+    others."""
     found: list[_Steps] = []
     for low, high in ranges:
         for code in (

@@ -21,14 +21,16 @@ class LanguageSizeError(LanguageError):
 
 
 class CompileLimits:
-    """Bounds one piece of work: its seconds of this thread's time, an automaton's states, the trees made on the way."""
+    """Bounds one piece of work: its seconds of this thread's time, an automaton's states, the trees
+    made on the way."""
 
     def __init__(self, seconds: float = 2.0, states: int = 4000) -> None:
         self.seconds, self.states = seconds, states
         self._end, self._unseen, self._trees = time.thread_time() + seconds, 0, 0
 
     def check(self) -> None:
-        """A LanguageError when the time is over; the place where work done in slices waits for the next one."""
+        """A LanguageError when the time is over; the place where work done in slices waits for the
+        next one."""
         if (pause := _pause.get()) is not None:
             pause()
         if time.thread_time() > self._end:  # others may be using the processor
@@ -73,7 +75,8 @@ def pausing(pause: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bounded(deadline: CompileLimits | None) -> Iterator[CompileLimits]:
-    """Bounds the work within by the deadline, or by one of its own; a deep nesting is a LanguageError as well."""
+    """Bounds the work within by the deadline, or by one of its own; a deep nesting is a
+    LanguageError as well."""
     deadline = deadline or _running.get() or CompileLimits()
     token = _running.set(deadline)
     try:

@@ -1,8 +1,9 @@
-"""What is asked of a language: its automaton, a shortest text, whether it has a text, and one drawn at random.
+"""What is asked of a language: its automaton, a shortest text, whether it has a text, and one drawn
+at random.
 
-Trees are read by Brzozowski's derivatives (Owens, Reppy and Turon, "Regular-expression derivatives re-examined", 2009)
-over classes of code points that the tree cannot tell apart. Nothing here runs for long: a `Deadline` bounds time,
-states and trees, and a deep nesting is a `LanguageError` too.
+Trees are read by Brzozowski's derivatives (Owens, Reppy and Turon, "Regular-expression derivatives
+re-examined", 2009) over classes of code points that the tree cannot tell apart. Nothing here runs
+for long: a `Deadline` bounds time, states and trees, and a deep nesting is a `LanguageError` too.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class _Derivatives:
 
     @functools.cached_property
     def classes(self) -> list[tuple[int, int, Ranges]]:
-        """The classes of code points: which sets hold them (bits), the code point to stand for them, their ranges."""
+        """The classes of code points: which sets hold them (bits), the code point to stand for
+        them, their ranges."""
         flips: dict[int, int] = {0: 0, 0xD800: 0, 0xE000: 0, 0x110000: 0}
         for each, bit in self.bits.items():
             for low, high in ranges_of(each):
@@ -82,7 +84,8 @@ class _Derivatives:
         return [(held, letter, ranges) for (_, letter), held, ranges in sorted(ranked)]
 
     def edges(self, one: Language) -> list[tuple[list[Ranges], int, Language]]:
-        """Where a state leads: the code points, the nicest of them, and the state behind; no way into nothing."""
+        """Where a state leads: the code points, the nicest of them, and the state behind; no way
+        into nothing."""
         groups: dict[int, tuple[list[Ranges], int]] = {}
         mask = self._mask(one)
         for held, letter, ranges in self.classes:
@@ -91,7 +94,8 @@ class _Derivatives:
         return [each for each in behind if each[2] is not NOTHING]
 
     def _mask(self, one: Language) -> int:
-        """The sets that a first code point is looked up in; those that no set tells apart lead to one state."""
+        """The sets that a first code point is looked up in; those that no set tells apart lead to
+        one state."""
         if one not in self.masks:
             parts, mask = one, 0
             while parts.kind == "cat" and parts.parts[0].nullable:
@@ -110,7 +114,8 @@ class _Derivatives:
         return self.masks[one]
 
     def _late(self, letters: Language) -> int:
-        """The sets that a set consists of which came up on the way (as a union or a cut of known ones)."""
+        """The sets that a set consists of which came up on the way (as a union or a cut of known
+        ones)."""
         return sum(bit for each, bit in self.bits.items() if both(each, letters) is not NOTHING)
 
     def derive(self, one: Language, letter: int) -> Language:
@@ -162,9 +167,11 @@ def _nicest(ranges: Ranges) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class CharDfa:
-    """A deterministic automaton over code points. It starts in state 0, and every state can reach acceptance.
+    """A deterministic automaton over code points. It starts in state 0, and every state can reach
+    acceptance.
 
-    `edges` holds, for each state, (ranges, target) pairs whose ranges are apart. The empty language has no states.
+    `edges` holds, for each state, (ranges, target) pairs whose ranges are apart. The empty language
+    has no states.
     """
 
     edges: tuple[tuple[tuple[Ranges, int], ...], ...]
@@ -298,7 +305,7 @@ def _distances(machine: CharDfa) -> list[int]:
     for number, ways in enumerate(machine.edges):
         for _, target in ways:
             sources[target].append(number)
-    left = {number: 0 for number in machine.accepts}
+    left = dict.fromkeys(machine.accepts, 0)
     queue = deque(left)
     while queue:
         target = queue.popleft()

@@ -1,8 +1,9 @@
 r"""The languages of JSON Schema's formats, as far as two validators agree on them.
 
-Every text is accepted by `jsonschema` (with its format extras and a draft's own checker) and by `jsonschema-rs`; not
-every text that they accept is here. Dates are those of the calendar, from year 1 to 9999. Names of hosts have at most
-four labels of 32 characters (three of 16 beyond ASCII), which keeps them below all limits and the automata small.
+Every text is accepted by `jsonschema` (with its format extras and a draft's own checker) and by
+`jsonschema-rs`; not every text that they accept is here. Dates are those of the calendar, from year
+1 to 9999. Names of hosts have at most four labels of 32 characters (three of 16 beyond ASCII),
+which keeps them below all limits and the automata small.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Callable
 from mmdiff.structured.regular.language import Language, cat, literal, repeat, union
 from mmdiff.structured.regular.regex import compile_regex
 
-# RFC 3339. Fractions of seconds as fine as Python's; no leap seconds, which validators judge differently.
+# RFC 3339. Fractions of seconds as fine as Python's; no leap seconds, which validators judge
+# differently.
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 # RFC 3339, appendix A: units follow each other without gaps, weeks stand alone.
 _COUNT = r"(?:0|[1-9]\d{0,3})"
@@ -29,7 +31,8 @@ _IDN_LOCAL = rf"[A-Z0-9{_LETTERS}](?:[._+-]?[A-Z0-9{_LETTERS}]){{0,9}}"  # at mo
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-_VERSION = "[0-9a-f]{{8}}-[0-9a-f]{{4}}-{version}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}"  # RFC 9562
+# RFC 9562
+_VERSION = "[0-9a-f]{{8}}-[0-9a-f]{{4}}-{version}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}"
 
 _VARIABLE = r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*(?::[1-9]\d{0,2}|\*)?"
 _TEMPLATE = rf"(?:[A-Za-z0-9._~:/?#@!$&()*+,;=-]|%[0-9A-F]{{2}}|\{{[+#./;?&]?{_VARIABLE}(?:,{_VARIABLE})*\}})*"
@@ -83,7 +86,8 @@ def _ipv6() -> Language:
 
 
 def _uri(wide: str, relative: bool) -> Callable[[], Language]:
-    """RFC 3986, or with the letters `wide` RFC 3987: a scheme and more, and where `relative` also paths alone."""
+    """RFC 3986, or with the letters `wide` RFC 3987: a scheme and more, and where `relative` also
+    paths alone."""
 
     @functools.cache
     def made() -> Language:
@@ -123,7 +127,8 @@ FORMATS: dict[str, Callable[[], Language]] = {
     "json-pointer": _whole(_POINTER),
     "relative-json-pointer": _whole(_RELATIVE),
     "regex": _whole(_REGEX),
-    # Those of pydantic's, of which validators know nothing. A network or an interface may be a lone address.
+    # Those of pydantic's, of which validators know nothing. A network or an interface may be a lone
+    # address.
     "ipvanyaddress": _ANY_IP,
     "ipvanyinterface": _ANY_IP,
     "ipvanynetwork": _ANY_IP,

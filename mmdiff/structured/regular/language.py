@@ -22,9 +22,11 @@ _interned: weakref.WeakValueDictionary[tuple[Any, ...], Language] = weakref.Weak
 
 
 class Language:
-    """A set of texts. Equal trees are one object: comparing and hashing are by identity. Made by the functions below.
+    """A set of texts. Equal trees are one object: comparing and hashing are by identity. Made by
+    the functions below.
 
-    `letters` is a set of code points (a language of one-letter texts) that no text of the language leaves.
+    `letters` is a set of code points (a language of one-letter texts) that no text of the language
+    leaves.
     """
 
     __slots__ = ("kind", "parts", "nullable", "letters", "serial", "__weakref__")
@@ -55,8 +57,8 @@ class Language:
 
 
 def _make(kind: str, parts: tuple[Any, ...], nullable: bool, letters: Language | None) -> Language:
-    # Keys hold the addresses of parts, not the parts: the value keeps these alive, and a chain of values may then be
-    # freed without calls nested in calls.
+    # Keys hold the addresses of parts, not the parts: the value keeps these alive, and a chain of
+    # values may then be freed without calls nested in calls.
     key = (kind, *(id(each) if isinstance(each, Language) else each for each in parts))
     known = _interned.get(key)
     counted(known is None)
@@ -158,7 +160,8 @@ def cat(*parts: Language) -> Language:
 
 
 def repeat(part: Language, low: int = 0, high: int | None = None) -> Language:
-    """From `low` to `high` texts of the part, one after the other; without an end where `high` is None."""
+    """From `low` to `high` texts of the part, one after the other; without an end where `high` is
+    None."""
     if high is not None and high < low:
         return NOTHING
     if part.kind == "or" and EMPTY in part.parts:
@@ -250,7 +253,8 @@ def complement(part: Language) -> Language:
 
 
 def multiples(divisor: int, remainder: int = 0) -> Language:
-    """The runs of digits (with none among them) that, behind a number of that remainder, make a multiple.
+    """The runs of digits (with none among them) that, behind a number of that remainder, make a
+    multiple.
 
     Points among the digits are read over, so that decimals are multiples of the last digit's unit.
 

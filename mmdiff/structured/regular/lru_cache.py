@@ -25,6 +25,7 @@ class LruCache(Generic[K, V]):
             return self._values.get(key)
 
     def put(self, key: K, value: V) -> V:
-        """Remember the value, and give it back; the first one stays, where two threads made the same."""
+        """Remember the value, and give it back; the first one stays, where two threads made the
+        same."""
         with self._lock:
             return self._values.setdefault(key, value)

@@ -1,8 +1,9 @@
-"""The languages of JSON numbers within bounds, in one spelling each: no leading zeros, no exponents, never -0.
+"""The languages of JSON numbers within bounds, in one spelling each: no leading zeros, no
+exponents, never -0.
 
-Bounds are compared digit by digit, so nothing is listed and nothing is rounded. Decimals have at most 15 digits when
-they have a fraction: up to there, different spellings are different doubles, and a validator that reads doubles judges
-as the digits do.
+Bounds are compared digit by digit, so nothing is listed and nothing is rounded. Decimals have at
+most 15 digits when they have a fraction: up to there, different spellings are different doubles,
+and a validator that reads doubles judges as the digits do.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ def decimals(
 ) -> Language:
     """The numbers from `low` to `high` (an open bound is not inside), integers among them.
 
-    A fraction has at most `digits` digits or as many as a bound has; zeros may stand at its end. With a fraction a
-    number has at most 15 digits from its first that is not 0. Sides without a bound are as in `integers`.
+    A fraction has at most `digits` digits or as many as a bound has; zeros may stand at its end.
+    With a fraction a number has at most 15 digits from its first that is not 0. Sides without a
+    bound are as in `integers`.
 
     Raises:
         LanguageError: a bound is not finite or has more than 400 digits.
@@ -115,7 +117,8 @@ def decimal_multiples(
     low_open: bool = False,
     high_open: bool = False,
 ) -> Language:
-    """The decimals between bounds that are multiples of `unit` / 10 ** `places`, as `decimals` spells them.
+    """The decimals between bounds that are multiples of `unit` / 10 ** `places`, as `decimals`
+    spells them.
 
     Raises:
         LanguageError: a bound is not finite or has more than 400 digits.

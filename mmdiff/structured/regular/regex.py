@@ -1,10 +1,12 @@
-r"""The language of a regular expression as JSON Schema reads it: searched for in the decoded text, not anchored.
+r"""The language of a regular expression as JSON Schema reads it: searched for in the decoded text,
+not anchored.
 
-JSON Schema means ECMA-262 expressions, validators in Python use `re`. A text of `pattern(source)` satisfies both: what
-they read differently is either narrowed to what they share (`\d` is 0-9, `$` is the very end, `.` leaves out all line
-ends) or refused. Below a negative look-ahead the same is widened instead. Texts with control characters other than \n,
-\r and \t are left out. Refused: look-behind, back-references, word boundaries, flags, atomic groups and possessive
-repetition, and anchors or look-aheads in a repetition without a small bound.
+JSON Schema means ECMA-262 expressions, validators in Python use `re`. A text of `pattern(source)`
+satisfies both: what they read differently is either narrowed to what they share (`\d` is 0-9, `$`
+is the very end, `.` leaves out all line ends) or refused. Below a negative look-ahead the same is
+widened instead. Texts with control characters other than \n, \r and \t are left out. Refused:
+look-behind, back-references, word boundaries, flags, atomic groups and possessive repetition, and
+anchors or look-aheads in a repetition without a small bound.
 """
 
 from __future__ import annotations
@@ -111,7 +113,8 @@ def compile_regex(
 ) -> Language:
     """The texts (of letters that `ANY` has) in which the expression is surely found.
 
-    With `wide`, the texts in which some engine might find it: take the complement of this, not of the other.
+    With `wide`, the texts in which some engine might find it: take the complement of this, not of
+    the other.
 
     Raises:
         LanguageError: the expression is malformed, or asks for what is refused.
@@ -134,7 +137,8 @@ def compile_regex(
 
 
 def _guard(source: str) -> str:
-    """The source in Python's spelling; a LanguageError for what Python would read, but otherwise than ECMA."""
+    """The source in Python's spelling; a LanguageError for what Python would read, but otherwise
+    than ECMA."""
     found: list[str] = []
     opened: int | None = None  # where the set around begins
     for match in _TOKEN.finditer(source):
@@ -204,8 +208,8 @@ def _escape(token: str, inside: bool, behind: str, source: str) -> str:
 
 
 class _Reader:
-    """Turns a parsed expression into languages, from right to left. `wide`: all texts that any engine would match, at
-    least; otherwise only those that all engines would match.
+    """Turns a parsed expression into languages, from right to left. `wide`: all texts that any
+    engine would match, at least; otherwise only those that all engines would match.
     """
 
     def __init__(self, deadline: CompileLimits) -> None:

@@ -1,9 +1,10 @@
 """From JSON Schema to a tree of literals and slots: `lower`.
 
-The tree's values are meant to fit the schema, and nearly all do; what the tree cannot express (overlapping `oneOf`,
-`not`, `if`, `uniqueItems`, `contains` and the like) is left to the validator. Objects are closed unless they say
-otherwise: members that are not declared are written where `additionalProperties`, `patternProperties`, `required`,
-`minProperties` or the lack of declared ones call for them.
+The tree's values are meant to fit the schema, and nearly all do; what the tree cannot express
+(overlapping `oneOf`, `not`, `if`, `uniqueItems`, `contains` and the like) is left to the validator.
+Objects are closed unless they say
+otherwise: members that are not declared are written where `additionalProperties`,
+`patternProperties`, `required`, `minProperties` or the lack of declared ones call for them.
 """
 
 from __future__ import annotations
@@ -179,7 +180,8 @@ class _Lowering:
         return options[0] if len(options) == 1 else UnionNode(tuple(options))
 
     def _options(self, schema: Any, where: str) -> list[Any]:
-        """A node for each alternative; those that are alternatives and nothing else keep their references."""
+        """A node for each alternative; those that are alternatives and nothing else keep their
+        references."""
         for several in ("anyOf", "oneOf"):
             if (
                 isinstance(schema, Mapping)
@@ -254,7 +256,8 @@ class _Lowering:
         return self._words(_decimals(_decimal(low), _decimal(high), low_open, high_open), "plain")
 
     def _multiples(self, plain: Plain, step: Fraction, least: _Bound, most: _Bound) -> Any | None:
-        """Multiples of a fraction: one by one where they are few, else as a language of decimals."""
+        """Multiples of a fraction: one by one where they are few, else as a language of
+        decimals."""
         low, high = least[0], most[0]
         few = low is not None and high is not None and (high - low) / step <= FEW
         places = next(

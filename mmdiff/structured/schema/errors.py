@@ -8,7 +8,8 @@ from mmdiff.errors import MMDiffError
 
 
 class ScaffoldError(MMDiffError):
-    """A schema that cannot be honoured; `pointer` is the JSON pointer of the part of it that is at fault."""
+    """A schema that cannot be honoured; `pointer` is the JSON pointer of the part of it that is at
+    fault."""
 
     def __init__(self, message: str, pointer: str = "") -> None:
         super().__init__(f"at {pointer or 'the root'} of the schema: {message}")
@@ -31,7 +32,8 @@ class SchemaTooLargeError(ScaffoldError):
 
 
 class BudgetError(ScaffoldError):
-    """The shortest value that fits takes more tokens than there is room for; `needed` says how many."""
+    """The shortest value that fits takes more tokens than there is room for; `needed` says how
+    many."""
 
     def __init__(self, message: str, needed: int, pointer: str = "") -> None:
         super().__init__(message, pointer)

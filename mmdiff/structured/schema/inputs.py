@@ -1,4 +1,5 @@
-"""What people give as a schema: JSON Schema, Python types, choices, patterns and texts with holes."""
+"""What people give as a schema: JSON Schema, Python types, choices, patterns and texts with
+holes."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
     """The JSON Schema of what was given, and what makes the caller's own type of a value.
 
     Args:
-        source: JSON Schema (a mapping, True or False), or a type that pydantic knows: a model, a dataclass, a
-            TypedDict, list[int], Literal["a", "b"], ...
+        source: JSON Schema (a mapping, True or False), or a type that pydantic knows: a model, a
+            dataclass, a TypedDict, list[int], Literal["a", "b"], ...
     """
     if isinstance(source, Mapping | bool):
         return source, as_it_is
@@ -159,8 +160,8 @@ def compile_pattern(source: str, layouts: TemplateBuilder, budget: int) -> Compi
 def compile_template(text: str, layouts: TemplateBuilder, budget: int) -> CompiledSchema:
     """The scaffold of a text with holes; its value is the whole text.
 
-    `[[ ]]` is a phrase, `[[red|green]]` one of some texts, `[[/[0-9]+/]]` a pattern. A space before a hole is part of
-    what is filled in, for tokens begin with their space.
+    `[[ ]]` is a phrase, `[[red|green]]` one of some texts, `[[/[0-9]+/]]` a pattern. A space before
+    a hole is part of what is filled in, for tokens begin with their space.
     """
     _check_characters(text)
     parts = HOLE.split(text)

@@ -1,8 +1,10 @@
-"""JSON Schema without its connectives: a schema as alternatives, each a plain set of keywords about one type.
+"""JSON Schema without its connectives: a schema as alternatives, each a plain set of keywords about
+one type.
 
-`$ref`, `allOf`, `anyOf`, `oneOf`, `if`, `not` and dependencies are worked into the keywords, or left out where that can
-only admit more: what comes of them is checked by a validator in the end. Draft 2020-12, and what older drafts spell
-otherwise. Remote references, `$dynamicRef` and `$recursiveRef` are refused.
+`$ref`, `allOf`, `anyOf`, `oneOf`, `if`, `not` and dependencies are worked into the keywords, or
+left out where that can only admit more: what comes of them is checked by a validator in the end.
+Draft 2020-12, and what older drafts spell otherwise. Remote references, `$dynamicRef` and
+`$recursiveRef` are refused.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ class Schemas:
         self.root, self.deadline = root, deadline
         draft = str(root.get("$schema", "")) if isinstance(root, Mapping) else ""
         self.old = any(name in draft for name in ("draft-03", "draft-04", "draft-06", "draft-07"))
-        # Before draft 6 names are called `id`; later that is no keyword, and references are not read from it.
+        # Before draft 6 names are called `id`; later that is no keyword, and references are not
+        # read from it.
         self.name = "id" if "draft-03" in draft or "draft-04" in draft else "$id"
         self.base = str(root.get(self.name, "")) if isinstance(root, Mapping) else ""
         self.named: dict[str, tuple[Schema, str]] = {}
@@ -118,7 +121,8 @@ class Schemas:
     def alternatives(
         self, schema: Schema, where: str, followed: tuple[str, ...] = ()
     ) -> list[Plain]:
-        """Plain schemas, each about one type; what fits any of them fits the schema, as far as these keywords tell."""
+        """Plain schemas, each about one type; what fits any of them fits the schema, as far as
+        these keywords tell."""
         found = []
         for plain in self._expand(schema, where, followed):
             kinds = plain.pop("type", None) or _kinds_told(plain)
@@ -197,7 +201,8 @@ class Schemas:
         return self._cut(made, where)
 
     def _alone(self, plain: Plain, number: int, options: list[Schema]) -> list[Plain]:
-        """Of an alternative of a `oneOf` what fits no other, of those that only say which members there must be."""
+        """Of an alternative of a `oneOf` what fits no other, of those that only say which members
+        there must be."""
         left = [plain]
         for other, option in enumerate(options):
             if (
@@ -222,7 +227,8 @@ class Schemas:
         return self._unless_many(made, met + denied, where)
 
     def _unless_many(self, before: list[Plain], after: list[Plain], where: str) -> list[Plain]:
-        """The alternatives after a condition; those before it where they become too many, and the validator judges."""
+        """The alternatives after a condition; those before it where they become too many, and the
+        validator judges."""
         if len(after) <= MOST:
             return after
         self.notes.setdefault(
@@ -250,7 +256,8 @@ class Schemas:
         return self._cut(made, where)
 
     def _possible(self, plain: Plain) -> bool:
-        """False where a member that there must be has no value left, as far as lists of values tell."""
+        """False where a member that there must be has no value left, as far as lists of values
+        tell."""
         return all(
             self._values(_about(plain, name), 0) != []
             for name in plain.get("required", ())
@@ -441,9 +448,11 @@ def merge(one: Plain, other: Plain) -> Plain | None:
             made[key] = min(mine, others)
         elif key == "multipleOf":
             made[key] = _common_multiple(mine, others)
-        elif key in ("pattern", "format", "contains", "propertyNames"):
-            made[key] = [*mine, *(each for each in others if each not in mine)]
-        elif key in ("required", "excluded", "unequal"):
+        elif key in ("pattern", "format", "contains", "propertyNames") or key in (
+            "required",
+            "excluded",
+            "unequal",
+        ):
             made[key] = [*mine, *(each for each in others if each not in mine)]
         elif key == "patternProperties":
             made[key] = _joined(mine, others)
@@ -481,7 +490,8 @@ def _about(plain: Plain, name: str) -> Schema:
 
 
 def may_match(source: str, name: str) -> bool:
-    """Whether some engine may find a pattern in a name; by its language, for engines may search without end."""
+    """Whether some engine may find a pattern in a name; by its language, for engines may search
+    without end."""
     try:
         return matches(compile_regex(source, wide=True), name)
     except LanguageSizeError:
@@ -517,7 +527,8 @@ def all_of(one: Schema, other: Schema) -> Schema:
 
 
 def _narrowed(one: Mapping[str, Any], other: Schema) -> Schema:
-    """As `all_of`: the list of one's values is made shorter where the other lists values, or values that are not."""
+    """As `all_of`: the list of one's values is made shorter where the other lists values, or values
+    that are not."""
     lists = ({"const"}, {"enum"})
     denied = other.get("not") if isinstance(other, Mapping) and set(other) == {"not"} else None
     told = denied if denied is not None else other
@@ -561,7 +572,8 @@ def _merged(one: Plain, other: Plain) -> list[Plain]:
 
 
 def _deny(plain: Plain, denied: Schema) -> list[Plain]:
-    """What is left without what fits `denied`, where keywords can tell; else as before, and the validator will tell."""
+    """What is left without what fits `denied`, where keywords can tell; else as before, and the
+    validator will tell."""
     if denied is True or denied == {}:
         return []
     if not isinstance(denied, Mapping):

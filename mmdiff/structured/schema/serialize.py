@@ -1,7 +1,8 @@
-"""How structured answers are spelled: compact JSON in pieces, each tokenised by itself, and a prompt that outlines it.
+"""How structured answers are spelled: compact JSON in pieces, each tokenised by itself, and a
+prompt that outlines it.
 
-Literals are what the structure fixes (braces, keys, quotes, commas), slots are the values between them. Training and
-decoding spell a value alike, so tokens never reach over a border.
+Literals are what the structure fixes (braces, keys, quotes, commas), slots are the values between
+them. Training and decoding spell a value alike, so tokens never reach over a border.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ EXTRACT_PROMPT = "Answer as JSON: {}"  # with an outline
 
 
 class Piece(NamedTuple):
-    """A stretch of text that is tokenised by itself; `path` is the JSON pointer of the value that it belongs to."""
+    """A stretch of text that is tokenised by itself; `path` is the JSON pointer of the value that
+    it belongs to."""
 
     text: str
     slot: bool
@@ -34,7 +36,8 @@ def identity(value: Any) -> str:
 def pieces(value: Any, mixed: Collection[str] = ()) -> list[Piece]:
     """The literals and slots that spell a JSON value, in turn.
 
-    The quotes of a string belong to the literals, but not at the paths `mixed`, where it might be no string.
+    The quotes of a string belong to the literals, but not at the paths `mixed`, where it might be
+    no string.
     """
     joined: list[Piece] = []
     for piece in _pieces(value, "", mixed):
@@ -68,7 +71,8 @@ def _pieces(value: Any, path: str, mixed: Collection[str]) -> Iterator[Piece]:
 
 
 def slot_ids(encode: Callable[[str], Sequence[int]], text: str) -> list[int]:
-    """The tokens of what stands in a slot; quotes, where they are in it, are tokens of their own."""
+    """The tokens of what stands in a slot; quotes, where they are in it, are tokens of their
+    own."""
     if not text.startswith('"'):
         return list(encode(text))
     quote = encode('"')
@@ -81,7 +85,8 @@ def pointer(path: str, key: str | int) -> str:
 
 
 def outline(schema: Any, depth: int = 4) -> str:
-    """A line that shows what is wanted: names, and an example of each type. References are not followed."""
+    """A line that shows what is wanted: names, and an example of each type. References are not
+    followed."""
     if not isinstance(schema, Mapping):
         return "null" if schema is False else '""'
     for several in ("anyOf", "oneOf"):

@@ -1,7 +1,9 @@
-"""What a schema is lowered to: a tree of literals, slots and structural decisions, and walks through it.
+"""What a schema is lowered to: a tree of literals, slots and structural decisions, and walks
+through it.
 
-A walk, given what is decided, writes out literals and slots in order, takes the shortest way wherever nothing is
-decided yet, and says where that was. Decisions have names that stay the same from walk to walk.
+A walk, given what is decided, writes out literals and slots in order, takes the shortest way
+wherever nothing is decided yet, and says where that was. Decisions have names that stay the same
+from walk to walk.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ class LiteralNode:
 class EnumNode:
     """A slot for one of a few values.
 
-    They are spelled as JSON values, as they stand inside the quotes of a JSON string ("json"), or as plain texts, with
-    `before` in front of them. `ends` where the answer's end follows the value inside the slot, before PAD, as it does
-    in a free answer.
+    They are spelled as JSON values, as they stand inside the quotes of a JSON string ("json"), or
+    as plain texts, with `before` in front of them. `ends` where the answer's end follows the value
+    inside the slot, before PAD, as it does in a free answer.
     """
 
     values: tuple[Any, ...]
@@ -54,7 +56,8 @@ class EnumNode:
 
 @dataclass(frozen=True, eq=False)
 class RegularNode:
-    """A slot for a word of a language, in plain spelling or as it stands inside the quotes of a JSON string.
+    """A slot for a word of a language, in plain spelling or as it stands inside the quotes of a
+    JSON string.
 
     `least` and `most` bound the word's characters, besides what the language says.
     """
@@ -82,7 +85,8 @@ class UnionNode:
 
 @dataclass(frozen=True, eq=False)
 class ArrayNode:
-    """Items: those of `first` by their number, then any number of `rest`, in all from `least` to `most`.
+    """Items: those of `first` by their number, then any number of `rest`, in all from `least` to
+    `most`.
 
     Where they are to be `distinct`, no two choices among them may be the same value.
     """
@@ -104,8 +108,8 @@ class Member(NamedTuple):
 class ObjectNode:
     """Members in order, optional ones left out or not, then entries with names of their own.
 
-    `entries` are kinds of them, each a key and a value. They are written where `least` asks for them, and where `open`
-    as many as it is decided.
+    `entries` are kinds of them, each a key and a value. They are written where `least` asks for
+    them, and where `open` as many as it is decided.
     """
 
     members: tuple[Member, ...]
@@ -123,7 +127,8 @@ class Ref:
 
 
 class SlotRef(NamedTuple):
-    """A slot where a walk came by; `path` is the JSON pointer of its value, or of the object whose key it is.
+    """A slot where a walk came by; `path` is the JSON pointer of its value, or of the object whose
+    key it is.
 
     Choices of one `group` must be different values.
     """
@@ -134,7 +139,8 @@ class SlotRef(NamedTuple):
 
 
 class OpenDecision(NamedTuple):
-    """A decision that was not made: after how many pieces, and the options that there are (the taken one first)."""
+    """A decision that was not made: after how many pieces, and the options that there are (the
+    taken one first)."""
 
     name: Name
     at: int
@@ -151,7 +157,8 @@ class Made(NamedTuple):
 
 @dataclass
 class Expansion:
-    """Literals and slots in turn, the decisions that were not made, and those that were, with what they chose."""
+    """Literals and slots in turn, the decisions that were not made, and those that were, with what
+    they chose."""
 
     pieces: list[str | SlotRef] = field(default_factory=list)
     pending: list[OpenDecision] = field(default_factory=list)
@@ -288,7 +295,8 @@ class Tree:
         return self._orders[id(node)]
 
     def _values(self, node: Any, depth: int = 0) -> tuple[Any, ...]:
-        """The values of a slot of choices, with quotes or without; none for what is no such slot."""
+        """The values of a slot of choices, with quotes or without; none for what is no such
+        slot."""
         match node:
             case Ref() if depth < SHOWN:
                 return self._values(self.refs[node.key], depth + 1)
@@ -369,7 +377,8 @@ class Tree:
                 spare = sum(not member.required for member in members[at:])
                 short = node.least - present - required
                 options = [*range(at, end)] if present + required < node.most else []
-                # Skipping is no option where as many members are missing as optional ones are left after it.
+                # Skipping is no option where as many members are missing as optional ones are left
+                # after it.
                 if node.entries or short <= spare - (end - at) or not options:
                     options = [end, *options]
                 at = _decide(

@@ -1,4 +1,5 @@
-"""A job over a file of requests: killed anywhere, changed between runs, run twice at once, it does each row once.
+"""A job over a file of requests: killed anywhere, changed between runs, run twice at once, it does
+each row once.
 
 Bodies are answered by a stand-in that needs no model; `test_run_batch` has the real one.
 """

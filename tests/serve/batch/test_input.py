@@ -1,4 +1,5 @@
-"""Lines of requests: what is none becomes an error with its number, and names change with what decides answers."""
+"""Lines of requests: what is none becomes an error with its number, and names change with what
+decides answers."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The file of finished rows: torn, full, foreign, in use, or cut off at any write, it loses nothing that was done."""
+"""The file of finished rows: torn, full, foreign, in use, or cut off at any write, it loses nothing
+that was done."""
 
 import errno
 import json
@@ -142,7 +143,8 @@ class Failing:
 def test_every_failing_write_leaves_what_was_done(
     path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """The k-th write, sync or rename fails, for every k until none is left to fail; then the same job goes through."""
+    """The k-th write, sync or rename fails, for every k until none is left to fail; then the same
+    job goes through."""
     for kth in range(1, 40):
         path.write_bytes(encode(row(0)) + encode(row(7)) + b'{"id"')
         failing = Failing(kth, code)

@@ -1,4 +1,5 @@
-"""`mmdiff run-batch` and `mmdiff caption FOLDER` with the default model, from outside, as people use and break it."""
+"""`mmdiff run-batch` and `mmdiff caption FOLDER` with the default model, from outside, as people
+use and break it."""
 
 import base64
 import json

@@ -1,4 +1,5 @@
-"""Bad input, class by class, over every route: the status and code that are promised, and never anything of ours."""
+"""Bad input, class by class, over every route: the status and code that are promised, and never
+anything of ours."""
 
 import io
 import json

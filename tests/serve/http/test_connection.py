@@ -1,4 +1,5 @@
-"""What one connection may send and hold: headers, pipelining, chunked bodies, each with limits on every request."""
+"""What one connection may send and hold: headers, pipelining, chunked bodies, each with limits on
+every request."""
 
 import asyncio
 import json

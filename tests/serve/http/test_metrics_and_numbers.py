@@ -1,4 +1,5 @@
-"""What the server says of itself: metrics by route and status, token counts, and the OpenAPI document."""
+"""What the server says of itself: metrics by route and status, token counts, and the OpenAPI
+document."""
 
 import asyncio
 import json

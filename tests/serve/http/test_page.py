@@ -280,7 +280,8 @@ def test_an_answer_can_be_stopped(page: Page, server: Served) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_use_it(page: Page, root: Path, scheme: Any) -> None:
-    """No rule of axe (WCAG 2.2 AA) is broken, with an answer on the page; motion is left out where it is not wanted."""
+    """No rule of axe (WCAG 2.2 AA) is broken, with an answer on the page; motion is left out where
+    it is not wanted."""
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     choose_picture(page, root)
     page.get_by_label("Answer with fields").check()

@@ -1,4 +1,5 @@
-"""Behind nginx, with its defaults and with docs/deploy/nginx.conf, and asked from pages elsewhere."""
+"""Behind nginx, with its defaults and with docs/deploy/nginx.conf, and asked from pages
+elsewhere."""
 
 import asyncio
 import http.server

@@ -1,4 +1,5 @@
-"""Schemas that take longer than they may: others are answered meanwhile, and a refusal is remembered."""
+"""Schemas that take longer than they may: others are answered meanwhile, and a refusal is
+remembered."""
 
 import asyncio
 import statistics

@@ -1,4 +1,5 @@
-"""Changes to spectrograms: tones move by the factor, sizes stay or follow the tempo, the input stays as it was."""
+"""Changes to spectrograms: tones move by the factor, sizes stay or follow the tempo, the input
+stays as it was."""
 
 import numpy as np
 import pytest

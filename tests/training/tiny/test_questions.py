@@ -1,4 +1,5 @@
-"""Questions, captions and phrases, checked against evaluators that share no code with the generator."""
+"""Questions, captions and phrases, checked against evaluators that share no code with the
+generator."""
 
 from __future__ import annotations
 
@@ -318,7 +319,8 @@ def test_truth_table_agrees_with_objects() -> None:
 
 
 def test_references_tell_the_facts_of_what_they_name() -> None:
-    """By the words and the scene's JSON alone; a fact is told where all that is named agrees on it."""
+    """By the words and the scene's JSON alone; a fact is told where all that is named agrees on
+    it."""
     seen: defaultdict[str, set[int]] = defaultdict(set)
     forms: Counter[str] = Counter()
     asked: Counter[str] = Counter()

@@ -1,4 +1,5 @@
-"""Scenes: the same seed gives the same picture, and everything in a picture can be seen and told apart."""
+"""Scenes: the same seed gives the same picture, and everything in a picture can be seen and told
+apart."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def test_centres_keep_off_the_thirds() -> None:
 
 
 def test_things_stay_visible() -> None:
-    """Counted pixel by pixel: at most 30 % of a bounding box (a quarter, and the edge) is covered or cut off."""
+    """Counted pixel by pixel: at most 30 % of a bounding box (a quarter, and the edge) is covered
+    or cut off."""
     for scene in SCENES:
         top = np.full((scene.height, scene.width), -1)
         for i, thing in enumerate(scene.things):

@@ -1,4 +1,5 @@
-"""Speech for training: voices of a split stay in it, seeds decide everything, and what is kept is what is heard."""
+"""Speech for training: voices of a split stay in it, seeds decide everything, and what is kept is
+what is heard."""
 
 from pathlib import Path
 
