@@ -233,7 +233,7 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How an answer is denoised; `sampler.py`, `rules.py`, `schedule.py` and `cache.py` say what
+    """How an answer is denoised; `sampler.py`, `commit_rules.py`, `schedule.py` and `kv_cache.py` say what
     each does."""
 
     gen_length: int = 128  # positions in the canvas

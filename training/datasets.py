@@ -2,7 +2,7 @@
 model.
 
 A packed row is one picture with several questions behind it, each a branch that sees the picture
-and itself only (`attention.visibility`), so the picture is encoded once for all of them. Sounds are
+and itself only (`attention.build_attention_mask`), so the picture is encoded once for all of them. Sounds are
 short: a row of them has no picture, and in each branch a sound of its own.
 
 Shapes: B rows, T positions, M phrases, R branches of a row, M mels and F frames (10 ms) of a
@@ -343,7 +343,7 @@ def pack(
     """One batch: the chat prompt of each picture once, its questions and answers as branches behind
     it.
 
-    A `Reference` is a branch of its words alone. `named` (B, T) is 1 at their end, in answers where
+    A `GroundingPhrase` is a branch of its words alone. `named` (B, T) is 1 at their end, in answers where
     they speak of something, and at the picture's tokens where the row has its `Scene`. `facts` (N,
     K) holds what is to be told there, in reading order.
     """

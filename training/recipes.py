@@ -187,7 +187,7 @@ class CtcHead(nn.Module):
 
 
 def spelling_loss(blank: int) -> Loss:
-    """CTC of a `Speller`."""
+    """CTC of a `CtcHead`."""
 
     def loss(
         model: nn.Module, batch: Batch, draws: torch.Generator
@@ -213,7 +213,7 @@ def denoising_loss(weighting: str, mask_id: int) -> Loss:
 
 
 def grounded_loss(weighting: str, config: ModelConfig) -> Loss:
-    """`denoising_loss` of a `Grounder`, the loss of its heads, and that of the drafts at the
+    """`denoising_loss` of a `GroundingHeads`, the loss of its heads, and that of the drafts at the
     embeddings of sounds."""
     weigh, tokens = WEIGHTINGS[weighting], config.tokens
 

@@ -2,8 +2,8 @@
 
 Three layouts: "anyres" (LLaVA-NeXT as in LLaDA-V: the whole picture squashed, then tiles of the
 picture fitted into the best grid), "resize" (squashed) and "pad" (centred in a square of the
-normaliser's mean colour, as LLaVA-1.5 does). Opening files is in `image.py`, the number of
-embeddings in `grids.py`.
+normaliser's mean colour, as LLaVA-1.5 does). Opening files is in `image_io.py`, the number of
+embeddings in `anyres.py`.
 
 Shapes: V views, H height and W width of a view in pixels.
 """

@@ -1,6 +1,6 @@
 """A model with a batch of prompts, and what is kept of it between the steps of a generation.
 
-What a step computes is a cache's choice (cache.py). Rows that compute everything and rows that
+What a step computes is a cache's choice (kv_cache.py). Rows that compute everything and rows that
 compute a part go through the backbone one after the other, so that no row's work depends on its
 neighbours.
 
@@ -69,7 +69,7 @@ class CachedRunner:
         return logits_NV
 
     def take(self, rows_A: Tensor) -> None:
-        """As `Prompted.take`."""
+        """As `ModelRunner.take`."""
         self.prompted.take(rows_A)
         if self._kept is not None:
             # A finished row may have been let go; it is not asked for again, so any row stands in
@@ -81,7 +81,7 @@ class CachedRunner:
             self._block_B, self._age_B = self._block_B[rows_A], self._age_B[rows_A]
 
     def join(self, other: Batch) -> None:
-        """As `Prompted.join`; what the other one kept is computed anew."""
+        """As `ModelRunner.join`; what the other one kept is computed anew."""
         assert isinstance(other, CachedRunner)
         before, num_rows, more = (
             self.prompted.valid_BP.shape[1],

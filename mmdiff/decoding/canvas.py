@@ -3,7 +3,7 @@ commit was.
 
 A free answer, an infill or a scaffold are different canvases for the same sampler: fixed positions
 are simply not open. Rows may be shorter than the canvas: behind a row's last position its ids are
-`ABSENT`, which no model sees. A canvas is never changed; `commit`, `reopen` and `lengthened` give
+`ABSENT`, which no model sees. A canvas is never changed; `commit`, `reopen` and `extended` give
 the next one.
 
 Shapes: B rows, G positions of the canvas, A active rows.

@@ -3,7 +3,7 @@ name.
 
 An order scores the positions, and a rule says how many of the best are committed. All of them
 commit at least one position of each row, and ties go to the lowest index. Rules that take commits
-back (`Revising`) commit more than they take back at every step, so they end.
+back (`RemaskingRule`) commit more than they take back at every step, so they end.
 
 Shapes: A active rows, G canvas positions, N positions whose logits are known, in reading order, V
 vocabulary.
@@ -39,7 +39,7 @@ class Proposal:
     ]  # each row's own, and how many of its positions are eligible
     names: Sequence[int]  # of the rows; a row keeps its name
     decided_AG: Tensor  # decided positions of the block, where a rule reads them
-    decided_MV: Tensor  # the logits there, as `Revising.reads` says
+    decided_MV: Tensor  # the logits there, as `RemaskingRule.reads` says
 
     def scatter(self, values_N: Tensor, elsewhere: float = -torch.inf) -> Tensor:
         """Values at the eligible positions, (A, G)."""

@@ -3,7 +3,7 @@ step computes anew.
 
 A cache is a pair of plain rules: when everything is computed anew (`stale`), and which columns of
 the canvas are computed otherwise (`columns`). What is left out is attended to as it was when it was
-last computed. `KeyValues` holds the numbers: preallocated, stored after rotation, written in place.
+last computed. `KVCache` holds the numbers: preallocated, stored after rotation, written in place.
 
 `prefix` is exact where the prompt never looks at the canvas (segment-causal attention). With full
 attention it is an approximation, and the others always are: what is left out would have changed

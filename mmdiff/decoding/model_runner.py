@@ -1,7 +1,7 @@
 """A model with a batch of prompts before it: logits at canvas positions, for `sampler.denoise`.
 
 Pictures, sounds and prompt embeddings are computed once. Everything else is computed at every step;
-what may be kept between steps is in cached.py, which calls `whole` and `part` here.
+what may be kept between steps is in cached_runner.py, which calls `whole` and `part` here.
 
 Shapes: B rows, A active rows, P prompt positions, G canvas positions, T = P + G, Q computed columns
 of the canvas, N selected positions, L positions asked for as if hidden, D width, V vocabulary.

@@ -4,7 +4,7 @@ Semantics are LLaDA's (arXiv 2502.09992; ML-GSAI/LLaDA `generate.py`): a quota o
 blocks from left to right, committed tokens are final. Added: a row stops as soon as everything
 before its end token is decided, every row has its own seed, rows may start short and grow, rows
 join and leave between steps, and a row never depends on its neighbours. Which positions are
-committed is decided in rules.py, what is computed for it in cache.py.
+committed is decided in commit_rules.py, what is computed for it in kv_cache.py.
 
 Shapes: B rows, A rows still at work, G canvas positions, N eligible positions of the active rows in
 reading order, S positions whose logits are asked for, V vocabulary.
@@ -122,7 +122,7 @@ def denoise(
     limits: Sequence[int] | None = None,
 ) -> Iterator[Canvas]:
     """Yield the canvas after every step until all rows are finished; arguments and errors as of
-    `Denoiser`."""
+    `Sampler`."""
     batch = Sampler(predict, canvas, decoding, tokens, seeds, limits)
     while batch.working:
         yield batch.step()
@@ -140,7 +140,7 @@ class FinishedSequences(NamedTuple):
 class Sampler:
     """Rows being denoised together: each step is one pass for all that are not finished.
 
-    Between steps rows may `join`, and those that are finished may `leave`.
+    Between steps rows may `join`, and those that are finished may `pop_finished`.
     """
 
     def __init__(

@@ -57,13 +57,13 @@ class SpeculativeRunner:
         )
 
     def take(self, rows_A: Tensor) -> None:
-        """As `Prompted.take`."""
+        """As `ModelRunner.take`."""
         self.batch.take(self._places(rows_A))
         self._known = [self._known[row] for row in rows_A.tolist()]
         self._asked = [self._asked[row] for row in rows_A.tolist()]
 
     def join(self, other: Batch) -> None:
-        """As `Prompted.join`."""
+        """As `ModelRunner.join`."""
         assert isinstance(other, SpeculativeRunner) and other.drafts == self.drafts
         for each in (self, other):
             each._repeat()

@@ -2,7 +2,7 @@
 states out.
 
 Left out: sampling, pictures and sound (they arrive as embeddings), what is kept between steps (see
-cache.py).
+kv_cache.py).
 
 Shapes: B batch, T positions, Q positions whose states are wanted, S positions looked at, D width, H
 heads, K head width, V vocabulary.

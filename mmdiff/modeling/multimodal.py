@@ -207,7 +207,7 @@ class MMDiffModel(PreTrainedModel):
         computed.
 
         `attention_mask` (B, T) is 1 at real positions; `segment_ids` and `branch_ids` are as in
-        `attention.visibility`; what is left out is derived from the ids.
+        `attention.build_attention_mask`; what is left out is derived from the ids.
         """
         tokens, pattern = self.model_config.tokens, self.model_config.backbone.attention_pattern
         valid_BT = (

@@ -1,5 +1,5 @@
 """Bodies of requests, read with limits and checked: JSON without doubles or depth, against a model
-of protocol.py."""
+of schemas.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's side of the decoder (decoder.py): files in, arrays out, one after the other in each
+"""The server's side of the decoder (worker.py): files in, arrays out, one after the other in each
 process."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A compiled schema: `compile_schema`, and the `Scaffold` that canvases and values come from.
+"""A compiled schema: `compile_schema`, and the `CompiledSchema` that canvases and values come from.
 
 The tree's words are a sound part of what the schema allows, as far as its keywords tell; a
 validator has the last word. Before any pass it must accept one value of the tree, the witness, or

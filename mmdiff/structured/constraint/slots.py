@@ -373,7 +373,7 @@ class SlotsConstraint:
         return torch.from_numpy(ids_N).to(logits_NV.device)
 
     def expand(self, here_G: Tensor) -> Tensor:
-        """As `sampler.Constraint.widen`: all of a choice."""
+        """As `sampler.Constraint.expand`: all of a choice."""
         here_G = here_G.clone()
         for slot in self.slots:
             if isinstance(slot, ChoiceSlot) and bool(

@@ -88,7 +88,7 @@ def bounded(deadline: CompileLimits | None) -> Iterator[CompileLimits]:
 
 
 def counted(trees: int = 0, work: int = 1) -> None:
-    """`Deadline.step` of the work at hand, if it has a deadline."""
+    """`CompileLimits.step` of the work at hand, if it has a deadline."""
     if (deadline := _running.get()) is not None:
         deadline.step(trees, work)
 

@@ -3,7 +3,7 @@ at random.
 
 Trees are read by Brzozowski's derivatives (Owens, Reppy and Turon, "Regular-expression derivatives
 re-examined", 2009) over classes of code points that the tree cannot tell apart. Nothing here runs
-for long: a `Deadline` bounds time, states and trees, and a deep nesting is a `LanguageError` too.
+for long: a `CompileLimits` bounds time, states and trees, and a deep nesting is a `LanguageError` too.
 """
 
 from __future__ import annotations
