@@ -142,8 +142,9 @@ def test_canvases_grow_until_the_end_is_expected() -> None:
 def test_a_grown_answer_does_not_depend_on_its_neighbours(pipeline: Pipeline, cache: str, rule: str) -> None:
     settings: dict[str, Any] = {"gen_length": 30, "block_length": 6, "steps": 30, "start_length": 5, "cache": cache,
                                 "rule": rule}
-    together = pipeline.chat_batch(ROWS, **settings)
-    assert [answer.text for answer in together] == [pipeline.chat(row, **settings).text for row in ROWS]
+    together = pipeline.chat_batch(ROWS, seeds=range(4), **settings)
+    alone = [pipeline.chat(row, seed=seed, **settings) for seed, row in enumerate(ROWS)]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
     longest = pipeline.start(ROWS[:1], **settings)
     lengths = []
     while longest.working:
