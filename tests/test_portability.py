@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -13,10 +14,11 @@ from typing import Any
 import programs
 import pytest
 import torch
+import transformers
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mmdiff import pipeline
+from mmdiff import auto_config, pipeline
 from mmdiff.checkpoint import save_folder
 from mmdiff.config import PRESETS
 from mmdiff.errors import MMDiffError, OldPackageError, require_extra
@@ -133,6 +135,16 @@ def test_what_is_missing_broken_or_old_is_named(monkeypatch: pytest.MonkeyPatch,
         assert reason in str(refused.value) and "0x7" not in str(refused.value)
     assert str(OldPackageError("transformers", "4.57.0", "5.2")) == (
         "mmdiff needs transformers 5.2 or later, and 4.57.0 is installed: pip install 'transformers>=5.2'")
+
+
+def test_a_transformers_below_the_floor_is_refused(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """As when another package pins it, or it was installed without what it depends on."""
+    floor = next(line for line in project(root)["dependencies"] if line.startswith("transformers"))
+    assert floor.startswith(f"transformers>={auto_config.OLDEST_TRANSFORMERS},")
+    for version in ("4.57.1", "5.1.0", "5.2.0rc1"):
+        monkeypatch.setattr(transformers, "__version__", version)
+        with pytest.raises(MMDiffError, match=f"^mmdiff needs transformers 5.2 or later, and {version} is installed"):
+            runpy.run_path(auto_config.__file__)
 
 
 def test_the_core_does_without_the_heavy_extras(monkeypatch: pytest.MonkeyPatch) -> None:
