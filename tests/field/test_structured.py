@@ -19,7 +19,7 @@ import numpy as np
 import pydantic
 import pytest
 import torch
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
