@@ -159,7 +159,7 @@ def test_a_folder_saved_with_a_retired_setting_loads(random_tiny: Path, tmp_path
     settings = json.loads(file.read_text())
     settings["settings"]["audio"]["doubt"] = 0.25
     file.write_text(json.dumps(settings))
-    assert load_folder(tmp_path, CPU)[0].model_config == load_folder(random_tiny, CPU)[0].model_config
+    assert load_folder(tmp_path, CPU, torch.float32)[0].model_config == load_folder(random_tiny, CPU, torch.float32)[0].model_config
 
 
 @pytest.mark.parametrize("library", ["timm", "open_clip"])
