@@ -90,18 +90,19 @@ def written(
 def questions(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
 ) -> Iterator[list[Row]]:
-    """The task `speech-questions`: spoken questions about test pictures of easy-VQA, answered."""
+    """The task `speech-questions`: spoken questions about test images of easy-VQA, answered as when they are typed."""
     for recording, picture, answer in spoken_questions(limit):
         if recording.id in done:
             continue
-        audio = recording.audio
+        audio, image = recording.audio, picture.open()
+        typed = pipeline.ask(image, recording.text).text
         try:
-            got = pipeline.ask(picture.open(), speech=audio["audio"], sample_rate=audio["sample_rate"])
+            got = pipeline.ask(image, speech=audio["audio"], sample_rate=audio["sample_rate"])
         except NoSpeechError:
             got = Answer("", (), 0)
-        details = {"question": recording.text, "heard": got.heard}
-        right = int(got.text.lower() == answer)
-        yield [Row("speech-questions", recording.id, recording.id, recording.kind, answer, got.text, right, 1, details)]
+        details = {"question": recording.text, "heard": got.heard, "right": answer}
+        same = int(got.text == typed)
+        yield [Row("speech-questions", recording.id, recording.id, recording.kind, typed, got.text, same, 1, details)]
 
 
 def confidences(

@@ -5,7 +5,7 @@ A model whose audio embeddings spell words (CTC) may read a window too; the like
 
 from __future__ import annotations
 
-from bisect import bisect
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -121,7 +121,7 @@ def _likelier(
     written: dict[int, list[tuple[Segment, str]]] = {}
     ends = [span.end / SAMPLE_RATE for span in window[:-1]]
     for segment, spoken in found:
-        written.setdefault(bisect(ends, (segment.start + segment.end) / 2), []).append((segment, spoken))
+        written.setdefault(bisect_left(ends, (segment.start + segment.end) / 2), []).append((segment, spoken))
     for number, pairs in sorted(written.items()):  # where Whisper hears no speech, nothing stays
         segments, reading = [segment for segment, _ in pairs], readings[number]
         if reading is None or not reading.text:
