@@ -63,7 +63,8 @@ def speech_windows(samples: Samples, gate: bool = True, max_seconds: float | Non
         raise MMDiffError(f"max_seconds={shown(max_seconds)} does not fit: give 1 second or more, to hold words")
     if not gate:
         return [(span,) for span in quiet_segments(samples, max_seconds or WINDOW_SECONDS)] if len(samples) else []
-    longest = max_seconds or max(1.0, len(samples) / SAMPLE_RATE)
+    # silero-vad cuts a little before the length that it is given: speech that fills the audio must not be cut.
+    longest = max_seconds or len(samples) / SAMPLE_RATE + 1
     return merge_spans(speech_segments(samples, longest), min(longest, WINDOW_SECONDS))
 
 

@@ -41,7 +41,6 @@ SAID = [recording("a", "turn left", "command"), recording("b", "what is it", "qu
 
 def test_wrong_words_are_counted_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech, "generated", lambda limit: iter(SAID))
-    monkeypatch.setattr(speech, "recorded", lambda limit: iter(()))
     heard = {"a": "turn right", "b": "what is it", "c": ""}
 
     def transcribe(audio: Path, **_: Any) -> Transcript:
