@@ -159,7 +159,8 @@ def test_a_folder_saved_with_a_retired_setting_loads(random_tiny: Path, tmp_path
     settings = json.loads(file.read_text())
     settings["settings"]["audio"]["doubt"] = 0.25
     file.write_text(json.dumps(settings))
-    assert load_folder(tmp_path, CPU, torch.float32)[0].model_config == load_folder(random_tiny, CPU, torch.float32)[0].model_config
+    (loaded, _), (before, _) = (load_folder(folder, CPU, torch.float32) for folder in (tmp_path, random_tiny))
+    assert loaded.model_config == before.model_config
 
 
 @pytest.mark.parametrize("library", ["timm", "open_clip"])
