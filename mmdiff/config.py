@@ -172,7 +172,6 @@ class AudioConfig:
     qformer_intermediate_size: int = 3072
     segment_seconds: float = 30.0  # of the longest piece of speech that is transcribed at once
     ctc_drafts: bool = False  # whether the model's outputs at a sound's embeddings spell it (CTC; blank: end of text)
-    doubt: float = 0.0  # not read any more; folders that were saved with it go on loading
 
     def __post_init__(self) -> None:
         _require_counts(
@@ -204,7 +203,6 @@ class AudioConfig:
         _require(
             self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "it must be above 0"
         )
-        _require(0.0 <= self.doubt <= 1.0, "doubt", self.doubt, "it must lie between 0 and 1")
         _require(
             (self.connector == "dual") == bool(self.taps),
             "taps",
@@ -325,17 +323,22 @@ class ModelConfig:
     )
 
 
+# Settings that nothing reads any more; folders that were saved with them go on loading.
+RETIRED: dict[type, frozenset[str]] = {AudioConfig: frozenset({"doubt"})}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A JSON-ready dictionary of any of the dataclasses here."""
     return dataclasses.asdict(config)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
-    """Build `cls` from nested dictionaries.
+    """Build `cls` from nested dictionaries; retired settings are passed over.
 
     Raises:
         ValueError: a key is unknown or a required one is missing (the message lists them), or a value does not fit.
     """
+    values = {name: value for name, value in values.items() if name not in RETIRED.get(cls, ())}
     hints = _hints(cls)  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
