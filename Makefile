@@ -40,7 +40,7 @@ check-bare:
 FLOORS := .venv-floors
 test-floors: $(BIN)/python
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
-	$(BIN)/uv venv -q --clear $(FLOORS)
+	$(BIN)/uv venv -q --seed --clear $(FLOORS)
 	$(BIN)/uv pip install -q --python $(FLOORS)/bin/python --resolution lowest-direct -e '.[test]'
 	@$(BIN)/uv pip list --python $(FLOORS)/bin/python
 	@$(FLOORS)/bin/mmdiff --version

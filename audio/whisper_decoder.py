@@ -14,13 +14,12 @@ import json
 import struct
 import tempfile
 import threading
-from bisect import bisect
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,6 +45,11 @@ TEMPERATURES = (
 )  # Whisper's: the next one where a text is unlikely or repeats itself
 LEAST_LOGPROB, MOST_COMPRESSION = -1.0, 2.4  # Whisper's bounds for that
 MOST_TOKENS, TOKENS_PER_SECOND = 224, 14  # of a window; of speech, times included
+LONGEST_WORD, LONGEST_LETTER = (
+    1.0,
+    0.5,
+)  # seconds that a word may last, and more for each of its letters
+LEAST_GAIN = 5.0  # seconds that must be recognised before a window is begun again
 
 
 @lru_cache
@@ -74,6 +78,15 @@ def file_sha256(file: Path) -> str:
 
 
 Window = tuple[Span, ...]  # stretches of speech that are recognised in one piece
+
+
+class PlacedWord(NamedTuple):
+    """A word, as faster-whisper spells it with its space, and the number of the stretch of speech
+    that it is in."""
+
+    word: Word
+    raw: str
+    stretch: int
 
 
 class SpeechRecognizer:
@@ -133,11 +146,36 @@ class SpeechRecognizer:
                 repeats itself.
             beam_size: hypotheses that are kept; 1 is greedy.
         """
-        start = window[0].start / SAMPLE_RATE
+        left: Window | None = window
+        while left:
+            window, left = left, None
+            for found, spoken in self._found(
+                samples, window, language, prompt, temperature, beam_size
+            ):
+                words = list(_placed(found.words or (), window))
+                whole = next(
+                    (place for place, word in enumerate(words) if _hides_words(word, window)),
+                    len(words),
+                )
+                yield from ((segment, spoken) for segment in self._segments(found, words, whole))
+                if whole < len(words):
+                    left = _from(window, words[whole].word.start)
+                    break
+
+    def _found(
+        self,
+        samples: Samples,
+        window: Window,
+        language: str | None,
+        prompt: str | None,
+        temperature: float,
+        beam_size: int,
+    ) -> Iterator[tuple[Any, str]]:
+        """faster-whisper's segments in a window, whose times count from its start."""
         part = level(samples[window[0].start : window[-1].end])
-        seconds = len(part) / SAMPLE_RATE
-        cuts = [(one.end + other.start) / 2 / SAMPLE_RATE for one, other in pairwise(window)]
-        room = min(MOST_TOKENS, 16 + int(TOKENS_PER_SECOND * min(seconds, WINDOW_SECONDS)))
+        room = min(
+            MOST_TOKENS, 16 + int(TOKENS_PER_SECOND * min(len(part) / SAMPLE_RATE, WINDOW_SECONDS))
+        )
         with self._lock:
             found, info = self.engine.transcribe(
                 part,
@@ -153,8 +191,7 @@ class SpeechRecognizer:
             )
         found = iter(found)
         while (each := self._next(found)) is not None:
-            for segment in self._segments(each, start, seconds, cuts):
-                yield segment, str(info.language)
+            yield each, str(info.language)
 
     def _next(self, found: Iterator[Any]) -> Any:
         """The next segment; its random numbers do not depend on what was recognised before."""
@@ -163,42 +200,73 @@ class SpeechRecognizer:
             ctranslate2.set_random_seed(0)
             return next(found, None)
 
-    def _segments(
-        self, found: Any, start: float, seconds: float, cuts: Sequence[float]
-    ) -> Iterator[Segment]:
-        """faster-whisper's segment as ours, one for each side of a cut; words never run
-        backwards."""
-        groups: dict[int, list[tuple[Word, str]]] = {}
-        earliest = 0.0
-        for each in found.words or ():
-            begin = min(max(float(each.start), earliest), seconds)
-            earliest = min(max(float(each.end), begin), seconds)
-            word = Word(start + begin, start + earliest, each.word.strip(), float(each.probability))
-            groups.setdefault(bisect(cuts, (word.start + word.end) / 2), []).append(
-                (word, each.word)
+    def _segments(self, found: Any, words: Sequence[PlacedWord], whole: int) -> Iterator[Segment]:
+        """faster-whisper's segment as ours, one for each stretch of speech; the first `whole` of
+        its words."""
+        for _, same in groupby(words[:whole], lambda each: each.stretch):
+            group = list(same)
+            kept, text = (
+                tuple(each.word for each in group),
+                "".join(each.raw for each in group).strip(),
             )
-        for group in groups.values():
-            words, text = tuple(word for word, _ in group), "".join(raw for _, raw in group).strip()
-            tokenizer = self.engine.hf_tokenizer
+            encode = self.engine.hf_tokenizer.encode
             ids = (
                 found.tokens
-                if len(groups) == 1
-                else tokenizer.encode(f" {text}", add_special_tokens=False).ids
+                if len(group) == len(words)
+                else encode(f" {text}", add_special_tokens=False).ids
             )
-            confidence = words_confidence(words) * (1 - float(found.no_speech_prob))
+            confidence = words_confidence(kept) * (1 - float(found.no_speech_prob))
             if text:
                 yield Segment(
-                    words[0].start,
-                    words[-1].end,
+                    kept[0].start,
+                    kept[-1].end,
                     text,
                     confidence,
                     tuple(ids),
-                    words,
+                    kept,
                     float(found.avg_logprob),
                     float(found.no_speech_prob),
                     float(found.compression_ratio),
                     float(found.temperature or 0.0),
                 )
+
+
+def _placed(words: Sequence[Any], window: Window) -> Iterator[PlacedWord]:
+    """faster-whisper's words, each within a stretch of speech of the window; they never run
+    backwards.
+
+    Whisper may tell a time in the pause behind a word; that word is in the stretch of the word
+    before it.
+    """
+    stretches = [span.seconds for span in window]
+    origin, number, earliest = stretches[0][0], None, 0.0
+    for each in words:
+        start = max(origin + float(each.start), earliest)
+        end = max(origin + float(each.end), start)
+        shared = [min(end, last) - max(start, first) for first, last in stretches]
+        best = max(
+            range(len(stretches)), key=shared.__getitem__
+        )  # the nearest where none is shared
+        number = best if number is None else max(number, best) if shared[best] > 0 else number
+        first, last = stretches[number]
+        start, earliest = min(max(start, first), last), min(max(end, first), last)
+        yield PlacedWord(
+            Word(start, earliest, each.word.strip(), float(each.probability)), each.word, number
+        )
+
+
+def _hides_words(placed: PlacedWord, window: Window) -> bool:
+    """Whether a word lasts so long that others must have been said in it, which Whisper left
+    out."""
+    word = placed.word
+    longest = LONGEST_WORD + LONGEST_LETTER * len(word.text)
+    return word.end - word.start > longest and word.start - window[0].seconds[0] >= LEAST_GAIN
+
+
+def _from(window: Window, second: float) -> Window:
+    """What is left of a window from a second on."""
+    start = int(second * SAMPLE_RATE)
+    return tuple(Span(max(span.start, start), span.end) for span in window if span.end > start)
 
 
 def load_recognizer(

@@ -162,6 +162,7 @@ def ask_all(
 TASKS: dict[str, Task] = {
     **{name: Task(partial(ask_all, name)) for name in PICTURE_TASKS},
     "speech-words": Task(speech.transcripts, errors=True),
+    "speech-people": Task(speech.people, errors=True),
     "speech-questions": Task(speech.questions),
     "speech-conditions": Task(speech.conditions, errors=True),
     "speech-none": Task(speech.no_speech, errors=True),

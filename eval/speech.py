@@ -20,7 +20,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -74,10 +73,17 @@ class Recording:
 def transcripts(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
 ) -> Iterator[list[EvidenceRow]]:
-    """The task `speech-words`: wrong words by kind of sentence, and of recordings of people."""
+    """The task `speech-words`: wrong words of voices of the test, by kind of sentence."""
+    yield from written("speech-words", pipeline, generated(limit), done)
+
+
+def people(
+    pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
+) -> Iterator[list[EvidenceRow]]:
+    """The task `speech-people`: wrong words of recordings of people."""
     for package in missing_recordings():
         warn(f"left out, since it is not installed: apt-get install {package}", stacklevel=2)
-    yield from written("speech-words", pipeline, chain(generated(limit), recorded(limit)), done)
+    yield from written("speech-people", pipeline, recorded(limit), done)
 
 
 def written(
@@ -108,28 +114,28 @@ def written(
 def questions(
     pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
 ) -> Iterator[list[EvidenceRow]]:
-    """The task `speech-questions`: spoken questions about test pictures of easy-VQA, answered."""
+    """The task `speech-questions`: spoken questions about test images of easy-VQA, answered as when
+    they are typed."""
     for recording, picture, answer in spoken_questions(limit):
         if recording.id in done:
             continue
-        audio = recording.audio
+        audio, image = recording.audio, picture.open()
+        typed = pipeline.ask(image, recording.text).text
         try:
-            got = pipeline.ask(
-                picture.open(), speech=audio["audio"], sample_rate=audio["sample_rate"]
-            )
+            got = pipeline.ask(image, speech=audio["audio"], sample_rate=audio["sample_rate"])
         except NoSpeechError:
             got = Answer("", (), 0)
-        details = {"question": recording.text, "heard": got.heard}
-        right = int(got.text.lower() == answer)
+        details = {"question": recording.text, "heard": got.heard, "right": answer}
+        same = int(got.text == typed)
         yield [
             EvidenceRow(
                 "speech-questions",
                 recording.id,
                 recording.id,
                 recording.kind,
-                answer,
+                typed,
                 got.text,
-                right,
+                same,
                 1,
                 details,
             )

@@ -14,7 +14,7 @@ import soundfile
 PAUSE = 1.2  # seconds between sentences
 SOUNDS = {
     "question.flac": ["what color is the circle"],
-    "talk.flac": ["turn on the kitchen lights", "is there a red triangle at the top"],
+    "talk.flac": ["please turn on the kitchen lights", "is there a red triangle at the top"],
 }
 
 

@@ -174,9 +174,8 @@ class AudioConfig:
     qformer_heads: int = 12
     qformer_intermediate_size: int = 3072
     segment_seconds: float = 30.0  # of the longest piece of speech that is transcribed at once
-    # whether the model's outputs at a sound's embeddings spell it (CTC; blank: end of text)
+    # whether the model's outputs at the embeddings of audio spell it (CTC; blank: end of text)
     ctc_drafts: bool = False
-    doubt: float = 0.0  # not read any more; folders that were saved with it go on loading
 
     def __post_init__(self) -> None:
         _require_counts(
@@ -208,7 +207,6 @@ class AudioConfig:
         _require(
             self.segment_seconds > 0, "segment_seconds", self.segment_seconds, "it must be above 0"
         )
-        _require(0.0 <= self.doubt <= 1.0, "doubt", self.doubt, "it must lie between 0 and 1")
         _require(
             (self.connector == "dual") == bool(self.taps),
             "taps",
@@ -233,8 +231,8 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How an answer is denoised; `sampler.py`, `commit_rules.py`, `schedule.py` and `kv_cache.py` say what
-    each does."""
+    """How an answer is denoised; `sampler.py`, `commit_rules.py`, `schedule.py` and `kv_cache.py`
+    say what each does."""
 
     gen_length: int = 128  # positions in the canvas
     block_length: int = 128
@@ -334,6 +332,8 @@ class ModelConfig:
 
 # Keys that a folder saved by an earlier version may hold, and what they are called now.
 RENAMED_KEYS = {"AudioConfig": {"drafts": "ctc_drafts"}}
+# Settings that nothing reads any more; folders that were saved with them go on loading.
+RETIRED: dict[type, frozenset[str]] = {AudioConfig: frozenset({"doubt"})}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -342,14 +342,15 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
-    """Build `cls` from nested dictionaries.
+    """Build `cls` from nested dictionaries; retired settings are passed over.
 
     Raises:
         ValueError: a key is unknown or a required one is missing (the message lists them), or a
             value does not fit.
     """
     renamed = RENAMED_KEYS.get(cls.__name__, {})
-    values = {renamed.get(name, name): value for name, value in values.items()}
+    retired = RETIRED.get(cls, ())
+    values = {renamed.get(key, key): value for key, value in values.items() if key not in retired}
     hints = _hints(cls)  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))

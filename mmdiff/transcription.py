@@ -7,7 +7,7 @@ readings stays.
 
 from __future__ import annotations
 
-from bisect import bisect
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -81,7 +81,9 @@ def speech_windows(
             if len(samples)
             else []
         )
-    longest = max_seconds or max(1.0, len(samples) / SAMPLE_RATE)
+    # silero-vad cuts a little before the length that it is given: speech that fills the audio must
+    # not be cut.
+    longest = max_seconds or len(samples) / SAMPLE_RATE + 1
     return merge_spans(detect_speech(samples, longest), min(longest, WINDOW_SECONDS))
 
 
@@ -153,7 +155,7 @@ def _likelier(
     written: dict[int, list[tuple[Segment, str]]] = {}
     ends = [span.end / SAMPLE_RATE for span in window[:-1]]
     for segment, spoken in found:
-        written.setdefault(bisect(ends, (segment.start + segment.end) / 2), []).append(
+        written.setdefault(bisect_left(ends, (segment.start + segment.end) / 2), []).append(
             (segment, spoken)
         )
     for number, pairs in sorted(written.items()):  # where Whisper hears no speech, nothing stays

@@ -76,6 +76,15 @@ def test_unknown_and_missing_keys_are_named_with_their_path(change: Any, message
         from_dict(ModelConfig, values)
 
 
+def test_folders_saved_with_a_retired_setting_go_on_loading() -> None:
+    values = as_json(TINY)
+    values["audio"]["doubt"] = 0.5
+    assert from_dict(ModelConfig, values) == TINY and "doubt" not in to_dict(TINY)["audio"]
+    values["backbone"]["doubt"] = 0.5  # retired of audio alone
+    with pytest.raises(ValueError, match=r"config\.backbone .*unknown keys \['doubt'\]"):
+        from_dict(ModelConfig, values)
+
+
 @pytest.mark.parametrize(
     ("part", "value"), [("backbone", None), ("backbone", 4), ("tokens", []), ("vision", "siglip")]
 )

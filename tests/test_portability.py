@@ -3,6 +3,7 @@ files for others."""
 
 import os
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -19,6 +20,7 @@ from packaging.version import Version
 from mmdiff import pipeline
 from mmdiff.config import PRESETS
 from mmdiff.errors import MMDiffError, OldPackageError, require_extra
+from mmdiff.modeling import auto_config
 from mmdiff.modeling.checkpoint import save_folder
 from mmdiff.modeling.quantize import quantize
 from mmdiff.pipeline import choose_device, load
@@ -182,6 +184,23 @@ def test_what_is_missing_broken_or_old_is_named(
     assert str(OldPackageError("transformers", "4.57.0", "5.2")) == (
         "mmdiff needs transformers 5.2 or later, and 4.57.0 is installed: pip install 'transformers>=5.2'"
     )
+
+
+def test_a_transformers_below_the_floor_is_refused(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    """As when another package pins it, or it was installed without what it depends on."""
+    floor = next(line for line in project(root)["dependencies"] if line.startswith("transformers"))
+    assert floor.startswith(f"transformers>={auto_config.OLDEST_TRANSFORMERS},")
+    for version in ("4.57.1", "5.1.0", "5.2.0rc1"):
+        monkeypatch.setattr(
+            sys.modules["transformers"], "__version__", version
+        )  # its __init__ may run twice
+        with pytest.raises(
+            MMDiffError,
+            match=f"^mmdiff needs transformers 5.2 or later, and {version} is installed",
+        ):
+            runpy.run_path(auto_config.__file__)
 
 
 def test_the_core_does_without_the_heavy_extras(monkeypatch: pytest.MonkeyPatch) -> None:

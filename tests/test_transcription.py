@@ -2,13 +2,14 @@
 channels, bounds."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mmdiff import transcription
-from mmdiff.audio.audio_io import load_channels
+from mmdiff.audio.audio_io import load_audio, load_channels
 from mmdiff.audio.confidence import agreed_confidence, words_confidence
 from mmdiff.audio.vad import Span
 from mmdiff.errors import MMDiffError
@@ -63,6 +64,11 @@ def test_neighbours_are_recognised_together() -> None:
     spans = [span(0, 5), span(6, 10), span(13, 20), span(20.5, 40), span(41, 45)]
     assert merge_spans(spans, 30) == [tuple(spans[:2]), (spans[2], spans[3]), (spans[4],)]
     assert merge_spans([], 30) == [] and merge_spans([span(0, 50)], 30) == [(span(0, 50),)]
+
+
+def test_speech_that_fills_the_audio_is_not_cut(root: Path) -> None:
+    speech = load_audio(root / "examples" / "talk.flac")[4_000:33_000]
+    assert speech_windows(speech) == [(Span(0, len(speech)),)]
 
 
 def test_without_the_gate_nothing_is_left_out() -> None:

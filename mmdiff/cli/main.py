@@ -1190,12 +1190,12 @@ def _check_sounds(names: list[str]) -> None:
 
 def _with_progress(pipeline: Pipeline, name: str, samples: Any, **options: Any) -> Transcript:
     """With a bar in the terminal, unless the output's reader is a program."""
+    if not sys.stderr.isatty():
+        return pipeline.transcribe(samples, **options)
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(Path(name).name, total=1.0)
         return pipeline.transcribe(
             samples, progress=lambda share: bar.update(task, completed=share), **options

@@ -140,19 +140,6 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def init_weights(self) -> None:
-        """Start from scratch: matrices that keep the scale of their input, embeddings of a similar
-        scale."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                # The last matrix of each branch is smaller, since all layers add to the same sum.
-                scale = len(self.layers) ** -0.5 if name.endswith(("o_proj", "down_proj")) else 1.0
-                nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.5)
-
     def forward(
         self,
         x_BTD: Tensor,

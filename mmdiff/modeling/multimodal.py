@@ -84,9 +84,8 @@ class MMDiffModel(PreTrainedModel):
         self.config.settings = settings.to_dict(config)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Towers and connectors are initialised where they are built.
-        if isinstance(module, Backbone):
-            module.init_weights()
+        """Nothing: each part is initialised where it is built, whatever the version of transformers
+        does here."""
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in `transformers`; weights that an earlier save left there in another number of files

@@ -717,18 +717,15 @@ def test_extract_takes_a_type_and_a_text(
 def test_repairs_are_told(
     monkeypatch, capsys, picture: Path, tmp_path: Path, random_tiny: Path
 ) -> None:  # type: ignore
-    items = {"type": "integer", "minimum": 0, "maximum": 500}
+    # left to the validator, and random weights are as good as sure to miss what is allowed
+    items = {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 500,
+        "not": {"multipleOf": 1, "maximum": 498},
+    }
     (tmp_path / "odd.json").write_text(
-        json.dumps(
-            {
-                "type": "array",
-                "items": items,
-                "uniqueItems": True,
-                "minItems": 2,
-                "maxItems": 2,
-                "contains": {"multipleOf": 97, "minimum": 1},
-            }
-        )
+        json.dumps({"type": "array", "items": items, "minItems": 2, "maxItems": 2})
     )
     args = ("extract", picture, "--schema", tmp_path / "odd.json", "--model", random_tiny)
     code, out, err = call(monkeypatch, capsys, *args)

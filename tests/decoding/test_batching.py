@@ -185,10 +185,9 @@ def test_a_grown_answer_does_not_depend_on_its_neighbours(
         "cache": cache,
         "rule": rule,
     }
-    together = pipeline.chat_batch(ROWS, **settings)
-    assert [answer.text for answer in together] == [
-        pipeline.chat(row, **settings).text for row in ROWS
-    ]
+    together = pipeline.chat_batch(ROWS, seeds=range(4), **settings)
+    alone = [pipeline.chat(row, seed=seed, **settings) for seed, row in enumerate(ROWS)]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
     longest = pipeline.start(ROWS[:1], **settings)
     lengths = []
     while longest.working:

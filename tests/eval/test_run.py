@@ -89,10 +89,10 @@ def test_perfect_answers_score_one_of_one() -> None:
     report = measured(pipeline, list(TASKS), limit=12)
     assert report.keys() == {"circumstances", "command", "date", "batch_size", "processor", "tasks"}
     told = report["circumstances"]
-    assert (
-        told["versions"]["mmdiff"] == mmdiff.__version__
-        and told["versions"]["torch"] == torch.__version__
-    )
+    assert told["versions"]["mmdiff"] == mmdiff.__version__
+    assert torch.__version__.startswith(
+        told["versions"]["torch"]
+    )  # which may name the build too, as in 2.6.0+cu124
     assert told["limit"] == 12 and told["dtype"] == "float32" and told["seed"] == 0
     assert list(report["tasks"]) == list(TASKS)
     for task in report["tasks"].values():

@@ -56,7 +56,6 @@ SAID = [
 
 def test_wrong_words_are_counted_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech, "generated", lambda limit: iter(SAID))
-    monkeypatch.setattr(speech, "recorded", lambda limit: iter(()))
     heard = {"a": "turn right", "b": "what is it", "c": ""}
 
     def transcribe(audio: Path, **_: Any) -> Transcript:
@@ -74,7 +73,7 @@ def test_wrong_words_are_counted_row_by_row(monkeypatch: pytest.MonkeyPatch) -> 
     assert left == rows[1:2]
 
 
-def test_spoken_questions_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spoken_questions_are_answered_as_typed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked_with(ask: Any) -> list[tuple[str, int]]:
         asked = [
             (SAID[number], SimpleNamespace(open=lambda: None), answer)
@@ -85,13 +84,19 @@ def test_spoken_questions_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
         return [(row.details["heard"], row.count) for row in rows]
 
     def refuse(error: Exception) -> Any:
-        def ask(*_: object, **__: object) -> Answer:
+        def ask(*_: object, speech: object = None, **__: object) -> Answer:
+            if speech is None:
+                return Answer("red", (), 1)
             raise error
 
         return ask
 
-    red = asked_with(lambda *_, **__: Answer("Red", (), 1, heard="what is it"))
-    assert red == [("what is it", 1), ("what is it", 0)]
+    def answer(image: None, question: str = "", speech: object = None, **_: object) -> Answer:
+        if speech is None:
+            return Answer({"turn left": "red", "what is it": "yes"}[question], (), 1)
+        return Answer("red", (), 1, heard="what is it")
+
+    assert asked_with(answer) == [("what is it", 1), ("what is it", 0)]
     assert asked_with(refuse(NoSpeechError("no speech"))) == [("", 0), ("", 0)]
     with pytest.raises(
         MMDiffError, match="soxr"

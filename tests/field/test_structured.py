@@ -18,21 +18,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 import pytest
 import torch
-from pydantic import (
-    UUID1,
-    UUID3,
-    UUID4,
-    UUID5,
-    UUID7,
-    BaseModel,
-    ConfigDict,
-    Field,
-    HttpUrl,
-    TypeAdapter,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -493,13 +482,14 @@ def test_older_drafts_are_asked_to_be_named(
     assert not scaffold.judge(json.dumps(unsaid))
 
 
-@pytest.mark.parametrize("version", [UUID1, UUID3, UUID4, UUID5, UUID7], ids="13457")
-def test_versions_of_uuids_are_kept_to(layouts: TemplateBuilder, version: Any) -> None:
+@pytest.mark.parametrize("number", [1, 3, 4, 5, 7])
+def test_versions_of_uuids_are_kept_to(layouts: TemplateBuilder, number: int) -> None:
     # https://github.com/pydantic/pydantic/issues/11967
+    version = getattr(pydantic, f"UUID{number}", None)
+    if version is None:
+        pytest.skip(f"this pydantic has no UUID{number}")
     found = made(layouts, version)
-    assert not found.stand_in and found.value.version == int(
-        TypeAdapter(version).json_schema()["format"][-1]
-    )
+    assert not found.stand_in and found.value.version == number
 
 
 def test_half_a_character_is_refused_in_a_sentence(layouts: TemplateBuilder) -> None:

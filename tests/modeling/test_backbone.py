@@ -50,6 +50,18 @@ def test_published_sizes_on_the_meta_device(preset: str, total: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == total
 
 
+def test_a_backbone_from_scratch_is_what_its_parts_draw() -> None:
+    """Versions of transformers differ in which modules they hand to a model of another package to
+    initialise."""
+    config = PRESETS["tiny"]
+    torch.manual_seed(0)
+    model = MMDiffModel(MMDiffConfig.of(config))  # builds its backbone first
+    torch.manual_seed(0)
+    wanted = Backbone(config.backbone).state_dict()
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
 def test_grouped_query_attention_is_attention_with_repeated_heads() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)

@@ -193,6 +193,18 @@ def test_the_shipped_form_round_trips(random_tiny: Path, tmp_path: Path) -> None
             assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+def test_a_folder_saved_with_a_retired_setting_loads(random_tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(random_tiny, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "config.json"
+    settings = json.loads(file.read_text())
+    settings["settings"]["audio"]["doubt"] = 0.25
+    file.write_text(json.dumps(settings))
+    (loaded, _), (before, _) = (
+        load_folder(folder, CPU, torch.float32) for folder in (tmp_path, random_tiny)
+    )
+    assert loaded.model_config == before.model_config
+
+
 @pytest.mark.parametrize("library", ["timm", "open_clip"])
 def test_a_tower_of_another_library_loads_the_same_folder(
     random_tiny: Path, tmp_path: Path, library: str

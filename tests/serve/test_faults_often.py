@@ -215,6 +215,8 @@ def test_readers_that_stop_take_no_memory(server: Served) -> None:
     door = psutil.Process(server.process.pid)
     resident, most = door.memory_info().rss, 0
     until = time.monotonic() + 150
+    while server.numbers()["mmdiff_requests_in_flight"] < CLIENTS and time.monotonic() < until:
+        time.sleep(0.02)  # they have been sent, and not yet read
     while server.numbers()["mmdiff_requests_in_flight"] and time.monotonic() < until:
         most = max(most, door.memory_info().rss)
         time.sleep(0.5)

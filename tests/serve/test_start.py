@@ -115,7 +115,11 @@ def test_a_length_beyond_the_models_is_refused_at_the_start() -> None:
 def test_a_shorter_length_holds_on_every_route_and_a_hangup_drains(
     serve: Callable[..., Served],
 ) -> None:
-    served = serve("--max-model-len", "100", "--api-key", "a")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
+    try:
+        served = serve("--max-model-len", "100", "--api-key", "a")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     key = {"Authorization": "Bearer a"}
     models = served.client.get("/v1/models", headers=key).json()["data"]
     assert [model["max_model_len"] for model in models] == [100]
