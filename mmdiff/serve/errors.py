@@ -54,5 +54,9 @@ def shutting_down() -> ApiError:
     return ApiError(503, "shutting_down", "the server is shutting down; ask another one")
 
 
+def model_loading() -> ApiError:
+    return ApiError(503, "model_loading", "the model is being loaded; ask again in a moment")
+
+
 def engine_dead() -> ApiError:
     return ApiError(500, "engine_dead", "the engine stopped while it worked on this; ask again")

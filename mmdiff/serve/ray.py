@@ -1,9 +1,9 @@
-"""More than one machine, by Ray: replicas of the server behind Ray Serve, and jobs over Ray Data.
+"""Replicas on a Ray cluster: the server behind Ray Serve, and batch jobs over Ray Data.
 
-A replica is the whole server but for its port: its own door, engine and decoders. Ray decides where
-replicas run, starts new ones as requests grow, and replaces those that fail. Without a cluster at
-RAY_ADDRESS one is started on this machine, on its loopback address; tokens are asked for inside a
-cluster unless RAY_AUTH_MODE says otherwise.
+A replica is the whole server but for its port: its own limits, engine and media workers. Ray
+decides where replicas run, starts new ones as requests grow, and replaces those that fail. Without
+a cluster at RAY_ADDRESS one is started on this machine, on its loopback address; tokens are
+required inside a cluster unless RAY_AUTH_MODE says otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmdiff.serve.batch.in_process import URLS, asking, identity
 from mmdiff.serve.batch.input import Line
 from mmdiff.serve.batch.journal import Row
 from mmdiff.serve.batch.worker_pool import JobOutcome
-from mmdiff.serve.http.responses import AppState
+from mmdiff.serve.http.state import AppState
 from mmdiff.serve.options import Replicas, ServerOptions
 
 log = logging.getLogger("mmdiff.serve")
@@ -37,18 +37,18 @@ LOOK_SECONDS = 2.0  # between looks at the state of the replicas
 UNBOUNDED = (
     10_000  # requests that Ray sends a replica at once, which itself knows how many it takes
 )
-_houses: list[AppState] = []  # of the replica in this process
+_states: list[AppState] = []  # of the replica in this process
 
 
 class Replica:
-    """What Ray asks of a replica beside answers."""
+    """A replica as Ray sees it."""
 
     async def check_health(self) -> None:
         """Waits for the engine; a replica that never gets one is replaced."""
-        service = _houses[-1].service
-        while not service.ready:
-            if service.given_up.is_set():
-                raise RuntimeError(service.unloadable or "the engine died again and again")
+        engine = _states[-1].engine
+        while not engine.ready:
+            if engine.given_up.is_set():
+                raise RuntimeError(engine.unloadable or "the engine died again and again")
             await asyncio.sleep(0.05)
 
 
@@ -199,10 +199,10 @@ def _by_ray_data(options: ServerOptions, replicas: Replicas) -> run.Answering:
 def _builder(options: ServerOptions) -> Callable[[], ASGIApp]:
     def build() -> ASGIApp:
         from mmdiff.serve.http.app import create
-        from mmdiff.serve.ray import _houses  # of the replica's process, not what was sent there
+        from mmdiff.serve.ray import _states  # of the replica's process, not what was sent there
 
-        app, house = create(options)
-        _houses.append(house)
+        app, state = create(options)
+        _states.append(state)
         return app
 
     return build

@@ -1,8 +1,6 @@
-"""Jobs over files on this machine: the server's application with the model behind it, asked from
-inside.
+"""Batch jobs on this machine: the server's application in this process, without a port.
 
-No port is opened. Limits on what a body may hold are the server's; those on time are not, for
-nobody waits at a job.
+Limits on what a body may hold are the server's; those on time are not.
 """
 
 from __future__ import annotations
@@ -108,14 +106,14 @@ async def asking(options: ServerOptions) -> AsyncIterator[run.Ask]:
     """A way to ask the model, from its being loaded to the end."""
     from mmdiff.serve.http.app import create
 
-    app, house = create(options)
+    app, state = create(options)
     async with lifespan(app) as inside:
 
         async def ready() -> None:
-            while not house.service.ready:
-                if house.service.given_up.is_set():
+            while not state.engine.ready:
+                if state.engine.given_up.is_set():
                     raise MMDiffError(
-                        house.service.unloadable
+                        state.engine.unloadable
                         or "the engine died again and again; the rows that are "
                         "done are kept: run the same command when there is more memory"
                     )

@@ -227,8 +227,8 @@ class Decoding(Strict):
     start_length: Length | None = None
     temperature: Temperature | None = None
 
-    def settings(self) -> dict[str, Any]:
-        """By the names of `DecodingConfig`."""
+    def changes(self) -> dict[str, Any]:
+        """Of the model's `DecodingConfig`, by the names of its fields."""
         given = {name: getattr(self, name) for name in DECODING if getattr(self, name) is not None}
         for alias, name in ALIASES.items():
             if alias in given:
