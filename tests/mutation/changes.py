@@ -596,10 +596,10 @@ CHANGES: list[Change] = [
         "tests/serve/batch/test_journal.py",
         "tests/serve/batch/test_in_process.py -k 'not killed'",
         [
-            (" and not passing(row)", ""),
+            (" and not is_transient(row)", ""),
             (' and row["id"] not in kept', ""),
             ("self._file.truncate(self._size)", "pass"),
-            ("if places == kept and size < end:", "if size < end:"),
+            ("if spans == kept and size < end:", "if size < end:"),
             ("            self._size += len(line)\n", "            self._size = len(line)\n"),
             ("if rows and not known:", "if rows and known:"),
             ("if there != sorted(", "if there == sorted("),
