@@ -101,7 +101,7 @@ class RequestLimiter:
         if self.in_flight >= self.most:
             status = self.options.overload_status_code
             return ApiError(
-                status, "queue_full", f"all {self.most} slots are taken; ask again in a moment"
+                status, "queue_full", f"all {self.most} slots are taken; try again in a moment"
             )
         most = self.options.max_num_reqs_per_key
         if most and self.by_key[key] >= most:
@@ -125,7 +125,7 @@ class RequestLimiter:
         except TimeoutError:
             waited = f"{self.options.queue_timeout:g} seconds"
             raise ApiError(
-                503, "queue_timeout", f"the engine was not free within {waited}; ask again"
+                503, "queue_timeout", f"the engine was not free within {waited}; try again"
             ) from None
         self.running += 1
         try:
