@@ -97,8 +97,8 @@ class Transcriber:
         if isinstance(job, TranscriptionJob):
             frames = sum(encoder_frames(window) for window in windows)
             self.emit(SpeechFound(job.id, len(samples) / SAMPLE_RATE, frames))
-            asked = job.request
-            options = RecognitionOptions(asked.language, asked.prompt, asked.temperature)
+            request = job.request
+            options = RecognitionOptions(request.language, request.prompt, request.temperature)
         yield from recognize(
             self.pipeline.recognizer, samples, windows, options, self.pipeline.reader
         )

@@ -119,7 +119,7 @@ class SecurityMiddleware:
             self._check_origin(path, method, headers)
             return ""
         digest = hashlib.sha256(_given_key(headers)).digest()
-        # all of them are compared, whichever fits, so that time tells nothing
+        # all of them are compared, whichever fits, so that the time is the same
         right = [hmac.compare_digest(digest, known) for known in self.keys]
         if not any(right):
             raise ApiError(401, "invalid_api_key", "send your key as `Authorization: Bearer KEY`")

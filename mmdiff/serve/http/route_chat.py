@@ -1,4 +1,4 @@
-"""/v1/chat/completions, as OpenAI's clients ask for it.
+"""/v1/chat/completions, as OpenAI's clients use it.
 
 What `delta.content` holds is never revised, and joined it is the content of the answer that does
 not stream. Drafts of what is open come on request, in a key of their own beside `choices`, which
@@ -91,7 +91,7 @@ def check_stops(stops: list[str], most: int) -> None:
         ApiError: there are more than `most`, or one is empty or long.
     """
     if len(stops) > most or not all(0 < len(stop) <= 256 for stop in stops):
-        raise invalid("stop", f"stop may hold up to {most} texts of 1 to 256 characters")
+        raise invalid("stop", f"stop may hold at most {most} texts of 1 to 256 characters")
 
 
 def is_spoken(messages: list[dict[str, Any]]) -> bool:

@@ -82,8 +82,8 @@ async def _file(form: FormData, most: int) -> bytes:
     if len(files) != 1:
         raise invalid("file", "the form needs one file, in a field `file`", "invalid_request")
     if (files[0].size or 0) > most:
-        said = f"the file has {files[0].size:,} bytes, more than the {most:,} allowed"
-        raise ApiError(413, "audio_too_large", said, "file")
+        message = f"the file has {files[0].size:,} bytes, more than the {most:,} allowed"
+        raise ApiError(413, "audio_too_large", message, "file")
     return await files[0].read()
 
 

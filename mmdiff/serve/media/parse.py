@@ -131,7 +131,7 @@ def unpacked_url(url: str, param: str, name: str) -> bytes:
 
 
 def _unpacked(text: str, param: str, name: str) -> bytes:
-    if is_data_url(text):  # where its base64 alone is asked for
+    if is_data_url(text):  # where its base64 alone is expected
         return unpacked_url(text, param, name)
     try:
         return decode_base64(text)

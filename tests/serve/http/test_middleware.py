@@ -40,7 +40,7 @@ async def answering(scope: Scope, receive: Receive, send: Send) -> None:
 class Asked:
     """One request through a guard, and what came of it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         options: ServerOptions,
         headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),

@@ -154,7 +154,8 @@ def test_a_picture_can_be_dropped_and_removed(page: Page, root: Path) -> None:
         """data => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(data)], "one.png", {type: "image/png"}));
-        document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true}));
+        const drop = new DragEvent("drop", {dataTransfer: transfer, bubbles: true});
+        document.getElementById("drop").dispatchEvent(drop);
     }""",
         data,
     )

@@ -318,10 +318,12 @@ def test_the_page_says_so_when_its_script_does_not_run(server: Served, browser: 
 
 
 PAGE = """<!doctype html><script type="module">
-const headers = { "Content-Type": "application/json", Authorization: "Bearer %s", "X-Stainless-Lang": "js",
-  "X-Stainless-Arch": "unknown", "X-Stainless-OS": "Unknown", "X-Stainless-Runtime": "browser:chrome",
-  "X-Stainless-Package-Version": "6.0.0", "X-Stainless-Retry-Count": "0", "X-Stainless-Timeout": "600" };
-const body = JSON.stringify({ model: "tiny", messages: [{ role: "user", content: "what color is a red circle?" }] });
+const headers = { "Content-Type": "application/json", Authorization: "Bearer %s",
+  "X-Stainless-Lang": "js", "X-Stainless-Arch": "unknown", "X-Stainless-OS": "Unknown",
+  "X-Stainless-Runtime": "browser:chrome", "X-Stainless-Package-Version": "6.0.0",
+  "X-Stainless-Retry-Count": "0", "X-Stainless-Timeout": "600" };
+const messages = [{ role: "user", content: "what color is a red circle?" }];
+const body = JSON.stringify({ model: "tiny", messages });
 try {
   const answer = await fetch("%s/v1/chat/completions", { method: "POST", headers, body });
   document.title = answer.status + " " + answer.headers.get("x-request-id").length;
