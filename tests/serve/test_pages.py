@@ -93,12 +93,15 @@ const messages = [{ role: "user", content: [
 const whole = await client.chat.completions.create({ model: "tiny", messages });
 let joined = "";
 for await (const chunk of await client.chat.completions.create(
-    { model: "tiny", messages, stream: true, diffusing: true })) joined += chunk.choices[0].delta.content ?? "";
+    { model: "tiny", messages, stream: true, diffusing: true }))
+  joined += chunk.choices[0].delta.content ?? "";
 const helper = await client.chat.completions.stream(
     { model: "tiny", messages, diffusing: true }).finalChatCompletion();
 let refused = 0;
-try { await client.chat.completions.create({ model: "large", messages }); } catch (error) { refused = error.status; }
-console.log(JSON.stringify([whole.choices[0].message.content, joined, helper.choices[0].message.content, refused]));
+try { await client.chat.completions.create({ model: "large", messages }); }
+catch (error) { refused = error.status; }
+const [first, second] = [whole, helper].map((answer) => answer.choices[0].message.content);
+console.log(JSON.stringify([first, joined, second, refused]));
 """
 
 
