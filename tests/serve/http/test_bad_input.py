@@ -19,16 +19,9 @@ from PIL import Image
 from pydantic import BaseModel
 
 from mmdiff.serve.http import schemas
-from tests.helpers.serving import Served, asking
+from tests.helpers.serving import CAPTION, CHAT, LEAKS, QUERY, SPEECH, Served, asking
 
 EITHER = 0  # stands for 200 or 400: some damage leaves enough to see
-LEAKS = re.compile(r"0x[0-9a-f]{6,}|Traceback|/work/|/usr/|/tmp/|site-packages|BytesIO")
-CHAT, QUERY, CAPTION, SPEECH = (
-    "/v1/chat/completions",
-    "/v1/query",
-    "/v1/caption",
-    "/v1/audio/transcriptions",
-)
 
 
 class Bad(NamedTuple):
