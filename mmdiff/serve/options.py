@@ -153,7 +153,8 @@ def flag_parameters() -> list[inspect.Parameter]:
 
     hints, parameters = typing.get_type_hints(ServerOptions), []
     for each in _flagged():
-        kind, default, of_field = hints[each.name], each.default, each.metadata["flag"]
+        kind, default = hints[each.name], each.default
+        of_field = each.metadata["flag"]
         if default == ():
             kind, default = list[str] | None, None
         make: Any = typer.Argument if of_field.argument else typer.Option

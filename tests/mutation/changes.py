@@ -34,7 +34,7 @@ LOADING = (
 )
 SERVED = (
     "tests/serve/test_faults.py tests/serve/http/test_bad_input.py "
-    "-k 'key or browser or full_house or everywhere or hardly'"
+    "-k 'key or browser or full_server or everywhere or hardly'"
 )
 
 CHANGES: list[Change] = [
@@ -329,7 +329,7 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/serve/http/limiter.py",
-        "tests/serve/test_parts.py tests/serve/http/test_limiter.py -k 'rows or counted or admission'",
+        "tests/serve/test_parts.py tests/serve/http/test_limiter.py -k 'rows or counted or limiter'",
         "",
         [
             ("if not self._waiting and self.free >= count:", "if self.free >= count:"),
@@ -361,7 +361,7 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/serve/http/middleware.py",
-        "tests/serve/test_parts.py tests/serve/http/test_middleware.py -k 'reader or guard'",
+        "tests/serve/test_parts.py tests/serve/http/test_middleware.py -k 'reader or middleware'",
         SERVED,
         [
             (
@@ -525,7 +525,7 @@ CHANGES: list[Change] = [
     *of(
         "mmdiff/serve/media/worker.py",
         "tests/serve/media/test_worker.py",
-        "tests/serve/http/test_bad_input.py -k pictures",
+        "tests/serve/http/test_bad_input.py -k images",
         [
             (" or max(width, height) > limits.aspect * min(width, height)", ""),
             ("width * height > limits.pixels:", "width * height >= limits.pixels:"),

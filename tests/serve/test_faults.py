@@ -170,7 +170,7 @@ def test_a_browser_asks_its_user_for_the_key(small: Served) -> None:
     )
 
 
-def test_a_full_house_refuses_before_it_reads(small: Served) -> None:
+def test_a_full_server_refuses_before_it_reads(small: Served) -> None:
     with streaming(small, KEY, n=4), ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(small.chat, key=KEY) for _ in range(2)]
         until = time.monotonic() + 5

@@ -163,7 +163,7 @@ def test_past_its_time_or_told_twice_the_server_ends_with_an_error(serve: Start)
         assert gone(family, 5)
 
 
-def test_bodies_that_hardly_come_hold_up_nobody(server: Served) -> None:
+def test_bodies_that_hardly_come_hold_up_no_client(server: Served) -> None:
     """32 clients who send a byte a second."""
     server.settle()
     slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(32)]

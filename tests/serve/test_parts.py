@@ -1,5 +1,4 @@
-"""The parts that need no server: what is told, who comes in, what is fetched, what goes between
-processes."""
+"""Parts that need no server: streaming text, limits, fetching, messages between processes."""
 
 import asyncio
 import json
@@ -244,7 +243,7 @@ def test_a_name_or_a_redirect_that_leads_inside_is_not_followed(
 
 
 def test_a_host_that_misbehaves_is_named_and_not_repeated() -> None:
-    """What comes back, from a server of our own that is asked past the check of its address."""
+    """What comes back, from a server of our own that is reached past the check of its address."""
     answers = {
         "/404": b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n",
         "/503": b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n",
@@ -348,7 +347,7 @@ def test_a_reader_that_stops_is_not_waited_for_and_misses_drafts_only() -> None:
     assert work.over
 
 
-def test_decoders_that_die_are_replaced() -> None:
+def test_media_workers_that_die_are_replaced() -> None:
     async def play() -> None:
         decoders = MediaPool(MediaLimits(), 1)
         await decoders.start()

@@ -1,4 +1,4 @@
-"""How the server is started and told to stop: keys, limits, signals."""
+"""How the server is started and stopped: keys, limits, signals."""
 
 import signal
 import subprocess

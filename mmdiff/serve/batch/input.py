@@ -109,7 +109,8 @@ def parse(raw: bytes, urls: Sequence[str]) -> Request:
         raise LineError("invalid_json", f"is not JSON{where}") from None
     if not isinstance(content, dict):
         raise LineError("invalid_json", "is not a JSON object")
-    custom_id, url, body = content.get("custom_id"), content.get("url"), content.get("body")
+    custom_id = content.get("custom_id")
+    url, body = content.get("url"), content.get("body")
     if not (isinstance(custom_id, str) and custom_id):
         raise LineError("missing_custom_id", "has no custom_id, which must be a string")
     if content.get("method", "POST") != "POST":

@@ -56,7 +56,8 @@ class PendingRequest:
     kept."""
 
     def __init__(self, engine: EngineClient, id: str) -> None:
-        self.engine, self.id, self.over = engine, id, False
+        self.engine, self.id = engine, id
+        self.over = False
         self._events: deque[RequestEvent] = deque()
         self._arrived = asyncio.Event()
 

@@ -38,7 +38,8 @@ class StreamingText:
     """The text of one answer, as far as it was emitted."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self.stops, self.emitted, self.stopped = stops, "", False
+        self.stops = stops
+        self.emitted, self.stopped = "", False
 
     def push(self, settled: str) -> str:
         """What can be emitted now that this much of the answer is settled."""

@@ -341,7 +341,8 @@ def _finished(
         block: positions of a block.
         rest: text that was not emitted before.
     """
-    tokens, structure, confidence = answer.tokens, None, answer.confidence
+    tokens, confidence = answer.tokens, answer.confidence
+    structure = None
     if row.text.stopped:
         tokens = _tokens_of(tokens, row.text.emitted)
     if answer.structured is not None:

@@ -51,7 +51,8 @@ class Transcriber:
         Args:
             found_speech: called in another thread.
         """
-        self.pipeline, self.emit, self.found_speech = pipeline, emit, found_speech
+        self.pipeline = pipeline
+        self.emit, self.found_speech = emit, found_speech
         self.running: list[Transcription] = []
         self.vad_thread = ThreadPoolExecutor(1)
 

@@ -26,7 +26,8 @@ class WorkerProcess:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        self.process, self.reader, self.writer = process, reader, writer
+        self.process = process
+        self.reader, self.writer = reader, writer
 
     @classmethod
     async def start(cls, module: str, *arguments: str) -> WorkerProcess:

@@ -181,8 +181,10 @@ class Connection(HttpToolsProtocol):
         if self._refeeding:
             return
         super().on_message_begin()
-        self._moved = self._in_head = self._begun = True
-        self._head_bytes = self._fields = self._body_bytes = self._sent_bytes = 0
+        self._moved = True
+        self._in_head, self._begun = True, True
+        self._head_bytes, self._fields = 0, 0
+        self._body_bytes, self._sent_bytes = 0, 0
 
     def on_url(self, url: bytes) -> None:
         if self._refeeding:
@@ -208,7 +210,8 @@ class Connection(HttpToolsProtocol):
         if self._refeeding:
             return
         super().on_headers_complete()
-        self._moved, self._in_head, self._begun = True, False, False
+        self._moved = True
+        self._in_head, self._begun = False, False
 
     def on_chunk_header(self) -> None:
         self._moved = True

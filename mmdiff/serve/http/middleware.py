@@ -63,7 +63,8 @@ class SecurityMiddleware:
                 client left.
             files: paths of the page's own files, which browsers may fetch for a page of any origin.
         """
-        self.app, self.options, self.rejected, self.answered = app, options, rejected, answered
+        self.app, self.options = app, options
+        self.rejected, self.answered = rejected, answered
         self.files = frozenset(files)
         self.keys = [hashlib.sha256(key.encode()).digest() for key in options.api_keys]
         self.hosts = {urlsplit(origin).netloc for origin in options.allowed_origins} - {""}
@@ -190,7 +191,8 @@ class _GuardedExchange:
     """One request's messages in both directions."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, options: ServerOptions) -> None:
-        self.scope, self._receive, self._send, self.options = scope, receive, send, options
+        self.scope, self.options = scope, options
+        self._receive, self._send = receive, send
         self.status: int | None = None
         self.got, self.started = 0, 0.0
         has_body = any(

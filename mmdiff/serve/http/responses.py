@@ -51,7 +51,8 @@ class Completion(ABC):
     comes back."""
 
     def __init__(self, request: EngineRequest, media: Sequence[Medium], stream: bool) -> None:
-        self.request, self.media, self.stream = request, media, stream
+        self.request, self.media = request, media
+        self.stream = stream
 
     @abstractmethod
     def add(self, event: RequestEvent) -> None:
@@ -136,7 +137,8 @@ class EngineResponse(Response):
         self, completion: Completion, times: Times
     ) -> AsyncGenerator[StreamEvent, None]:
         """The engine's events: when it is the request's turn, media are decoded and sent there."""
-        state, options, received = self.state, self.state.options, time.monotonic()
+        received = time.monotonic()
+        state, options = self.state, self.state.options
         keepalive = options.keepalive if completion.stream else None
         async with state.limiter.engine(completion.request.n):
             times.queue.observe(time.monotonic() - received)

@@ -198,7 +198,8 @@ class ChatCompletion(Completion):
         self.head = {"id": f"chatcmpl-{request.id}", "created": int(time.time()), "model": model}
         self.choices: dict[int, dict[str, Any]] = {}
         self.emitted = [0] * request.n  # characters of each choice
-        self.prompt_tokens = self.tokens = self.steps = self.blocks = 0
+        self.prompt_tokens, self.tokens = 0, 0
+        self.steps, self.blocks = 0, 0
         self.details: dict[str, Any] = {}
         self.structures: dict[int, dict[str, Any]] = {}
         self.heard: dict[str, Any] = {}  # a spoken question in words

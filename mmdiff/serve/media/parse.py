@@ -19,7 +19,8 @@ class Medium:
     """An image or audio as it came, and where it stood in the request."""
 
     def __init__(self, kind: str, source: str | bytes, param: str, name: str) -> None:
-        self.kind, self.source, self.param, self.name = kind, source, param, name
+        self.kind, self.source = kind, source
+        self.param, self.name = param, name
 
 
 def split_media(

@@ -57,7 +57,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 class Asked:
-    """A stand-in for the engine, which counts what it is asked."""
+    """A stand-in for the engine, which counts its requests."""
 
     def __init__(
         self, reply: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] | None = None

@@ -106,7 +106,7 @@ def test_a_killed_job_ends_as_one_in_peace(root: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_of_row(root: Path, tmp_path: Path) -> None:
-    """Chats, transcripts and refusals; what is refused is told with the server's words."""
+    """Chats, transcripts and refusals; refusals are in the server's words."""
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     sound = data_url(root / "examples" / "question.flac", "audio/flac")
     lines = {

@@ -82,7 +82,7 @@ def float_wav(values: Any) -> bytes:
 
 
 def in_any_picture(source: str, status: int, code: str) -> list[Bad]:
-    """A picture over all routes that take one."""
+    """An image over all routes that take one."""
     return [
         Bad(CHAT, status, code, {"json": asking("what?", picture(source))}),
         Bad(
@@ -615,7 +615,7 @@ def test_every_route_has_cases(server: Served) -> None:
     } <= covered
 
 
-def test_odd_pictures_and_sounds_are_answered(server: Served, tmp_path: Path) -> None:
+def test_odd_images_and_audio_are_answered(server: Served, tmp_path: Path) -> None:
     pictures = [
         png((1, 1)),
         png((1, 150)),

@@ -1,4 +1,4 @@
-"""The limiter: rows in turn, also for those that are gone by then, and every reason to refuse."""
+"""Limits: capacity in turn, also for waiters that are cancelled by then, and every refusal."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -20,7 +20,7 @@ def play(scene: Coroutine[Any, Any, None]) -> None:
 
 
 async def waiter(rows: FairSemaphore, count: int) -> asyncio.Task[None]:
-    """Somebody who waits for rows."""
+    """A task that waits for rows."""
     task = asyncio.create_task(rows.take(count))
     await asyncio.sleep(0)
     assert not task.done()
@@ -98,7 +98,7 @@ def refusal(limiter: RequestLimiter, key: str = "key", ready: bool = True) -> tu
     return refused.value.status, refused.value.code
 
 
-def test_places_are_rows_and_those_who_wait() -> None:
+def test_slots_are_sequences_and_those_that_wait() -> None:
     limiter = RequestLimiter(
         ServerOptions(max_num_seqs=2, max_num_queued_reqs=1, overload_status_code=429)
     )
@@ -113,7 +113,7 @@ def test_places_are_rows_and_those_who_wait() -> None:
     assert limiter.rejected == {"queue_full": 1}
 
 
-def test_nobody_comes_in_before_the_model_is_there_or_after_the_end_began() -> None:
+def test_no_request_comes_in_before_the_model_is_loaded_or_while_draining() -> None:
     limiter = RequestLimiter(ServerOptions())
     assert refusal(limiter, ready=False) == (503, "model_loading")
     limiter.draining = True

@@ -42,7 +42,7 @@ def test_either_alphabet(text: str) -> None:
     assert _unpacked(text, "data", "audio 0") == b"\xfb\xff"
 
 
-def test_a_png_with_much_text_is_a_picture() -> None:
+def test_a_png_with_much_text_is_an_image() -> None:
     info, held = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add_text("workflow", "x" * 3_000_000, zip=True)
     Image.new("RGB", (4, 3), "red").save(held, "PNG", pnginfo=info)

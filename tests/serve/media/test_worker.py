@@ -32,7 +32,7 @@ def webp(frames: int) -> bytes:
         MediaLimits(aspect=4, side=12, pixels=36),
     ],
 )
-def test_a_picture_at_the_limit_is_seen(limits: MediaLimits) -> None:
+def test_an_image_at_the_limit_is_seen(limits: MediaLimits) -> None:
     assert decode_image(png(12, 3), limits, "image 0").shape == (3, 12, 3)
     assert decode_image(png(3, 12), limits, "image 0").shape == (12, 3, 3)
 
@@ -46,7 +46,7 @@ def test_a_picture_at_the_limit_is_seen(limits: MediaLimits) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [(13, 3), (3, 13)])
-def test_a_picture_beyond_a_limit_is_not(
+def test_an_image_beyond_a_limit_is_not(
     limits: MediaLimits, code: str, size: tuple[int, int]
 ) -> None:
     with pytest.raises(ApiError, match=f"{size[0]} x {size[1]}") as refused:
