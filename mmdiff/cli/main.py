@@ -14,7 +14,6 @@ import json
 import math
 import mimetypes
 import os
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmdiff.files import shorten
+from mmdiff.serve.options import ServerOptions, with_flags
 
 if TYPE_CHECKING:
     from mmdiff.pipeline import Answer, Draft, Pipeline
@@ -702,124 +702,27 @@ def _bench_accuracy(
 
 
 @app.command()
+@with_flags
 def serve(
-    model: Annotated[
-        str, typer.Argument(help="A shipped model, a checkpoint folder or a hub name.")
-    ] = "tiny",
-    speech_model: SpeechModel = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is all of them.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    uds: Annotated[
-        str | None, typer.Option(help="Path of a Unix socket to listen on instead.")
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Asked for on every path but health; those in MMDIFF_API_KEY are valid beside it."
-        ),
-    ] = None,
-    served_model_name: Annotated[
-        list[str] | None, typer.Option(help="What clients call the model.")
-    ] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers denoised at once.")] = 16,
-    max_num_queued_reqs: Annotated[
-        int, typer.Option(min=0, help="Requests that wait; more are refused.")
-    ] = 64,
-    max_num_reqs_per_key: Annotated[int, typer.Option(min=0, help="At once; 0 for no limit.")] = 0,
-    max_model_len: Annotated[
-        int | None, typer.Option(min=1, help="Positions of prompt and answer.")
-    ] = None,
-    queue_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds before the engine is free.")
-    ] = 30.0,
-    request_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds, then an answer ends as it stands.")
-    ] = 60.0,
-    shutdown_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds to finish in after SIGTERM.")
-    ] = 30.0,
-    engine_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds of an engine's silence.")
-    ] = 20.0,
-    overload_status_code: Annotated[
-        int, typer.Option(help="503 or 429, when all places are taken.")
-    ] = 503,
+    *,
     limit_mm_per_prompt: Annotated[
         str | None,
-        typer.Option(help='Pictures and sounds of a request, such as {"image": 4, "audio": 1}.'),
-    ] = None,
-    allowed_media_domains: Annotated[
-        list[str] | None, typer.Option(help="Domains to fetch media from; none by default.")
-    ] = None,
-    allowed_origins: Annotated[
-        list[str] | None, typer.Option(help="Origins whose pages may ask.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    device: Device = None,
-    quantize: Quantize = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of the engine (default: all cores but one).")
+        typer.Option(help='Images and audio of a request, such as {"image": 4, "audio": 1}.'),
     ] = None,
     on_ray: OnRay = False,
     min_replicas: MinReplicas = None,
     max_replicas: MaxReplicas = None,
+    **flags: Any,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's clients ask for it."""
     from mmdiff.serve.http.server import serve as run_server
-    from mmdiff.serve.options import ServerOptions
 
-    if overload_status_code not in (429, 503):
-        raise _refuse(f"--overload-status-code {overload_status_code} does not fit; use 503 or 429")
-    seconds = {
-        "queue": queue_timeout,
-        "request": request_timeout,
-        "shutdown": shutdown_timeout,
-        "engine": engine_timeout,
-    }
-    for name, value in seconds.items():
-        if not math.isfinite(value):
-            raise _refuse(
-                f"--{name}-timeout {value} is not a number of seconds; give one such as 3600"
-            )
-    if api_key is not None and not all(key.strip() for key in api_key):
-        raise _refuse("--api-key is empty; give a key, or leave it out")
-    if (given := os.environ.get("MMDIFF_API_KEY")) is not None and not given.strip():
+    given = os.environ.get("MMDIFF_API_KEY")
+    if given is not None and not given.strip():
         raise _refuse("MMDIFF_API_KEY is empty; put a key into it, or unset it")
-    for origin in allowed_origins or ():
-        if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
-            raise _refuse(
-                f"--allowed-origins {origin[:80]!r} is not an origin; give scheme and host alone, such as "
-                "https://example.com"
-            )
+    flags["api_key"] = [*(flags["api_key"] or ()), *(given or "").split()]
     counts = _media_counts(limit_mm_per_prompt)
-    options = ServerOptions(
-        model=model,
-        speech_model=speech_model,
-        host=host,
-        port=port,
-        uds=uds,
-        api_keys=(*(api_key or ()), *(given or "").split()),
-        served_model_name=tuple(served_model_name or ()),
-        max_num_seqs=max_num_seqs,
-        max_num_queued_reqs=max_num_queued_reqs,
-        max_num_reqs_per_key=max_num_reqs_per_key,
-        max_model_len=max_model_len,
-        queue_timeout=queue_timeout,
-        request_timeout=request_timeout,
-        shutdown_timeout=shutdown_timeout,
-        engine_timeout=engine_timeout,
-        overload_status_code=overload_status_code,
-        max_images=counts["image"],
-        max_audios=counts["audio"],
-        allowed_media_domains=tuple(allowed_media_domains or ()),
-        allowed_origins=tuple(allowed_origins or ()),
-        dtype=dtype,
-        device=device,
-        quantize=quantize,
-        threads=threads,
-    )
+    options = ServerOptions.of_flags(flags, max_images=counts["image"], max_audios=counts["audio"])
     raise typer.Exit(run_server(options, _replicas(on_ray, min_replicas, max_replicas)))
 
 

@@ -1,11 +1,11 @@
-"""The one shape of everything that goes wrong: {"error": {"message", "type", "param", "code"}}."""
+"""Errors of the API, all in one shape: {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
 from typing import Any
 
-RETRY_AFTER = 1  # seconds, with answers that may be asked for again
-LONGEST = 500  # characters of a message, whatever was put into it
+RETRY_AFTER = 1  # seconds, where the same request may succeed later
+LONGEST = 500  # characters of a message
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -19,22 +19,25 @@ TYPES = {
 
 
 class ApiError(Exception):
-    """An answer that is a refusal. Its message is for the client, and holds nothing of ours: no
-    path, no traceback."""
+    """A refusal. Its message is for the client, and holds no path or traceback of ours."""
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
-        message = message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}..."
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST - 3]}..."
         super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
+        self.status, self.code = status, code
+        self.message, self.param = message, param
 
     @property
     def body(self) -> dict[str, Any]:
-        kind = TYPES.get(
-            self.status, "api_error" if self.status >= 500 else "invalid_request_error"
-        )
-        return {
-            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        other = "api_error" if self.status >= 500 else "invalid_request_error"
+        error = {
+            "message": self.message,
+            "type": TYPES.get(self.status, other),
+            "param": self.param,
+            "code": self.code,
         }
+        return {"error": error}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -42,7 +45,7 @@ class ApiError(Exception):
 
 
 class Disconnected(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 def invalid(param: str, message: str, code: str = "invalid_parameter") -> ApiError:
@@ -51,8 +54,12 @@ def invalid(param: str, message: str, code: str = "invalid_parameter") -> ApiErr
 
 
 def shutting_down() -> ApiError:
-    return ApiError(503, "shutting_down", "the server is shutting down; ask another one")
+    return ApiError(503, "shutting_down", "the server is shutting down; use another one")
+
+
+def model_loading() -> ApiError:
+    return ApiError(503, "model_loading", "the model is being loaded; try again in a moment")
 
 
 def engine_dead() -> ApiError:
-    return ApiError(500, "engine_dead", "the engine stopped while it worked on this; ask again")
+    return ApiError(500, "engine_dead", "the engine stopped while it worked on this; send it again")

@@ -1,20 +1,37 @@
-"""Every limit and option of the server, with its default; `mmdiff serve` has a flag for each that
-people change."""
+"""Options of the server with their defaults, and the command line flags derived from them.
+
+A field that is made by `flag` has a flag of `mmdiff serve`; the others are limits that are seldom
+changed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+import math
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from mmdiff.errors import require_extra, require_posix
+from mmdiff.errors import MMDiffError, require_extra, require_posix
 
+PACKAGES = (
+    "fastapi",
+    "uvicorn",
+    "httptools",
+    "python_multipart",
+    "prometheus_client",
+    "httpx",
+)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """What one picture or sound may be."""
+    """What one image or audio may be."""
 
     pixels: int = 33_500_000  # 96 MiB as RGB
     side: int = 16_384
@@ -26,35 +43,64 @@ class MediaLimits:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """How a field is given on the command line."""
+
+    help: str | None
+    name: str | None  # by default the field's
+    least: float | None
+    most: float | None
+    argument: bool  # without a name
+
+
+def flag(
+    default: Any,
+    help: str | None = None,
+    *,
+    name: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    argument: bool = False,
+) -> Any:
+    """A field that has a flag; a tuple's flag may be given again."""
+    return field(default=default, metadata={"flag": Flag(help, name, least, most, argument)})
+
+
+@dataclass(frozen=True)
 class ServerOptions:
-    """How the server listens, what it admits, and what one request may ask for."""
+    """How the server listens, what it admits, and what one request may hold."""
 
-    model: str = "tiny"
-    served_model_name: tuple[str, ...] = ()  # the model's name by default
-    speech_model: str | None = None  # Whisper tiny.en by default
-    device: str | None = None
-    dtype: str = "auto"
-    quantize: str | None = None
-    threads: int | None = None  # of the engine; by default one core is left to the server
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    uds: str | None = None
-    api_keys: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ()  # of pages in browsers
-    allowed_media_domains: tuple[str, ...] = ()  # nothing is fetched by default
-
-    max_num_seqs: int = 16  # rows denoised at once
-    max_num_queued_reqs: int = 64
-    max_num_reqs_per_key: int = 0  # at once; 0: as many as the server takes
-    max_model_len: int | None = None  # the model's by default
-    queue_timeout: float = 30.0
-    request_timeout: float = (
-        60.0  # of the engine's work, after which the answer is ended as it stands
+    model: str = flag("tiny", "A shipped model, a checkpoint folder or a hub name.", argument=True)
+    speech_model: str | None = flag(
+        None, "Whisper that writes speech down: a folder or hub name (default: tiny.en)."
     )
-    shutdown_timeout: float = 30.0
-    engine_timeout: float = 20.0  # without a sign of life
-    overload_status_code: int = 503
+    host: str = flag("127.0.0.1", "Address to listen on; 0.0.0.0 is all of them.")
+    port: int = flag(8000, least=0, most=65535)
+    uds: str | None = flag(None, "Path of a Unix socket to listen on instead.")
+    api_keys: tuple[str, ...] = flag(
+        (),
+        "Required on every path but health; those in MMDIFF_API_KEY are valid beside it.",
+        name="api_key",
+    )
+    served_model_name: tuple[str, ...] = flag((), "What clients call the model.")
+    max_num_seqs: int = flag(16, "Answers denoised at once.", least=1)
+    max_num_queued_reqs: int = flag(64, "Requests that wait; more are refused.", least=0)
+    max_num_reqs_per_key: int = flag(0, "At once; 0 for no limit.", least=0)
+    max_model_len: int | None = flag(None, "Positions of prompt and answer.", least=1)
+    queue_timeout: float = flag(30.0, "Seconds before the engine is free.", least=0)
+    # of the engine's work, after which the answer is ended as it stands
+    request_timeout: float = flag(60.0, "Seconds, then an answer ends as it stands.", least=0)
+    shutdown_timeout: float = flag(30.0, "Seconds to finish in after SIGTERM.", least=0)
+    engine_timeout: float = flag(20.0, "Seconds of an engine's silence.", least=1)
+    overload_status_code: int = flag(503, "503 or 429, when all slots are taken.")
+    allowed_media_domains: tuple[str, ...] = flag(
+        (), "Domains to fetch media from; none by default."
+    )
+    allowed_origins: tuple[str, ...] = flag((), "Origins whose pages may send requests.")
+    dtype: str = flag("auto", "auto, float32 or bfloat16.")
+    device: str | None = flag(None, "cpu, cuda, mps, ... (default: cuda where there is it).")
+    quantize: str | None = flag(None, "8bit or 4bit: the layers' weights in fewer bits.")
+    threads: int | None = flag(None, "Of the engine (default: all cores but one).", least=1)
 
     max_body: int = 32 << 20  # bytes
     max_image: int = 20 << 20  # bytes of a file
@@ -71,16 +117,103 @@ class ServerOptions:
     keepalive: float = 10.0  # seconds between comments in a stream that is silent
     media: MediaLimits = field(default_factory=MediaLimits)
 
+    @classmethod
+    def of_flags(cls, given: Mapping[str, Any], **others: Any) -> ServerOptions:
+        """The options of a command line.
+
+        Args:
+            given: values by the names of `flag_parameters`.
+            others: fields that have no flag.
+
+        Raises:
+            MMDiffError: a value does not fit.
+        """
+        values = dict(others)
+        for each in _flagged():
+            value = given[_flag_name(each)]
+            values[each.name] = tuple(value or ()) if each.default == () else value
+        options = cls(**values)
+        _check(options)
+        return options
+
     @property
     def names(self) -> tuple[str, ...]:
         """What clients may call the model."""
-        return self.served_model_name or (
-            Path(self.model).name if Path(self.model).is_dir() else self.model,
-        )
+        folder = Path(self.model)
+        return self.served_model_name or (folder.name if folder.is_dir() else self.model,)
 
     @property
     def on_loopback(self) -> bool:
         return self.uds is None and (self.host in LOOPBACK or self.host.startswith("127."))
+
+
+def flag_parameters() -> list[inspect.Parameter]:
+    """The parameters of a typer command, one for each field that has a flag."""
+    import typer
+
+    hints, parameters = typing.get_type_hints(ServerOptions), []
+    for each in _flagged():
+        kind, default = hints[each.name], each.default
+        of_field = each.metadata["flag"]
+        if default == ():
+            kind, default = list[str] | None, None
+        make: Any = typer.Argument if of_field.argument else typer.Option
+        info = make(help=of_field.help, min=of_field.least, max=of_field.most)
+        parameters.append(
+            inspect.Parameter(
+                _flag_name(each),
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=Annotated[kind, info],
+            )
+        )
+    return parameters
+
+
+def with_flags(command: Any) -> Any:
+    """A typer command with the flags of ServerOptions in the place of its `**flags`."""
+    own = inspect.signature(command).parameters.values()
+    hints = typing.get_type_hints(command, include_extras=True)
+    parameters = flag_parameters() + [
+        each.replace(annotation=hints[each.name])
+        for each in own
+        if each.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+def _flagged() -> list[Field[Any]]:
+    return [each for each in fields(ServerOptions) if "flag" in each.metadata]
+
+
+def _flag_name(each: Field[Any]) -> str:
+    return each.metadata["flag"].name or each.name
+
+
+def _check(options: ServerOptions) -> None:
+    """
+    Raises:
+        MMDiffError: a value does not fit.
+    """
+    code = options.overload_status_code
+    if code not in (429, 503):
+        raise MMDiffError(f"--overload-status-code {code} does not fit; use 503 or 429")
+    for name in ("queue", "request", "shutdown", "engine"):
+        seconds = getattr(options, f"{name}_timeout")
+        if not math.isfinite(seconds):
+            raise MMDiffError(
+                f"--{name}-timeout {seconds} is not a number of seconds; give one such as 3600"
+            )
+    if not all(key.strip() for key in options.api_keys):
+        raise MMDiffError("--api-key is empty; give a key, or leave it out")
+    for origin in options.allowed_origins:
+        if not ORIGIN.fullmatch(origin):
+            raise MMDiffError(
+                f"--allowed-origins {origin[:80]!r} is not an origin; give scheme and host alone, "
+                "such as https://example.com"
+            )
 
 
 class Replicas(NamedTuple):
@@ -93,12 +226,5 @@ class Replicas(NamedTuple):
 def require_packages() -> None:
     """An MMDiffError where a package of the extra `serve` or a part of the system is missing."""
     require_posix("answering many requests (serve, run-batch, caption --out)")
-    for module in (
-        "fastapi",
-        "uvicorn",
-        "httptools",
-        "python_multipart",
-        "prometheus_client",
-        "httpx",
-    ):
+    for module in PACKAGES:
         require_extra(module, "serve", "answering many requests")

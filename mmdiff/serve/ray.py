@@ -1,9 +1,9 @@
-"""More than one machine, by Ray: replicas of the server behind Ray Serve, and jobs over Ray Data.
+"""Replicas on a Ray cluster: the server behind Ray Serve, and batch jobs over Ray Data.
 
-A replica is the whole server but for its port: its own door, engine and decoders. Ray decides where
-replicas run, starts new ones as requests grow, and replaces those that fail. Without a cluster at
-RAY_ADDRESS one is started on this machine, on its loopback address; tokens are asked for inside a
-cluster unless RAY_AUTH_MODE says otherwise.
+A replica is the whole server but for its port: its own limits, engine and media workers. Ray
+decides where replicas run, starts new ones as requests grow, and replaces those that fail. Without
+a cluster at RAY_ADDRESS one is started on this machine, on its loopback address; tokens are
+required inside a cluster unless RAY_AUTH_MODE says otherwise.
 """
 
 from __future__ import annotations
@@ -15,76 +15,70 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from starlette.types import ASGIApp
 
 from mmdiff.errors import MMDiffError, require_extra
 from mmdiff.serve.batch import run
-from mmdiff.serve.batch.in_process import URLS, asking, identity
-from mmdiff.serve.batch.input import Line
+from mmdiff.serve.batch.asgi_client import AsgiResponse
+from mmdiff.serve.batch.in_process import URLS, connect, identity
+from mmdiff.serve.batch.input import Line, Request
 from mmdiff.serve.batch.journal import Row
 from mmdiff.serve.batch.worker_pool import JobOutcome
-from mmdiff.serve.http.responses import AppState
+from mmdiff.serve.http.state import AppState
 from mmdiff.serve.options import Replicas, ServerOptions
 
 log = logging.getLogger("mmdiff.serve")
 NAME = "mmdiff"  # of the application
 HEALTH_SECONDS = 60.0  # for which a replica may be without an engine before it is replaced
 LOOK_SECONDS = 2.0  # between looks at the state of the replicas
-UNBOUNDED = (
-    10_000  # requests that Ray sends a replica at once, which itself knows how many it takes
-)
-_houses: list[AppState] = []  # of the replica in this process
+UNBOUNDED = 10_000  # requests that Ray sends a replica at once, which has limits of its own
+_states: list[AppState] = []  # of the replica in this process
 
 
 class Replica:
-    """What Ray asks of a replica beside answers."""
+    """A replica as Ray sees it."""
 
     async def check_health(self) -> None:
         """Waits for the engine; a replica that never gets one is replaced."""
-        service = _houses[-1].service
-        while not service.ready:
-            if service.given_up.is_set():
-                raise RuntimeError(service.unloadable or "the engine died again and again")
+        engine = _states[-1].engine
+        while not engine.ready:
+            if engine.given_up.is_set():
+                raise RuntimeError(engine.unloadable or "the engine died again and again")
             await asyncio.sleep(0.05)
 
 
-class Answerer:
+class BatchWorker:
     """A copy of the model that answers batches of requests."""
 
     def __init__(self, options: ServerOptions) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._asking = asking(options)
-        self._ask: run.Ask = self._wait(self._asking.__aenter__())
+        self._connection = connect(options)
+        self._post: run.Post = self._wait(self._connection.__aenter__())
 
-    def __call__(self, asked: dict[str, Any]) -> dict[str, list[Any]]:
-        async def answers() -> list[Any]:
-            return await asyncio.gather(
-                *(
-                    self._ask(url, json.loads(body), name)
-                    for url, body, name in zip(
-                        asked["url"], asked["body"], asked["name"], strict=True
-                    )
-                )
-            )
-
-        said = self._wait(answers())
+    def __call__(self, requests: dict[str, Any]) -> dict[str, list[Any]]:
+        answers = self._wait(self._answers(requests))
         return {
-            "number": list(asked["number"]),
-            "status": [status for status, _ in said],
-            "body": [json.dumps(body) for _, body in said],
+            "number": list(requests["number"]),
+            "status": [status for status, _ in answers],
+            "body": [json.dumps(body) for _, body in answers],
         }
+
+    async def _answers(self, requests: dict[str, Any]) -> list[AsgiResponse]:
+        each = zip(requests["url"], requests["body"], requests["name"], strict=True)
+        posts = [self._post(url, json.loads(body), name) for url, body, name in each]
+        return await asyncio.gather(*posts)
 
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
 def serve(options: ServerOptions, replicas: Replicas) -> int:
-    """Serve until told to stop; gives the exit code.
+    """Serve until it is stopped; gives the exit code.
 
     Raises:
         MMDiffError: no replica starts, or Ray is missing or cannot be reached.
@@ -93,11 +87,35 @@ def serve(options: ServerOptions, replicas: Replicas) -> int:
 
     if options.uds is not None:
         raise MMDiffError(f"--uds {options.uds} is for one machine; leave it out with --ray")
-    find(options.model)  # a name that is wrong is told here, not by a replica
+    find(options.model)  # a name that is wrong is reported here, not by a replica
     ray = _connect()
     from ray import serve as ray_serve
 
-    replica = ray_serve.deployment(
+    # as Ctrl-C; the second one ends this at once
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        ray_serve.start(http_options={"host": options.host, "port": options.port})
+        replica = _deployment(ray, ray_serve, options, replicas)
+        ray_serve.run(replica.bind(), name=NAME, route_prefix="/")
+        log.info(
+            "mmdiff serves %s on http://%s:%d, with %d to %d replicas",
+            ", ".join(options.names),
+            options.host,
+            options.port,
+            *replicas,
+        )
+        _watch(ray_serve)
+    except KeyboardInterrupt:
+        return 0
+    except (RuntimeError, ray.exceptions.RayError) as error:
+        raise MMDiffError(f"the replicas do not start: {str(error).splitlines()[0]}") from None
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()
+
+
+def _deployment(ray: Any, ray_serve: Any, options: ServerOptions, replicas: Replicas) -> Any:
+    decorate = ray_serve.deployment(
         name=NAME,
         ray_actor_options=_resources(ray, options),
         max_ongoing_requests=UNBOUNDED,
@@ -109,36 +127,24 @@ def serve(options: ServerOptions, replicas: Replicas) -> int:
         },
         graceful_shutdown_timeout_s=options.shutdown_timeout,
         health_check_timeout_s=HEALTH_SECONDS,
-    )(ray_serve.ingress(_builder(options))(Replica))
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # as Ctrl-C; the second one ends this at once
-    try:
-        ray_serve.start(http_options={"host": options.host, "port": options.port})
-        ray_serve.run(replica.bind(), name=NAME, route_prefix="/")
-        log.info(
-            "mmdiff serves %s on http://%s:%d, with %d to %d replicas",
-            ", ".join(options.names),
-            options.host,
-            options.port,
-            *replicas,
-        )
-        while True:
-            time.sleep(LOOK_SECONDS)
-            application = ray_serve.status().applications.get(NAME)
-            if application is None or application.status in ("DEPLOY_FAILED", "NOT_STARTED"):
-                raise MMDiffError("no replica is left; `ray logs` has what they said")
-    except KeyboardInterrupt:
-        return 0
-    except (RuntimeError, ray.exceptions.RayError) as error:
-        raise MMDiffError(f"the replicas do not start: {str(error).splitlines()[0]}") from None
-    finally:
-        ray_serve.shutdown()
-        ray.shutdown()
+    )
+    return decorate(ray_serve.ingress(_builder(options))(Replica))
+
+
+def _watch(ray_serve: Any) -> NoReturn:
+    """
+    Raises:
+        MMDiffError: no replica is left.
+    """
+    while True:
+        time.sleep(LOOK_SECONDS)
+        application = ray_serve.status().applications.get(NAME)
+        if application is None or application.status in ("DEPLOY_FAILED", "NOT_STARTED"):
+            raise MMDiffError("no replica is left; `ray logs` has their messages")
 
 
 def run_batch(source: Path, out: Path, options: ServerOptions, replicas: Replicas) -> JobOutcome:
-    """Answer a file of requests with the models of a cluster, as `local.run_batch` does with one.
+    """Answer a file of requests with the models of a cluster; `in_process.run_batch` has one model.
 
     Raises:
         MMDiffError: as of `run.run_batch`, or Ray is missing or cannot be reached.
@@ -150,28 +156,23 @@ def run_batch(source: Path, out: Path, options: ServerOptions, replicas: Replica
     )
 
 
-def _by_ray_data(options: ServerOptions, replicas: Replicas) -> run.Answering:
-    async def answering(asked: Iterable[run.BatchItem]) -> AsyncGenerator[list[Row], None]:
+def _by_ray_data(options: ServerOptions, replicas: Replicas) -> run.RowSource:
+    async def respond(requests: Iterable[run.BatchItem]) -> AsyncGenerator[list[Row], None]:
         ray = _connect()
         from ray import data
 
         data.DataContext.get_current().enable_progress_bars = False  # the job has its own
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        lines, items = list[Line](), list[dict[str, Any]]()
-        for line, request in asked:
-            items.append(
-                {
-                    "number": len(lines),
-                    "url": request.url,
-                    "name": run.request_id(line),
-                    "body": json.dumps(run.seeded(request, line)),
-                }
-            )
-            lines.append(line)
+        items = list(requests)
+        lines = [line for line, _ in items]
         size = options.max_num_seqs
-        answers = data.from_items(items, override_num_blocks=-(-len(items) // size)).map_batches(
-            Answerer,
+        dataset = data.from_items(
+            [_ray_item(number, *item) for number, item in enumerate(items)],
+            override_num_blocks=-(-len(items) // size),
+        )
+        answers = dataset.map_batches(
+            BatchWorker,
             fn_constructor_args=(options,),
             batch_size=size,
             **_resources(ray, options),
@@ -183,26 +184,38 @@ def _by_ray_data(options: ServerOptions, replicas: Replicas) -> run.Answering:
             ),
         )
         try:
-            for part in answers.iter_batches(batch_size=None, batch_format="numpy"):
-                yield [
-                    run.reply(lines[number], (int(status), json.loads(body)))
-                    for number, status, body in zip(
-                        part["number"], part["status"], part["body"], strict=True
-                    )
-                ]
+            for finished in answers.iter_batches(batch_size=None, batch_format="numpy"):
+                yield _rows(lines, finished)
         finally:
             ray.shutdown()
 
-    return answering
+    return respond
+
+
+def _ray_item(number: int, line: Line, request: Request) -> dict[str, Any]:
+    return {
+        "number": number,
+        "url": request.url,
+        "name": run.request_id(line),
+        "body": json.dumps(run.with_seed(request, line)),
+    }
+
+
+def _rows(lines: Sequence[Line], finished: dict[str, Any]) -> list[Row]:
+    each = zip(finished["number"], finished["status"], finished["body"], strict=True)
+    return [
+        run.response_row(lines[number], (int(status), json.loads(body)))
+        for number, status, body in each
+    ]
 
 
 def _builder(options: ServerOptions) -> Callable[[], ASGIApp]:
     def build() -> ASGIApp:
         from mmdiff.serve.http.app import create
-        from mmdiff.serve.ray import _houses  # of the replica's process, not what was sent there
+        from mmdiff.serve.ray import _states  # of the replica's process, not what was sent there
 
-        app, house = create(options)
-        _houses.append(house)
+        app, state = create(options)
+        _states.append(state)
         return app
 
     return build
@@ -220,13 +233,13 @@ def _connect() -> Any:
     try:
         ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        told = str(error).splitlines()[0]
-        raise MMDiffError(f"Ray at {cluster or 'this machine'} cannot be reached: {told}") from None
+        reason, where = str(error).splitlines()[0], cluster or "this machine"
+        raise MMDiffError(f"Ray at {where} cannot be reached: {reason}") from None
     return ray
 
 
 def _resources(ray: Any, options: ServerOptions) -> dict[str, Any]:
-    """What one copy of the model takes: a GPU where there are any, else a core."""
+    """What one copy of the model uses: a GPU where there are any, else a core."""
     if options.device in (None, "cuda") and ray.cluster_resources().get("GPU", 0) >= 1:
         return {"num_gpus": 1, "num_cpus": 1}
     return {"num_cpus": options.threads or 1}

@@ -1,6 +1,7 @@
 """A server in a process of its own, as people start it, and what is sent to it."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,11 @@ from typing import Any
 
 import httpx
 
+LEAKS = re.compile(r"0x[0-9a-f]{6,}|Traceback|/work/|/usr/|/tmp/|site-packages|BytesIO")
+CHAT = "/v1/chat/completions"
+QUERY = "/v1/query"
+CAPTION = "/v1/caption"
+SPEECH = "/v1/audio/transcriptions"
 SLOW = {
     "gen_length": 700,
     "block_length": 700,

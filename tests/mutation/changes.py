@@ -34,7 +34,7 @@ LOADING = (
 )
 SERVED = (
     "tests/serve/test_faults.py tests/serve/http/test_bad_input.py "
-    "-k 'key or browser or full_house or everywhere or hardly'"
+    "-k 'key or browser or full_server or everywhere or hardly'"
 )
 
 CHANGES: list[Change] = [
@@ -329,7 +329,7 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/serve/http/limiter.py",
-        "tests/serve/test_parts.py tests/serve/http/test_limiter.py -k 'rows or counted or admission'",
+        "tests/serve/test_parts.py tests/serve/http/test_limiter.py -k 'rows or counted or limiter'",
         "",
         [
             ("if not self._waiting and self.free >= count:", "if self.free >= count:"),
@@ -345,13 +345,13 @@ CHANGES: list[Change] = [
                 "(asyncio.CancelledError, Disconnected, GeneratorExit)",
                 "(asyncio.CancelledError, GeneratorExit)",
             ),
-            ("self.inside >= self.most", "self.inside > self.most"),
+            ("self.in_flight >= self.most", "self.in_flight > self.most"),
             ("self.by_key[key] >= most", "self.by_key[key] > most"),
             ("if most and self", "if self"),
             ("                del self.by_key[key]\n", "                pass\n"),
             ("if self.draining:", "if self.draining and not ready:"),
             ("if not ready:", "if False:"),
-            ("            self.rows.give(rows)\n", "            pass\n"),
+            ("            self.capacity.give(sequences)\n", "            pass\n"),
             ("            self.running -= 1\n", "            pass\n"),
             ("self.options.overload_status_code", "503"),
             ("self.rejected[refusal.code] += 1", "pass"),
@@ -361,7 +361,7 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/serve/http/middleware.py",
-        "tests/serve/test_parts.py tests/serve/http/test_middleware.py -k 'reader or guard'",
+        "tests/serve/test_parts.py tests/serve/http/test_middleware.py -k 'reader or middleware'",
         SERVED,
         [
             (
@@ -372,7 +372,7 @@ CHANGES: list[Change] = [
             ("path in self.files and method in", "method in"),
             ('if path in self.files and method in ("GET", "HEAD"):', "if path in self.files:"),
             ('== "same-origin"', '!= "cross-site"'),
-            (" and host not in self.hosts", ""),
+            (" or host in self.hosts", ""),
             ("PREFIX.fullmatch(prefix)", "PREFIX.match(prefix)"),
             (
                 '"GET" if scope["method"] == "HEAD" else',
@@ -380,9 +380,9 @@ CHANGES: list[Change] = [
             ),
             ("if not any(right)", "if not all(right)"),
             ("REQUEST_ID.fullmatch(given)", "REQUEST_ID.match(given)"),
-            ("self.options.on_loopback and not LOCAL_HOST", "not LOCAL_HOST"),
+            ("self.options.on_loopback and not known", "not known"),
             ("LOCAL_HOST.fullmatch(", "LOCAL_HOST.match("),
-            ("if len(values) == 1", "if len(values) >= 1"),
+            ("if len(values) != 1", "if len(values) < 1"),
             ('partition(b":")[2]', 'partition(b":")[0]'),
             ("b64decode(key, validate=True)", "b64decode(key)"),
             ("int(length) > self.options.max_body", "int(length) >= self.options.max_body"),
@@ -525,7 +525,7 @@ CHANGES: list[Change] = [
     *of(
         "mmdiff/serve/media/worker.py",
         "tests/serve/media/test_worker.py",
-        "tests/serve/http/test_bad_input.py -k pictures",
+        "tests/serve/http/test_bad_input.py -k images",
         [
             (" or max(width, height) > limits.aspect * min(width, height)", ""),
             ("width * height > limits.pixels:", "width * height >= limits.pixels:"),
@@ -538,8 +538,8 @@ CHANGES: list[Change] = [
         "tests/serve/engine/test_process.py",
         "tests/serve/test_faults.py -k too_long",
         [
-            ('finish="length" if full or row.hurried else', 'finish="length" if full else'),
-            ("group.rows[name].hurried = True", "pass"),
+            ('finish_reason="length" if full or row.expired else', 'finish_reason="length" if full else'),
+            ("group.rows[name].expired = True", "pass"),
         ],
     ),
     *of(
@@ -596,10 +596,10 @@ CHANGES: list[Change] = [
         "tests/serve/batch/test_journal.py",
         "tests/serve/batch/test_in_process.py -k 'not killed'",
         [
-            (" and not passing(row)", ""),
+            (" and not is_transient(row)", ""),
             (' and row["id"] not in kept', ""),
             ("self._file.truncate(self._size)", "pass"),
-            ("if places == kept and size < end:", "if size < end:"),
+            ("if spans == kept and size < end:", "if size < end:"),
             ("            self._size += len(line)\n", "            self._size = len(line)\n"),
             ("if rows and not known:", "if rows and known:"),
             ("if there != sorted(", "if there == sorted("),
@@ -615,13 +615,13 @@ CHANGES: list[Change] = [
         "tests/serve/http/test_chat.py -k stream",
         [
             ('settled.rstrip("\\ufffd")', "settled"),
-            ("(text[: min(places)], True)", "(text[: max(places)], True)"),
+            ("(text[: min(found)], True)", "(text[: max(found)], True)"),
             ("default=1) - 1", "default=1) - 2"),
-            ("if place >= 0]", "if place > 0]"),
+            ("text.find(stop)) >= 0]", "text.find(stop)) > 0]"),
             ("range(min(longest, len(text)), 0, -1)", "range(1, min(longest, len(text)) + 1)"),
             (
-                "        return self._new(text.rstrip())\n\n    def rest",
-                "        return self._new(text)\n\n    def rest",
+                "        return self._new(text.rstrip())\n\n    def finish",
+                "        return self._new(text)\n\n    def finish",
             ),
         ],
     ),

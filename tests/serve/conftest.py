@@ -30,7 +30,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 
 @pytest.fixture(scope="session")
 def shapes(root: Path) -> dict[str, Any]:
-    """A picture with a red circle, as a part of a message."""
+    """An image with a red circle, as a part of a message."""
     return {"type": "image_url", "image_url": {"url": data_url(root / "examples" / "shapes.png")}}
 
 

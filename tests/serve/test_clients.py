@@ -245,9 +245,11 @@ const ask = async (turns) =>
 const first = await ask(messages);
 const stream = client.chat.completions.stream({ model: "tiny", messages });
 const streamed = (await stream.finalChatCompletion()).choices[0].message;
-const expected = (await ask([...messages, { role: "assistant", content: first.content }, again])).content;
+const plain = { role: "assistant", content: first.content };
+const expected = (await ask([...messages, plain, again])).content;
 const found = [];
-for (const form of [first, streamed, { ...first, tool_calls: [], annotations: [], refusal: null, audio: null }])
+const empty = { ...first, tool_calls: [], annotations: [], refusal: null, audio: null };
+for (const form of [first, streamed, empty])
   found.push((await ask([...messages, form, again])).content === expected);
 console.log(JSON.stringify(found));
 """

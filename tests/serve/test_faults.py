@@ -44,7 +44,8 @@ def test_clients_that_vanish_leave_nothing_behind(server: Served) -> None:
         body = json.dumps(asking("what?", stream=number % 2 == 0, n=2, **SLOW)).encode()
         held = socket.create_connection(("127.0.0.1", server.port))
         held.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n" % len(body) + body
         )
         sockets.append(held)
@@ -65,7 +66,8 @@ def test_a_body_that_hardly_comes_is_not_waited_for(server: Served) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as slow:
         slow.settimeout(12)
         slow.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
             b"Content-Length: 1000\r\n\r\n{"
         )
         started, answer = time.monotonic(), b""
@@ -168,7 +170,7 @@ def test_a_browser_asks_its_user_for_the_key(small: Served) -> None:
     )
 
 
-def test_a_full_house_refuses_before_it_reads(small: Served) -> None:
+def test_a_full_server_refuses_before_it_reads(small: Served) -> None:
     with streaming(small, KEY, n=4), ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(small.chat, key=KEY) for _ in range(2)]
         until = time.monotonic() + 5
@@ -194,7 +196,8 @@ def test_a_full_house_refuses_before_it_reads(small: Served) -> None:
                 pool.submit(small.chat, key="another")
             time.sleep(0.2)
             never.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer another\r\n"
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
+                b"Authorization: Bearer another\r\n"
                 b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
             )
             assert never.recv(4096).startswith((b"HTTP/1.1 503 ", b"HTTP/1.1 429 "))

@@ -97,7 +97,8 @@ def test_a_killed_server_leaves_its_port_and_starts_again(tmp_path: Path) -> Non
     assert max(ends) < 2
     print(
         f"\nclients were told after {max(ends):.2f} s at most; "
-        f"the server was ready after {sorted(starts)[10]:.1f} s (median), {max(starts):.1f} s (most)"
+        f"the server was ready after {sorted(starts)[10]:.1f} s (median), "
+        f"{max(starts):.1f} s (most)"
     )
 
 
@@ -126,7 +127,8 @@ def test_an_engine_that_dies_or_hangs_fails_what_it_had(
     hang = 2 if fault is signal.SIGSTOP else 0
     assert max(ends) < 2 + 2 * hang
     print(
-        f"\n/health was 503 after {max(alive):.2f} s at most, clients were told after {max(ends):.2f} s"
+        f"\n/health was 503 after {max(alive):.2f} s at most, "
+        f"clients got an error after {max(ends):.2f} s"
     )
 
 
@@ -161,7 +163,7 @@ def test_past_its_time_or_told_twice_the_server_ends_with_an_error(serve: Start)
         assert gone(family, 5)
 
 
-def test_bodies_that_hardly_come_hold_up_nobody(server: Served) -> None:
+def test_bodies_that_hardly_come_hold_up_no_client(server: Served) -> None:
     """32 clients who send a byte a second."""
     server.settle()
     slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(32)]
@@ -169,7 +171,8 @@ def test_bodies_that_hardly_come_hold_up_nobody(server: Served) -> None:
     for each in slow:
         each.setblocking(False)
         each.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
             b"Content-Length: 1000\r\n\r\n{"
         )
     answered = 0
@@ -208,7 +211,8 @@ def test_readers_that_stop_take_no_memory(server: Served) -> None:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         held.connect(("127.0.0.1", server.port))
         held.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n" % len(body) + body
         )
         deaf.append(held)
@@ -224,7 +228,8 @@ def test_readers_that_stop_take_no_memory(server: Served) -> None:
     assert most - resident < CLIENTS * (256 << 10), (most - resident) >> 10
     assert server.chat().status_code == 200
     print(
-        f"\n{after['mmdiff_requests_cancelled_total'] - before:.0f} of {CLIENTS} readers were let go; "
+        f"\n{after['mmdiff_requests_cancelled_total'] - before:.0f} of {CLIENTS} readers "
+        "were let go; "
         f"the server grew by {(most - resident) / 2**20:.1f} MiB"
     )
     for held in deaf:

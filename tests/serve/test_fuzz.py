@@ -10,9 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
-from test_bad_input import CAPTION, CHAT, LEAKS, QUERY, SPEECH
 
-from tests.helpers.serving import Served, asking, data_url
+from tests.helpers.serving import (
+    CAPTION,
+    CHAT,
+    LEAKS,
+    QUERY,
+    SPEECH,
+    Served,
+    asking,
+    data_url,
+)
 
 SECONDS = float(os.environ.get("MMDIFF_FUZZ_SECONDS", "20"))
 ODD: tuple[Any, ...] = (

@@ -85,16 +85,20 @@ const [base, picture] = process.argv.slice(2);
 const client = new OpenAI({ baseURL: base, apiKey: "none", maxRetries: 0 });
 const url = `data:image/png;base64,${readFileSync(picture).toString("base64")}`;
 const messages = [{ role: "user", content: [
-  { type: "image_url", image_url: { url } }, { type: "text", text: "what color is the circle?" }] }];
+  { type: "image_url", image_url: { url } },
+  { type: "text", text: "what color is the circle?" }] }];
 const whole = await client.chat.completions.create({ model: "tiny", messages });
 let joined = "";
 for await (const chunk of await client.chat.completions.create(
-    { model: "tiny", messages, stream: true, diffusing: true })) joined += chunk.choices[0].delta.content ?? "";
+    { model: "tiny", messages, stream: true, diffusing: true }))
+  joined += chunk.choices[0].delta.content ?? "";
 const helper = await client.chat.completions.stream(
     { model: "tiny", messages, diffusing: true }).finalChatCompletion();
 let refused = 0;
-try { await client.chat.completions.create({ model: "large", messages }); } catch (error) { refused = error.status; }
-console.log(JSON.stringify([whole.choices[0].message.content, joined, helper.choices[0].message.content, refused]));
+try { await client.chat.completions.create({ model: "large", messages }); }
+catch (error) { refused = error.status; }
+const [first, second] = [whole, helper].map((answer) => answer.choices[0].message.content);
+console.log(JSON.stringify([first, joined, second, refused]));
 """
 
 
@@ -124,7 +128,8 @@ LITELLM = """
 import json, sys
 import litellm
 base, messages = sys.argv[1], json.loads(sys.argv[2])
-options = {"model": "openai/tiny", "api_base": base, "api_key": "none", "messages": messages, "num_retries": 0}
+options = {"model": "openai/tiny", "api_base": base, "api_key": "none", "num_retries": 0}
+options["messages"] = messages
 whole = litellm.completion(**options).choices[0].message.content
 chunks = litellm.completion(**options, stream=True, extra_body={"diffusing": True})
 print(json.dumps([whole, "".join(chunk.choices[0].delta.content or "" for chunk in chunks)]))

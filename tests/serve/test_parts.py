@@ -1,30 +1,45 @@
-"""The parts that need no server: what is told, who comes in, what is fetched, what goes between
-processes."""
+"""Parts that need no server: streaming text, limits, fetching, messages between processes."""
 
 import asyncio
+import json
 import socket
 import threading
+from collections.abc import AsyncGenerator, Iterator
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response
 
 from mmdiff.serve.engine import ipc
-from mmdiff.serve.engine.client import EngineClient, PendingRequest
+from mmdiff.serve.engine.client import EngineClient, PendingRequest, Silence, StreamEvent
 from mmdiff.serve.engine.detokenizer import StreamingText, cut, held_back
-from mmdiff.serve.errors import ApiError, Disconnected
+from mmdiff.serve.engine.messages import (
+    AnswerRequest,
+    Done,
+    DraftMade,
+    SegmentTranscribed,
+    Started,
+    TextAdded,
+    decode,
+    encode,
+)
+from mmdiff.serve.errors import ApiError, Disconnected, engine_dead
 from mmdiff.serve.http.limiter import FairSemaphore, RequestLimiter
 from mmdiff.serve.http.middleware import SecurityMiddleware
 from mmdiff.serve.http.parsing import parse_json_strict, validated
-from mmdiff.serve.http.responses import SseWriter
+from mmdiff.serve.http.responses import Completion, EngineResponse
 from mmdiff.serve.http.route_chat import fit_length
 from mmdiff.serve.http.schemas import ChatRequest
+from mmdiff.serve.http.state import AppState
 from mmdiff.serve.media import fetch
 from mmdiff.serve.media.parse import unpacked_url
 from mmdiff.serve.media.pool import MediaPool
 from mmdiff.serve.options import MediaLimits, ServerOptions
+from mmdiff.transcript import Segment, Word
 
 
 def test_what_is_told_joined_is_the_answer() -> None:
@@ -71,7 +86,7 @@ def test_rows_are_given_in_turn() -> None:
 
 
 def test_every_request_that_comes_in_is_counted_once() -> None:
-    door = RequestLimiter(
+    limiter = RequestLimiter(
         ServerOptions(max_num_seqs=2, max_num_queued_reqs=1, max_num_reqs_per_key=2)
     )
     for error in (
@@ -82,21 +97,21 @@ def test_every_request_that_comes_in_is_counted_once() -> None:
         ValueError(),
     ):
         try:
-            with door.slot("key", True):
+            with limiter.slot("key", True):
                 if error is not None:
                     raise error
         except BaseException as caught:
             assert caught is error
-    assert (door.accepted, door.inside) == (5, 0)
-    assert dict(door.ended) == {"completed": 2, "failed": 1, "cancelled": 2}
-    with door.slot("a", True), door.slot("a", True):
-        with pytest.raises(ApiError, match="at work") as refused, door.slot("a", True):
+    assert (limiter.accepted, limiter.in_flight) == (5, 0)
+    assert dict(limiter.ended) == {"completed": 2, "failed": 1, "cancelled": 2}
+    with limiter.slot("a", True), limiter.slot("a", True):
+        with pytest.raises(ApiError, match="in flight") as refused, limiter.slot("a", True):
             pass
         assert refused.value.status == 429
-        with door.slot("b", True), pytest.raises(ApiError) as full, door.slot("b", True):
+        with limiter.slot("b", True), pytest.raises(ApiError) as full, limiter.slot("b", True):
             pass
         assert (full.value.status, full.value.code) == (503, "queue_full")
-    assert door.rejected == {"rate_limited": 1, "queue_full": 1} and not door.by_key
+    assert limiter.rejected == {"rate_limited": 1, "queue_full": 1} and not limiter.by_key
 
 
 def test_frames_come_out_as_they_went_in() -> None:
@@ -114,6 +129,18 @@ def test_frames_come_out_as_they_went_in() -> None:
     with pytest.raises(EOFError):
         ipc.receive(theirs)
     theirs.close()
+
+
+def test_messages_come_out_as_they_went_in() -> None:
+    segment = Segment(0.0, 1.0, "a", 0.5, token_ids=(1, 2), words=(Word(0.0, 1.0, "a", 0.5),))
+    request = AnswerRequest(
+        "a", [{"role": "user", "content": "b"}], {"steps": 4}, stop=["c"], schema=False
+    )
+    for message in (request, Started("a", 3), SegmentTranscribed("a", segment, "en"), Done("a")):
+        assert decode(json.loads(json.dumps(encode(message)))) == message
+    for header in ({"type": "Segment"}, {"type": "Done", "colour": 1}, {}):
+        with pytest.raises(ValueError):
+            decode(header)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +243,7 @@ def test_a_name_or_a_redirect_that_leads_inside_is_not_followed(
 
 
 def test_a_host_that_misbehaves_is_named_and_not_repeated() -> None:
-    """What comes back, from a server of our own that is asked past the check of its address."""
+    """What comes back, from a server of our own that is reached past the check of its address."""
     answers = {
         "/404": b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n",
         "/503": b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n",
@@ -274,7 +301,7 @@ def test_names_of_others_mean_ours() -> None:
             "remasking": "random",
         },
     )
-    assert asked.settings() == {"steps": 4, "block_length": 8, "order": "random"}
+    assert asked.changes() == {"steps": 4, "block_length": 8, "order": "random"}
 
 
 @pytest.mark.parametrize(
@@ -312,20 +339,15 @@ def test_a_reader_that_stops_is_not_waited_for_and_misses_drafts_only() -> None:
 
     asyncio.run(play())
     work = PendingRequest(EngineClient(ServerOptions()), "a")
-    for event in ("started", "draft", "draft", "text", "draft", "draft", "row", "done"):
-        work.put({"event": event})
-    assert [event["event"] for event in work._events] == [
-        "started",
-        "draft",
-        "text",
-        "draft",
-        "row",
-        "done",
-    ]
+    drafts = [DraftMade("a", 0, {"step": step}) for step in range(4)]
+    started, text, done = Started("a", 1), TextAdded("a", 0, "b"), Done("a")
+    for event in (started, *drafts[:2], text, *drafts[2:], done):
+        work.put(event)
+    assert list(work._events) == [started, drafts[1], text, drafts[3], done]
     assert work.over
 
 
-def test_decoders_that_die_are_replaced() -> None:
+def test_media_workers_that_die_are_replaced() -> None:
     async def play() -> None:
         decoders = MediaPool(MediaLimits(), 1)
         await decoders.start()
@@ -352,23 +374,75 @@ def test_decoders_that_die_are_replaced() -> None:
     asyncio.run(play())
 
 
-def test_a_stream_that_has_nothing_to_tell_yet_is_opened_by_its_first_comment() -> None:
+class Engine(EngineClient):
+    """An engine that yields these events, and then fails."""
+
+    ready = True
+    events: tuple[StreamEvent, ...] = ()
+
+    async def generate(self, *arguments: Any) -> AsyncGenerator[StreamEvent, None]:
+        for event in self.events:
+            yield event
+        raise engine_dead()
+
+
+class Silent(Completion):
+    """A request whose answer says nothing."""
+
+    def add(self, event: Any) -> None: ...
+
+    def chunks(self, event: Any) -> Iterator[Any]:
+        yield from ()
+
+    def last_chunks(self) -> Iterator[Any]:
+        yield from ()
+
+    def body(self) -> Response:
+        return Response()
+
+
+@pytest.mark.parametrize(
+    ("events", "opened"),
+    [((), None), ((Silence(),), b": working\n\n"), ((Started("a", 1),), b"")],
+    ids=["nothing", "silence", "start"],
+)
+def test_a_stream_is_opened_by_its_start_or_first_comment(
+    events: tuple[StreamEvent, ...], opened: bytes | None
+) -> None:
+    """Errors before have a status of their own, and those after are events."""
     sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    async def play() -> None:
-        reply = SseWriter(send)
-        await reply.comment()
-        await reply.begin()
-        await reply.end()
+    async def read(state: AppState, request: Request) -> Completion:
+        return Silent(AnswerRequest("a", []), [], True)
 
+    async def play() -> None:
+        options = ServerOptions()
+        state = AppState(
+            options, RequestLimiter(options), Engine(options), MediaPool(options.media)
+        )
+        state.engine.events = events
+        scope = {"type": "http", "path": "/", "state": {"key": ""}, "headers": []}
+        try:
+            await EngineResponse(state, read)(scope, receive, send)
+        finally:
+            assert (state.limiter.ended["failed"], state.limiter.in_flight) == (1, 0)
+
+    if opened is None:
+        with pytest.raises(ApiError, match="the engine stopped"):
+            asyncio.run(play())
+        assert not sent
+        return
     asyncio.run(play())
-    assert [message["type"] for message in sent] == ["http.response.start"] + [
-        "http.response.body"
-    ] * 3
-    assert sent[1]["body"] == b": working\n\n" and sent[2]["body"] == b"data: [DONE]\n\n"
+    start, first, last = sent
+    assert start["status"] == 200 and first["body"] == opened
+    assert (b"x-accel-buffering", b"no") in start["headers"]
+    assert b"engine_dead" in last["body"] and last["body"].endswith(b"data: [DONE]\n\n")
 
 
 def test_what_is_told_ends_before_the_first_stop_and_holds_no_half_character() -> None:

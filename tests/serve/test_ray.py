@@ -33,7 +33,7 @@ cluster.shutdown()
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """The environment of whoever may use the cluster."""
+    """The environment of a user of the cluster."""
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",

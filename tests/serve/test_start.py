@@ -1,4 +1,4 @@
-"""How the server is started and told to stop: keys, limits, signals."""
+"""How the server is started and stopped: keys, limits, signals."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from mmdiff.cli.main import app
 from mmdiff.errors import ContextError, MMDiffError
 from mmdiff.pipeline import Pipeline
-from mmdiff.serve.engine.process import about, shorten
+from mmdiff.serve.engine.model_info import limit_positions, model_info
 from mmdiff.serve.http import server
 from tests.helpers.serving import Served, asking
 
@@ -79,9 +79,9 @@ def test_a_model_uses_no_more_positions_than_it_may(endless: Pipeline) -> None:
         with pytest.raises(
             MMDiffError, match="--max-model-len 1025 is more than the 1024 positions of the model"
         ):
-            shorten(endless, 1025)
-        shorten(endless, 60)
-        assert about(endless)["max_model_len"] == 60
+            limit_positions(endless, 1025)
+        limit_positions(endless, 60)
+        assert model_info(endless).max_model_len == 60
         endless.start(
             [[{"role": "user", "content": "hello"}]], gen_length=8, block_length=8, steps=8
         )

@@ -1,5 +1,7 @@
-"""The server's application, asked from within a process of its own: no port, no client, and the
-same answers."""
+"""Client of an ASGI application in the same process: no port, and the same answers.
+
+Not httpx's ASGITransport, which runs no lifespan.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ class AsgiClient:
         async def receive() -> MutableMapping[str, Any]:
             if left:
                 return {"type": "http.request", "body": left.pop(), "more_body": False}
-            await forever.wait()  # whoever asks from inside does not go away
+            await forever.wait()  # this client does not disconnect
             raise AssertionError
 
         async def send(message: MutableMapping[str, Any]) -> None:
@@ -97,8 +99,8 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[AsgiClient]:
         await running
 
 
-def form(fields: dict[str, Any], sound: bytes | None) -> tuple[bytes, str]:
-    """Fields and a sound as a multipart form, and its content type."""
+def form(fields: dict[str, Any], audio: bytes | None) -> tuple[bytes, str]:
+    """Fields and audio as a multipart form, and its content type."""
     mark = secrets.token_hex(16)
     parts: list[bytes] = []
     for key, value in fields.items():
@@ -108,8 +110,8 @@ def form(fields: dict[str, Any], sound: bytes | None) -> tuple[bytes, str]:
         for each in value if isinstance(value, list) else [value]:
             text = each if isinstance(each, str) else json.dumps(each)
             parts.append(_part(name, "", text.encode("utf-8", "replace")))
-    if sound is not None:
-        parts.append(_part("file", '; filename="sound"', sound))
+    if audio is not None:
+        parts.append(_part("file", '; filename="audio"', audio))
     lines = b"".join(b"--" + mark.encode() + b"\r\n" + part + b"\r\n" for part in parts)
     return lines + b"--" + mark.encode() + b"--\r\n", f"multipart/form-data; boundary={mark}"
 

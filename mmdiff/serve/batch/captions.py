@@ -1,7 +1,6 @@
-"""Describe every picture in a folder: one JSON line each, which may be broken off and taken up
-again.
+"""Captions of every image in a folder, one JSON line each; a job can be interrupted and resumed.
 
-Left out: what is not an image by its name, which is said, and images behind links to folders.
+Left out: what is not an image by its name, which is printed, and images behind links to folders.
 """
 
 from __future__ import annotations
@@ -15,17 +14,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmdiff.errors import MMDiffError
 from mmdiff.serve.batch.input import name_of
 from mmdiff.serve.batch.journal import Row, open_journal
-from mmdiff.serve.batch.run import Ask, may_pass
-from mmdiff.serve.batch.worker_pool import JobOutcome, answered, outcome, write
+from mmdiff.serve.batch.run import Post, is_transient
+from mmdiff.serve.batch.worker_pool import JobOutcome, concurrently, outcome, write_rows
 from mmdiff.vision.image_io import ImageError, open_image
 
-KINDS = {
+KINDS = {  # what the media workers read
     ".png": "png",
     ".jpg": "jpeg",
     ".jpeg": "jpeg",
@@ -34,18 +34,9 @@ KINDS = {
     ".gif": "gif",
     ".webp": "webp",
     ".bmp": "bmp",
-}  # what the decoder reads
-REWRITTEN = (
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".avif",
-    ".heic",
-    ".heif",
-)  # sent as PNG
+}
+# sent as PNG
+REWRITTEN = (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif")
 SUFFIXES = (*KINDS, *REWRITTEN)
 SHOWN_ENDINGS = 5
 URL = "/v1/caption"
@@ -53,8 +44,8 @@ URL = "/v1/caption"
 
 @dataclass(frozen=True)
 class FolderImage:
-    """A file, its name inside the folder, and the `id` of its row: another file by that name has
-    another."""
+    """An image file, its name inside the folder, and the `id` of its row: another file by that name
+    has another."""
 
     path: Path
     name: str
@@ -64,81 +55,81 @@ class FolderImage:
 async def caption_folder(
     folder: Path,
     out: Path,
-    asking: Callable[[], Any],
+    connect: Callable[[], Any],
     *,
     body: dict[str, Any],
     settings: Any,
-    most: int,
+    max_concurrent: int,
 ) -> JobOutcome:
-    """Write a caption for every picture in the folder and those in it.
+    """Write a caption for every image in the folder and those in it.
 
     Args:
-        asking: as of `run_batch`.
-        body: what is asked beside the picture: `length`, and settings of the denoising.
+        connect: as of `rows_by`.
+        body: what is sent beside the image: `length`, and settings of the denoising.
         settings: what else the captions depend on, such as the model.
 
     Raises:
-        MMDiffError: there is no picture, or the output cannot be written or is another job's.
+        MMDiffError: there is no image, or the output cannot be written or is another job's.
     """
     files = list(_files(folder))
-    pictures = [
-        _picture(folder, path, [body, settings])
+    images = [
+        _folder_image(folder, path, [body, settings])
         for path in files
         if path.suffix.lower() in SUFFIXES
     ]
-    if not pictures:
-        raise MMDiffError(f"{folder} holds no pictures; their names end in {', '.join(SUFFIXES)}")
+    if not images:
+        raise MMDiffError(f"{folder} holds no images; their names end in {', '.join(SUFFIXES)}")
     if skipped := _skipped(files):
         print(skipped, file=sys.stderr, flush=True)
-
-    async def one(picture: FolderImage, ask: Ask) -> Row:
-        row = {"id": picture.id, "picture": picture.name}
-        try:
-            url = await asyncio.to_thread(_data_url, picture.path)
-        except OSError as error:
-            problem = {
-                "code": "unreadable",
-                "message": f"cannot be read ({error.strerror})",
-                "may_pass": True,
-            }
-            return {**row, "caption": None, "error": problem}
-        except ImageError as error:
-            problem = {"code": "invalid_image", "message": str(error), "may_pass": False}
-            return {**row, "caption": None, "error": problem}
-        status, said = await ask(URL, {"image_url": url, **body}, picture.id)
-        if status == 200:
-            return {**row, "caption": said["caption"], "error": None}
-        problem = {
-            "code": said["error"]["code"],
-            "message": said["error"]["message"],
-            "may_pass": may_pass(status),
-        }
-        return {**row, "caption": None, "error": problem}
-
-    names = {picture.id: picture.name for picture in pictures}
-    with open_journal(
-        out, names, "picture", lambda row: bool((row["error"] or {}).get("may_pass"))
-    ) as journal:
-        left = [picture for picture in pictures if picture.id not in journal]
+    names = {image.id: image.name for image in images}
+    with open_journal(out, names, "picture", _is_transient) as journal:
+        left = [image for image in images if image.id not in journal]
         if left:
-            async with asking() as ask:
-                await write(
-                    answered(left, lambda each: one(each, ask), most),
-                    journal,
-                    len(pictures),
-                    "pictures",
-                )
-        journal.settle([picture.id for picture in pictures])
+            async with connect() as post:
+                rows = concurrently(left, partial(_caption, post, body), max_concurrent)
+                await write_rows(rows, journal, len(images), "images")
+        journal.settle([image.id for image in images])
         return outcome(journal, lambda row: f"{row['picture']}: {row['error']['message']}")
 
 
+async def _caption(post: Post, body: dict[str, Any], image: FolderImage) -> Row:
+    """The row of an image."""
+    try:
+        url = await asyncio.to_thread(_data_url, image.path)
+    except OSError as error:
+        message = f"cannot be read ({error.strerror})"
+        return _row(image, None, _error("unreadable", message, may_pass=True))
+    except ImageError as error:
+        return _row(image, None, _error("invalid_image", str(error), may_pass=False))
+    status, answer = await post(URL, {"image_url": url, **body}, image.id)
+    if status == 200:
+        return _row(image, answer["caption"], None)
+    refused = answer["error"]
+    return _row(image, None, _error(refused["code"], refused["message"], is_transient(status)))
+
+
+def _row(image: FolderImage, caption: str | None, error: dict[str, Any] | None) -> Row:
+    return {"id": image.id, "picture": image.name, "caption": caption, "error": error}
+
+
+def _error(code: str, message: str, may_pass: bool) -> dict[str, Any]:
+    return {"code": code, "message": message, "may_pass": may_pass}
+
+
+def _is_transient(row: Row) -> bool:
+    return bool((row["error"] or {}).get("may_pass"))
+
+
 def _files(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder):
         folders.sort()
-        yield from (path for file in sorted(files) if (path := Path(place, file)).is_file())
+        for file in sorted(files):
+            path = Path(root, file)
+            if path.is_file():
+                yield path
 
 
-def _picture(folder: Path, path: Path, settings: Any) -> FolderImage:
+def _folder_image(folder: Path, path: Path, settings: Any) -> FolderImage:
     name, state = path.relative_to(folder).as_posix(), path.stat()
     content = json.dumps([name, state.st_size, state.st_mtime_ns, settings], sort_keys=True)
     return FolderImage(path, name, name_of(content.encode(), "caption"))
@@ -147,17 +138,14 @@ def _picture(folder: Path, path: Path, settings: Any) -> FolderImage:
 def _skipped(files: Sequence[Path]) -> str:
     """How many files are not images by their names, and how these end; nothing where there are
     none."""
-    others = Counter(
-        path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in SUFFIXES
-    )
+    suffixes = [path.suffix.lower() for path in files]
+    others = Counter(suffix or "no ending" for suffix in suffixes if suffix not in SUFFIXES)
+    if not others:
+        return ""
     endings = ", ".join(f"{count} {ending}" for ending, count in others.most_common(SHOWN_ENDINGS))
     more = ", ..." if len(others) > SHOWN_ENDINGS else ""
     what = "file is" if others.total() == 1 else "files are"
-    return (
-        f"{others.total()} {what} left out, by the names not images: {endings}{more}"
-        if others
-        else ""
-    )
+    return f"{others.total()} {what} left out, by the names not images: {endings}{more}"
 
 
 def _data_url(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""One job at a time on one file, by a lock that the system itself lets go when its holder dies.
+"""flock-based file lock, released when the process dies.
 
 The lock is held on a file beside the one it guards, since that one may be replaced. Left out:
 machines that share the folder over a network file system without locks.
@@ -18,10 +18,10 @@ from mmdiff.errors import MMDiffError
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Nobody else works on `path` meanwhile.
+    """No other process works on `path` meanwhile.
 
     Raises:
-        MMDiffError: somebody does; the message names the process.
+        MMDiffError: one does; the message names it.
     """
     beside = path.with_name(path.name + ".lock")
     try:
@@ -37,9 +37,8 @@ def locked(path: Path) -> Iterator[None]:
         ) from error
     try:
         os.ftruncate(handle, 0)
-        os.write(
-            handle, f"{os.getpid()}\n".encode()
-        )  # for the message above; what counts is the lock
+        # for the message above; what counts is the lock
+        os.write(handle, f"{os.getpid()}\n".encode())
         yield
     finally:
         with contextlib.suppress(OSError):

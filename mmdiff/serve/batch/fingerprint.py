@@ -1,13 +1,11 @@
-"""What tells a model from others, so that answers of one are not taken for another's."""
+"""Digest of a model's files, so that answers of one model are not taken for another's."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-WHOLE_BYTES = (
-    1 << 30
-)  # files up to this size are told apart by all of their content, larger ones by size and date
+WHOLE_BYTES = 1 << 30  # files of at most this size are hashed; larger ones count by size and date
 ENDINGS = (".json", ".bin", ".safetensors", ".txt", ".model", ".jinja")
 
 

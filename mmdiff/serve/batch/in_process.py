@@ -1,8 +1,6 @@
-"""Jobs over files on this machine: the server's application with the model behind it, asked from
-inside.
+"""Batch jobs on this machine: the server's application in this process, without a port.
 
-No port is opened. Limits on what a body may hold are the server's; those on time are not, for
-nobody waits at a job.
+Limits on what a body may hold are the server's; those on time are not.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from mmdiff.serve.batch.worker_pool import JobOutcome
 from mmdiff.serve.options import ServerOptions, require_packages
 
 URLS = (run.CHAT, "/v1/audio/transcriptions")
-AHEAD = 4  # requests that are read and decoded while the engine's rows are all taken
+AHEAD = 4  # requests that are read and decoded while the engine is full
 FOREVER = 10.0 * 365 * 86_400  # seconds
 TRIES = 3  # of a request whose engine died
 
@@ -32,8 +30,8 @@ def run_batch(source: Path, out: Path, options: ServerOptions) -> JobOutcome:
     Raises:
         MMDiffError: as of `run.run_batch`, or the model cannot be loaded.
     """
-    answering = run.by(lambda: asking(options), options.max_num_seqs + AHEAD)
-    return asyncio.run(run.run_batch(source, out, answering, urls=URLS, settings=identity(options)))
+    respond = run.rows_by(lambda: connect(options), options.max_num_seqs + AHEAD)
+    return asyncio.run(run.run_batch(source, out, respond, urls=URLS, settings=identity(options)))
 
 
 def caption_folder(
@@ -44,17 +42,17 @@ def caption_folder(
     device: str | None = None,
     most: int = 16,
 ) -> JobOutcome:
-    """Describe a folder's pictures into `out`; arguments as of `captions.caption_folder` and
+    """Describe a folder's images into `out`; arguments as of `captions.caption_folder` and
     `local_options`."""
     options = local_options(model, (), device, most)
     return asyncio.run(
         captions.caption_folder(
             folder,
             out,
-            lambda: asking(options),
+            lambda: connect(options),
             body=body,
             settings=identity(options),
-            most=most + AHEAD,
+            max_concurrent=most + AHEAD,
         )
     )
 
@@ -71,7 +69,7 @@ def local_options(
 
     Args:
         names: what requests may call the model.
-        most: answers in the making at once.
+        most: answers made at once.
         domains: from which media may be fetched.
         speech_model: a folder or hub name of a Whisper; tiny.en by default.
 
@@ -97,44 +95,44 @@ def identity(options: ServerOptions) -> list[Any]:
     from mmdiff.audio.whisper_decoder import find_folder  # PyTorch comes with it
     from mmdiff.pipeline import find
 
-    heard_by = (
-        [] if options.speech_model is None else [fingerprint(find_folder(options.speech_model))]
-    )
-    return [fingerprint(find(options.model)), list(options.names), *heard_by]
+    identities = [fingerprint(find(options.model)), list(options.names)]
+    if options.speech_model is not None:
+        identities.append(fingerprint(find_folder(options.speech_model)))
+    return identities
 
 
 @asynccontextmanager
-async def asking(options: ServerOptions) -> AsyncIterator[run.Ask]:
-    """A way to ask the model, from its being loaded to the end."""
+async def connect(options: ServerOptions) -> AsyncIterator[run.Post]:
+    """Posts requests to the application, once the model is loaded."""
     from mmdiff.serve.http.app import create
 
-    app, house = create(options)
-    async with lifespan(app) as inside:
+    app, state = create(options)
+    async with lifespan(app) as client:
 
         async def ready() -> None:
-            while not house.service.ready:
-                if house.service.given_up.is_set():
+            while not state.engine.ready:
+                if state.engine.given_up.is_set():
                     raise MMDiffError(
-                        house.service.unloadable
+                        state.engine.unloadable
                         or "the engine died again and again; the rows that are "
                         "done are kept: run the same command when there is more memory"
                     )
                 await asyncio.sleep(0.05)
 
-        async def ask(url: str, body: dict[str, Any], name: str) -> AsgiResponse:
+        async def post(url: str, body: dict[str, Any], name: str) -> AsgiResponse:
             for _ in range(TRIES):
                 await ready()
-                reply = await _once(inside, options, url, body, name)
-                if reply[0] not in (500, 503):
+                answer = await _once(client, options, url, body, name)
+                if answer[0] not in (500, 503):
                     break
-            return reply
+            return answer
 
         await ready()
-        yield ask
+        yield post
 
 
 async def _once(
-    inside: AsgiClient, options: ServerOptions, url: str, body: dict[str, Any], name: str
+    client: AsgiClient, options: ServerOptions, url: str, body: dict[str, Any], name: str
 ) -> AsgiResponse:
     from mmdiff.serve.errors import ApiError, invalid
 
@@ -142,18 +140,18 @@ async def _once(
         if body.get("stream"):
             raise invalid(
                 "stream",
-                "a job has nobody to stream to: leave `stream` out",
+                "a batch job does not stream: leave `stream` out",
                 "unsupported_parameter",
             )
         if url == URLS[1]:
-            return await inside.post(url, *form(body, await _sound(body, options)), name)
-        return await inside.post_json(url, body, name)
+            return await client.post(url, *form(body, await _audio(body, options)), name)
+        return await client.post_json(url, body, name)
     except ApiError as error:
         return error.status, error.body
 
 
-async def _sound(body: dict[str, Any], options: ServerOptions) -> bytes | None:
-    """The sound that a body's `file_url` holds or names; nothing where there is none."""
+async def _audio(body: dict[str, Any], options: ServerOptions) -> bytes | None:
+    """The audio that a body's `file_url` holds or names; None where there is none."""
     from mmdiff.files import is_data_url
     from mmdiff.serve.media.fetch import fetch
     from mmdiff.serve.media.parse import unpacked_url

@@ -1,7 +1,7 @@
-"""A file of requests, one JSON object a line, as OpenAI's batches have them.
+"""Input of a batch job: JSONL with one request a line, as of OpenAI's Batch API.
 
 The file is read twice: once to know what there is to do, and each line again when its turn comes,
-so that memory holds names and places but never all pictures. Lines that are no requests become rows
+so that memory holds names and offsets but never all images. Lines that are not requests become rows
 with an error that names the line.
 """
 
@@ -16,13 +16,11 @@ from typing import Any, BinaryIO
 
 from mmdiff.errors import MMDiffError
 
-MAX_LINE = (
-    48 << 20
-)  # bytes; a body of 32 MiB, which is what the server takes, and its envelope with room to spare
+MAX_LINE = 48 << 20  # bytes: a body of 32 MiB, which is what the server takes, and its envelope
 
 
 class LineError(Exception):
-    """A line is no request; `code` is for programs."""
+    """A line is not a request; `code` is for programs."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -31,8 +29,8 @@ class LineError(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its number from 1, its place, its row's `id` and the name it gives itself; or what
-    is wrong with it."""
+    """One line: its number from 1, its offset, its row's `id` and its `custom_id`; or what is wrong
+    with it."""
 
     number: int
     offset: int
@@ -44,18 +42,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Request:
-    """What a line asks for."""
+    """The request of a line."""
 
     custom_id: str
     url: str
     body: dict[str, Any]
 
 
-def index(path: Path, urls: Sequence[str], settings: Any) -> list[Line]:
+def index_lines(path: Path, urls: Sequence[str], settings: Any) -> list[Line]:
     """The lines of a file; blank ones are left out.
 
     Args:
-        urls: those that may be asked.
+        urls: those that requests may name.
         settings: whatever else the answers depend on, such as the model; a part of each row's `id`.
 
     Raises:
@@ -78,7 +76,7 @@ def index(path: Path, urls: Sequence[str], settings: Any) -> list[Line]:
     return lines
 
 
-def read(file: BinaryIO, line: Line, urls: Sequence[str], settings: Any) -> Request:
+def read_request(file: BinaryIO, line: Line, urls: Sequence[str], settings: Any) -> Request:
     """The request of a line that has no problem.
 
     Raises:
@@ -93,7 +91,8 @@ def read(file: BinaryIO, line: Line, urls: Sequence[str], settings: Any) -> Requ
     except LineError:
         pass
     raise MMDiffError(
-        f"{file.name} was changed while it was worked on (line {line.number}); run the command again"
+        f"{file.name} was changed while it was worked on (line {line.number}); "
+        "run the command again"
     )
 
 
@@ -101,24 +100,25 @@ def parse(raw: bytes, urls: Sequence[str]) -> Request:
     """A line's request.
 
     Raises:
-        LineError: it is none.
+        LineError: it has none.
     """
     try:
         content = json.loads(raw.decode("utf-8-sig"))  # a mark at the start is Windows' habit
     except (ValueError, RecursionError) as error:
         where = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise LineError("invalid_json", f"is no JSON{where}") from None
+        raise LineError("invalid_json", f"is not JSON{where}") from None
     if not isinstance(content, dict):
-        raise LineError("invalid_json", "is no JSON object")
-    custom_id, url, body = content.get("custom_id"), content.get("url"), content.get("body")
+        raise LineError("invalid_json", "is not a JSON object")
+    custom_id = content.get("custom_id")
+    url, body = content.get("url"), content.get("body")
     if not (isinstance(custom_id, str) and custom_id):
         raise LineError("missing_custom_id", "has no custom_id, which must be a string")
     if content.get("method", "POST") != "POST":
         raise LineError(
-            "invalid_method", f"has the method {_short(content['method'])}; only POST can be asked"
+            "invalid_method", f"has the method {_short(content['method'])}; only POST is possible"
         )
     if url not in urls:
-        raise LineError("invalid_url", f"asks the url {_short(url)}; known are {', '.join(urls)}")
+        raise LineError("invalid_url", f"has the url {_short(url)}; known are {', '.join(urls)}")
     if not isinstance(body, dict):
         raise LineError("missing_body", "has no body, which must be an object")
     return Request(custom_id, str(url), body)
@@ -155,18 +155,12 @@ def _line(
             )
         return Line(number, offset, length, identify(request, settings), request.custom_id)
     except LineError as error:
-        return Line(
-            number,
-            offset,
-            length,
-            name_of(json.dumps([number, error.code, str(error)]).encode()),
-            None,
-            error,
-        )
+        id = name_of(json.dumps([number, error.code, str(error)]).encode())
+        return Line(number, offset, length, id, problem=error)
 
 
 def _raw_lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes | None]]:
-    """Number, place and content of each line; no content where it is too long."""
+    """Number, offset and content of each line; no content where it is too long."""
     number, offset = 0, 0
     while raw := file.readline(MAX_LINE + 1):
         number += 1

@@ -1,8 +1,8 @@
-"""A file of finished rows, one JSON object a line, that any death of its writer leaves usable.
+"""Crash-safe append-only JSONL of finished rows.
 
-Every row is on the disk before the next ones are begun. What is opened again keeps the rows that
-are still wanted and drops a torn last line. A row is known by its `id`, which stands for all that
-decides its content.
+Every row is on the disk before the next ones are begun. A file that is opened again keeps the rows
+that are still wanted and drops a torn last line. A row is known by its `id`, which stands for all
+that decides its content.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ START = b'{"id": "'  # of every line
 
 
 class Journal:
-    """The rows that are done, and where each stands in the file."""
+    """The rows that are done, and the offset and length of each in the file."""
 
     def __init__(
-        self, path: Path, file: BinaryIO, places: dict[str, tuple[int, int]], failed: int
+        self, path: Path, file: BinaryIO, spans: dict[str, tuple[int, int]], failed: int
     ) -> None:
         self.path, self.failed = path, failed
-        self._file, self._places = file, places
-        self._size = sum(length for _, length in places.values())
+        self._file, self._spans = file, spans
+        self._size = sum(length for _, length in spans.values())
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._spans
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._spans)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write the rows and wait until they are on the disk.
@@ -53,11 +53,11 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)
             raise MMDiffError(
-                f"{self.path} cannot be written any further ({error.strerror}); its {len(self)} rows "
-                "are kept: make room and run the same command again"
+                f"{self.path} cannot be written any further ({error.strerror}); "
+                f"its {len(self)} rows are kept: free some space and run the same command again"
             ) from error
         for row, line in zip(rows, lines, strict=True):
-            self._places[row["id"]] = (self._size, len(line))
+            self._spans[row["id"]] = (self._size, len(line))
             self._size += len(line)
             self.failed += is_failed(row)
 
@@ -67,16 +67,16 @@ class Journal:
             yield from filter(is_failed, map(json.loads, file))
 
     def settle(self, order: Sequence[str]) -> None:
-        """Put the rows in this order. They stay as they are where there is no room for it."""
-        there = [name for name in order if name in self._places]
-        if there != sorted(self._places, key=lambda name: self._places[name]):
+        """Put the rows in this order. They stay as they are where the disk is full."""
+        there = [name for name in order if name in self._spans]
+        if there != sorted(self._spans, key=lambda name: self._spans[name]):
             with contextlib.suppress(OSError):
-                _replace(self.path, [self._places[name] for name in there])
+                _replace(self.path, [self._spans[name] for name in there])
 
 
 @contextmanager
 def open_journal(
-    path: Path, names: Mapping[str, Any], field: str, passing: Callable[[Row], bool]
+    path: Path, names: Mapping[str, Any], field: str, is_transient: Callable[[Row], bool]
 ) -> Iterator[Journal]:
     """The journal at `path`, new or begun, with nothing in it but rows that are wanted; one process
     at a time.
@@ -84,7 +84,7 @@ def open_journal(
     Args:
         names: the wanted rows' `id`s, each with the row's name.
         field: where a row has its name.
-        passing: tells of a row that failed for a reason that may pass; it is dropped and can be
+        is_transient: whether a row failed for a reason that may pass; it is dropped and can be
             done again.
 
     Raises:
@@ -96,14 +96,14 @@ def open_journal(
         raise MMDiffError(f"{path} is not a regular file; name one for the output")
     with locked(path):
         try:
-            places, failed = _keep(path, names, field, passing)
-            file = open(path, "ab", buffering=0)
+            spans, failed = _keep(path, names, field, is_transient)
+            file = open(path, "ab", buffering=0)  # noqa: SIM115  closed below
         except OSError as error:
             raise MMDiffError(
                 f"{path} cannot be written ({error.strerror}); name another file"
             ) from error
         with file:
-            yield Journal(path, file, places, failed)
+            yield Journal(path, file, spans, failed)
 
 
 def encode(row: Row) -> bytes:
@@ -113,21 +113,22 @@ def encode(row: Row) -> bytes:
 
 
 def is_failed(row: Row) -> bool:
-    """Whether a row tells of an error instead of an answer."""
-    return (
-        row.get("error") is not None or (row.get("response") or {}).get("status_code", 200) != 200
-    )
+    """Whether a row holds an error instead of an answer."""
+    status = (row.get("response") or {}).get("status_code", 200)
+    return row.get("error") is not None or status != 200
 
 
 def _keep(
-    path: Path, names: Mapping[str, Any], field: str, passing: Callable[[Row], bool]
+    path: Path, names: Mapping[str, Any], field: str, is_transient: Callable[[Row], bool]
 ) -> tuple[dict[str, tuple[int, int]], int]:
-    """Drop from the file what is not wanted; gives the place and length of every row that stays."""
+    """Drop from the file what is not wanted; gives offset and length of every row that stays."""
     if not path.exists():
         path.touch()
         sync_folder(path.parent)
         return {}, 0
-    kept, failed, rows, known, end = {}, 0, 0, 0, 0
+    kept: dict[str, tuple[int, int]] = {}
+    failed, end = 0, 0
+    rows, known = 0, 0
     wanted_names = set(map(str, names.values()))
     with open(path, "rb") as file:
         for line in file:
@@ -135,7 +136,7 @@ def _keep(
             if row is not None:
                 rows += 1
                 known += str(row.get(field)) in wanted_names
-                if row["id"] in names and row["id"] not in kept and not passing(row):
+                if row["id"] in names and row["id"] not in kept and not is_transient(row):
                     kept[row["id"]] = (end, len(line))
                     failed += is_failed(row)
             elif not rows and not (line.startswith(START) or START.startswith(line)):
@@ -148,17 +149,17 @@ def _keep(
             f"{path} holds the rows of another job: none of its {rows} is in this input; "
             "name another file, or remove it"
         )
-    places, size = {}, 0
+    spans, size = {}, 0
     for name, (_, length) in kept.items():
-        places[name] = (size, length)
+        spans[name] = (size, length)
         size += length
-    if places == kept and size < end:  # only a tail is to go
+    if spans == kept and size < end:  # only a tail is to go
         with open(path, "r+b") as whole:
             whole.truncate(size)
             os.fsync(whole.fileno())
-    elif places != kept:
+    elif spans != kept:
         _replace(path, list(kept.values()))
-    return places, failed
+    return spans, failed
 
 
 def _row(line: bytes) -> Row | None:
@@ -169,20 +170,16 @@ def _row(line: bytes) -> Row | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return (
-        row
-        if isinstance(row, dict) and isinstance(row.get("id"), str) and line.startswith(START)
-        else None
-    )
+    is_row = isinstance(row, dict) and isinstance(row.get("id"), str) and line.startswith(START)
+    return row if is_row else None
 
 
-def _replace(path: Path, places: Sequence[tuple[int, int]]) -> None:
-    """The file with these parts of it alone, in this order, or as it was if this does not come to
-    its end."""
+def _replace(path: Path, spans: Sequence[tuple[int, int]]) -> None:
+    """Keep only these parts of the file, in this order; it stays as it was if that fails."""
     beside = path.with_name(path.name + ".tmp")
     try:
         with open(path, "rb") as old, open(beside, "wb") as new:
-            for offset, length in places:
+            for offset, length in spans:
                 old.seek(offset)
                 new.write(old.read(length))
             new.flush()

@@ -1,7 +1,6 @@
-"""A job over many rows: so many at once are answered, and each is written down when it is finished.
+"""Worker pool of a batch job: rows are made concurrently, and each is appended when it is finished.
 
-Left out: where rows come from and how they look, which `batch` and `captions` know, and who answers
-them.
+Where rows come from and what is in them is known to `run` and `captions`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 from mmdiff.serve.batch.journal import Journal, Row
 
 SHOWN = 5  # of the rows with errors, when all is done
-TELL_SECONDS = 30.0  # between two lines about the state of things, where there is no terminal
+PRINT_SECONDS = 30.0  # between two lines of progress, where there is no terminal
 T = TypeVar("T")
 
 
@@ -31,64 +30,54 @@ class JobOutcome:
     failures: tuple[str, ...] = ()
 
 
-def outcome(journal: Journal, sentence: Callable[[Row], str]) -> JobOutcome:
-    return JobOutcome(
-        len(journal), journal.failed, tuple(map(sentence, islice(journal.failures(), SHOWN)))
-    )
+def outcome(journal: Journal, failure_message: Callable[[Row], str]) -> JobOutcome:
+    shown = tuple(map(failure_message, islice(journal.failures(), SHOWN)))
+    return JobOutcome(len(journal), journal.failed, shown)
 
 
-async def answered(
-    items: Iterable[T], answer: Callable[[T], Awaitable[Row]], most: int
+async def concurrently(
+    items: Iterable[T], answer: Callable[[T], Awaitable[Row]], max_concurrent: int
 ) -> AsyncGenerator[list[Row], None]:
     """The rows in the order in which they are finished, those that are finished together in one
     list.
 
     Args:
-        items: taken one after another, when there is room; so they may be read from a file
+        items: taken one after another, as others are finished; so they may be read from a file
             meanwhile.
-        most: how many are being answered at once.
     """
-    coming, going = iter(items), set[asyncio.Task[Row]]()
+    waiting, running = iter(items), set[asyncio.Task[Row]]()
     try:
         while True:
-            for item in _next(coming, most - len(going)):
-                going.add(asyncio.ensure_future(answer(item)))
-            if not going:
+            for item in islice(waiting, max_concurrent - len(running)):
+                running.add(asyncio.ensure_future(answer(item)))
+            if not running:
                 return
-            done, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             yield [task.result() for task in done]
     finally:
-        for task in going:
+        for task in running:
             task.cancel()
-        await asyncio.gather(*going, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
-async def write(
-    parts: AsyncGenerator[list[Row], None], journal: Journal, total: int, what: str
+async def write_rows(
+    finished: AsyncGenerator[list[Row], None], journal: Journal, total: int, what: str
 ) -> None:
-    """Write rows down as they come, with a bar in the terminal or a line now and then elsewhere."""
+    """Append rows as they are finished, with a progress bar in the terminal or a line now and then
+    elsewhere."""
     before, started = len(journal), time.monotonic()
-    told = started
+    printed = started
     with _bar(total, before, what) as bar:
-        async with aclosing(
-            parts
-        ):  # what is on its way is called off where a row cannot be written
-            async for rows in parts:
+        # closed, which cancels what is running, where a row cannot be written
+        async with aclosing(finished):
+            async for rows in finished:
                 journal.append(rows)
                 now = time.monotonic()
                 rate = f"{(len(journal) - before) / (now - started):.1f}/s"
                 bar.update(bar.task_ids[0], completed=len(journal), rate=rate)
-                if bar.disable and now - told >= TELL_SECONDS:
-                    told = now
+                if bar.disable and now - printed >= PRINT_SECONDS:
+                    printed = now
                     print(f"{len(journal)} of {total} {what}, {rate}", file=sys.stderr, flush=True)
-
-
-def _next(items: Iterator[T], count: int) -> Iterator[T]:
-    for _ in range(count):
-        try:
-            yield next(items)
-        except StopIteration:
-            return
 
 
 def _bar(total: int, done: int, what: str) -> Any:

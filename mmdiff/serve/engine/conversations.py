@@ -1,4 +1,4 @@
-"""Conversations as the engine gets them, made into what a pipeline takes."""
+"""Conversations as the engine gets them, turned into what a pipeline takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
 
 
 def with_outline(messages: Sequence[Any], schema: Any) -> list[dict[str, Any]]:
-    """The conversation with what is wanted said at its end, as `Pipeline.extract` does."""
+    """The conversation with the schema's outline at its end, as `Pipeline.extract` has it."""
     last, wanted = messages[-1], EXTRACT_PROMPT.format(outline(schema))
     content = last["content"]
     if isinstance(content, str):
@@ -28,22 +28,23 @@ def with_outline(messages: Sequence[Any], schema: Any) -> list[dict[str, Any]]:
 
 def with_media(messages: Sequence[Any], arrays: Sequence[ipc.Array]) -> list[dict[str, Any]]:
     """The conversation with the arrays where their numbers stand."""
-
-    def filled(part: dict[str, Any]) -> dict[str, Any]:
-        if part["type"] == "text":
-            return part
-        array = arrays[part["array"]]
-        return {
-            "type": part["type"],
-            part["type"]: Image.fromarray(array) if part["type"] == "image" else array,
-        }
-
     return [
-        {
-            "role": message["role"],
-            "content": message["content"]
-            if isinstance(message["content"], str)
-            else [filled(part) for part in message["content"]],
-        }
+        {"role": message["role"], "content": _with_media(message["content"], arrays)}
         for message in messages
     ]
+
+
+def _with_media(content: Any, arrays: Sequence[ipc.Array]) -> Any:
+    if isinstance(content, str):
+        return content
+    return [_filled(part, arrays) for part in content]
+
+
+def _filled(part: dict[str, Any], arrays: Sequence[ipc.Array]) -> dict[str, Any]:
+    match part["type"]:
+        case "image":
+            return {"type": "image", "image": Image.fromarray(arrays[part["array"]])}
+        case "audio":
+            return {"type": "audio", "audio": arrays[part["array"]]}
+        case _:
+            return part

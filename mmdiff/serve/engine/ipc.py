@@ -1,5 +1,5 @@
-"""Frames between the server's processes: a JSON object and arrays behind it, as raw bytes. Nothing
-is unpickled.
+"""Inter-process communication: frames of a JSON header and arrays as raw bytes. Nothing is
+unpickled.
 
 A frame is the length of its header (4 bytes, little end first), the header as JSON, and the bytes
 of its arrays, whose types and shapes the header holds under "arrays".
@@ -39,7 +39,7 @@ def _described(header: bytes) -> tuple[IpcMessage, list[tuple[str, list[int], in
     found = []
     for kind, shape in message.pop("arrays"):
         if kind not in TYPES:
-            raise ValueError(f"an array of {kind} is not sent here")
+            raise ValueError(f"arrays of {kind} are not sent here")
         found.append((kind, shape, math.prod(shape) * np.dtype(kind).itemsize))
     return message, found
 

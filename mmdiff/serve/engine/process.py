@@ -1,15 +1,14 @@
-"""The engine's process: one loop that steps every answer in the house, and lets rows join and leave
-between steps.
+"""Engine process: continuous batching over denoising steps.
 
-Requests come in as frames (ipc.py) and leave as events. Rows with the same settings share a batch.
-A row past its deadline is decided at once, and one that nobody waits for goes before the next step.
-Transcripts advance by a segment in turn with the steps; where somebody speaks is found in a thread
-of its own. The process ends when the server's does.
+Requests come in as frames (messages.py over ipc.py) and leave as events. Sequences with the same
+settings share a batch, and join and leave it between steps. A sequence past its deadline is decided
+at once, and a cancelled one goes before the next step. Transcripts advance by a segment
+(transcriber.py) and schemas by a slice of time (schema_compiler.py) between the steps. The process
+ends when the server's does.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import os
@@ -20,21 +19,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from cachetools import LRUCache
 
-from mmdiff.audio.audio_io import SAMPLE_RATE
-from mmdiff.audio.whisper_decoder import Window
 from mmdiff.config import DecodingConfig
-from mmdiff.decoding.sampler import Batch, Sampler
-from mmdiff.errors import ContextError, MMDiffError, NoSpeechError
-from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, MAX_TOKENS, Pipeline, Token, load
+from mmdiff.decoding.sampler import Batch
+from mmdiff.errors import ContextError, MMDiffError
+from mmdiff.pipeline import Answer, Pipeline, Token, load
 from mmdiff.serve.engine import ipc
 from mmdiff.serve.engine.conversations import with_media, with_outline
 from mmdiff.serve.engine.detokenizer import (
@@ -42,184 +36,148 @@ from mmdiff.serve.engine.detokenizer import (
     draft,
     last_draft,
     settled_text,
-    structure_told,
+    structure_details,
 )
-from mmdiff.serve.engine.time_slices import SlicedWork
-from mmdiff.structured.constraint.compiled import CompiledSchema
+from mmdiff.serve.engine.jobs import (
+    AnswerJob,
+    Group,
+    Job,
+    RunningSequence,
+    TranscriptionJob,
+    group_by_settings,
+)
+from mmdiff.serve.engine.messages import (
+    AnswerFinished,
+    AnswerRequest,
+    CancelRequest,
+    Done,
+    DraftMade,
+    Failed,
+    FromEngine,
+    Heartbeat,
+    Ready,
+    Started,
+    TextAdded,
+    ToEngine,
+    TranscribeRequest,
+    Unloadable,
+    decode,
+    encode,
+)
+from mmdiff.serve.engine.model_info import limit_positions, model_info
+from mmdiff.serve.engine.schema_compiler import SchemaCompiler
+from mmdiff.serve.engine.transcriber import SpeechWindows, Transcriber, Transcription
 from mmdiff.structured.schema.errors import ScaffoldError
-from mmdiff.transcript import Segment, Transcript
-from mmdiff.transcription import RecognitionOptions, encoder_frames, recognize, speech_windows
+from mmdiff.transcript import Transcript
 
-BEAT = 0.5  # seconds between signs of life
-COMPILED = 4  # schemas that are compiled in turn; others wait
+BEAT = 0.5  # seconds between heartbeats
 SHARE = 1 / 3  # of the time of steps, that compiling may take beside them
 IDLE_SLICE = 0.02  # seconds of compiling, while there is nothing to step
-KNOWN = 256  # compiled schemas, and refusals
-
-
-@dataclass
-class Job:
-    """A request for answers, and those of its rows that are not finished."""
-
-    name: str
-    request: ipc.IpcMessage
-    arrays: Sequence[ipc.Array]
-    until: float  # on the monotonic clock
-    left: int = 1
-    arrived: float = field(default_factory=time.monotonic)
-    gone: bool = False
-
-    @property
-    def late(self) -> bool:
-        return time.monotonic() > self.until
-
-
-@dataclass
-class RunningSequence:
-    """One answer of a job."""
-
-    job: Job
-    number: int
-    telling: StreamingText
-    hurried: bool = False
-    first: float | None = None  # when its first tokens were decided, on the monotonic clock
-
-
-@dataclass
-class Group:
-    """Rows that are denoised together, by their names there."""
-
-    batch: Sampler
-    rows: dict[int, RunningSequence] = field(default_factory=dict)
-
-
-@dataclass
-class Compiling:
-    """A schema that is being compiled, and who waits for it."""
-
-    work: SlicedWork[CompiledSchema]
-    jobs: list[Job] = field(default_factory=list)
-
-
-@dataclass
-class Writing:
-    """A transcript on its way."""
-
-    job: Job
-    found: Iterator[tuple[Segment, str]]
-    segments: list[Segment] = field(
-        default_factory=list
-    )  # of a question, which is for the engine itself
+Incoming: TypeAlias = tuple[ToEngine | SpeechWindows, Sequence[ipc.Array]]
 
 
 class Engine:
-    """Answers what comes out of a socket, into it."""
+    """Answers the requests that come out of a socket, into it."""
 
     def __init__(self, pipeline: Pipeline, sock: socket.socket) -> None:
         self.pipeline, self.sock = pipeline, sock
-        self.inbox: queue.SimpleQueue[tuple[ipc.IpcMessage, Any]] = queue.SimpleQueue()
-        self.jobs: dict[str, Job] = {}
+        self.inbox: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self.jobs: dict[str, AnswerJob | TranscriptionJob] = {}
         self.groups: dict[DecodingConfig, Group] = {}
-        self.writings: list[Writing] = []
-        self.listener = ThreadPoolExecutor(1)
-        self.turned, self.steps = time.monotonic(), 0  # when the loop last came round
-        self.scaffolds: LRUCache[str, CompiledSchema | Exception] = LRUCache(KNOWN)
-        self.compiling: dict[str, Compiling] = {}
-        self._telling = threading.Lock()
+        self.compiler = SchemaCompiler(pipeline)
+        self.transcriber = Transcriber(
+            pipeline, self.emit, lambda windows: self.inbox.put((windows, ()))
+        )
+        self.last_turn, self.steps = time.monotonic(), 0  # when the loop last came round
+        self._sending = threading.Lock()
 
     def run(self) -> None:
         for work in (self._read, self._beat):
             threading.Thread(target=work, daemon=True).start()
         while True:
-            self.turned = time.monotonic()
-            self._take_in()
+            self.last_turn = time.monotonic()
+            self._receive_all()
             for settings, group in list(self.groups.items()):
-                self._guarded(
-                    partial(self._step, settings, group), [row.job for row in group.rows.values()]
-                )
-            for writing in list(self.writings):
-                self._guarded(partial(self._write, writing), [writing.job])
-            busy = bool(self.groups or self.writings)
-            self._compile(SHARE * (time.monotonic() - self.turned) if busy else IDLE_SLICE)
+                jobs = [row.job for row in group.rows.values()]
+                self._guarded(partial(self._step, settings, group), jobs)
+            for transcription in list(self.transcriber.running):
+                self._guarded(partial(self._transcribe, transcription), [transcription.job])
+            busy = bool(self.groups or self.transcriber.running)
+            self._compile(SHARE * (time.monotonic() - self.last_turn) if busy else IDLE_SLICE)
 
-    def tell(self, event: str, **values: Any) -> None:
-        with self._telling:
-            ipc.send(self.sock, {"event": event, **values})
+    def emit(self, event: FromEngine) -> None:
+        with self._sending:
+            ipc.send(self.sock, encode(event))
 
     def _read(self) -> None:
         try:
             while True:
-                self.inbox.put(ipc.receive(self.sock))
+                header, arrays = ipc.receive(self.sock)
+                self.inbox.put((decode(header), arrays))
         except (EOFError, OSError):
-            os._exit(0)  # the server is gone, and nobody is left to tell
+            os._exit(0)  # the server is gone
 
     def _beat(self) -> None:
-        """Signs of life, also during a long step; they say for how long the loop has not come
-        round."""
+        """Heartbeats, also during a long step."""
         store = self.pipeline.store
         while True:
-            self.tell(
-                "beat",
-                steps=self.steps,
-                store_bytes=store.num_bytes,
-                store_hits=store.hits,
-                store_misses=store.misses,
-                busy=time.monotonic() - self.turned,
-            )
+            busy = time.monotonic() - self.last_turn
+            self.emit(Heartbeat(self.steps, store.num_bytes, store.hits, store.misses, busy))
             time.sleep(BEAT)
 
-    def _take_in(self) -> None:
+    def _receive_all(self) -> None:
         """All messages that wait; if there is nothing to do, wait for one."""
-        idle, new = not (self.groups or self.writings or self.compiling), list[Job]()
+        idle = not (self.groups or self.transcriber.running or self.compiler.pending)
+        startable: list[AnswerJob] = []
         while True:
             try:
                 message, arrays = self.inbox.get(block=idle, timeout=BEAT)
             except queue.Empty:
                 break
-            idle, op = False, message["op"]
-            if op == "cancel":
-                self._cancel(message["id"])
-                continue
-            if op == "heard":
-                if (job := self.jobs.get(message["id"])) is not None:
-                    self.writings.append(Writing(job, self._written(job, arrays)))
-                continue
-            job = self.jobs[message["id"]] = Job(
-                message["id"],
-                message,
-                arrays,
-                time.monotonic() + message["seconds"],
-                message.get("n", 1),
-            )
-            if op == "transcribe":
-                self.tell("started", id=job.name, prompt_tokens=0)
-                self._listen(job, arrays[0])
-            elif message.get("spoken"):
-                self._listen(job, self._question(job))
-            elif self._compiled(job):
-                new.append(job)
-        self._begin(new)
+            idle = False
+            self._receive(message, arrays, startable)
+        self._begin(startable)
 
-    def _begin(self, jobs: Sequence[Job]) -> None:
-        for alike in _alike([job for job in jobs if not job.gone]):
+    def _receive(
+        self,
+        message: ToEngine | SpeechWindows,
+        arrays: Sequence[ipc.Array],
+        startable: list[AnswerJob],
+    ) -> None:
+        match message:
+            case CancelRequest():
+                self._cancel(message.id)
+            case SpeechWindows():
+                if (waiting := self.jobs.get(message.id)) is not None:
+                    self.transcriber.begin(waiting, message.windows)
+            case TranscribeRequest():
+                recording = self.jobs[message.id] = TranscriptionJob(message, arrays)
+                self.emit(Started(message.id, prompt_tokens=0))
+                self.transcriber.submit(recording)
+            case AnswerRequest():
+                job = self.jobs[message.id] = AnswerJob(message, arrays)
+                if message.spoken:
+                    self.transcriber.submit(job)
+                elif self.compiler.submit(job):
+                    startable.append(job)
+
+    def _begin(self, jobs: Sequence[AnswerJob]) -> None:
+        for alike in group_by_settings([job for job in jobs if not job.cancelled]):
             try:
                 self._start(alike)
-            except (
-                Exception
-            ):  # one of them does not fit, and is told so; the others begin without it
+            except Exception:  # one of them does not fit and fails; the others begin without it
                 for job in alike:
                     self._guarded(partial(self._start, [job]), [job])
 
     def _guarded(self, work: Callable[[], None], jobs: Sequence[Job]) -> None:
-        """A job that fails takes those with it that share its pass, and nobody else."""
+        """An error fails the jobs that share its pass, and no others."""
         try:
             work()
         except MMDiffError as error:
-            code = (
-                "context_length_exceeded" if isinstance(error, ContextError) else "invalid_request"
-            )
-            schema = isinstance(error, ScaffoldError)
-            self._fail(jobs, 400, code, str(error), "response_format" if schema else None)
+            too_long = isinstance(error, ContextError)
+            code = "context_length_exceeded" if too_long else "invalid_request"
+            param = "response_format" if isinstance(error, ScaffoldError) else None
+            self._fail(jobs, 400, code, str(error), param)
         except Exception:
             traceback.print_exc()
             self._fail(jobs, 500, "internal_error", "the engine could not answer this")
@@ -227,48 +185,40 @@ class Engine:
     def _fail(
         self, jobs: Sequence[Job], status: int, code: str, message: str, param: str | None = None
     ) -> None:
-        for job in {job.name: job for job in jobs}.values():
-            self._cancel(job.name)
-            self.tell("failed", id=job.name, status=status, code=code, message=message, param=param)
+        for id in dict.fromkeys(job.id for job in jobs):
+            self._cancel(id)
+            self.emit(Failed(id, status, code, message, param))
 
-    def _cancel(self, name: str) -> None:
-        job = self.jobs.pop(name, None)
+    def _cancel(self, id: str) -> None:
+        job = self.jobs.pop(id, None)
         if job is None:
             return
-        job.gone = True
-        self.writings = [writing for writing in self.writings if writing.job is not job]
+        job.cancelled = True
+        self.transcriber.cancel(job)
         for settings, group in list(self.groups.items()):
-            names = [row_name for row_name, row in group.rows.items() if row.job is job]
+            names = [name for name, row in group.rows.items() if row.job is job]
             if names:
-                for row_name in names:
-                    del group.rows[row_name]
+                for name in names:
+                    del group.rows[name]
                 group.batch.pop_finished(abort=names)
             if not group.rows:
                 del self.groups[settings]
 
-    # Answers
-
-    def _start(self, jobs: Sequence[Job]) -> None:
-        """Begin answers with the same settings in one batch, and let it join those that are at
-        work."""
-        decoding = jobs[0].request["decoding"]
+    def _start(self, jobs: Sequence[AnswerJob]) -> None:
+        """Prefill prompts with the same settings as one batch, and join it to the running one."""
+        decoding, rows = jobs[0].request.decoding, _sequences(jobs)
         settings = self.pipeline.decoding(**decoding)
-        rows = [(job, number) for job in jobs for number in range(job.left)]
-        conversations = {job.name: with_media(job.request["messages"], job.arrays) for job in jobs}
-        structured = "schema" in jobs[0].request
-        if structured:
-            given: dict[str, Any] = {"scaffolds": [self._scaffold(job.request) for job, _ in rows]}
-            conversations = {
-                job.name: with_outline(conversations[job.name], job.request["schema"])
-                for job in jobs
-            }
+        conversations = {job.id: _conversation(job) for job in jobs}
+        if jobs[0].request.schema is not None:
+            scaffolds = [self.compiler.compiled(row.job.request) for row in rows]
+            given: dict[str, Any] = {"scaffolds": scaffolds}
         else:
-            given = {"limits": [job.request["limit"] or settings.gen_length for job, _ in rows]}
+            given = {"limits": [row.job.request.limit or settings.gen_length for row in rows]}
         batch = self.pipeline.start(
-            [conversations[job.name] for job, _ in rows],
+            [conversations[row.job.id] for row in rows],
             **decoding,
             **given,
-            seeds=[(job.request["seed"] + number) % 2**63 for job, number in rows],
+            seeds=[(row.job.request.seed + row.index) % 2**63 for row in rows],
         )
         assert isinstance(batch.predict, Batch)
         settings = batch.decoding
@@ -278,64 +228,34 @@ class Engine:
             group = self.groups[settings] = Group(batch)
         else:
             names = group.batch.join(batch)
-        for (job, number), name, length in zip(rows, names, lengths, strict=True):
-            group.rows[name] = RunningSequence(job, number, StreamingText(job.request["stop"]))
-            if number == 0:
+        for row, name, length in zip(rows, names, lengths, strict=True):
+            group.rows[name] = row
+            if row.index == 0:
+                job = row.job
                 job.arrays = ()
-                self.tell(
-                    "started",
-                    id=job.name,
-                    prompt_tokens=length,
-                    heard=job.request.get("heard"),
-                    heard_confidence=job.request.get("heard_confidence"),
-                )
-
-    def _scaffold(self, request: ipc.IpcMessage) -> CompiledSchema:
-        """What an answer must be; raises what its schema is refused with."""
-        found = self.scaffolds[self._schema_key(request)]
-        if isinstance(found, Exception):
-            raise found.with_traceback(None)
-        return found
-
-    def _schema_key(self, request: ipc.IpcMessage) -> str:
-        return json.dumps([request["schema"], self._room(request)])
-
-    def _room(self, request: ipc.IpcMessage) -> int:
-        return min(
-            request["limit"] or MAX_TOKENS,
-            self.pipeline.model.model_config.backbone.max_position_embeddings,
-        )
-
-    def _compiled(self, job: Job) -> bool:
-        """Whether there is nothing to compile first; clients ask for the same schema again and
-        again."""
-        if "schema" not in job.request or (key := self._schema_key(job.request)) in self.scaffolds:
-            return True
-        if key not in self.compiling:
-            compile_it = partial(
-                self.pipeline.compile, job.request["schema"], self._room(job.request)
-            )
-            self.compiling[key] = Compiling(SlicedWork(compile_it))
-        self.compiling[key].jobs.append(job)
-        return False
+                self.emit(Started(job.id, length, job.heard, job.heard_confidence))
 
     def _compile(self, seconds: float) -> None:
-        """Give those first in line a slice each, and begin the answers whose schema is there."""
-        for key, compiling in list(self.compiling.items()):
-            if all(job.gone for job in compiling.jobs):
-                compiling.work.abandon()
-                del self.compiling[key]
-        turns = list(self.compiling.items())[:COMPILED]
-        for key, compiling in turns:
-            if compiling.work.advance(seconds / len(turns), lambda: not self.inbox.empty()):
-                del self.compiling[key]
-                self.scaffolds[key] = compiling.work.result()
-                self._begin(compiling.jobs)
+        """Compile for that long, and begin the answers whose schema is compiled."""
+        for jobs in self.compiler.advance(seconds, lambda: not self.inbox.empty()):
+            self._begin(jobs)
+
+    def _transcribe(self, transcription: Transcription) -> None:
+        if not self.transcriber.step(transcription):
+            return
+        job = transcription.job
+        if isinstance(job, TranscriptionJob):
+            self.jobs.pop(job.id, None)
+            self.emit(Done(job.id, job.late))
+            return
+        job.put_words(Transcript.of(transcription.segments, 0.0))
+        if self.compiler.submit(job):
+            self._begin([job])
 
     def _step(self, settings: DecodingConfig, group: Group) -> None:
         late = {name for name, row in group.rows.items() if row.job.late}
         for name in late:
-            group.rows[name].hurried = True
+            group.rows[name].expired = True
         try:
             group.batch.step(expired=late)
         except Exception:
@@ -344,39 +264,36 @@ class Engine:
         self.steps += 1
         now = time.monotonic()
         for row in group.rows.values():
-            row.first = row.first or now
+            row.first_commit = row.first_commit or now
         self._finish(group)
-        stopped = self._tell_progress(group)
+        stopped = self._emit_progress(group)
         if stopped:
             self._finish(group, stopped)
         if not group.rows:
             self.groups.pop(settings, None)
 
-    def _tell_progress(self, group: Group) -> list[int]:
-        """Tell those who want to know what is settled; gives the names of rows that reached a stop
+    def _emit_progress(self, group: Group) -> list[int]:
+        """Stream settled text and drafts; gives the names of sequences that reached a stop
         string."""
         stopped = []
-        for place, name in enumerate(group.batch.names):
+        for position, name in enumerate(group.batch.names):
             row = group.rows[name]
             request = row.job.request
-            if not (request["stream"] or request["stop"]):
+            if not (request.stream or request.stop):
                 continue
-            new = row.telling.push(settled_text(self.pipeline, group.batch, place))
-            if row.telling.stopped:
+            new = row.text.push(settled_text(self.pipeline, group.batch, position))
+            if row.text.stopped:
                 stopped.append(name)
-            if request["stream"] and new:
-                self.tell("text", id=row.job.name, row=row.number, text=new)
-            if request["drafts"] and not row.telling.stopped:
-                self.tell(
-                    "draft",
-                    id=row.job.name,
-                    row=row.number,
-                    draft=draft(self.pipeline, group.batch, place, len(row.telling.told)),
-                )
+            if request.stream and new:
+                self.emit(TextAdded(request.id, row.index, new))
+            if request.drafts and not row.text.stopped:
+                offset = len(row.text.emitted)
+                shown = draft(self.pipeline, group.batch, position, offset)
+                self.emit(DraftMade(request.id, row.index, shown))
         return stopped
 
     def _finish(self, group: Group, stopped: Sequence[int] = ()) -> None:
-        """Let go of finished rows, and of those that reached a stop string."""
+        """Let go of finished sequences, and of those that reached a stop string."""
         steps = dict(zip(group.batch.names, group.batch.steps_B.tolist(), strict=True))
         finished = group.batch.pop_finished(abort=stopped)
         if not finished.names:
@@ -385,224 +302,107 @@ class Engine:
         constraints = dict(zip(finished.names, finished.constraints, strict=True))
         for name, answer, length in zip(finished.names, answers, lengths, strict=True):
             row = group.rows.pop(name)
-            new = "" if name in stopped else row.telling.finish(answer.text)
-            if row.job.request["drafts"] and not row.telling.stopped:
-                self.tell(
-                    "draft",
-                    id=row.job.name,
-                    row=row.number,
-                    draft=last_draft(
-                        answer, steps[name], group.batch.decoding, len(row.telling.told) - len(new)
-                    ),
-                )
-            tokens = (
-                _spoken(answer.tokens, row.telling.told) if row.telling.stopped else answer.tokens
-            )
-            sure = (
-                min((token.confidence for token in tokens), default=1.0)
-                if answer.structured is None
-                else answer.confidence
-            )
-            whole = constraints[name] is not None  # it fits its schema, and so has an end
-            full = len(tokens) >= length and not row.telling.stopped and not whole
+            rest = "" if name in stopped else row.text.finish(answer.text)
+            if row.job.request.drafts and not row.text.stopped:
+                offset = len(row.text.emitted) - len(rest)
+                shown = last_draft(answer, steps[name], group.batch.decoding, offset)
+                self.emit(DraftMade(row.job.id, row.index, shown))
+            # a constrained answer fits its schema, and so has an end wherever its canvas ends
+            limit = length if constraints[name] is None else None
             block = group.batch.decoding.block_length
-            self.tell(
-                "row",
-                id=row.job.name,
-                row=row.number,
-                rest=new,
-                text=row.telling.told,
-                finish="length" if full or row.hurried else "stop",
-                tokens=max(1, len(tokens)),
-                steps=steps[name],
-                passes=answer.passes,
-                confidence=round(sure, 4),
-                blocks=-(-max(1, len(tokens)) // block),
-                late=row.hurried,
-                first=round((row.first or time.monotonic()) - row.job.arrived, 4),
-                **(
-                    {}
-                    if answer.structured is None
-                    else {"structure": structure_told(answer.structured)}
-                ),
-            )
-            row.job.left -= 1
-            if row.job.left == 0:
-                self.jobs.pop(row.job.name, None)
-                self.tell("done", id=row.job.name)
-
-    # Transcripts
-
-    def _listen(self, job: Job, samples: ipc.Array) -> None:
-        """Find where somebody speaks, while the others are answered."""
-
-        def find() -> None:
-            try:
-                spans: Any = speech_windows(samples)
-            except Exception as error:  # raised where the job is, or nobody would be told
-                spans = error
-            self.inbox.put(({"op": "heard", "id": job.name}, spans))
-
-        self.listener.submit(find)
-
-    def _question(self, job: Job) -> ipc.Array:
-        """The samples of a question that is spoken: the last audio of the conversation."""
-        number: int = [
-            part["array"]
-            for part in job.request["messages"][-1]["content"]
-            if part["type"] == "audio"
-        ][-1]
-        return job.arrays[number]
-
-    def _written(
-        self, job: Job, windows: Sequence[Window] | Exception
-    ) -> Iterator[tuple[Segment, str]]:
-        if isinstance(windows, Exception):
-            raise windows
-        spoken = job.request.get("spoken")
-        samples = self._question(job) if spoken else job.arrays[0]
-        if not spoken:
-            self.tell(
-                "found",
-                id=job.name,
-                duration=len(samples) / SAMPLE_RATE,
-                prompt_tokens=sum(encoder_frames(window) for window in windows),
-            )
-        options = RecognitionOptions(**job.request.get("options", {}))
-        yield from recognize(
-            self.pipeline.recognizer, samples, windows, options, self.pipeline.reader
-        )
-
-    def _heard(self, job: Job, segments: Sequence[Segment]) -> None:
-        """Put the words of a spoken question in its place, and begin the answer."""
-        said = Transcript.of(segments, 0.0)
-        if not said.text:
-            raise NoSpeechError(
-                "no speech was found in the spoken question; say it again, nearer to the microphone"
-            )
-        last = job.request["messages"][-1]
-        content = list(last["content"])
-        place = max(number for number, part in enumerate(content) if part["type"] == "audio")
-        content[place] = {"type": "text", "text": said.text}
-        job.request["messages"][-1] = {**last, "content": content}
-        job.request["heard"], job.request["heard_confidence"] = said.text, round(said.confidence, 4)
-        if self._compiled(job):
-            self._begin([job])
-
-    def _write(self, writing: Writing) -> None:
-        found = None if writing.job.late else next(writing.found, None)
-        if writing.job.request.get("spoken"):
-            if found is not None:
-                writing.segments.append(found[0])
-                return
-            self.writings.remove(writing)
-            self._heard(writing.job, writing.segments)
-            return
-        if found is not None:
-            segment, language = found
-            self.tell("segment", id=writing.job.name, segment=asdict(segment), language=language)
-            return
-        self.writings.remove(writing)
-        self.jobs.pop(writing.job.name, None)
-        self.tell("done", id=writing.job.name, late=writing.job.late)
+            self.emit(_finished(row, answer, steps[name], limit, block, rest))
+            row.job.unfinished -= 1
+            if row.job.unfinished == 0:
+                self.jobs.pop(row.job.id, None)
+                self.emit(Done(row.job.id))
 
 
-def _spoken(tokens: Sequence[Token], told: str) -> Sequence[Token]:
-    """The tokens at the beginning that say what was told; an answer that reached a stop string has
-    no more."""
+def _sequences(jobs: Sequence[AnswerJob]) -> list[RunningSequence]:
+    return [
+        RunningSequence(job, index, StreamingText(job.request.stop))
+        for job in jobs
+        for index in range(job.unfinished)
+    ]
+
+
+def _conversation(job: AnswerJob) -> list[dict[str, Any]]:
+    """What the pipeline gets."""
+    messages = with_media(job.messages, job.arrays)
+    schema = job.request.schema
+    return messages if schema is None else with_outline(messages, schema)
+
+
+def _finished(
+    row: RunningSequence, answer: Answer, steps: int, limit: int | None, block: int, rest: str
+) -> AnswerFinished:
+    """
+    Args:
+        limit: positions at which an answer is cut off.
+        block: positions of a block.
+        rest: text that was not emitted before.
+    """
+    tokens, confidence = answer.tokens, answer.confidence
+    structure = None
+    if row.text.stopped:
+        tokens = _tokens_of(tokens, row.text.emitted)
+    if answer.structured is not None:
+        structure = structure_details(answer.structured)
+    else:
+        confidence = min((token.confidence for token in tokens), default=1.0)
+    full = limit is not None and len(tokens) >= limit and not row.text.stopped
+    first_commit = row.first_commit or time.monotonic()
+    return AnswerFinished(
+        id=row.job.id,
+        index=row.index,
+        rest=rest,
+        text=row.text.emitted,
+        finish_reason="length" if full or row.expired else "stop",
+        tokens=max(1, len(tokens)),
+        steps=steps,
+        passes=answer.passes,
+        confidence=round(confidence, 4),
+        blocks=-(-max(1, len(tokens)) // block),
+        late=row.expired,
+        first=round(first_commit - row.job.arrived, 4),
+        structure=structure,
+    )
+
+
+def _tokens_of(tokens: tuple[Token, ...], emitted: str) -> tuple[Token, ...]:
+    """The first tokens, which hold the emitted text; an answer that reached a stop string has no
+    more."""
     text = ""
     for count, token in enumerate(tokens):
-        if len(text.strip()) >= len(told):
+        if len(text.strip()) >= len(emitted):
             return tokens[:count]
         text += token.text
     return tokens
 
 
-def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The jobs by their settings."""
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        room = (
-            job.request["limit"] if "schema" in job.request else None
-        )  # scaffolds' canvases have its length
-        key = [job.request["decoding"], "schema" in job.request, room]
-        groups.setdefault(json.dumps(key, sort_keys=True), []).append(job)
-    return list(groups.values())
-
-
-def _speech(pipeline: Pipeline) -> dict[str, Any]:
-    """What the server must know of the speech model, or why there is none; one that was named has
-    to be there."""
-    try:
-        return {
-            "speech_model": pipeline.recognizer.name,
-            "languages": list(pipeline.recognizer.languages),
-        }
-    except MMDiffError as error:
-        if pipeline.speech_model is not None:
-            raise
-        return {"speech_model": None, "languages": [], "no_speech_model": str(error)}
-
-
-def about(pipeline: Pipeline) -> dict[str, Any]:
-    """What the server must know of a model."""
-    config = pipeline.model.model_config
-    return {
-        "max_model_len": config.backbone.max_position_embeddings,
-        "gen_length": config.decoding.gen_length,
-        "pictures": config.vision is not None,
-        "sounds": config.audio is not None,
-        **_speech(pipeline),
-        "temperature": config.decoding.temperature,
-        "captions": {
-            length: [prompt, CAPTION_ROOM[length]] for length, prompt in CAPTION_PROMPTS.items()
-        },
-    }
-
-
-def shorten(pipeline: Pipeline, most: int) -> None:
-    """Have the model use no more positions than so many.
-
-    Raises:
-        MMDiffError: it has fewer.
-    """
-    config = pipeline.model.model_config
-    if most > (there := config.backbone.max_position_embeddings):
-        raise MMDiffError(
-            f"--max-model-len {most} is more than the {there} positions of the model: lower it, or leave "
-            "it out"
-        )
-    backbone = dataclasses.replace(config.backbone, max_position_embeddings=most)
-    pipeline.model.model_config = dataclasses.replace(config, backbone=backbone)
-
-
 def main(argv: Sequence[str]) -> None:
     """`python -m mmdiff.serve.engine.process FD OPTIONS`, as the server starts it."""
-    for name in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # meant for the server, which ends this process when it is drained
-        signal.signal(name, signal.SIG_IGN)
+    # meant for the server, which ends this process when it is drained
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=int(argv[0]))
     options = json.loads(argv[1])
     if threads := options.pop("threads"):
         torch.set_num_threads(threads)
-    most = options.pop("max_model_len")
+    max_model_len = options.pop("max_model_len")
     try:
         pipeline = load(options.pop("model"), **options)
-        if most is not None:
-            shorten(pipeline, most)
-        known = about(pipeline)
+        if max_model_len is not None:
+            limit_positions(pipeline, max_model_len)
+        ready = Ready(model_info(pipeline))
     except MMDiffError as error:
-        ipc.send(sock, {"event": "unloadable", "message": str(error)})
+        ipc.send(sock, encode(Unloadable(str(error))))
         sys.exit(2)
-    pipeline.chat(
-        [{"role": "user", "content": "hello"}], gen_length=1, steps=1, block_length=1
-    )  # what is slow once
+    # what is slow the first time
+    pipeline.chat([{"role": "user", "content": "hello"}], gen_length=1, steps=1, block_length=1)
     engine = Engine(pipeline, sock)
     gc.collect()
     gc.freeze()  # what is there to stay is not looked through again
-    engine.tell("ready", **known)
+    engine.emit(ready)
     engine.run()
 
 

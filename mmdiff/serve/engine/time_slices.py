@@ -1,9 +1,8 @@
-"""Work that is done a little at a time between other things, in a thread that runs only while it is
-waited for.
+"""Work in time slices: a thread that runs only while the engine's loop waits for it.
 
 Compiling a schema may take seconds, most of them in Python, where a thread beside the engine's
-would take its turns from it. So it is stopped wherever it looks at its deadline
-(scaffold/deadline.py), until it gets the next slice.
+would take its turns from it. So it is stopped wherever it checks its limits
+(structured/regular/compile_limits.py), until it gets the next slice.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class SlicedWork(Generic[T]):
         self.over = False
 
     def advance(self, seconds: float, interrupt: Callable[[], bool] = bool) -> bool:
-        """Work for so long, or until there is something else to do; whether it is over."""
+        """Work for `seconds`, or until there is something else to do; whether it is over."""
         self._until, self._interrupt = time.monotonic() + seconds, interrupt
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True)

@@ -1,7 +1,6 @@
-"""Processes of the server's own: started with one end of a socket pair, never forked, and told
-nothing else.
+"""Worker processes of the server: started with one end of a socket pair, never forked.
 
-A child ends when its socket does, so nothing is left behind even when the server is killed.
+A worker ends when its socket does, so nothing is left behind even when the server is killed.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ class WorkerProcess:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        self.process, self.reader, self.writer = process, reader, writer
+        self.process = process
+        self.reader, self.writer = reader, writer
 
     @classmethod
     async def start(cls, module: str, *arguments: str) -> WorkerProcess:
@@ -52,7 +52,7 @@ class WorkerProcess:
         await ipc.send_async(self.writer, message, arrays)
 
     async def receive(self) -> tuple[ipc.IpcMessage, list[ipc.Array]]:
-        """An EOFError where the child is gone."""
+        """An EOFError where the worker is gone."""
         try:
             return await ipc.receive_async(self.reader)
         except (asyncio.IncompleteReadError, ConnectionError, ValueError):

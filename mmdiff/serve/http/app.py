@@ -1,7 +1,7 @@
-"""The application: which path leads where, and what a stranger may read about it.
+"""The ASGI application: its routes, and what can be read about them.
 
-Routes take the bare request, so that nothing is read before there is a place for it; what their
-bodies hold is written down for the OpenAPI page all the same.
+Routes take the bare request, so that nothing is read before there is a slot for it; what their
+bodies hold is described for OpenAPI all the same.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import html
 import json
 import mimetypes
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
@@ -27,19 +28,17 @@ from starlette.types import ASGIApp
 
 from mmdiff import __version__
 from mmdiff.config import shown
-from mmdiff.serve.engine.client import EngineClient
 from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
 from mmdiff.serve.http import metrics, route_chat, route_moondream, route_transcriptions, schemas
-from mmdiff.serve.http.limiter import RequestLimiter
 from mmdiff.serve.http.middleware import SecurityMiddleware
-from mmdiff.serve.http.responses import AppState, Exchange, Perform
-from mmdiff.serve.media.pool import MediaPool
+from mmdiff.serve.http.responses import EngineResponse, ReadRequest
+from mmdiff.serve.http.state import AppState
 from mmdiff.serve.options import ServerOptions
 
 PAGE = Path(__file__).parents[1] / "page"
 PAGE_POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'; "
-    "base-uri 'none'; form-action 'none'"
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 SCHEMAS = "#/components/schemas/"
@@ -69,26 +68,12 @@ ERROR = {"description": "Anything that goes wrong: an error with message, type, 
 
 
 def create(options: ServerOptions) -> tuple[ASGIApp, AppState]:
-    """The application and what its requests share; engine and decoders start with its lifespan."""
-    house = AppState(
-        options, RequestLimiter(options), EngineClient(options), MediaPool(options.media)
-    )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await house.decoders.start()
-        house.service.start()
-        gc.collect()
-        # what is there to stay is not looked through again, for a tenth of a second each time
-        gc.freeze()
-        yield
-        await house.service.stop()
-        house.decoders.stop()
-
+    """The application and its state; engine and media workers start with its lifespan."""
+    state = AppState.of(options)
     app = FastAPI(
         title="mmdiff",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, state),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -96,23 +81,24 @@ def create(options: ServerOptions) -> tuple[ASGIApp, AppState]:
         description="Questions about images and audio, answered by denoising",
     )
     _add_errors(app)
-    _add_health(app, house)
-    _add_verbs(app, house)
+    _add_health(app, state)
+    _add_models(app, state)
+    _add_documents(app, state)
+    _add_engine_routes(app, state)
     _add_page(app)
-    house.metrics.registry.register(metrics.Collector(house))
-    house.metrics.routes = frozenset(
+    state.metrics.registry.register(metrics.Collector(state))
+    state.metrics.routes = frozenset(
         route.path for route in app.routes if isinstance(route, APIRoute)
     )
     guarded: ASGIApp = SecurityMiddleware(
         app,
         options,
-        lambda code: house.admission.rejected.update([code]),
-        house.metrics.answered,
+        lambda code: state.limiter.rejected.update([code]),
+        state.metrics.answered,
         page_files(),
     )
-    if (
-        options.allowed_origins
-    ):  # clients send headers of their own, such as X-Stainless-Lang of OpenAI's
+    # clients send headers of their own, such as X-Stainless-Lang of OpenAI's
+    if options.allowed_origins:
         guarded = CORSMiddleware(
             guarded,
             allow_origins=list(options.allowed_origins),
@@ -121,79 +107,127 @@ def create(options: ServerOptions) -> tuple[ASGIApp, AppState]:
             expose_headers=["X-Request-Id", "Retry-After"],
             max_age=600,
         )
-    return guarded, house
+    return guarded, state
 
 
-def _add_verbs(app: FastAPI, house: AppState) -> None:
-    verbs: dict[
-        str, tuple[Callable[[AppState, Request], Awaitable[Perform]], type[BaseModel], str]
-    ] = {
-        "/v1/chat/completions": (
-            route_chat.read,
-            schemas.ChatRequest,
-            "Answer a conversation with pictures and sounds",
-        ),
-        "/v1/caption": (route_moondream.read_caption, schemas.CaptionRequest, "Describe a picture"),
-        "/v1/query": (
-            route_moondream.read_query,
-            schemas.QueryRequest,
-            "Answer a question about a picture",
-        ),
-        "/v1/audio/transcriptions": (
-            route_transcriptions.read,
-            schemas.TranscriptionRequest,
-            "Write down what is said",
-        ),
-    }
-    parts: dict[str, Any] = {}  # of the bodies' schemas
-    for path, (read, model, summary) in verbs.items():
-        _add_verb(app, house, path, read, model, summary, parts)
+@asynccontextmanager
+async def _lifespan(state: AppState, _: FastAPI) -> AsyncIterator[None]:
+    await state.media.start()
+    state.engine.start()
+    gc.collect()
+    # what is there to stay is not looked through again, for a tenth of a second each time
+    gc.freeze()
+    yield
+    await state.engine.stop()
+    state.media.stop()
+
+
+class EngineRoute(NamedTuple):
+    """A path whose requests the engine works on."""
+
+    path: str
+    read: ReadRequest
+    body: type[BaseModel]
+    summary: str
+
+
+ENGINE_ROUTES = (
+    EngineRoute(
+        CHAT,
+        route_chat.read,
+        schemas.ChatRequest,
+        "Answer a conversation with images and audio",
+    ),
+    EngineRoute(
+        "/v1/caption",
+        route_moondream.read_caption,
+        schemas.CaptionRequest,
+        "Describe an image",
+    ),
+    EngineRoute(
+        "/v1/query",
+        route_moondream.read_query,
+        schemas.QueryRequest,
+        "Answer a question about an image",
+    ),
+    EngineRoute(
+        "/v1/audio/transcriptions",
+        route_transcriptions.read,
+        schemas.TranscriptionRequest,
+        "Transcribe audio",
+    ),
+)
+
+
+def _add_engine_routes(app: FastAPI, state: AppState) -> None:
+    definitions: dict[str, Any] = {}  # of the bodies' schemas
+    for route in ENGINE_ROUTES:
+        _add_engine_route(app, state, route, definitions)
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = described()
-        document.setdefault("components", {}).setdefault("schemas", {}).update(parts)
+        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _add_verb(
-    app: FastAPI,
-    house: AppState,
-    path: str,
-    read: Callable[[AppState, Request], Awaitable[Perform]],
-    model: type[BaseModel],
-    summary: str,
-    parts: dict[str, Any],
+def _add_engine_route(
+    app: FastAPI, state: AppState, route: EngineRoute, definitions: dict[str, Any]
 ) -> None:
-    async def verb(request: Request) -> Response:
-        return Exchange(house, lambda received: read(house, received))
+    async def respond(request: Request) -> Response:
+        return EngineResponse(state, route.read)
 
-    schema, kind = model.model_json_schema(ref_template=SCHEMAS + "{model}"), "application/json"
-    parts.update(schema.pop("$defs", {}))
-    if model is schemas.TranscriptionRequest:
+    schema = route.body.model_json_schema(ref_template=SCHEMAS + "{model}")
+    kind = "application/json"
+    definitions.update(schema.pop("$defs", {}))
+    if route.body is schemas.TranscriptionRequest:
         kind = "multipart/form-data"
         schema["properties"]["file"] = {"type": "string", "format": "binary"}
         schema["required"] = ["file"]
     app.add_api_route(
-        path,
-        verb,
+        route.path,
+        respond,
         methods=["POST"],
-        summary=summary,
+        summary=route.summary,
         responses={"4XX": ERROR, "5XX": ERROR},
-        operation_id=path.strip("/").replace("/", "_"),
+        operation_id=route.path.strip("/").replace("/", "_"),
         response_class=JSONResponse,
         response_model=None,
         openapi_extra={"requestBody": {"required": True, "content": {kind: {"schema": schema}}}},
     )
 
 
-def _add_health(app: FastAPI, house: AppState) -> None:
+def _add_health(app: FastAPI, state: AppState) -> None:
+    @app.get("/health", summary="Whether requests are answered")
+    async def health() -> dict[str, str]:
+        _check_ready(state)
+        return {"status": "ok"}
+
+    @app.get("/v1/health/ready", summary="Whether requests are answered")
+    async def ready() -> dict[str, str]:
+        _check_ready(state)
+        return {"status": "ready"}
+
+    @app.get("/v1/health/live", summary="Whether the server runs")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+
+def _check_ready(state: AppState) -> None:
+    if state.limiter.draining:
+        raise shutting_down()
+    if not state.engine.ready:
+        code = "engine_dead" if state.engine.restarts else "model_loading"
+        raise ApiError(503, code, "the engine is not ready")
+
+
+def _add_models(app: FastAPI, state: AppState) -> None:
     started = int(time.time())
 
     def model(name: str) -> dict[str, Any]:
-        about = house.service.about or {}
+        loaded = state.engine.model
         return {
             "id": name,
             "object": "model",
@@ -201,46 +235,29 @@ def _add_health(app: FastAPI, house: AppState) -> None:
             "owned_by": "mmdiff",
             "root": name,
             "parent": None,
-            "max_model_len": about.get("max_model_len"),
+            "max_model_len": loaded and loaded.max_model_len,
         }
-
-    def check_ready() -> None:
-        if house.admission.draining:
-            raise shutting_down()
-        if not house.service.ready:
-            code = "engine_dead" if house.service.restarts else "model_loading"
-            raise ApiError(503, code, "the engine is not ready")
-
-    @app.get("/health", summary="Whether requests are answered")
-    async def health() -> dict[str, str]:
-        check_ready()
-        return {"status": "ok"}
-
-    @app.get("/v1/health/ready", summary="Whether requests are answered")
-    async def ready() -> dict[str, str]:
-        check_ready()
-        return {"status": "ready"}
-
-    @app.get("/v1/health/live", summary="Whether the server runs")
-    async def live() -> dict[str, str]:
-        return {"status": "live"}
 
     @app.get("/v1/models", summary="What is served")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model(name) for name in house.options.names]}
+        return {"object": "list", "data": [model(name) for name in state.options.names]}
 
     @app.get("/v1/models/{name:path}", summary="One of the models")
     async def one_model(name: str) -> dict[str, Any]:
-        return model(house.check_model(name))
+        return model(state.check_model(name))
 
+
+def _add_documents(app: FastAPI, state: AppState) -> None:
     @app.get("/metrics", summary="Counts, in Prometheus's form")
     async def numbers() -> Response:
-        return Response(metrics.text(house), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.text(state), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:
-        prefix = request.scope.get("root_path", "")
-        return JSONResponse({**app.openapi(), **({"servers": [{"url": prefix}]} if prefix else {})})
+        document = dict(app.openapi())
+        if prefix := request.scope.get("root_path", ""):
+            document["servers"] = [{"url": prefix}]
+        return JSONResponse(document)
 
     @app.get("/docs", summary="This API, to read", include_in_schema=False)
     async def docs() -> Response:
@@ -249,26 +266,29 @@ def _add_health(app: FastAPI, house: AppState) -> None:
 
 def _docs(schema: dict[str, Any]) -> str:
     """The OpenAPI description as a page that needs no script and no network."""
-    routes = "".join(
-        f"<h2>{method.upper()} {html.escape(path)}</h2><p>{html.escape(found.get('summary', ''))}</p>"
-        + "".join(
-            f"<details><summary>{html.escape(kind)}</summary><pre>"
-            f"{html.escape(json.dumps(content['schema'], indent=1))}</pre></details>"
-            for kind, content in found.get("requestBody", {}).get("content", {}).items()
-        )
-        for path, methods in schema["paths"].items()
-        for method, found in methods.items()
-    )
-    routes += "".join(
-        f"<details><summary>{html.escape(name)}</summary><pre>{html.escape(json.dumps(part, indent=1))}"
-        "</pre></details>"
-        for name, part in schema["components"]["schemas"].items()
-    )
+    sections = []
+    for path, methods in schema["paths"].items():
+        for method, found in methods.items():
+            sections.append(_docs_of_route(f"{method.upper()} {path}", found))
+    for name, part in schema["components"]["schemas"].items():
+        sections.append(_details(name, part))
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>mmdiff</title><style>{STYLE}</style>"
-        f"<h1>mmdiff {html.escape(schema['info']['version'])}</h1>"
-        f"<p>Also as <a href=openapi.json>openapi.json</a>.</p>{routes}</html>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>mmdiff</title>"
+        f"<style>{STYLE}</style><h1>mmdiff {html.escape(schema['info']['version'])}</h1>"
+        f"<p>Also as <a href=openapi.json>openapi.json</a>.</p>{''.join(sections)}</html>"
     )
+
+
+def _docs_of_route(title: str, route: dict[str, Any]) -> str:
+    summary = html.escape(route.get("summary", ""))
+    contents = route.get("requestBody", {}).get("content", {})
+    bodies = "".join(_details(kind, each["schema"]) for kind, each in contents.items())
+    return f"<h2>{html.escape(title)}</h2><p>{summary}</p>{bodies}"
+
+
+def _details(title: str, content: Any) -> str:
+    text = html.escape(json.dumps(content, indent=1))
+    return f"<details><summary>{html.escape(title)}</summary><pre>{text}</pre></details>"
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -301,25 +321,23 @@ def _add_errors(app: FastAPI) -> None:
 
 def _nearby(app: FastAPI, request: Request) -> str:
     """The route that a wrong path is likely to mean."""
-    asked = request.scope["path"][:200].rstrip("/").lower()
+    wrong = request.scope["path"][:200].rstrip("/").lower()
     routes = {
         route.path: min(route.methods or {"GET"})
         for route in app.routes
         if isinstance(route, APIRoute) and route.include_in_schema
     }
-    if (path := ELSEWHERE.get(asked.rpartition("/v1")[2])) is None:
+    if (path := ELSEWHERE.get(wrong.rpartition("/v1")[2])) is None:
         ends = [
             path
             for path in routes
-            if path.removeprefix("/v1") and asked.endswith(path.removeprefix("/v1"))
+            if path.removeprefix("/v1") and wrong.endswith(path.removeprefix("/v1"))
         ]
-        found = ends or difflib.get_close_matches(asked, routes, 1, 0.75)
+        found = ends or difflib.get_close_matches(wrong, routes, 1, 0.75)
         path = max(found, key=len, default=None)
-    return (
-        "; GET /docs lists what there is"
-        if path is None
-        else f"; did you mean {routes[path]} {path}?"
-    )
+    if path is None:
+        return "; GET /docs lists what there is"
+    return f"; did you mean {routes[path]} {path}?"
 
 
 def page_files() -> list[str]:

@@ -1,5 +1,4 @@
-"""One client's connection: HTTP/1.1 as uvicorn speaks it, with limits that hold for every request
-on it.
+"""uvicorn's HTTP/1.1 protocol with limits that hold for every request on a connection.
 
 uvicorn bounds neither the size nor the time of headers, keeps the trailers of a chunked body, and
 parses requests that are sent ahead (pipelining) while an answer is on its way. Here what arrives is
@@ -27,12 +26,10 @@ from mmdiff.serve.errors import ApiError
 from mmdiff.serve.http.middleware import DRAINED_BYTES, DRAINED_SECONDS, HEADERS
 
 HEAD_BYTES, HEAD_FIELDS = 64 << 10, 100  # of a request line with its headers
-HEAD_SECONDS = (
-    10.0  # from a request's first byte, or the connection's start, to the end of the headers
-)
-FRAMING_BYTES = (
-    64 << 10
-)  # of a chunked body (sizes, extensions, trailers), beyond as much as the body itself
+# from a request's first byte, or the connection's start, to the end of the headers
+HEAD_SECONDS = 10.0
+# of a chunked body (sizes, extensions, trailers), beyond as much as the body itself
+FRAMING_BYTES = 64 << 10
 WRITE_SECONDS = 40.0  # for which a client may take nothing of what waits for it
 PIECE = 1 << 10  # bytes parsed at once: few requests fit into it
 TURN = 32 << 10  # bytes parsed before other connections have their turn
@@ -70,10 +67,8 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._waiting = bytearray()  # received, not yet parsed
-        self._in_head, self._begun = (
-            True,
-            False,
-        )  # outside of any body; after the first byte of a request
+        self._in_head = True  # outside of any body
+        self._begun = False  # after the first byte of a request
         self._head_bytes = self._fields = 0
         self._body_bytes = self._sent_bytes = 0
         self._refeeding = False  # a head that was read already
@@ -100,9 +95,8 @@ class Connection(HttpToolsProtocol):
             self._turn.cancel()
         self._waiting.clear()
         self.flow.waiting = False
-        if (
-            self._active is not None and not self._active.response_complete
-        ):  # uvicorn tells the newest request only
+        # uvicorn notifies the newest request only
+        if self._active is not None and not self._active.response_complete:
             self._active.disconnected = True
             self._active.message_event.set()
         super().connection_lost(exc)
@@ -128,8 +122,8 @@ class Connection(HttpToolsProtocol):
     # Parsing
 
     def _parse(self) -> None:
-        """Parse what waits: up to the next request while one is being answered, and up to TURN
-        bytes."""
+        """Parse what waits: at most to the next request while one is being answered, and at most
+        TURN bytes."""
         self._turn, parsed = None, 0
         while self._waiting and parsed < TURN and not self.pipeline and self._refusal is None:
             piece = bytes(self._waiting[:PIECE])
@@ -151,9 +145,8 @@ class Connection(HttpToolsProtocol):
         self._moved = False
         try:
             self.parser.feed_data(piece)
-        except (
-            httptools.HttpParserUpgrade
-        ) as upgrade:  # answered as HTTP/1.1, whatever else was proposed
+        # answered as HTTP/1.1, whatever else was proposed
+        except httptools.HttpParserUpgrade as upgrade:
             if not self._in_head:
                 self._refeed_head()
             if rest := piece[upgrade.args[0] :]:
@@ -188,8 +181,10 @@ class Connection(HttpToolsProtocol):
         if self._refeeding:
             return
         super().on_message_begin()
-        self._moved = self._in_head = self._begun = True
-        self._head_bytes = self._fields = self._body_bytes = self._sent_bytes = 0
+        self._moved = True
+        self._in_head, self._begun = True, True
+        self._head_bytes, self._fields = 0, 0
+        self._body_bytes, self._sent_bytes = 0, 0
 
     def on_url(self, url: bytes) -> None:
         if self._refeeding:
@@ -215,7 +210,8 @@ class Connection(HttpToolsProtocol):
         if self._refeeding:
             return
         super().on_headers_complete()
-        self._moved, self._in_head, self._begun = True, False, False
+        self._moved = True
+        self._in_head, self._begun = False, False
 
     def on_chunk_header(self) -> None:
         self._moved = True
@@ -257,7 +253,7 @@ class Connection(HttpToolsProtocol):
     # Refusing
 
     def refused(self, error: ApiError) -> None:
-        """Told of each refusal that no application sees; for subclasses."""
+        """Called with each refusal that no application sees; for subclasses."""
 
     def _refuse(self, error: ApiError) -> None:
         """Parse no more; refuse once the requests before are answered."""
@@ -299,7 +295,7 @@ class Connection(HttpToolsProtocol):
     # Timers
 
     def _watch_head(self) -> None:
-        """A request that has begun, or the first one, has so much time for its headers."""
+        """A request that has begun, or the first one, has HEAD_SECONDS for its headers."""
         begun = self.cycle is None or self._begun or self._silent_bytes > 0
         if self._in_head and begun and not self._answering and self._refusal is None:
             self._start_timer("head", HEAD_SECONDS, self.transport.close)

@@ -1,8 +1,8 @@
-"""Who comes in: places, taken before a body is read, and rows of the engine, taken in turn.
+"""Limits concurrent requests before their bodies are read, and shares the engine's capacity fairly.
 
-The server holds so many requests as there are rows and places to wait; who comes when all are taken
-is refused at once. Every request that is let in ends as completed, failed or cancelled, and is
-counted once.
+The server holds as many requests as the engine denoises sequences at once, and a queue of more;
+when all slots are taken, a request is refused at once. Every accepted request ends as completed,
+failed or cancelled, and is counted once.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from mmdiff.serve.errors import ApiError, Disconnected, shutting_down
+from mmdiff.serve.errors import ApiError, Disconnected, model_loading, shutting_down
 from mmdiff.serve.options import ServerOptions
 
 
 class FairSemaphore:
-    """So many rows; whoever wants some waits for those that came before."""
+    """A semaphore for several units at once; waiters get theirs in the order in which they came."""
 
     def __init__(self, count: int) -> None:
         self.count, self.free = count, count
@@ -50,20 +50,21 @@ class FairSemaphore:
 
 
 class RequestLimiter:
-    """The door."""
+    """Slots for requests, and capacity for the engine's sequences."""
 
     def __init__(self, options: ServerOptions) -> None:
-        self.options, self.rows = options, FairSemaphore(options.max_num_seqs)
+        self.options, self.capacity = options, FairSemaphore(options.max_num_seqs)
         self.most = options.max_num_seqs + options.max_num_queued_reqs
         self.draining = False
-        self.accepted, self.inside, self.running = 0, 0, 0
+        self.accepted, self.in_flight = 0, 0
+        self.running = 0  # at the engine
         self.ended: Counter[str] = Counter(completed=0, failed=0, cancelled=0)
         self.rejected: Counter[str] = Counter()
         self.by_key: Counter[str] = Counter()
 
     @contextmanager
     def slot(self, key: str, ready: bool) -> Iterator[None]:
-        """A place for one request, from before its body is read until it ends.
+        """A slot for one request, from before its body is read until it ends.
 
         Raises:
             ApiError: there is none now.
@@ -72,7 +73,7 @@ class RequestLimiter:
             self.rejected[refusal.code] += 1
             raise refusal
         self.accepted += 1
-        self.inside += 1
+        self.in_flight += 1
         self.by_key[key] += 1
         end = "failed"
         try:
@@ -82,12 +83,12 @@ class RequestLimiter:
             end = "cancelled"
             raise
         except ApiError as error:
-            if error.status < 500:  # what the client sent was the reason, and it was told so
+            if error.status < 500:  # for what the client sent, which was refused
                 end = "completed"
             raise
         finally:
             self.ended[end] += 1
-            self.inside -= 1
+            self.in_flight -= 1
             self.by_key[key] -= 1
             if not self.by_key[key]:
                 del self.by_key[key]
@@ -96,41 +97,39 @@ class RequestLimiter:
         if self.draining:
             return shutting_down()
         if not ready:
-            return ApiError(
-                503, "model_loading", "the model is being loaded; ask again in a moment"
-            )
-        if self.inside >= self.most:
+            return model_loading()
+        if self.in_flight >= self.most:
             status = self.options.overload_status_code
             return ApiError(
-                status, "queue_full", f"all {self.most} places are taken; ask again in a moment"
+                status, "queue_full", f"all {self.most} slots are taken; try again in a moment"
             )
         most = self.options.max_num_reqs_per_key
         if most and self.by_key[key] >= most:
             return ApiError(
                 429,
                 "rate_limited",
-                f"this key has {most} requests at work, and may have no more at once",
+                f"this key has {most} requests in flight, and may have at most {most} at once",
             )
         return None
 
     @asynccontextmanager
-    async def engine(self, rows: int) -> AsyncIterator[None]:
-        """Rows of the engine, when it is this request's turn.
+    async def engine(self, sequences: int) -> AsyncIterator[None]:
+        """Capacity of the engine, when it is this request's turn.
 
         Raises:
             ApiError: it waited for too long.
         """
         try:
             async with asyncio.timeout(self.options.queue_timeout):
-                await self.rows.take(rows)
+                await self.capacity.take(sequences)
         except TimeoutError:
             waited = f"{self.options.queue_timeout:g} seconds"
             raise ApiError(
-                503, "queue_timeout", f"the engine was not free within {waited}; ask again"
+                503, "queue_timeout", f"the engine was not free within {waited}; try again"
             ) from None
         self.running += 1
         try:
             yield
         finally:
             self.running -= 1
-            self.rows.give(rows)
+            self.capacity.give(sequences)

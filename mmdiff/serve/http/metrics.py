@@ -1,5 +1,5 @@
-"""/metrics: counts and times in Prometheus's text form, in the manner of vLLM's, with a bounded set
-of labels."""
+"""/metrics: counts and latencies in Prometheus's text format, in the manner of vLLM's, with a
+bounded set of labels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from starlette.types import Scope
 
-from mmdiff.serve.engine import ipc
+from mmdiff.serve.engine.client import StreamEvent
+from mmdiff.serve.engine.messages import (
+    AnswerFinished,
+    SegmentTranscribed,
+    SpeechFound,
+    Started,
+)
 
 if TYPE_CHECKING:
-    from mmdiff.serve.http.responses import AppState
+    from mmdiff.serve.http.state import AppState
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
@@ -60,8 +65,8 @@ class Metrics:
             return path
         return f"{MODEL}{{name}}" if path.startswith(MODEL) else "other"
 
-    def times(self, scope: Scope) -> Times:
-        route = self.route(scope["path"])
+    def times(self, path: str) -> Times:
+        route = self.route(path)
         return Times(
             self._queue.labels(route), self._first.labels(route), self._whole.labels(route)
         )
@@ -70,27 +75,34 @@ class Metrics:
         method = method if method in METHODS else "other"
         self.http.labels(method, self.route(path), str(status or 499)).inc()
 
-    def count_tokens(self, event: ipc.IpcMessage) -> None:
-        """What an engine's event says of tokens, whatever was asked for."""
-        self.tokens["prompt"] += event.get("prompt_tokens", 0)
-        if event["event"] == "row":
-            self.tokens["completion"] += event["tokens"]
-            self.tokens["steps"] += event["steps"]
-        elif event["event"] == "segment":
-            self.tokens["completion"] += len(event["segment"]["token_ids"])
+    def count_tokens(self, event: StreamEvent) -> None:
+        """What an engine's event says of tokens, whatever the request."""
+        match event:
+            case Started() | SpeechFound():
+                self.tokens["prompt"] += event.prompt_tokens
+            case AnswerFinished():
+                self.tokens["completion"] += event.tokens
+                self.tokens["steps"] += event.steps
+            case SegmentTranscribed():
+                self.tokens["completion"] += len(event.segment.token_ids)
 
 
 class Collector:
-    """What a house knows anyway; accepted = completed + failed + cancelled + in flight, at any
-    moment."""
+    """What the application's parts count anyway; accepted = completed + failed + cancelled + in
+    flight, at any moment."""
 
-    def __init__(self, house: AppState) -> None:
-        self.house = house
+    def __init__(self, state: AppState) -> None:
+        self.state = state
 
     def collect(self) -> Iterator[Metric]:
-        door, service, tokens = self.house.admission, self.house.service, self.house.metrics.tokens
+        yield from self._requests()
+        yield from self._tokens()
+        yield from self._engine()
+
+    def _requests(self) -> Iterator[Metric]:
+        limiter = self.state.limiter
         yield CounterMetricFamily(
-            "mmdiff_requests_accepted", "Requests that were given a place", value=door.accepted
+            "mmdiff_requests_accepted", "Requests that were given a slot", value=limiter.accepted
         )
         ends = {
             "completed": "answered, or refused for what the client sent (4xx)",
@@ -101,26 +113,33 @@ class Collector:
             yield CounterMetricFamily(
                 f"mmdiff_requests_{end}",
                 f"Accepted requests that were {text}",
-                value=door.ended[end],
+                value=limiter.ended[end],
             )
         rejected = CounterMetricFamily(
-            "mmdiff_requests_rejected", "Requests that were given no place", labels=["code"]
+            "mmdiff_requests_rejected", "Requests that were given no slot", labels=["code"]
         )
-        for code, count in sorted(door.rejected.items()):
+        for code, count in sorted(limiter.rejected.items()):
             rejected.add_metric([code], count)
         yield rejected
         yield GaugeMetricFamily(
-            "mmdiff_requests_in_flight", "Requests with a place", value=door.inside
+            "mmdiff_requests_in_flight", "Requests with a slot", value=limiter.in_flight
         )
         yield GaugeMetricFamily(
-            "mmdiff_requests_running", "Requests at the engine", value=door.running
+            "mmdiff_requests_running", "Requests at the engine", value=limiter.running
         )
         yield GaugeMetricFamily(
-            "mmdiff_requests_waiting", "Requests before it", value=door.inside - door.running
+            "mmdiff_requests_waiting",
+            "Requests before it",
+            value=limiter.in_flight - limiter.running,
         )
         yield GaugeMetricFamily(
-            "mmdiff_rows_running", "Rows being denoised", value=door.rows.count - door.rows.free
+            "mmdiff_rows_running",
+            "Sequences being denoised",
+            value=limiter.capacity.count - limiter.capacity.free,
         )
+
+    def _tokens(self) -> Iterator[Metric]:
+        tokens = self.state.metrics.tokens
         yield CounterMetricFamily(
             "mmdiff_prompt_tokens",
             "Of prompts, with their images and audio",
@@ -132,28 +151,27 @@ class Collector:
             value=tokens["completion"],
         )
         yield CounterMetricFamily("mmdiff_steps", "Of finished answers", value=tokens["steps"])
+
+    def _engine(self) -> Iterator[Metric]:
+        engine, beat = self.state.engine, self.state.engine.heartbeat
+        yield CounterMetricFamily("mmdiff_engine_steps", "Steps of batches", value=beat.steps)
+        yield GaugeMetricFamily(
+            "mmdiff_engine_up", "Whether the engine answers", value=int(engine.ready)
+        )
         yield CounterMetricFamily(
-            "mmdiff_engine_steps", "Steps of batches", value=service.counts["steps"]
+            "mmdiff_engine_restarts", "Engines that died", value=engine.restarts
+        )
+        yield CounterMetricFamily(
+            "mmdiff_decoder_restarts",
+            "Media workers that died",
+            value=self.state.media.restarts,
         )
         yield GaugeMetricFamily(
-            "mmdiff_engine_up", "Whether the engine answers", value=int(service.ready)
+            "mmdiff_store_bytes", "Of images and prompts kept for later", value=beat.store_bytes
         )
-        yield CounterMetricFamily(
-            "mmdiff_engine_restarts", "Engines that died", value=service.restarts
-        )
-        yield CounterMetricFamily(
-            "mmdiff_decoder_restarts", "Decoders that died", value=self.house.decoders.restarts
-        )
-        yield GaugeMetricFamily(
-            "mmdiff_store_bytes",
-            "Of images and prompts kept for later",
-            value=service.counts["store_bytes"],
-        )
-        for name in ("hits", "misses"):
-            yield CounterMetricFamily(
-                f"mmdiff_store_{name}", "Of the store", value=service.counts[f"store_{name}"]
-            )
+        yield CounterMetricFamily("mmdiff_store_hits", "Of the store", value=beat.store_hits)
+        yield CounterMetricFamily("mmdiff_store_misses", "Of the store", value=beat.store_misses)
 
 
-def text(house: AppState) -> bytes:
-    return generate_latest(house.metrics.registry)
+def text(state: AppState) -> bytes:
+    return generate_latest(state.metrics.registry)

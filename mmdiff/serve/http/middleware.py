@@ -1,8 +1,8 @@
-"""What every request passes before anything looks at it, and every answer on its way out.
+"""Security middleware: API keys, hosts and origins, limits on bodies, and one shape for errors.
 
-Keys are asked for on every path but those of health, whatever is or is not behind it. Bodies may
-have so many bytes and must come in so fast. All that goes wrong leaves in the one shape of
-errors.py, and nothing of ours with it.
+Keys are required on every path but those of health, whether or not it exists. Bodies have a largest
+size and a slowest rate. Every error leaves in the shape of errors.py, without paths or tracebacks
+of ours.
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ OPEN_PATHS = ("/health", "/v1/health/live", "/v1/health/ready")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 PREFIX = re.compile(r"(/[A-Za-z0-9_.~-]{1,64}){1,8}")
 LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?")
-DRAINED_BYTES, DRAINED_SECONDS = (
-    4 << 20,
-    1.0,
-)  # of a refused body, so that its sender sees the refusal
+# of a refused body, so that its sender sees the refusal
+DRAINED_BYTES, DRAINED_SECONDS = 4 << 20, 1.0
 BODILESS = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -60,12 +58,13 @@ class SecurityMiddleware:
     ) -> None:
         """
         Args:
-            rejected: told the code of each request that has no right to be here.
-            answered: told method, path and status of each request in the end; None where its client
-                left.
+            rejected: called with the code of each request that is not authorized.
+            answered: called with method, path and status of each request in the end; None where its
+                client left.
             files: paths of the page's own files, which browsers may fetch for a page of any origin.
         """
-        self.app, self.options, self.rejected, self.answered = app, options, rejected, answered
+        self.app, self.options = app, options
+        self.rejected, self.answered = rejected, answered
         self.files = frozenset(files)
         self.keys = [hashlib.sha256(key.encode()).digest() for key in options.api_keys]
         self.hosts = {urlsplit(origin).netloc for origin in options.allowed_origins} - {""}
@@ -109,58 +108,53 @@ class SecurityMiddleware:
             )
 
     def _key(self, path: str, method: str, headers: Headers) -> str:
-        """A name for the key that was given, for counting.
+        """A name for the key that was given, to count its requests by.
 
         Raises:
-            ApiError: it is missing or wrong, or a browser sends what a foreign page wants.
+            ApiError: it is missing or wrong, or the request is another site's page's.
         """
         if path in OPEN_PATHS:
             return ""
         if not self.keys:
-            host = headers.get("host", "").lower()
-            if (
-                self.options.on_loopback
-                and not LOCAL_HOST.fullmatch(host)
-                and host not in self.hosts
-            ):
-                raise ApiError(
-                    403,
-                    "host_not_allowed",
-                    f"without a key, this server answers to localhost only, not to "
-                    f"{shown(host)}: start it with --api-key, or with --allowed-origins for that name",
-                )
+            self._check_host(headers.get("host", "").lower())
             self._check_origin(path, method, headers)
             return ""
         digest = hashlib.sha256(_given_key(headers)).digest()
-        right = [
-            hmac.compare_digest(digest, known) for known in self.keys
-        ]  # all of them, whichever fits
+        # all of them are compared, whichever fits, so that the time is the same
+        right = [hmac.compare_digest(digest, known) for known in self.keys]
         if not any(right):
             raise ApiError(401, "invalid_api_key", "send your key as `Authorization: Bearer KEY`")
         self._check_origin(path, method, headers)
         return digest.hex()[:12]
 
+    def _check_host(self, host: str) -> None:
+        """Without a key, a name that resolves to this machine must not make it answer a page."""
+        known = LOCAL_HOST.fullmatch(host) or host in self.hosts
+        if self.options.on_loopback and not known:
+            raise ApiError(
+                403,
+                "host_not_allowed",
+                f"without a key, this server answers to localhost only, not to {shown(host)}: "
+                "start it with --api-key, or with --allowed-origins for that name",
+            )
+
     def _check_origin(self, path: str, method: str, headers: Headers) -> None:
-        """A page may ask the server it came from, by the name that its browser uses; others only
+        """Same-origin pages may send requests, by the name that their browser uses; others only
         where allowed."""
         origin, host = headers.get("origin"), headers.get("host")
         ours = (f"http://{host}", f"https://{host}", *self.options.allowed_origins)
         if origin is None or origin in ours or "*" in self.options.allowed_origins:
             return
-        if path in self.files and method in (
-            "GET",
-            "HEAD",
-        ):  # the same for all, and of no use to another page
+        if path in self.files and method in ("GET", "HEAD"):  # the same for all clients
             return
-        if (
-            headers.get("sec-fetch-site") == "same-origin"
-        ):  # said by browsers, which no page can make them say
+        # set by browsers, and not by pages
+        if headers.get("sec-fetch-site") == "same-origin":
             return
         raise ApiError(
             403,
             "origin_not_allowed",
-            f"pages of {shown(origin)} may not ask here: let the proxy pass on "
-            "the Host that it was asked for, or start with --allowed-origins",
+            f"pages of {shown(origin)} may not send requests here: let the proxy pass on "
+            "the Host of the request, or start with --allowed-origins",
         )
 
 
@@ -169,26 +163,26 @@ def _routed(scope: Scope, headers: Headers) -> Scope:
     the root path."""
     prefix = headers.get("x-forwarded-prefix", "").rstrip("/")
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    return {
-        **scope,
-        "method": method,
-        **({"root_path": prefix} if PREFIX.fullmatch(prefix) else {}),
-    }
+    routed = {**scope, "method": method}
+    if PREFIX.fullmatch(prefix):
+        routed["root_path"] = prefix
+    return routed
 
 
 def _given_key(headers: Headers) -> bytes:
     """The one key of a request; of what a browser asks its user for (Basic) the password. Empty
     where there is none."""
-    values = headers.getlist("authorization") + [
-        f"Bearer {key}" for key in headers.getlist("x-moondream-auth")
-    ]
-    scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    values = headers.getlist("authorization")
+    values += [f"Bearer {key}" for key in headers.getlist("x-moondream-auth")]
+    if len(values) != 1:
+        return b""
+    scheme, _, key = values[0].partition(" ")
     if scheme.lower() == "bearer":
         return key.strip().encode("utf-8", "surrogateescape")
+    if scheme.lower() != "basic":
+        return b""
     try:
-        return (
-            b64decode(key, validate=True).partition(b":")[2] if scheme.lower() == "basic" else b""
-        )
+        return b64decode(key, validate=True).partition(b":")[2]
     except ValueError:
         return b""
 
@@ -197,7 +191,8 @@ class _GuardedExchange:
     """One request's messages in both directions."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, options: ServerOptions) -> None:
-        self.scope, self._receive, self._send, self.options = scope, receive, send, options
+        self.scope, self.options = scope, options
+        self._receive, self._send = receive, send
         self.status: int | None = None
         self.got, self.started = 0, 0.0
         has_body = any(
@@ -208,7 +203,7 @@ class _GuardedExchange:
     def check_length(self, headers: Headers) -> None:
         length = headers.get("content-length")
         if length is not None and (not length.isascii() or not length.isdigit()):
-            raise ApiError(400, "invalid_request", "Content-Length is no number")
+            raise ApiError(400, "invalid_request", "Content-Length is not a number")
         if length is not None and int(length) > self.options.max_body:
             raise self._too_large()
 
@@ -260,7 +255,7 @@ class _GuardedExchange:
             raise Disconnected from None
 
     async def _drain(self) -> None:
-        """Take some more of a body that nobody wants, or the refusal is lost in the reset of the
+        """Read some more of a refused body, or the refusal is lost in the reset of the
         connection."""
         try:
             async with asyncio.timeout(DRAINED_SECONDS):
@@ -286,10 +281,10 @@ class _GuardedExchange:
             **error.headers,
         }
         if error.status == 401:
-            page = "text/html" in Headers(scope=self.scope).get(
-                "accept", ""
-            )  # a person, who is asked for the key
-            headers["WWW-Authenticate"] = 'Basic realm="the key as password"' if page else "Bearer"
+            headers["WWW-Authenticate"] = "Bearer"
+            accepted = Headers(scope=self.scope).get("accept", "")
+            if "text/html" in accepted:  # a browser, which asks its user for the key
+                headers["WWW-Authenticate"] = 'Basic realm="the key as password"'
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         try:
             await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
@@ -306,5 +301,5 @@ class _GuardedExchange:
 
 
 def state_of(request: Any) -> dict[str, Any]:
-    """What the guard knows of a request: `id` and `key`."""
+    """What the middleware knows of a request: `id` and `key`."""
     return dict(request.scope["state"])

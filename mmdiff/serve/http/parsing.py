@@ -1,10 +1,10 @@
-"""Bodies of requests, read with limits and checked: JSON without doubles or depth, against a model
-of schemas.py."""
+"""Parses request bodies strictly, and validates them against the models of schemas.py."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -12,11 +12,12 @@ from starlette.requests import Request
 from mmdiff.config import shown
 from mmdiff.serve.errors import ApiError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 DEPTH = 64
-BRACKETS, COMMAS = (
-    20_000,
-    200_000,
-)  # checked first: parsing takes far more time and memory for them than for text
+# checked first: parsing takes far more time and memory for them than for text
+BRACKETS, COMMAS = 20_000, 200_000
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -24,7 +25,7 @@ async def read_json_body(request: Request, model: type[M]) -> M:
     """The body as `model`.
 
     Raises:
-        ApiError: it is no JSON, or not of this form; `param` says where.
+        ApiError: it is not JSON, or does not fit; `param` says where.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -34,105 +35,112 @@ async def read_json_body(request: Request, model: type[M]) -> M:
 
 
 def check_coding(request: Request) -> None:
-    """Refuse a body that is packed: what it unpacks to could be of any size.
+    """Refuse a compressed body: what it decompresses to could be of any size.
 
     Raises:
         ApiError: it is.
     """
     coding = request.headers.get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):
-        said = f"the body is packed ({shown(coding)}): send it without Content-Encoding"
-        raise ApiError(415, "unsupported_media_type", said)
+        message = f"the body is compressed ({shown(coding)}): send it without Content-Encoding"
+        raise ApiError(415, "unsupported_media_type", message)
 
 
 def parse_json_strict(body: bytes) -> Any:
-    """JSON, strictly."""
+    """The value of JSON without duplicate keys, deep nesting, constants or lone surrogates.
+
+    Raises:
+        ApiError: it is not such JSON.
+    """
     if body.startswith(b"\xef\xbb\xbf"):
-        raise ApiError(
-            400, "invalid_json", "the body begins with a byte order mark: send JSON without one"
-        )
+        raise _not_json("the body begins with a byte order mark: send JSON without one")
     if body.count(b"[") + body.count(b"{") > BRACKETS:
-        raise ApiError(
-            400, "invalid_json", f"the body holds more than {BRACKETS:,} lists and objects"
-        )
+        raise _not_json(f"the body holds more than {BRACKETS:,} lists and objects")
     if body.count(b",") > COMMAS:
-        raise ApiError(
-            400,
-            "invalid_json",
-            f"the body holds more than {COMMAS:,} commas: it has too many values",
-        )
+        raise _not_json(f"the body holds more than {COMMAS:,} commas: it has too many values")
     try:
         values = json.loads(
             body.decode(),
             object_pairs_hook=_reject_duplicate_keys,
-            parse_constant=_no_constant,
-            parse_int=_integer,
-            parse_float=_float,
+            parse_constant=_reject_constant,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
         )
-        too_deep = _too_deep(values)
+        too_deep = _is_too_deep(values)
     except RecursionError:
         too_deep = True
     except json.JSONDecodeError as error:
-        raise ApiError(
-            400, "invalid_json", f"the body is no JSON: {error.msg} at character {error.pos}"
-        ) from None
+        raise _not_json(f"the body is not JSON: {error.msg} at character {error.pos}") from None
     except UnicodeDecodeError as error:
-        raise ApiError(400, "invalid_json", f"the body is no UTF-8 at byte {error.start}") from None
+        raise _not_json(f"the body is not UTF-8 at byte {error.start}") from None
     if too_deep:
-        raise ApiError(400, "invalid_json", f"the body is nested more than {DEPTH} deep")
-    if b"\\ud" in body.lower() and (place := _half_character(values)) is not None:
-        said = f"{shown(place)} holds half of a character (a lone surrogate)"
-        raise ApiError(400, "invalid_request", said, place[:200])
+        raise _not_json(f"the body is nested more than {DEPTH} deep")
+    if b"\\ud" in body.lower() and (path := _lone_surrogate(values)) is not None:
+        message = f"{shown(path)} holds half of a character (a lone surrogate)"
+        raise ApiError(400, "invalid_request", message, path[:200])
     return values
 
 
+def _not_json(message: str) -> ApiError:
+    return ApiError(400, "invalid_json", message)
+
+
 def validated(model: type[M], values: Any) -> M:
+    """The body as `model`.
+
+    Raises:
+        ApiError: it does not fit; `param` says where.
+    """
     if not isinstance(values, dict):
         raise ApiError(400, "invalid_request", "the body must be a JSON object")
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        param = _path(first["loc"], values, first["type"] == "missing")
-        if first["type"] == "extra_forbidden":
-            said = f"{shown(param)} is not supported here: leave it out"
-            raise ApiError(400, "unknown_parameter", said, param) from None
-        if first["type"] == "missing":
-            raise ApiError(400, "invalid_request", f"{shown(param)} is missing", param) from None
-        said = first["msg"][0].lower() + first["msg"][1:]
-        if first["type"] == "union_tag_invalid":
-            tag, tags = first["ctx"]["tag"], first["ctx"]["expected_tags"]
-            said = f"its type is {shown(tag)}, and should be one of {tags}"
-        raise ApiError(
-            400, "invalid_request", f"{shown(param)} does not fit: {said}", param
-        ) from None
+        raise _misfit(first, values) from None
 
 
-def _path(places: tuple[int | str, ...], values: Any, missing: bool) -> str:
+def _misfit(error: ErrorDetails, values: Any) -> ApiError:
+    """The refusal of a body by pydantic's first error."""
+    kind, param = error["type"], _path(error["loc"], values, error["type"] == "missing")
+    if kind == "extra_forbidden":
+        message = f"{shown(param)} is not supported here: leave it out"
+        return ApiError(400, "unknown_parameter", message, param)
+    if kind == "missing":
+        return ApiError(400, "invalid_request", f"{shown(param)} is missing", param)
+    reason = error["msg"][0].lower() + error["msg"][1:]
+    if kind == "union_tag_invalid":
+        tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
+        reason = f"its type is {shown(tag)}, and should be one of {tags}"
+    return ApiError(400, "invalid_request", f"{shown(param)} does not fit: {reason}", param)
+
+
+def _path(location: tuple[int | str, ...], values: Any, missing: bool) -> str:
     """`messages[0].content`, without the names that a union adds.
 
     Args:
-        missing: the last place is not there.
+        location: pydantic's.
+        missing: its last key is not there.
     """
     path = ""
-    for number, place in enumerate(places):
-        part = isinstance(values, dict) and number > 0 and isinstance(places[number - 1], int)
-        if part and number + 1 < len(places) and values.get("type") == place:
+    for number, key in enumerate(location):
+        in_list = isinstance(values, dict) and number > 0 and isinstance(location[number - 1], int)
+        if in_list and number + 1 < len(location) and values.get("type") == key:
             # the tag by which a union chose, though there may be a key of that name as well
             continue
-        if isinstance(place, int):
-            path += f"[{place}]"
-            values = values[place] if isinstance(values, list) and place < len(values) else None
-        elif isinstance(values, dict) and (place in values or (missing and place == places[-1])):
-            path += f".{place}" if path else place
-            values = values.get(place)
-    return (path or ".".join(map(str, places)))[:200]
+        if isinstance(key, int):
+            path += f"[{key}]"
+            values = values[key] if isinstance(values, list) and key < len(values) else None
+        elif isinstance(values, dict) and (key in values or (missing and key == location[-1])):
+            path += f".{key}" if path else key
+            values = values.get(key)
+    return (path or ".".join(map(str, location)))[:200]
 
 
-def _too_deep(value: Any, left: int = DEPTH) -> bool:
+def _is_too_deep(value: Any, left: int = DEPTH) -> bool:
     if isinstance(value, dict | list):
         inside = value.values() if isinstance(value, dict) else value
-        return left == 0 or any(_too_deep(each, left - 1) for each in inside)
+        return left == 0 or any(_is_too_deep(each, left - 1) for each in inside)
     return False
 
 
@@ -141,52 +149,45 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in names if names.count(name) > 1)
-        raise ApiError(400, "invalid_json", f"the body names {shown(double)} twice")
+        raise _not_json(f"the body names {shown(double)} twice")
     return found
 
 
-def _half_character(value: Any, place: str = "") -> str | None:
-    """Where there is a text that is none, if anywhere."""
-    if isinstance(value, dict):
-        inside = [
-            (f"{place}.{name}" if place else name, name, each) for name, each in value.items()
-        ]
-        return next(
-            (
-                found
-                for path, name, each in inside
-                if (found := _half_character(name, path) or _half_character(each, path)) is not None
-            ),
-            None,
-        )
-    if isinstance(value, list):
-        return next(
-            (
-                found
-                for number, each in enumerate(value)
-                if (found := _half_character(each, f"{place}[{number}]")) is not None
-            ),
-            None,
-        )
+def _lone_surrogate(value: Any, path: str = "") -> str | None:
+    """The path of a text that cannot be encoded, if there is one."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            return place.encode("ascii", "backslashreplace").decode() or "the body"
-    return None
+            return path.encode("ascii", "backslashreplace").decode() or "the body"
+        return None
+    found = (_lone_surrogate(inner, inner_path) for inner_path, inner in _inside(value, path))
+    return next((each for each in found if each is not None), None)
 
 
-def _no_constant(name: str) -> Any:
-    raise ApiError(400, "invalid_json", f"the body holds {name}, which is no JSON")
+def _inside(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Keys and values of an object, or items of a list, each with its path."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            inner = f"{path}.{name}" if path else name
+            yield inner, name
+            yield inner, each
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield f"{path}[{number}]", each
 
 
-def _float(digits: str) -> float:
+def _reject_constant(name: str) -> Any:
+    raise _not_json(f"the body holds {name}, which is not JSON")
+
+
+def _parse_float(digits: str) -> float:
     if len(digits) > 400:
-        raise ApiError(400, "invalid_json", f"the body holds a number of {len(digits):,} digits")
+        raise _not_json(f"the body holds a number of {len(digits):,} digits")
     return float(digits)
 
 
-def _integer(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) > 20:
-        raise ApiError(400, "invalid_json", f"the body holds a number of {len(digits)} digits")
+        raise _not_json(f"the body holds a number of {len(digits)} digits")
     return int(digits)

@@ -1,8 +1,7 @@
-"""One request from its place at the door to its last byte, whatever it asks for.
+"""One request from its slot to its last byte: the skeleton that all routes to the engine share.
 
-A place is taken before the body is read and given back when the answer is out, was refused, or has
-nobody left to take it. A client that goes away is noticed at once, whether or not the answer
-streams.
+A slot is taken before the body is read and given back when the answer is out, was refused, or its
+client has left. A client that disconnects is noticed at once, whether or not the answer streams.
 """
 
 from __future__ import annotations
@@ -10,181 +9,184 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mmdiff.config import shown
-from mmdiff.serve.engine import ipc
-from mmdiff.serve.engine.client import EngineClient
+from mmdiff.serve.engine.client import Silence, StreamEvent
+from mmdiff.serve.engine.messages import (
+    AnswerFinished,
+    EngineRequest,
+    RequestEvent,
+    SegmentTranscribed,
+    Started,
+)
 from mmdiff.serve.errors import ApiError, Disconnected
-from mmdiff.serve.http.limiter import RequestLimiter
-from mmdiff.serve.http.metrics import Metrics
-from mmdiff.serve.http.middleware import state_of
+from mmdiff.serve.http.metrics import Times
+from mmdiff.serve.http.state import AppState
 from mmdiff.serve.media.parse import Medium, decoded
-from mmdiff.serve.media.pool import MediaPool
-from mmdiff.serve.options import ServerOptions
+
+Chunk: TypeAlias = dict[str, Any]  # the JSON of one server-sent event
+OPENED = ""  # opens a stream that has nothing to say yet
+WORKING = ": working\n\n"  # keeps proxies from closing a stream that is silent
+LAST = "data: [DONE]\n\n"
 
 
-@dataclass
-class AppState:
-    """What all requests share."""
+class Completion(ABC):
+    """What a route makes of a request: first what the engine gets, then a body or a stream of what
+    comes back."""
 
-    options: ServerOptions
-    admission: RequestLimiter
-    service: EngineClient
-    decoders: MediaPool
-    metrics: Metrics = field(default_factory=Metrics)
+    def __init__(self, request: EngineRequest, media: Sequence[Medium], stream: bool) -> None:
+        self.request, self.media = request, media
+        self.stream = stream
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """What the engine says of its model; refused while there is none."""
-        if self.service.about is None:
-            raise ApiError(503, "model_loading", "the model is being loaded; ask again in a moment")
-        return self.service.about
+    @abstractmethod
+    def add(self, event: RequestEvent) -> None:
+        """Take in what an event says."""
 
-    def check_model(self, name: str | None) -> str:
-        """The name that an answer carries."""
-        if name is not None and name not in self.options.names:
-            known = ", ".join(self.options.names)
-            raise ApiError(
-                404,
-                "model_not_found",
-                f"the model {shown(name)} is not served here; use {known}",
-                "model",
-            )
-        return name or self.options.names[0]
+    @abstractmethod
+    def chunks(self, event: RequestEvent) -> Iterator[Chunk]:
+        """What a stream says about an event that was taken in."""
+
+    @abstractmethod
+    def last_chunks(self) -> Iterator[Chunk]:
+        """What a stream says at its end."""
+
+    @abstractmethod
+    def body(self) -> Response:
+        """All of it, where it does not stream."""
 
 
-class SseWriter:
-    """An answer on its way out: one JSON or text body, or a stream of server-sent events."""
-
-    def __init__(self, send: Send) -> None:
-        self._send, self.begun, self._last = send, False, 0.0
-
-    async def whole(
-        self, body: str | bytes | dict[str, Any], kind: str = "application/json"
-    ) -> None:
-        content = json.dumps(body) if isinstance(body, dict) else body
-        await Response(content, media_type=kind)({"type": "http"}, _nothing, self._send)
-
-    async def begin(self) -> None:
-        """Open the stream; from here on errors are events."""
-        if not self.begun:
-            self.begun = True
-            headers = [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
-                (b"x-accel-buffering", b"no"),
-            ]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def data(self, event: dict[str, Any]) -> None:
-        await self._write(f"data: {json.dumps(event)}\n\n")
-
-    async def comment(self) -> None:
-        """Keeps proxies from closing a stream that is silent, also before there is anything to
-        tell."""
-        await self.begin()
-        await self._write(": working\n\n")
-
-    async def end(self) -> None:
-        await self._write("data: [DONE]\n\n")
-        await self._send({"type": "http.response.body", "body": b""})
-
-    async def _write(self, text: str) -> None:
-        await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+ReadRequest: TypeAlias = Callable[[AppState, Request], Awaitable[Completion]]
 
 
-async def _nothing() -> Any:
-    raise AssertionError("a plain body reads nothing")
+class EngineResponse(Response):
+    """Reads a request, has the engine work on it, and responds, unless the client leaves."""
 
-
-class EngineRequest:
-    """A request's work at the engine: when it is its turn, media are decoded, and events come
-    back."""
-
-    def __init__(self, house: AppState, request: Request) -> None:
-        self.house, self.id, self.started = house, state_of(request)["id"], time.monotonic()
-        self.times = house.metrics.times(request.scope)
-
-    async def events(
-        self,
-        message: ipc.IpcMessage,
-        media: Sequence[Medium],
-        heard: Callable[[ipc.IpcMessage], Awaitable[None]],
-        idle: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        """Hand every event of the engine to `heard`, until all is done.
-
-        Args:
-            idle: called while nothing comes for long.
-        """
-        options = self.house.options
-        async with self.house.admission.engine(message.get("n", 1)):
-            self.times.queue.observe(time.monotonic() - self.started)
-            arrays = await decoded(media, self.house.decoders, options)
-            message["seconds"] = max(
-                0.0, options.request_timeout - (time.monotonic() - self.started)
-            )
-            work = await self.house.service.begin(self.id, message, arrays)
-            del arrays
-            begun, first = time.monotonic(), False
-            try:
-                event: ipc.IpcMessage = {"event": ""}
-                while event["event"] != "done":
-                    try:
-                        async with asyncio.timeout(options.keepalive if idle else None):
-                            event = await work.event()
-                    except TimeoutError:
-                        if idle is not None:
-                            await idle()
-                        continue
-                    self.house.metrics.count_tokens(event)
-                    if not first and event["event"] in ("row", "segment"):
-                        first, now = True, time.monotonic()
-                        committed = begun + event["first"] if "first" in event else now
-                        self.times.first_commit.observe(min(committed, now) - self.started)
-                    await heard(event)
-                self.times.whole.observe(time.monotonic() - self.started)
-            finally:
-                await work.cancel()
-
-
-Perform = Callable[[SseWriter], Coroutine[Any, Any, None]]
-
-
-class Exchange(Response):
-    """The whole of one request: `read` the body, then `perform` what it asks for, unless the client
-    goes away."""
-
-    def __init__(self, house: AppState, read: Callable[[Request], Awaitable[Perform]]) -> None:
+    def __init__(self, state: AppState, read: ReadRequest) -> None:
         super().__init__()
-        self.house, self.read = house, read
+        self.state, self.read = state, read
+        self.streaming = False  # from here on errors are server-sent events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, reply = Request(scope, receive), SseWriter(send)
-        admission = self.house.admission
+        state = self.state
         try:
-            with admission.slot(scope["state"]["key"], self.house.service.ready):
-                perform = await self.read(request)
-                await _unless_gone(receive, perform(reply))
+            with state.limiter.slot(scope["state"]["key"], state.engine.ready):
+                completion = await self.read(state, Request(scope, receive))
+                times = state.metrics.times(scope["path"])
+                await _until_disconnect(receive, self._respond(completion, times, send))
         except Disconnected:
             scope["state"]["gone"] = True
         except ApiError as error:
-            if not reply.begun:
+            if not self.streaming:
                 raise
+            last = (sse(error.body) + LAST).encode()
             with suppress(Disconnected):
-                await reply.data(error.body)
-                await reply.end()
+                await send({"type": "http.response.body", "body": last})
+
+    async def _respond(self, completion: Completion, times: Times, send: Send) -> None:
+        if not completion.stream:
+            async with aclosing(self._generate(completion, times)) as events:
+                async for event in events:
+                    if not isinstance(event, Silence):
+                        completion.add(event)
+            await completion.body()({"type": "http"}, _no_body, send)
+            return
+        async with aclosing(self._stream(completion, times)) as chunks:
+            first = await anext(chunks)
+            self.streaming = True
+            response = StreamingResponse(
+                _chained(first, chunks),
+                media_type="text/event-stream",
+                headers={"X-Accel-Buffering": "no"},
+            )
+            # not `response()`, which would watch for a disconnect a second time
+            await response.stream_response(send)
+
+    async def _stream(self, completion: Completion, times: Times) -> AsyncGenerator[str, None]:
+        """Server-sent events."""
+        async with aclosing(self._generate(completion, times)) as events:
+            async for event in events:
+                if isinstance(event, Silence):
+                    yield WORKING
+                    continue
+                completion.add(event)
+                if isinstance(event, Started):
+                    yield OPENED
+                for chunk in completion.chunks(event):
+                    yield sse(chunk)
+        for chunk in completion.last_chunks():
+            yield sse(chunk)
+        yield LAST
+
+    async def _generate(
+        self, completion: Completion, times: Times
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """The engine's events: when it is the request's turn, media are decoded and sent there."""
+        received = time.monotonic()
+        state, options = self.state, self.state.options
+        keepalive = options.keepalive if completion.stream else None
+        async with state.limiter.engine(completion.request.n):
+            times.queue.observe(time.monotonic() - received)
+            arrays = await decoded(completion.media, state.media, options)
+            left = max(0.0, options.request_timeout - (time.monotonic() - received))
+            request = replace(completion.request, seconds=left)
+            generated = state.engine.generate(request, arrays, keepalive)
+            del arrays  # not kept beside the engine's
+            sent, waiting = time.monotonic(), True
+            async with aclosing(generated) as events:
+                async for event in events:
+                    state.metrics.count_tokens(event)
+                    if waiting and isinstance(event, AnswerFinished | SegmentTranscribed):
+                        waiting = False
+                        times.first_commit.observe(_first_commit(event, sent) - received)
+                    yield event
+            times.whole.observe(time.monotonic() - received)
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+def sse(data: Chunk) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def json_body(body: Mapping[str, Any]) -> Response:
+    """JSON as `json.dumps` writes it, ASCII with spaces."""
+    return Response(json.dumps(body), media_type="application/json")
+
+
+def _first_commit(event: AnswerFinished | SegmentTranscribed, sent: float) -> float:
+    """When the first tokens of an answer were decided, on the monotonic clock."""
+    now = time.monotonic()
+    return min(sent + event.first, now) if isinstance(event, AnswerFinished) else now
+
+
+async def _chained(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, or cancel it when the client disconnects.
+
+    Raises:
+        Disconnected: it did.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -196,6 +198,10 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> Non
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _no_body() -> Any:
+    raise AssertionError("a plain response reads nothing")

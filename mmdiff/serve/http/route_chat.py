@@ -1,4 +1,4 @@
-"""/v1/chat/completions, as OpenAI's clients ask for it.
+"""/v1/chat/completions, as OpenAI's clients use it.
 
 What `delta.content` holds is never revised, and joined it is the content of the answer that does
 not stream. Drafts of what is open come on request, in a key of their own beside `choices`, which
@@ -9,72 +9,89 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from mmdiff.config import shown
-from mmdiff.serve.engine import ipc
+from mmdiff.serve.engine.messages import (
+    AnswerFinished,
+    AnswerRequest,
+    DraftMade,
+    RequestEvent,
+    Started,
+    TextAdded,
+)
 from mmdiff.serve.errors import ApiError, invalid
+from mmdiff.serve.http.middleware import state_of
 from mmdiff.serve.http.parsing import read_json_body
-from mmdiff.serve.http.responses import AppState, EngineRequest, Perform, SseWriter
+from mmdiff.serve.http.responses import Chunk, Completion, json_body
 from mmdiff.serve.http.schemas import ChatRequest
-from mmdiff.serve.media.parse import Medium, taken_apart
+from mmdiff.serve.http.state import AppState
+from mmdiff.serve.media.parse import Medium, split_media
 
 ROUND = 32  # positions: so that limits that differ a little share a batch
 
 
-async def read(house: AppState, request: Request) -> Perform:
-    asked = await read_json_body(request, ChatRequest)
-    model = house.check_model(asked.model)
-    message, media = engine_message(house, asked)
-    chat = Chat(house, EngineRequest(house, request), asked, model, message["seed"])
-    return lambda reply: chat.perform(reply, message, media)
+async def read(state: AppState, request: Request) -> ChatCompletion:
+    body = await read_json_body(request, ChatRequest)
+    model = state.check_model(body.model)
+    answer, media = engine_request(state, body, state_of(request)["id"])
+    return ChatCompletion(answer, media, body, model)
 
 
-def engine_message(house: AppState, asked: ChatRequest) -> tuple[ipc.IpcMessage, list[Medium]]:
-    """What the engine is asked, with the media that belong to it.
+def engine_request(
+    state: AppState, body: ChatRequest, id: str
+) -> tuple[AnswerRequest, list[Medium]]:
+    """What the engine gets, and the media that belong to it.
 
     Raises:
         ApiError: a value does not fit.
     """
-    options, about = house.options, house.about
-    if (name := asked.unsupported()) is not None:
-        said = f"{name}={shown(getattr(asked, name))} is not supported: leave it out"
-        raise invalid(name, said, "unsupported_parameter")
-    schema = wanted_schema(asked)
-    count = asked.n or 1
-    if count > min(options.max_n, options.max_num_seqs):
-        raise invalid(
-            "n", f"n={count} must lie between 1 and {min(options.max_n, options.max_num_seqs)}"
-        )
-    if len(asked.stops) > options.max_stops or not all(
-        0 < len(stop) <= 256 for stop in asked.stops
-    ):
-        raise invalid(
-            "stop", f"stop may hold up to {options.max_stops} texts of 1 to 256 characters"
-        )
-    messages, media = taken_apart(asked.messages, options)
-    room = house.about["max_model_len"]
-    check_room(messages, room)
+    options, model = state.options, state.model
+    if (name := body.unsupported()) is not None:
+        message = f"{name}={shown(getattr(body, name))} is not supported: leave it out"
+        raise invalid(name, message, "unsupported_parameter")
+    schema = wanted_schema(body)
+    count, most = body.n or 1, min(options.max_n, options.max_num_seqs)
+    if count > most:
+        raise invalid("n", f"n={count} must lie between 1 and {most}")
+    check_stops(body.stops, options.max_stops)
+    messages, media = split_media(body.messages, options)
+    check_length(messages, model.max_model_len)
     spoken = is_spoken(messages)
-    settings = asked.settings()
-    limit = fit_length(asked.limit, settings, about["gen_length"], room)
-    temperature = settings.get("temperature", about["temperature"])
-    seed = asked.seed if asked.seed is not None else secrets.randbits(31) if temperature else 0
-    return {
-        "op": "answer",
-        "messages": messages,
-        "n": count,
-        "seed": seed,
-        "limit": limit,
-        "decoding": settings,
-        "stop": asked.stops,
-        "stream": bool(asked.stream),
-        "drafts": bool(asked.stream) and asked.diffusing,
-        **({} if schema is None else {"schema": schema}),
-        **({"spoken": True} if spoken else {}),
-    }, media
+    changes = body.changes()
+    limit = fit_length(body.limit, changes, model.decoding.gen_length, model.max_model_len)
+    return AnswerRequest(
+        id=id,
+        messages=messages,
+        n=count,
+        seed=_seed(body.seed, changes.get("temperature", model.decoding.temperature)),
+        limit=limit,
+        decoding=changes,
+        stop=body.stops,
+        stream=bool(body.stream),
+        drafts=bool(body.stream) and body.diffusing,
+        schema=schema,
+        spoken=spoken,
+    ), media
+
+
+def _seed(given: int | None, temperature: float) -> int:
+    if given is not None:
+        return given
+    return secrets.randbits(31) if temperature else 0
+
+
+def check_stops(stops: list[str], most: int) -> None:
+    """
+    Raises:
+        ApiError: there are more than `most`, or one is empty or long.
+    """
+    if len(stops) > most or not all(0 < len(stop) <= 256 for stop in stops):
+        raise invalid("stop", f"stop may hold at most {most} texts of 1 to 256 characters")
 
 
 def is_spoken(messages: list[dict[str, Any]]) -> bool:
@@ -89,13 +106,13 @@ def is_spoken(messages: list[dict[str, Any]]) -> bool:
         return False
     if messages[-1]["role"] == "user" and any(part["type"] == "audio" for part in parts):
         return True
-    place = f"messages[{len(messages) - 1}].content"
-    raise invalid(place, "the question is empty; say what you want to know", "invalid_request")
+    param = f"messages[{len(messages) - 1}].content"
+    raise invalid(param, "the question is empty; say what you want to know", "invalid_request")
 
 
-def wanted_schema(asked: ChatRequest) -> Any:
+def wanted_schema(body: ChatRequest) -> Any:
     """The JSON Schema that the answer has to fit, or None."""
-    form = asked.response_format
+    form = body.response_format
     if form is None:
         return None
     if form.json_schema is not None and form.type != "json_schema":
@@ -106,7 +123,7 @@ def wanted_schema(asked: ChatRequest) -> Any:
         )
     if form.type == "text":
         return None
-    if asked.stops:
+    if body.stops:
         raise invalid(
             "stop", "stop and a response_format of JSON do not go together: leave stop out"
         )
@@ -120,156 +137,164 @@ def wanted_schema(asked: ChatRequest) -> Any:
     return form.json_schema.schema_
 
 
-def check_room(messages: list[dict[str, Any]], room: int) -> None:
-    """Texts that cannot fit are refused before anything reads them: a token is hardly longer than
-    16 characters."""
-    contents = [message["content"] for message in messages]
-    texts = [content for content in contents if isinstance(content, str)]
-    texts += [
-        part.get("text", "")
-        for content in contents
-        if not isinstance(content, str)
-        for part in content
-    ]
-    if (length := sum(map(len, texts))) > 16 * room:
+def check_length(messages: list[dict[str, Any]], capacity: int) -> None:
+    """Refuse texts that cannot fit before anything reads them: a token is hardly longer than 16
+    characters.
+
+    Raises:
+        ApiError: they cannot.
+    """
+    length = sum(_characters(message["content"]) for message in messages)
+    if length > 16 * capacity:
         raise ApiError(
             400,
             "context_length_exceeded",
-            f"{length:,} characters of text are more than the model's {room:,} tokens can hold",
+            f"{length:,} characters of text are more than the model's {capacity:,} tokens can hold",
             "messages",
         )
 
 
-def fit_length(limit: int | None, settings: dict[str, Any], usual: int, room: int) -> int | None:
-    """Positions that an answer may have; `settings` get the canvas for it.
+def _characters(content: str | list[dict[str, Any]]) -> int:
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part.get("text", "")) for part in content)
+
+
+def fit_length(limit: int | None, changes: dict[str, Any], usual: int, capacity: int) -> int | None:
+    """Positions that an answer may have; `changes` of the decoding get the canvas for it.
 
     An answer that may be longer than the model's usual one starts with that length and grows where
     it has to.
     """
-    if "gen_length" in settings:
-        if settings["gen_length"] > room:
-            raise invalid(
-                "gen_length", f"gen_length={settings['gen_length']} must lie between 1 and {room}"
-            )
-        return min(limit, settings["gen_length"]) if limit is not None else None
+    if "gen_length" in changes:
+        check_gen_length(changes, capacity)
+        return min(limit, changes["gen_length"]) if limit is not None else None
     if limit is None or limit <= usual:
         return limit
-    settings["gen_length"] = max(usual, min(-(-limit // ROUND) * ROUND, room // 2))
-    settings.setdefault("start_length", usual)
-    return min(limit, settings["gen_length"])
+    changes["gen_length"] = max(usual, min(-(-limit // ROUND) * ROUND, capacity // 2))
+    changes.setdefault("start_length", usual)
+    return min(limit, changes["gen_length"])
 
 
-class Chat:
-    """One request for completions, and what has come of it."""
+def check_gen_length(changes: dict[str, Any], capacity: int) -> None:
+    """
+    Raises:
+        ApiError: it is longer than the model's positions.
+    """
+    length = changes.get("gen_length", 0)
+    if length > capacity:
+        raise invalid("gen_length", f"gen_length={length} must lie between 1 and {capacity}")
+
+
+class ChatCompletion(Completion):
+    """One request for chat completions, and what has come of it."""
 
     def __init__(
-        self, house: AppState, work: EngineRequest, asked: ChatRequest, model: str, seed: int
+        self, request: AnswerRequest, media: list[Medium], body: ChatRequest, model: str
     ) -> None:
-        self.house, self.work, self.asked, self.seed = house, work, asked, seed
-        self.head = {"id": f"chatcmpl-{work.id}", "created": int(time.time()), "model": model}
+        super().__init__(request, media, request.stream)
+        self.seed, self.diffusing = request.seed, body.diffusing
+        self.include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self.head = {"id": f"chatcmpl-{request.id}", "created": int(time.time()), "model": model}
         self.choices: dict[int, dict[str, Any]] = {}
-        self.told = [0] * (asked.n or 1)  # characters of each row
-        self.prompt_tokens = self.tokens = self.steps = self.blocks = 0
+        self.emitted = [0] * request.n  # characters of each choice
+        self.prompt_tokens, self.tokens = 0, 0
+        self.steps, self.blocks = 0, 0
         self.details: dict[str, Any] = {}
         self.structures: dict[int, dict[str, Any]] = {}
         self.heard: dict[str, Any] = {}  # a spoken question in words
 
-    async def perform(self, reply: SseWriter, message: ipc.IpcMessage, media: list[Medium]) -> None:
-        if not self.asked.stream:
-            await self.work.events(message, media, self._heard)
-            choices = [self.choices[row] for row in sorted(self.choices)]
-            await reply.whole(
-                {
-                    **self.head,
-                    "object": "chat.completion",
-                    "choices": choices,
-                    "usage": self._usage(),
-                    "mmdiff": self.details,
-                }
-            )
-            return
+    def add(self, event: RequestEvent) -> None:
+        match event:
+            case Started():
+                self.prompt_tokens = event.prompt_tokens
+                if event.heard:
+                    self.heard = {
+                        "heard": event.heard,
+                        "heard_confidence": event.heard_confidence,
+                    }
+            case TextAdded():
+                self.emitted[event.index] += len(event.text)
+            case AnswerFinished():
+                self._add_answer(event)
 
-        async def streamed(event: ipc.IpcMessage) -> None:
-            await self._heard(event)
-            await self._tell(reply, event)
+    def chunks(self, event: RequestEvent) -> Iterator[Chunk]:
+        match event:
+            case Started():
+                for index in range(len(self.emitted)):
+                    yield self._chunk(index, {"role": "assistant", "content": ""})
+            case TextAdded():
+                chunk = self._chunk(event.index, {"content": event.text})
+                if self.diffusing:
+                    chunk["mmdiff"] = {"type": "commit", "offset": self.emitted[event.index]}
+                yield chunk
+            case DraftMade():
+                yield {**self._chunk(event.index, {}), "mmdiff": event.draft}
+            case AnswerFinished():
+                delta = {"content": event.rest} if event.rest else {}
+                chunk = self._chunk(event.index, delta, event.finish_reason)
+                yield {**chunk, "mmdiff": {"type": "end", **self.details}}
 
-        await self.work.events(message, media, streamed, reply.comment)
-        options = self.asked.stream_options
-        if options is not None and options.include_usage:
-            await reply.data({**self._chunk(), "choices": [], "usage": self._usage()})
-        await reply.end()
+    def last_chunks(self) -> Iterator[Chunk]:
+        if self.include_usage:
+            yield {**self._chunk(), "choices": [], "usage": self._usage()}
 
-    async def _heard(self, event: ipc.IpcMessage) -> None:
-        if event["event"] == "started":
-            self.prompt_tokens = event["prompt_tokens"]
-            told = ("heard", "heard_confidence")
-            self.heard = {name: event[name] for name in told} if event.get("heard") else {}
-        elif event["event"] == "row":
-            self.tokens += event["tokens"]
-            self.steps, self.blocks = (
-                max(self.steps, event["steps"]),
-                max(self.blocks, event["blocks"]),
-            )
-            self.choices[event["row"]] = {
-                "index": event["row"],
-                "message": {"role": "assistant", "content": event["text"], "refusal": None},
-                "logprobs": None,
-                "finish_reason": event["finish"],
+    def body(self) -> Response:
+        return json_body(
+            {
+                **self.head,
+                "object": "chat.completion",
+                "choices": [self.choices[index] for index in sorted(self.choices)],
+                "usage": self._usage(),
+                "mmdiff": self.details,
             }
-            self.details = {
-                **self.heard,
-                "steps": self.steps,
-                "blocks": self.blocks,
-                "seed": self.seed,
-                "tokens_per_step": round(self.tokens / max(1, self.steps), 2),
-                "confidence": min(event["confidence"], self.details.get("confidence", 1.0)),
-            }
-            if event["late"]:
-                self.details["truncated_by"] = "deadline"
-            if "structure" in event:
-                self.structures[event["row"]] = event["structure"]
-            for kind in ("repairs", "decisions", "notes") if self.structures else ():
-                self.details[kind] = [
-                    {"index": row, **each} if isinstance(each, dict) else each
-                    for row in sorted(self.structures)
-                    for each in self.structures[row][kind]
-                ]
+        )
 
-    async def _tell(self, reply: SseWriter, event: ipc.IpcMessage) -> None:
-        kind, row = event["event"], event.get("row", 0)
-        if kind == "started":
-            await reply.begin()
-            for number in range(len(self.told)):
-                await reply.data(self._chunk(number, {"role": "assistant", "content": ""}))
-        elif kind == "text":
-            self.told[row] += len(event["text"])
-            more = (
-                {"mmdiff": {"type": "commit", "offset": self.told[row]}}
-                if self.asked.diffusing
-                else {}
-            )
-            await reply.data({**self._chunk(row, {"content": event["text"]}), **more})
-        elif kind == "draft":
-            await reply.data({**self._chunk(row, {}), "mmdiff": event["draft"]})
-        elif kind == "row":
-            delta = {"content": event["rest"]} if event["rest"] else {}
-            await reply.data(
-                {
-                    **self._chunk(row, delta, event["finish"]),
-                    "mmdiff": {"type": "end", **self.details},
-                }
-            )
+    def _add_answer(self, answer: AnswerFinished) -> None:
+        self.tokens += answer.tokens
+        self.steps = max(self.steps, answer.steps)
+        self.blocks = max(self.blocks, answer.blocks)
+        self.choices[answer.index] = {
+            "index": answer.index,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": answer.finish_reason,
+        }
+        self.details = {
+            **self.heard,
+            "steps": self.steps,
+            "blocks": self.blocks,
+            "seed": self.seed,
+            "tokens_per_step": round(self.tokens / max(1, self.steps), 2),
+            "confidence": min(answer.confidence, self.details.get("confidence", 1.0)),
+        }
+        if answer.late:
+            self.details["truncated_by"] = "deadline"
+        if answer.structure is not None:
+            self.structures[answer.index] = answer.structure
+        if self.structures:
+            self._add_structures()
+
+    def _add_structures(self) -> None:
+        for kind in ("repairs", "decisions"):
+            self.details[kind] = [
+                {"index": index, **each}
+                for index in sorted(self.structures)
+                for each in self.structures[index][kind]
+            ]
+        notes: list[str] = []
+        for index in sorted(self.structures):
+            notes += self.structures[index]["notes"]
+        self.details["notes"] = notes
 
     def _chunk(
-        self, row: int = 0, delta: dict[str, Any] | None = None, finish: str | None = None
-    ) -> dict[str, Any]:
-        choices = [{"index": row, "delta": delta or {}, "logprobs": None, "finish_reason": finish}]
-        usage = (
-            {"usage": None}
-            if self.asked.stream_options and self.asked.stream_options.include_usage
-            else {}
-        )
-        return {**self.head, "object": "chat.completion.chunk", "choices": choices, **usage}
+        self, index: int = 0, delta: dict[str, Any] | None = None, finish: str | None = None
+    ) -> Chunk:
+        choice = {"index": index, "delta": delta or {}, "logprobs": None, "finish_reason": finish}
+        chunk = {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
+        if self.include_usage:
+            chunk["usage"] = None
+        return chunk
 
     def _usage(self) -> dict[str, int]:
         return {

@@ -1,71 +1,80 @@
-"""/v1/audio/transcriptions: a sound as a form's file, its words in OpenAI's forms, all at once or
-as they are written.
+"""/v1/audio/transcriptions: audio as a form's file, its transcript in OpenAI's formats.
 
 A stream emits each segment when it is recognised, in the order of the audio.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 
 from mmdiff.config import shown
-from mmdiff.serve.engine import ipc
+from mmdiff.serve.engine.messages import (
+    ModelInfo,
+    RequestEvent,
+    SegmentTranscribed,
+    SpeechFound,
+    TranscribeRequest,
+)
 from mmdiff.serve.errors import ApiError, invalid
+from mmdiff.serve.http.middleware import state_of
 from mmdiff.serve.http.parsing import check_coding, validated
-from mmdiff.serve.http.responses import AppState, EngineRequest, Perform, SseWriter
+from mmdiff.serve.http.responses import Chunk, Completion, json_body
 from mmdiff.serve.http.schemas import TranscriptionRequest
+from mmdiff.serve.http.state import AppState
 from mmdiff.serve.media.parse import Medium
-from mmdiff.transcript import FORMATS, Segment, Transcript, Word, summary, verbose
+from mmdiff.transcript import FORMATS, Segment, Transcript, summary, verbose
 
 FIELDS, FIELD_BYTES = 16, 64 << 10
-KINDS = {"json": "application/json", "verbose_json": "application/json"}
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
-async def read(house: AppState, request: Request) -> Perform:
+async def read(state: AppState, request: Request) -> TranscriptionCompletion:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(
             415,
             "unsupported_media_type",
-            "send the sound as multipart/form-data, in a field `file`",
+            "send the audio as multipart/form-data, in a field `file`",
         )
     check_coding(request)
     try:
         async with request.form(max_files=1, max_fields=FIELDS, max_part_size=FIELD_BYTES) as form:
-            asked, data = (
-                validated(TranscriptionRequest, _fields(form)),
-                await _file(form, house.options.max_audio),
-            )
-    except (
-        HTTPException,
-        FormParserError,
-    ):  # the second one is let through by older releases of starlette
+            body = validated(TranscriptionRequest, _fields(form))
+            data = await _file(form, state.options.max_audio)
+    # the second one is let through by older releases of starlette
+    except (HTTPException, FormParserError):
         raise ApiError(
             400,
             "invalid_request",
-            f"the form cannot be read: send one file and up to {FIELDS} fields of "
-            f"up to {FIELD_BYTES >> 10} KiB",
+            f"the form cannot be read: send one file and at most {FIELDS} fields of "
+            f"at most {FIELD_BYTES >> 10} KiB",
         ) from None
-    house.check_model(asked.model)
-    if house.about["speech_model"] is None:
-        raise ApiError(400, "invalid_request", house.about["no_speech_model"], "file")
-    if (
-        asked.language is not None
-        and asked.language.strip().lower() not in house.about["languages"]
-    ):
-        known = ", ".join(house.about["languages"][:12])
-        raise invalid(
-            "language",
-            f"language={asked.language[:80]!r} is not known to {house.about['speech_model']}: "
-            f"use one of {known}",
-        )
-    writing = Writing(EngineRequest(house, request), asked)
-    return lambda reply: writing.perform(reply, Medium("audio", data, "file", "audio 0"))
+    state.check_model(body.model)
+    _check_language(body.language, state.model)
+    audio = Medium("audio", data, "file", "audio 0")
+    return TranscriptionCompletion(state_of(request)["id"], audio, body)
+
+
+def _check_language(language: str | None, model: ModelInfo) -> None:
+    """
+    Raises:
+        ApiError: the speech model does not know it, or there is none.
+    """
+    if model.speech_model is None:
+        raise ApiError(400, "invalid_request", model.no_speech_model, "file")
+    if language is None or language.strip().lower() in model.languages:
+        return
+    known = ", ".join(model.languages[:12])
+    raise invalid(
+        "language",
+        f"language={language[:80]!r} is not known to {model.speech_model}: use one of {known}",
+    )
 
 
 async def _file(form: FormData, most: int) -> bytes:
@@ -73,8 +82,8 @@ async def _file(form: FormData, most: int) -> bytes:
     if len(files) != 1:
         raise invalid("file", "the form needs one file, in a field `file`", "invalid_request")
     if (files[0].size or 0) > most:
-        said = f"the file has {files[0].size:,} bytes, more than the {most:,} allowed"
-        raise ApiError(413, "audio_too_large", said, "file")
+        message = f"the file has {files[0].size:,} bytes, more than the {most:,} allowed"
+        raise ApiError(413, "audio_too_large", message, "file")
     return await files[0].read()
 
 
@@ -101,58 +110,40 @@ def _fields(form: FormData) -> dict[str, Any]:
     return fields
 
 
-class Writing:
-    """One transcript, as far as it is written."""
+class TranscriptionCompletion(Completion):
+    """One transcript, as far as it is made."""
 
-    def __init__(self, work: EngineRequest, asked: TranscriptionRequest) -> None:
-        self.work, self.asked = work, asked
+    def __init__(self, id: str, audio: Medium, body: TranscriptionRequest) -> None:
+        request = TranscribeRequest(id, body.language, body.prompt, body.temperature or 0.0)
+        super().__init__(request, [audio], body.stream)
+        self.format = body.response_format
+        self.granularities = body.timestamp_granularities or ["segment"]
         self.segments: list[Segment] = []
         self.duration, self.language = 0.0, ""
 
-    async def perform(self, reply: SseWriter, sound: Medium) -> None:
-        options = {
-            "language": self.asked.language,
-            "prompt": self.asked.prompt,
-            "temperature": self.asked.temperature or 0.0,
-        }
-        message: ipc.IpcMessage = {"op": "transcribe", "options": options}
-        if not self.asked.stream:
-            await self.work.events(message, [sound], self._heard)
-            form = self.asked.response_format
-            kind = KINDS.get(form, "text/plain; charset=utf-8")
-            await reply.whole(self._body(form), kind)
-            return
+    def add(self, event: RequestEvent) -> None:
+        match event:
+            case SpeechFound():
+                self.duration = event.duration
+            case SegmentTranscribed():
+                self.language = event.language
+                self.segments.append(event.segment)
 
-        async def streamed(event: ipc.IpcMessage) -> None:
-            await self._heard(event)
-            await reply.begin()
-            if event["event"] == "segment":
-                space = " " if len(self.segments) > 1 else ""
-                await reply.data(
-                    {"type": "transcript.text.delta", "delta": space + self.segments[-1].text}
-                )
+    def chunks(self, event: RequestEvent) -> Iterator[Chunk]:
+        if isinstance(event, SegmentTranscribed):
+            space = " " if len(self.segments) > 1 else ""
+            yield {"type": "transcript.text.delta", "delta": space + event.segment.text}
 
-        await self.work.events(message, [sound], streamed, reply.comment)
+    def last_chunks(self) -> Iterator[Chunk]:
         made = self._transcript()
-        await reply.data(
-            {"type": "transcript.text.done", "text": made.text, "mmdiff": summary(made)}
-        )
-        await reply.end()
+        yield {"type": "transcript.text.done", "text": made.text, "mmdiff": summary(made)}
 
-    async def _heard(self, event: ipc.IpcMessage) -> None:
-        if event["event"] == "found":
-            self.duration = event["duration"]
-        elif event["event"] == "segment":
-            self.language, found = event["language"], event["segment"]
-            words = tuple(Word(**word) for word in found["words"])
-            self.segments.append(
-                Segment(**{**found, "words": words, "token_ids": tuple(found["token_ids"])})
-            )
+    def body(self) -> Response:
+        transcript = self._transcript()
+        if self.format == "verbose_json":
+            return json_body(verbose(transcript, self.granularities))
+        kind = "application/json" if self.format == "json" else "text/plain; charset=utf-8"
+        return Response(FORMATS[self.format](transcript), media_type=kind)
 
     def _transcript(self) -> Transcript:
         return Transcript.of(self.segments, self.duration, self.language)
-
-    def _body(self, form: str) -> str | dict[str, Any]:
-        if form == "verbose_json":
-            return verbose(self._transcript(), self.asked.timestamp_granularities or ["segment"])
-        return FORMATS[form](self._transcript())

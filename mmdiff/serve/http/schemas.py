@@ -1,15 +1,15 @@
-"""What requests may hold, as OpenAI's and moondream's clients send it; anything else is refused by
-name.
+"""Schemas of request bodies, as OpenAI's and moondream's clients send them.
 
-Settings of OpenAI's that have no meaning here are taken where they ask for nothing (`top_p: 1`) and
-refused where they ask for something. What names an account or a purpose (`user`, `metadata`) is
-taken and not looked at. Settings of the denoising stand beside the others, where the clients'
-`extra_body` puts them.
+Anything else is refused by name. Settings of OpenAI's that have no meaning here are taken where
+they ask for nothing (`top_p: 1`) and refused where they ask for something. What names an account or
+a purpose (`user`, `metadata`) is taken and ignored. Settings of the denoising stand beside the
+others, where the clients' `extra_body` puts them; they are derived from DecodingConfig.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -21,23 +21,20 @@ from pydantic import (
     StrictInt,
     StrictStr,
     Tag,
+    create_model,
     field_validator,
     model_validator,
 )
 
-from mmdiff.config import Cache, Order, Rule, Schedule
+from mmdiff.config import DecodingConfig
 
 Number = StrictFloat | StrictInt
-Steps = Annotated[StrictInt, Field(ge=1, le=4096)]
-Length = Annotated[StrictInt, Field(ge=1, le=4096)]
-Chance = Annotated[Number, Field(ge=0, le=1)]
-Temperature = Annotated[Number, Field(ge=0, le=2)]
+UNIONS = (Union, UnionType)  # int | None is one or the other
 Seed = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
 
 
 class Nullable(BaseModel):
-    """null stands for what is left out, in every place: clients send their own empty fields
-    along."""
+    """null stands for what is left out, everywhere: clients send their own empty fields along."""
 
     model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
 
@@ -112,11 +109,11 @@ def _empty(value: Any, deep: bool) -> bool:
     return value in (None, "", [], {})
 
 
-class Cached(Strict):
+class Cacheable(Strict):
     cache_control: Any = Field(None, description="taken, and not looked at")
 
 
-class TextPart(Cached):
+class TextPart(Cacheable):
     type: Literal["text"]
     text: StrictStr
 
@@ -126,7 +123,7 @@ class ImageUrl(Strict):
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
-class ImagePart(Cached):
+class ImagePart(Cacheable):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -142,7 +139,7 @@ class InputAudio(Strict):
     format: StrictStr = "wav"
 
 
-class AudioPart(Cached):
+class AudioPart(Cacheable):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
@@ -151,7 +148,7 @@ class AudioUrl(Strict):
     url: StrictStr
 
 
-class AudioUrlPart(Cached):
+class AudioUrlPart(Cacheable):
     type: Literal["audio_url"]
     audio_url: AudioUrl
 
@@ -159,10 +156,10 @@ class AudioUrlPart(Cached):
 Part = Annotated[TextPart | ImagePart | AudioPart | AudioUrlPart, Field(discriminator="type")]
 
 
-UNASKED = ("assistant", "system", "developer")  # whose messages may be empty
+MAY_BE_EMPTY = ("assistant", "system", "developer")  # roles
 
 
-class ChatMessage(Cached):
+class ChatMessage(Cacheable):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         Annotated[StrictStr, Tag("text")] | Annotated[list[Part], Tag("parts")],
@@ -180,7 +177,7 @@ class ChatMessage(Cached):
         not filled in."""
         if (
             isinstance(values, dict)
-            and values.get("role") in UNASKED
+            and values.get("role") in MAY_BE_EMPTY
             and values.get("content") is None
         ):
             return {**values, "content": ""}
@@ -204,43 +201,69 @@ class ResponseFormat(Strict):
     json_schema: JsonSchema | None = None
 
 
-class Decoding(Strict):
-    """Settings of the denoising; docs/decoding.md says what each does."""
-
-    gen_length: Length | None = None
-    block_length: Length | None = None
-    canvas_length: Length | None = Field(None, description="vLLM's name for block_length")
-    steps: Steps | None = None
-    max_denoising_steps: Steps | None = Field(None, description="vLLM's name for steps")
-    threshold: Chance | None = None
-    rule: Rule | None = None
-    order: Order | None = None
-    remasking: Order | None = Field(None, description="LLaDA's name for order")
-    schedule: Schedule | None = None
-    factor: Annotated[Number, Field(ge=0, le=100)] | None = None
-    gamma: Annotated[Number, Field(ge=0, le=100)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=1, le=100_000)] | None = None
-    cfg_scale: Annotated[Number, Field(ge=0, le=100)] | None = None
-    cache: Cache | None = None
-    refresh: Annotated[StrictInt, Field(ge=1, le=4096)] | None = None
-    lookahead: Annotated[StrictInt, Field(ge=0, le=16)] | None = None
-    start_length: Length | None = None
-    temperature: Temperature | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """By the names of `DecodingConfig`."""
-        given = {name: getattr(self, name) for name in DECODING if getattr(self, name) is not None}
-        for alias, name in ALIASES.items():
-            if alias in given:
-                given.setdefault(name, given.pop(alias))
-        return given
+# The server's own ranges; a setting without one has that of DecodingConfig.
+RANGES: dict[str, tuple[float, float]] = {
+    "gen_length": (1, 4096),
+    "block_length": (1, 4096),
+    "steps": (1, 4096),
+    "start_length": (1, 4096),
+    "threshold": (0, 1),
+    "factor": (0, 100),
+    "gamma": (0, 100),
+    "temperature": (0, 2),
+    "top_k": (1, 100_000),
+    "cfg_scale": (0, 100),
+    "refresh": (1, 4096),
+    "lookahead": (0, 16),
+}
+ALIASES = {  # other projects' names
+    "canvas_length": ("block_length", "vLLM"),
+    "max_denoising_steps": ("steps", "vLLM"),
+    "remasking": ("order", "LLaDA"),
+}
+TAKEN = ("stop",)  # the name of another setting of OpenAI's
+STRICT: dict[Any, Any] = {int: StrictInt, float: Number, bool: StrictBool}
 
 
-ALIASES = {"canvas_length": "block_length", "max_denoising_steps": "steps", "remasking": "order"}
-DECODING = tuple(Decoding.model_fields)
+def _setting(name: str, hint: Any) -> Any:
+    """The type of a setting in a request: that of the field of DecodingConfig, or null."""
+    kind = hint
+    if get_origin(hint) in UNIONS:
+        (kind,) = set(get_args(hint)) - {NoneType}
+    kind = STRICT.get(kind, kind)
+    if name in RANGES:
+        least, most = RANGES[name]
+        kind = Annotated[kind, Field(ge=least, le=most)]
+    return kind | None
 
 
-class ChatRequest(Decoding):
+def _decoding_fields() -> dict[str, Any]:
+    hints = get_type_hints(DecodingConfig)
+    kinds = {name: _setting(name, hint) for name, hint in hints.items() if name not in TAKEN}
+    fields: dict[str, Any] = {name: (kind, None) for name, kind in kinds.items()}
+    for alias, (name, project) in ALIASES.items():
+        description = f"{project}'s name for {name}"
+        fields[alias] = (kinds[name], Field(None, description=description))
+    return fields
+
+
+_DecodingFields: Any = create_model("_DecodingFields", __base__=Strict, **_decoding_fields())
+
+
+class DecodingSettings(_DecodingFields):  # type: ignore[misc]
+    """Settings of the denoising, one for each field of DecodingConfig; see docs/decoding.md."""
+
+    def changes(self) -> dict[str, Any]:
+        """Of the model's DecodingConfig, by the names of its fields."""
+        given = {name: getattr(self, name) for name in _DecodingFields.model_fields}
+        changes = {name: value for name, value in given.items() if value is not None}
+        for alias, (name, _) in ALIASES.items():
+            if alias in changes:
+                changes.setdefault(name, changes.pop(alias))
+        return changes
+
+
+class ChatRequest(DecodingSettings):
     """/v1/chat/completions"""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -285,18 +308,16 @@ class ChatRequest(Decoding):
 
     @property
     def limit(self) -> int | None:
-        return (
-            self.max_completion_tokens
-            if self.max_completion_tokens is not None
-            else self.max_tokens
-        )
+        if self.max_completion_tokens is not None:
+            return self.max_completion_tokens
+        return self.max_tokens
 
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
 
     def unsupported(self) -> str | None:
-        """The name of a setting that asks for what there is not."""
+        """The name of a setting whose value is not supported."""
         neutral: dict[str, tuple[Any, ...]] = {
             "top_p": (1,) if self.temperature else (self.top_p,),
             "frequency_penalty": (0,),
@@ -310,17 +331,13 @@ class ChatRequest(Decoding):
             "reasoning_effort": ("none",),
             "verbosity": ("medium",),
         }
-        return next(
-            (
-                name
-                for name, values in neutral.items()
-                if getattr(self, name) not in (None, *values)
-            ),
-            None,
-        )
+        for name, values in neutral.items():
+            if getattr(self, name) not in (None, *values):
+                return name
+        return None
 
 
-class CaptionRequest(Decoding):
+class CaptionRequest(DecodingSettings):
     """/v1/caption"""
 
     image_url: StrictStr
@@ -330,7 +347,7 @@ class CaptionRequest(Decoding):
     stream: StrictBool = False
 
 
-class QueryRequest(Decoding):
+class QueryRequest(DecodingSettings):
     """/v1/query"""
 
     image_url: StrictStr | None = None

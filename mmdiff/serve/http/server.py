@@ -1,7 +1,7 @@
-"""Start, serve, and stop without losing anything that was let in.
+"""Starts the server, and shuts it down gracefully.
 
-The first SIGTERM, SIGINT or SIGHUP closes the door: new requests are refused, old ones finish, up
-to the time for it; the second one ends everything now.
+On the first SIGTERM, SIGINT or SIGHUP it drains: new requests are refused, and those in flight have
+`shutdown_timeout` to finish; the second signal ends everything now.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ import logging
 import signal
 import sys
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from mmdiff.errors import MMDiffError
 from mmdiff.serve.errors import ApiError
 from mmdiff.serve.options import Replicas, ServerOptions, require_packages
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp
+
+    from mmdiff.serve.http.state import AppState
 
 log = logging.getLogger("mmdiff.serve")
 
@@ -31,7 +38,7 @@ def serve(options: ServerOptions, replicas: Replicas | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if not (options.api_keys or options.on_loopback or options.uds):
         log.warning(
-            "anybody who reaches %s can use this server: give it an --api-key", options.host
+            "every client that reaches %s can use this server: give it an --api-key", options.host
         )
     if replicas is not None:
         from mmdiff.serve import ray
@@ -41,91 +48,101 @@ def serve(options: ServerOptions, replicas: Replicas | None = None) -> int:
 
 
 async def _serve(options: ServerOptions) -> int:
-    import uvicorn
-
     from mmdiff.serve.http.app import create
-    from mmdiff.serve.http.connection import Connection
 
-    app, house = create(options)
-
-    class Counted(Connection):
-        def refused(self, error: ApiError) -> None:
-            house.metrics.answered("", "", error.status)
-
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=options.host,
-            port=options.port,
-            uds=options.uds,
-            http=Counted,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            backlog=2048,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=2,
-            limit_concurrency=4096,
-        )
-    )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    code, told = 0, 0
-
-    async def drain() -> None:
-        nonlocal code
-        house.admission.draining = True
-        log.info("draining: %d requests in flight", house.admission.inside)
-        try:
-            async with asyncio.timeout(options.shutdown_timeout):
-                while house.admission.inside:
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            code = 1
-            log.error("ended with %d requests in flight", house.admission.inside)
-            await house.service.stop()  # their streams end with an error event
-            await asyncio.sleep(0.1)
-        server.should_exit = True
-
-    async def watch() -> None:
-        nonlocal code
-        await house.service.given_up.wait()
-        code = 2 if house.service.unloadable else 1
-        server.should_exit = True
-
-    draining: list[asyncio.Task[None]] = []
-
-    def stop(sig: int, frame: FrameType | None) -> None:
-        nonlocal told, code
-        told += 1
-        if told == 1:
-            loop.call_soon_threadsafe(lambda: draining.append(asyncio.ensure_future(drain())))
-        else:
-            code, server.should_exit, server.force_exit = 1, True, True
-
-    loop = asyncio.get_running_loop()
-    server.handle_exit = stop  # type: ignore[method-assign]
-    if (
-        signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-    ):  # as under nohup, which outlives its terminal
-        signal.signal(signal.SIGHUP, stop)
-    watching = asyncio.ensure_future(watch())
-    log.info(
-        "mmdiff serves %s on %s",
-        ", ".join(options.names),
-        options.uds or f"http://{options.host}:{options.port}",
-    )
+    app, state = create(options)
+    address = options.uds or f"{options.host}:{options.port}"
+    shutdown = Shutdown(_uvicorn(app, state), state)
+    shutdown.install()
+    watching = asyncio.ensure_future(shutdown.watch_engine())
+    log.info("mmdiff serves %s on %s", ", ".join(options.names), options.uds or f"http://{address}")
     try:
-        await server.serve()
+        await shutdown.server.serve()
     except SystemExit as error:
         raise MMDiffError(
-            f"the server cannot start on {options.uds or f'{options.host}:{options.port}'}; "
-            "is the port taken? choose another --port"
+            f"the server cannot start on {address}; is the port taken? choose another --port"
         ) from error
     finally:
         watching.cancel()
-        await house.service.stop()
-        house.decoders.stop()
-    if house.service.unloadable is not None:
-        raise MMDiffError(house.service.unloadable)
-    return code
+        await state.engine.stop()
+        state.media.stop()
+    if state.engine.unloadable is not None:
+        raise MMDiffError(state.engine.unloadable)
+    return shutdown.exit_code
+
+
+def _uvicorn(app: ASGIApp, state: AppState) -> uvicorn.Server:
+    import uvicorn
+
+    from mmdiff.serve.http.connection import Connection
+
+    class CountedConnection(Connection):
+        def refused(self, error: ApiError) -> None:
+            state.metrics.answered("", "", error.status)
+
+    config = uvicorn.Config(
+        app,
+        host=state.options.host,
+        port=state.options.port,
+        uds=state.options.uds,
+        http=CountedConnection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=2048,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,
+        limit_concurrency=4096,
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    return uvicorn.Server(config)
+
+
+class Shutdown:
+    """Ends the server: on signals, or when its engine is given up."""
+
+    def __init__(self, server: uvicorn.Server, state: AppState) -> None:
+        self.server, self.state = server, state
+        self.exit_code, self._signals = 0, 0
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
+
+    def install(self) -> None:
+        """Handle the signals that end a server."""
+        self.server.handle_exit = self.on_signal  # type: ignore[method-assign]
+        # it is ignored under nohup, where the server outlives its terminal
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self.on_signal)
+
+    def on_signal(self, sig: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self._loop.call_soon_threadsafe(self._begin_draining)
+        else:
+            self.exit_code = 1
+            self.server.should_exit = self.server.force_exit = True
+
+    async def watch_engine(self) -> None:
+        """End the server when its engine is given up."""
+        await self.state.engine.given_up.wait()
+        self.exit_code = 2 if self.state.engine.unloadable else 1
+        self.server.should_exit = True
+
+    def _begin_draining(self) -> None:
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        limiter = self.state.limiter
+        limiter.draining = True
+        log.info("draining: %d requests in flight", limiter.in_flight)
+        try:
+            async with asyncio.timeout(self.state.options.shutdown_timeout):
+                while limiter.in_flight:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            self.exit_code = 1
+            log.error("ended with %d requests in flight", limiter.in_flight)
+            await self.state.engine.stop()  # their streams end with an error event
+            await asyncio.sleep(0.1)
+        self.server.should_exit = True

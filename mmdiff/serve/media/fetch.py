@@ -1,10 +1,9 @@
-"""Media by address: off, unless the server names the domains; then each hop is checked, and its
-address is pinned.
+"""Fetches media by URL, with protection against server-side request forgery (SSRF).
 
-One parser reads an address, and what it read is what is asked for. The name is resolved once, every
-address found must be a public one, and the connection goes to the address that was checked, so a
-name cannot mean something else a moment later. Redirects are followed by hand, and each is checked
-like the first.
+It is off unless the server names the domains. One parser reads a URL, and what it read is what is
+requested. The host is resolved once, every IP address found must be a public one, and the
+connection goes to the address that was checked (DNS pinning). Redirects are followed by hand, and
+each is checked like the first.
 """
 
 from __future__ import annotations
@@ -23,8 +22,14 @@ from mmdiff.serve.errors import ApiError
 SECONDS = 5.0  # for all hops together
 HOPS = 3
 HOST = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+")
+UNSAFE = re.compile(r"[^\x21-\x7e]|\\")  # in a URL
 PORTS = {"http": 80, "https": 443}
-TRANSLATED = ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "100.64.0.0/10")
+TRANSLATED = tuple(
+    map(
+        ipaddress.ip_network,
+        ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "100.64.0.0/10"),
+    )
+)
 
 
 async def fetch(url: str, param: str, name: str, most: int, domains: Sequence[str]) -> bytes:
@@ -50,14 +55,12 @@ async def fetch(url: str, param: str, name: str, most: int, domains: Sequence[st
 
 
 def _allowed(url: str, param: str, name: str, domains: Sequence[str]) -> tuple[str, int, str, str]:
-    """Host, port, path and scheme of an address that may be asked."""
+    """Host, port, path and scheme of a URL that may be fetched."""
     scheme = url[:8].partition(":")[0].lower()
     if scheme not in PORTS:
-        code = (
-            "local_media_not_allowed"
-            if scheme == "file" or "://" not in url[:32]
-            else "media_url_not_allowed"
-        )
+        code = "media_url_not_allowed"
+        if scheme == "file" or "://" not in url[:32]:
+            code = "local_media_not_allowed"
         raise ApiError(
             400, code, f"{name} must be a data URL: send the file itself, in base64", param
         )
@@ -65,20 +68,16 @@ def _allowed(url: str, param: str, name: str, domains: Sequence[str]) -> tuple[s
         raise ApiError(
             400,
             "media_url_not_allowed",
-            f"{name} is an address, and this server fetches none: send the file as a data URL",
+            f"{name} is a URL, and this server fetches none: send the file as a data URL",
             param,
         )
     refused = ApiError(
         400,
         "media_url_not_allowed",
-        f"the address of {name} is not among the domains that this server fetches from",
+        f"the URL of {name} is not among the domains that this server fetches from",
         param,
     )
-    if (
-        len(url) > 4096
-        or not url.isascii()
-        or any(ord(sign) <= 32 or sign in "\\\x7f" for sign in url)
-    ):
+    if len(url) > 4096 or UNSAFE.search(url):
         raise refused
     try:
         parts = urlsplit(url)
@@ -90,11 +89,14 @@ def _allowed(url: str, param: str, name: str, domains: Sequence[str]) -> tuple[s
         raise refused
     if not any(host == domain or host.endswith(f".{domain}") for domain in domains):
         raise refused
-    return host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), scheme
+    path = parts.path or "/"
+    if parts.query:
+        path += f"?{parts.query}"
+    return host, port, path, scheme
 
 
 async def _resolved(host: str, port: int, param: str, name: str) -> str:
-    """An address of the host, all of which must be public."""
+    """An IP address of the host, all of which must be public."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
@@ -113,9 +115,7 @@ def is_public(address: str) -> bool:
     mapped = getattr(ip, "ipv4_mapped", None)
     if mapped is not None:
         return is_public(str(mapped))
-    inside = any(
-        ip.version == net.version and ip in net for net in map(ipaddress.ip_network, TRANSLATED)
-    )
+    inside = any(ip in network for network in TRANSLATED)
     return ip.is_global and not (
         inside or ip.is_multicast or ip.is_reserved or ip.is_private or ip.is_loopback
     )
@@ -127,13 +127,13 @@ async def _get(
     """The body, or where a redirect leads. The address is connected to; the name is for TLS and the
     Host header."""
     httpx: Any = require_extra("httpx", "serve", "fetching media")
-    place = f"[{address}]" if ":" in address else address
+    netloc = f"[{address}]" if ":" in address else address
     try:
         async with (
             httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=SECONDS) as client,
             client.stream(
                 "GET",
-                f"{scheme}://{place}:{port}{path}",
+                f"{scheme}://{netloc}:{port}{path}",
                 extensions={"sni_hostname": host},
                 headers={"Host": host, "Accept-Encoding": "identity", "User-Agent": "mmdiff"},
             ) as response,

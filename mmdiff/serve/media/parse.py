@@ -1,5 +1,5 @@
-"""Pictures and sounds of a request: data URLs taken apart, addresses fetched where that is allowed,
-files decoded."""
+"""Images and audio of a request: data URLs parsed, addresses fetched where that is allowed, files
+decoded."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from mmdiff.serve.options import ServerOptions
 
 
 class Medium:
-    """A picture ("image") or a sound ("audio") as it came, and where it stood."""
+    """An image or audio as it came, and where it stood in the request."""
 
     def __init__(self, kind: str, source: str | bytes, param: str, name: str) -> None:
-        self.kind, self.source, self.param, self.name = kind, source, param, name
+        self.kind, self.source = kind, source
+        self.param, self.name = param, name
 
 
-def taken_apart(
+def split_media(
     messages: Sequence[ChatMessage], options: ServerOptions
 ) -> tuple[list[dict[str, Any]], list[Medium]]:
-    """The conversation with numbers in the places of its media, and the media, not yet decoded.
+    """The conversation with numbers in place of its media, and the media, not yet decoded.
 
     Raises:
         ApiError: there are more of something than allowed.
@@ -46,8 +47,8 @@ def taken_apart(
             made.append({"role": role, "content": message.content})
             continue
         content: list[dict[str, Any]] = []
-        for place, part in enumerate(message.content):
-            param = f"messages[{number}].content[{place}]"
+        for position, part in enumerate(message.content):
+            param = f"messages[{number}].content[{position}]"
             if isinstance(part, TextPart):
                 content.append({"type": "text", "text": part.text})
                 continue
@@ -61,8 +62,8 @@ def taken_apart(
 
 def check_counts(media: Sequence[Medium], options: ServerOptions) -> None:
     for kind, what, most in (
-        ("image", "pictures", options.max_images),
-        ("audio", "sounds", options.max_audios),
+        ("image", "images", options.max_images),
+        ("audio", "audio inputs", options.max_audios),
     ):
         if (count := sum(medium.kind == kind for medium in media)) > most:
             raise invalid("messages", f"{count:,} {what} are more than the {most} allowed")
@@ -82,7 +83,7 @@ def _medium(
 
 
 async def decoded(
-    media: Sequence[Medium], decoders: MediaPool, options: ServerOptions
+    media: Sequence[Medium], pool: MediaPool, options: ServerOptions
 ) -> list[ipc.Array]:
     """The arrays of all media.
 
@@ -92,11 +93,7 @@ async def decoded(
     arrays = []
     for medium in media:
         most = options.max_image if medium.kind == "image" else options.max_audio
-        data = (
-            medium.source
-            if isinstance(medium.source, bytes)
-            else await _data(medium, most, options)
-        )
+        data = await _data(medium, most, options)
         medium.source = b""  # what is decoded is not kept twice
         if not data:
             raise invalid(medium.param, f"{medium.name} is empty", f"invalid_{medium.kind}")
@@ -108,14 +105,15 @@ async def decoded(
                 medium.param,
             )
         try:
-            arrays.append(await decoders.open(medium.kind, data, medium.name))
+            arrays.append(await pool.open(medium.kind, data, medium.name))
         except ApiError as error:
             raise ApiError(error.status, error.code, error.message, medium.param) from None
     return arrays
 
 
 async def _data(medium: Medium, most: int, options: ServerOptions) -> bytes:
-    assert isinstance(medium.source, str)
+    if isinstance(medium.source, bytes):
+        return medium.source
     if is_data_url(medium.source):
         return unpacked_url(medium.source, medium.param, medium.name)
     return await fetch(
@@ -128,15 +126,15 @@ def unpacked_url(url: str, param: str, name: str) -> bytes:
     head = data_url_head(url)
     if head is None:
         raise invalid(
-            param, f"{name} is no data URL such as data:image/png;base64,...", "invalid_data_url"
+            param, f"{name} is not a data URL such as data:image/png;base64,...", "invalid_data_url"
         )
     return _unpacked(url[head:], param, name)
 
 
 def _unpacked(text: str, param: str, name: str) -> bytes:
-    if is_data_url(text):  # where its base64 alone is asked for
+    if is_data_url(text):  # where its base64 alone is expected
         return unpacked_url(text, param, name)
     try:
         return decode_base64(text)
     except ValueError:
-        raise invalid(param, f"{name} is no base64", "invalid_data_url") from None
+        raise invalid(param, f"{name} is not base64", "invalid_data_url") from None

@@ -1,5 +1,4 @@
-"""The process that opens pictures and sounds of strangers, with little memory, little time and
-nothing else.
+"""Sandboxed worker that decodes untrusted media, with limits on memory, time and files.
 
 It reads a frame with the bytes of a file and answers with pixels, with samples, or with a refusal.
 What a decoding library says about a file is never passed on: such messages hold addresses. A file
@@ -8,13 +7,14 @@ that takes more memory or time than it may have ends the process, and the server
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,8 @@ from mmdiff.serve.errors import ApiError
 from mmdiff.serve.options import MediaLimits
 from mmdiff.vision.image_io import PNG_MARK, ImageError, open_image, png_without_text
 
-PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-SOUNDS = {
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+AUDIO_FORMATS = {
     "WAV": ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"),
     "WAVEX": ("PCM_", "FLOAT", "DOUBLE"),
     "FLAC": ("PCM_",),
@@ -51,13 +51,13 @@ MEMORY = 1 << 30  # bytes beyond what the process takes before its first file
 SECONDS = 10  # of processor time for one file
 
 
-def picture(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
+def decode_image(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
     """The pixels (H, W, 3) of a file.
 
     Raises:
         ApiError: it is of another format, damaged or too large.
     """
-    use = f"send one of {', '.join(PICTURES)}"
+    use = f"send one of {', '.join(IMAGE_FORMATS)}"
     try:
         with _header(data) as opened:
             width, height = opened.size
@@ -69,7 +69,7 @@ def picture(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
         ) from None
     except UnidentifiedImageError:
         raise ApiError(
-            400, "unsupported_image_format", f"{name} is no picture that is read here: {use}"
+            400, "unsupported_image_format", f"{name} is not an image that can be read: {use}"
         ) from None
     except Exception:  # decoders raise whatever their reading of damaged bytes ends in
         raise ApiError(
@@ -104,17 +104,17 @@ def picture(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
 
 
 def _header(data: bytes) -> Image.Image:
-    """A picture whose pixels are not decoded yet; a PNG may have more text in it than Pillow
+    """An image whose pixels are not decoded yet; a PNG may have more text in it than Pillow
     reads."""
     try:
-        return Image.open(io.BytesIO(data), formats=PICTURES)
+        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except ValueError:
         if not data.startswith(PNG_MARK):
             raise
-        return Image.open(io.BytesIO(png_without_text(data)), formats=PICTURES)
+        return Image.open(io.BytesIO(png_without_text(data)), formats=IMAGE_FORMATS)
 
 
-def sound(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
+def decode_audio(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
     """The samples of a file at 16 kHz.
 
     Raises:
@@ -138,12 +138,12 @@ def sound(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
         raise ApiError(
             400,
             "invalid_audio",
-            f"{name} is no sound that can be read: {USE}, of {MIN_RATE:,} to "
+            f"{name} is not audio that can be read: {USE}, of {MIN_RATE:,} to "
             f"{MAX_RATE:,} Hz, with finite samples from -1 to 1",
         ) from None
     except MMDiffError:
         raise ApiError(
-            400, "unsupported_audio_format", f"{name} is of a kind that is not read here: {USE}"
+            400, "unsupported_audio_format", f"{name} is of a format that is not read here: {USE}"
         ) from None
 
 
@@ -154,17 +154,17 @@ def _check_header(data: bytes, limits: MediaLimits, name: str) -> None:
         found = soundfile.info(io.BytesIO(data))
     except (soundfile.LibsndfileError, RuntimeError):
         raise ApiError(
-            400, "invalid_audio", f"{name} is no sound that can be read: {USE}"
+            400, "invalid_audio", f"{name} is not audio that can be read: {USE}"
         ) from None
-    if not found.subtype.startswith(SOUNDS.get(found.format, ())):
+    if not found.subtype.startswith(AUDIO_FORMATS.get(found.format, ())):
         raise ApiError(
-            400, "unsupported_audio_format", f"{name} is of a kind that is not read here: {USE}"
+            400, "unsupported_audio_format", f"{name} is of a format that is not read here: {USE}"
         )
     if found.channels > limits.channels:
         raise ApiError(
             400,
             "invalid_audio",
-            f"{name} has {found.channels:,} channels, and up to {limits.channels} are read",
+            f"{name} has {found.channels:,} channels, and at most {limits.channels} are read",
         )
 
 
@@ -173,12 +173,9 @@ def _limit_process() -> None:
     them."""
     import resource
 
-    pages = (
-        int(open("/proc/self/statm").read().split()[0])
-        if os.path.exists("/proc/self/statm")
-        else None
-    )
-    if pages is not None:
+    status = Path("/proc/self/statm")
+    if status.exists():
+        pages = int(status.read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -201,20 +198,18 @@ def _warm(limits: MediaLimits) -> None:
     soundfile.write(held, np.zeros(800, np.float32), 8000, format="WAV")
     load_audio(held.getvalue())
     soxr.resample(np.zeros(800, np.float32), 8000, 16000)
-    try:
+    with contextlib.suppress(ImportError):
         import av  # noqa: F401
-    except ImportError:
-        pass
     held = io.BytesIO()
     Image.new("RGB", (2, 2)).save(held, "PNG")
-    picture(held.getvalue(), limits, "a picture")
+    decode_image(held.getvalue(), limits, "an image")
 
 
 def main(argv: Sequence[str]) -> None:
     """`python -m mmdiff.serve.media.worker FD LIMITS`, as the server starts it."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
-    Image.MAX_IMAGE_PIXELS = None  # our own limits are far below, and a warning helps nobody
+    Image.MAX_IMAGE_PIXELS = None  # our own limits are far below
     sock, limits = socket.socket(fileno=int(argv[0])), MediaLimits(**json.loads(argv[1]))
     _warm(limits)
     _limit_process()
@@ -224,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
         except (EOFError, OSError):
             return
         _allow_time()
-        open_it = {"image": picture, "audio": sound}[message["kind"]]
+        open_it = {"image": decode_image, "audio": decode_audio}[message["kind"]]
         answer: dict[str, Any] = {}
         made: list[ipc.Array] = []
         try:

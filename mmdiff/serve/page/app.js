@@ -1,11 +1,11 @@
 // The page: gathers a question, asks the server it came from, and shows the answer as it is denoised.
 
 import { OPEN, schemaOf, valuesOf } from "./fields.js";
-import { Recorder, dataUrl, pictureUrl, wavOf } from "./media.js";
-import { ServerProblem, events, said } from "./stream.js";
+import { Recorder, dataUrl, imageUrl, wavOf } from "./media.js";
+import { ServerProblem, errorText, events } from "./stream.js";
 
 const at = (id) => document.getElementById(id);
-const given = { picture: null, sound: null }; // files
+const given = { image: null, audio: null }; // files
 let model = "tiny";
 let running = null; // what stops the answer on its way
 let recorder = null;
@@ -16,21 +16,21 @@ let replaying = null;
 
 async function ask() {
   const question = at("question");
-  const spoken = given.sound && at("role").querySelector("input:checked").value === "question";
+  const spoken = given.audio && at("role").querySelector("input:checked").value === "question";
   if (!question.value.trim() && !spoken) {
     question.focus();
     throw new Error("There is no question; write one, or record it.");
   }
-  const sound = given.sound && (await wavOf(given.sound));
+  const audio = given.audio && (await wavOf(given.audio));
   let doubt = "";
   if (spoken) {
     tell("Listening to the question …");
-    const said = await heard(sound);
-    question.value = said.text;
-    doubt = said.unsure ? ` Not sure of the question: "${said.text}" may hold a wrong word.` : "";
-    if (!question.value) throw new Error("No speech was heard in the sound; say it again, nearer to the microphone.");
+    const transcript = await transcribe(audio);
+    question.value = transcript.text;
+    doubt = transcript.unsure ? ` Not sure of the question: "${transcript.text}" may hold a wrong word.` : "";
+    if (!question.value) throw new Error("No speech was found in the audio; say it again, nearer to the microphone.");
   }
-  const body = await bodyOf(question.value, spoken ? null : sound);
+  const body = await bodyOf(question.value, spoken ? null : audio);
   showCurl(body);
   tell("Asking …");
   const response = await post("v1/chat/completions", JSON.stringify(body), { "Content-Type": "application/json" });
@@ -46,11 +46,11 @@ async function ask() {
   tell((frames.length ? `Done in ${frames.length} ${frames.length === 1 ? "step" : "steps"}.` : "Done.") + doubt);
 }
 
-async function bodyOf(question, sound) {
+async function bodyOf(question, audio) {
   const content = [];
-  if (given.picture) content.push({ type: "image_url", image_url: { url: await pictureUrl(given.picture) } });
-  if (sound) {
-    const data = (await dataUrl(sound)).split(",")[1];
+  if (given.image) content.push({ type: "image_url", image_url: { url: await imageUrl(given.image) } });
+  if (audio) {
+    const data = (await dataUrl(audio)).split(",")[1];
     content.push({ type: "input_audio", input_audio: { data, format: "wav" } });
   }
   content.push({ type: "text", text: question });
@@ -66,14 +66,14 @@ async function bodyOf(question, sound) {
   return body;
 }
 
-async function heard(sound) {
+async function transcribe(audio) {
   const form = new FormData();
-  form.append("file", sound, "question.wav");
+  form.append("file", audio, "question.wav");
   form.append("model", model);
   const response = await post("v1/audio/transcriptions", form);
-  if (!response.ok) throw new ServerProblem(await said(response));
-  const said = await response.json();
-  return { text: said.text.trim(), unsure: said.mmdiff.unsure.length > 0 };
+  if (!response.ok) throw new ServerProblem(await errorText(response));
+  const transcript = await response.json();
+  return { text: transcript.text.trim(), unsure: transcript.mmdiff.unsure.length > 0 };
 }
 
 function post(path, body, headers = {}) {
@@ -196,38 +196,38 @@ function stopReplay() {
   at("play").textContent = "Replay";
 }
 
-// Pictures and sounds
+// Images and audio
 
-function takePicture(file) {
+function takeImage(file) {
   URL.revokeObjectURL(at("preview").src);
-  given.picture = file;
-  at("preview").hidden = at("no-picture").hidden = !file;
+  given.image = file;
+  at("preview").hidden = at("no-image").hidden = !file;
   if (file) at("preview").src = URL.createObjectURL(file);
-  else at("picture").value = "";
+  else at("image").value = "";
   refreshCurl();
 }
 
-function takeSound(file) {
+function takeAudio(file) {
   URL.revokeObjectURL(at("player").src);
-  given.sound = file;
-  at("player").hidden = at("no-sound").hidden = at("role").hidden = !file;
+  given.audio = file;
+  at("player").hidden = at("no-audio").hidden = at("role").hidden = !file;
   if (file) at("player").src = URL.createObjectURL(file);
-  else at("sound").value = "";
+  else at("audio").value = "";
   refreshCurl();
 }
 
 function take(files) {
   for (const file of files) {
-    if (file.type.startsWith("image/")) takePicture(file);
-    else if (file.type.startsWith("audio/")) takeSound(file);
-    else at("problem").textContent = `"${file.name}" is neither a picture nor a sound.`;
+    if (file.type.startsWith("image/")) takeImage(file);
+    else if (file.type.startsWith("audio/")) takeAudio(file);
+    else at("problem").textContent = `"${file.name}" is neither an image nor audio.`;
   }
 }
 
-at("picture").addEventListener("change", (event) => event.target.files[0] && takePicture(event.target.files[0]));
-at("sound").addEventListener("change", (event) => event.target.files[0] && takeSound(event.target.files[0]));
-at("no-picture").addEventListener("click", () => { takePicture(null); at("picture").focus(); });
-at("no-sound").addEventListener("click", () => { takeSound(null); at("sound").focus(); });
+at("image").addEventListener("change", (event) => event.target.files[0] && takeImage(event.target.files[0]));
+at("audio").addEventListener("change", (event) => event.target.files[0] && takeAudio(event.target.files[0]));
+at("no-image").addEventListener("click", () => { takeImage(null); at("image").focus(); });
+at("no-audio").addEventListener("click", () => { takeAudio(null); at("audio").focus(); });
 document.addEventListener("paste", (event) => event.clipboardData.files.length && take(event.clipboardData.files));
 document.addEventListener("dragover", (event) => { event.preventDefault(); at("drop").classList.add("over"); });
 document.addEventListener("dragleave", (event) => event.relatedTarget || at("drop").classList.remove("over"));
@@ -242,7 +242,7 @@ at("record").addEventListener("click", async () => {
     if (recorder) {
       const stopping = recorder;
       recorder = null;
-      takeSound(await stopping.stop());
+      takeAudio(await stopping.stop());
     } else {
       const starting = new Recorder();
       await starting.start();
@@ -284,9 +284,9 @@ function showCurl(body) {
 async function refreshCurl() {
   try {
     const role = at("role").querySelector("input:checked").value;
-    showCurl(await bodyOf(at("question").value, given.sound && role === "subject" ? await wavOf(given.sound) : null));
+    showCurl(await bodyOf(at("question").value, given.audio && role === "subject" ? await wavOf(given.audio) : null));
   } catch {
-    at("curl").textContent = ""; // what is wrong is said when it is asked
+    at("curl").textContent = ""; // what is wrong is shown when it is sent
   }
 }
 
@@ -313,7 +313,7 @@ async function start() {
     const response = await fetch("v1/models", { headers: keyHeader() });
     if (response.ok) model = (await response.json()).data[0].id;
     else if (response.status === 401) document.querySelector("details").open = true;
-    else at("problem").textContent = await said(response);
+    else at("problem").textContent = await errorText(response);
   } catch {
     at("problem").textContent = "The server cannot be reached.";
   }

@@ -1,14 +1,14 @@
-// What the user gives, as the API takes it: pictures as data URLs, sounds as 16 kHz mono WAV.
+// What the user gives, as the API takes it: images as data URLs, audio as 16 kHz mono WAV.
 
 const KEPT = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 const RATE = 16000; // Hz
 
-export async function pictureUrl(file) {
+export async function imageUrl(file) {
   if (KEPT.includes(file.type)) return dataUrl(file);
-  const picture = await createImageBitmap(file);
+  const image = await createImageBitmap(file);
   const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [picture.width, picture.height];
-  canvas.getContext("2d").drawImage(picture, 0, 0);
+  [canvas.width, canvas.height] = [image.width, image.height];
+  canvas.getContext("2d").drawImage(image, 0, 0);
   return canvas.toDataURL("image/png");
 }
 
@@ -24,10 +24,10 @@ export function dataUrl(blob) {
 export async function wavOf(blob) {
   const context = new AudioContext();
   try {
-    const sound = await context.decodeAudioData(await blob.arrayBuffer());
-    const offline = new OfflineAudioContext(1, Math.max(1, Math.ceil(sound.duration * RATE)), RATE);
+    const audio = await context.decodeAudioData(await blob.arrayBuffer());
+    const offline = new OfflineAudioContext(1, Math.max(1, Math.ceil(audio.duration * RATE)), RATE);
     const source = offline.createBufferSource();
-    source.buffer = sound;
+    source.buffer = audio;
     source.connect(offline.destination);
     source.start();
     return wav((await offline.startRendering()).getChannelData(0));

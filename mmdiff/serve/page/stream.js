@@ -3,7 +3,7 @@
 export class ServerProblem extends Error {}
 
 export async function* events(response) {
-  if (!response.ok) throw new ServerProblem(await said(response));
+  if (!response.ok) throw new ServerProblem(await errorText(response));
   const decoder = new TextDecoder();
   const reader = response.body.getReader();
   let waiting = "";
@@ -24,7 +24,7 @@ export async function* events(response) {
   }
 }
 
-export async function said(response) {
+export async function errorText(response) {
   try {
     return (await response.json()).error.message;
   } catch {

@@ -20,7 +20,7 @@ import pytest
 
 from mmdiff.errors import MMDiffError
 from mmdiff.serve.batch.fingerprint import fingerprint
-from mmdiff.serve.batch.run import by, run_batch
+from mmdiff.serve.batch.run import rows_by, run_batch
 from mmdiff.serve.batch.worker_pool import JobOutcome
 
 URL = "/v1/chat/completions"
@@ -28,7 +28,7 @@ JOB = """
 import asyncio, sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from mmdiff.serve.batch.run import by, run_batch
+from mmdiff.serve.batch.run import rows_by, run_batch
 
 source, out, log = map(Path, sys.argv[1:4])
 
@@ -42,7 +42,7 @@ async def asking():
         yield ask
 
 print("started", flush=True)
-asyncio.run(run_batch(source, out, by(asking, 8), urls=["/v1/chat/completions"], settings="m"))
+asyncio.run(run_batch(source, out, rows_by(asking, 8), urls=["/v1/chat/completions"], settings="m"))
 """
 
 
@@ -57,7 +57,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 class Asked:
-    """A stand-in for the engine, which counts what it is asked."""
+    """A stand-in for the engine, which counts its requests."""
 
     def __init__(
         self, reply: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] | None = None
@@ -84,7 +84,7 @@ def run(
 
 def finish(source: Path, out: Path, asked: Asked | None = None, settings: Any = "m") -> JobOutcome:
     return asyncio.run(
-        run_batch(source, out, by(asked or Asked(), 3), urls=[URL], settings=settings)
+        run_batch(source, out, rows_by(asked or Asked(), 3), urls=[URL], settings=settings)
     )
 
 
@@ -190,7 +190,7 @@ def test_bad_lines_are_rows_and_the_job_goes_on(tmp_path: Path) -> None:
         5,
         4,
     ) and again.texts == []  # what was refused for good stays so
-    assert done.failures[0].startswith("line 2 is no JSON")
+    assert done.failures[0].startswith("line 2 is not JSON")
     assert done.failures[1:3] == ("line 3 has the custom_id of line 1, 'a'", "b: no")
 
 
@@ -218,11 +218,11 @@ def test_a_second_job_on_the_same_output_is_refused(tmp_path: Path) -> None:
     @asynccontextmanager
     async def meddling() -> AsyncIterator[Any]:
         with pytest.raises(MMDiffError, match=rf"another job \(process {os.getpid()}\) writes"):
-            await run_batch(source, out, by(Asked(), 1), urls=[URL], settings="m")
+            await run_batch(source, out, rows_by(Asked(), 1), urls=[URL], settings="m")
         async with Asked()() as ask:
             yield ask
 
-    outcome = asyncio.run(run_batch(source, out, by(meddling, 1), urls=[URL], settings="m"))
+    outcome = asyncio.run(run_batch(source, out, rows_by(meddling, 1), urls=[URL], settings="m"))
     assert outcome == JobOutcome(1, 0)
 
 
@@ -239,7 +239,7 @@ def test_a_full_disk_ends_the_job_and_it_goes_on_later(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (
         done.returncode != 0
-        and "rows are kept: make room and run the same command again" in done.stderr
+        and "rows are kept: free some space and run the same command again" in done.stderr
     )
     kept = rows(out)
     assert 20 < len(kept) < 200

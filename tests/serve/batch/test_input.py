@@ -9,7 +9,7 @@ import pytest
 
 from mmdiff.errors import MMDiffError
 from mmdiff.serve.batch import input
-from mmdiff.serve.batch.input import index, read
+from mmdiff.serve.batch.input import index_lines, read_request
 
 URLS = ("/v1/chat/completions", "/v1/audio/transcriptions")
 
@@ -34,16 +34,18 @@ def test_lines_are_found_again(path: Path) -> None:
     path.write_bytes(
         b"\xef\xbb\xbf" + line("a") + b"\r\n\n  \n" + line("b", body={"x": 1}) + b"\n" + line("c")
     )
-    lines = index(path, URLS, "m")
+    lines = index_lines(path, URLS, "m")
     assert [(each.number, each.custom_id) for each in lines] == [(1, "a"), (4, "b"), (5, "c")]
     with open(path, "rb") as file:
-        assert [read(file, each, URLS, "m").body for each in reversed(lines)] == [
+        assert [read_request(file, each, URLS, "m").body for each in reversed(lines)] == [
             {"model": "tiny"},
             {"x": 1},
             {"model": "tiny"},
         ]
     assert len({each.id for each in lines}) == 3
-    assert {each.id for each in index(path, URLS, "other")}.isdisjoint(each.id for each in lines)
+    assert {each.id for each in index_lines(path, URLS, "other")}.isdisjoint(
+        each.id for each in lines
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_lines_are_found_again(path: Path) -> None:
 )
 def test_what_is_no_request_is_named(path: Path, raw: bytes, code: str) -> None:
     path.write_bytes(line("b") + b"\n" + raw + b"\n" + line("c") + b"\n")
-    first, bad, last = index(path, URLS, None)
+    first, bad, last = index_lines(path, URLS, None)
     assert first.problem is None and last.problem is None and bad.custom_id is None
     assert bad.problem is not None and bad.problem.code == code and bad.number == 2
     assert len(str(bad.problem)) < 300
@@ -82,7 +84,7 @@ def test_a_line_that_is_too_long_is_passed_over(
 ) -> None:
     monkeypatch.setattr(input, "MAX_LINE", 1000)
     path.write_bytes(line("a") + b"\n" + b"x" * 5000 + b"\n" + line("b") + b"\n" + b"y" * 1500)
-    lines = index(path, URLS, None)
+    lines = index_lines(path, URLS, None)
     assert [each.problem.code if each.problem else each.custom_id for each in lines] == [
         "a",
         "line_too_long",
@@ -90,15 +92,15 @@ def test_a_line_that_is_too_long_is_passed_over(
         "line_too_long",
     ]
     with open(path, "rb") as file:
-        assert read(file, lines[2], URLS, None).custom_id == "b"
+        assert read_request(file, lines[2], URLS, None).custom_id == "b"
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(path: Path) -> None:
     path.write_bytes(line("a") + b"\n")
-    (only,) = index(path, URLS, None)
+    (only,) = index_lines(path, URLS, None)
     path.write_bytes(line("b") + b"\n")
     with open(path, "rb") as file, pytest.raises(MMDiffError, match="was changed"):
-        read(file, only, URLS, None)
+        read_request(file, only, URLS, None)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n \n"])
@@ -106,4 +108,4 @@ def test_no_lines_are_the_callers_mistake(path: Path, content: bytes | None) -> 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(MMDiffError, match="give a JSONL file"):
-        index(path, URLS, None)
+        index_lines(path, URLS, None)

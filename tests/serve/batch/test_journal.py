@@ -86,14 +86,14 @@ def test_what_is_not_wanted_any_more_goes(path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"notes\n", b"notes", b'{"name": "a"}\n', encode({"id": "x", "name": "other"})]
 )
-def test_a_file_of_somebody_else_is_left_alone(path: Path, content: bytes) -> None:
+def test_a_file_of_another_program_is_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(MMDiffError, match="name another file"), opened(path):
         pass
     assert path.read_bytes() == content
 
 
-def test_bad_places_are_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_bad_paths_are_refused_in_a_sentence(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere" / "out.jsonl", Path("/dev/null")):
         with pytest.raises(MMDiffError, match="name "), opened(place):
             pass

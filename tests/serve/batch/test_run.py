@@ -106,7 +106,7 @@ def test_a_killed_job_ends_as_one_in_peace(root: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_of_row(root: Path, tmp_path: Path) -> None:
-    """Chats, transcripts and refusals; what is refused is told with the server's words."""
+    """Chats, transcripts and refusals; refusals are in the server's words."""
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     sound = data_url(root / "examples" / "question.flac", "audio/flac")
     lines = {
@@ -167,7 +167,7 @@ def test_every_kind_of_row(root: Path, tmp_path: Path) -> None:
     }
     assert found[None]["error"] == {
         "code": "invalid_json",
-        "message": "line 13 is no JSON (column 1)",
+        "message": "line 13 is not JSON (column 1)",
         "line": 13,
     }
 
@@ -205,7 +205,7 @@ def test_a_folder_is_described_and_described_on(root: Path, tmp_path: Path) -> N
         (["run-batch", "-i", "IN", "-o", "IN"], "give another name"),
         (["run-batch", "-i", "IN", "-o", "out.jsonl", "--model", "nothing"], "'nothing'"),
         (["run-batch", "-i", "IN", "-o", "."], "not a regular file"),
-        (["caption", ".", "--out", "out.jsonl"], "holds no pictures"),
+        (["caption", ".", "--out", "out.jsonl"], "holds no images"),
         (["caption", "IN", "--out", "out.jsonl"], "--out is for one folder"),
     ],
 )

@@ -19,16 +19,9 @@ from PIL import Image
 from pydantic import BaseModel
 
 from mmdiff.serve.http import schemas
-from tests.helpers.serving import Served, asking
+from tests.helpers.serving import CAPTION, CHAT, LEAKS, QUERY, SPEECH, Served, asking
 
 EITHER = 0  # stands for 200 or 400: some damage leaves enough to see
-LEAKS = re.compile(r"0x[0-9a-f]{6,}|Traceback|/work/|/usr/|/tmp/|site-packages|BytesIO")
-CHAT, QUERY, CAPTION, SPEECH = (
-    "/v1/chat/completions",
-    "/v1/query",
-    "/v1/caption",
-    "/v1/audio/transcriptions",
-)
 
 
 class Bad(NamedTuple):
@@ -89,7 +82,7 @@ def float_wav(values: Any) -> bytes:
 
 
 def in_any_picture(source: str, status: int, code: str) -> list[Bad]:
-    """A picture over all routes that take one."""
+    """An image over all routes that take one."""
     return [
         Bad(CHAT, status, code, {"json": asking("what?", picture(source))}),
         Bad(
@@ -622,7 +615,7 @@ def test_every_route_has_cases(server: Served) -> None:
     } <= covered
 
 
-def test_odd_pictures_and_sounds_are_answered(server: Served, tmp_path: Path) -> None:
+def test_odd_images_and_audio_are_answered(server: Served, tmp_path: Path) -> None:
     pictures = [
         png((1, 1)),
         png((1, 150)),

@@ -26,7 +26,7 @@ def create(client: openai.OpenAI, text: str, *media: Any, **options: Any) -> Any
     )
 
 
-def test_a_picture_is_answered(client: openai.OpenAI, shapes: dict[str, Any]) -> None:
+def test_an_image_is_answered(client: openai.OpenAI, shapes: dict[str, Any]) -> None:
     made = create(client, COLOUR, shapes)
     assert (
         made.object == "chat.completion"
@@ -38,7 +38,7 @@ def test_a_picture_is_answered(client: openai.OpenAI, shapes: dict[str, Any]) ->
     assert made.mmdiff["steps"] >= 1 and made.mmdiff["seed"] == 0
 
 
-def test_words_several_pictures_and_sounds_are_answered(
+def test_words_several_images_and_audio_are_answered(
     client: openai.OpenAI, shapes: dict[str, Any], question: dict[str, Any], root: Path
 ) -> None:
     other = {"type": "image_url", "image_url": {"url": data_url(root / "examples" / "circles.png")}}

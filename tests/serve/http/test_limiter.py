@@ -1,4 +1,4 @@
-"""The door: rows in turn, also for those that are gone by then, and every reason to refuse."""
+"""Limits: capacity in turn, also for waiters that are cancelled by then, and every refusal."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -20,7 +20,7 @@ def play(scene: Coroutine[Any, Any, None]) -> None:
 
 
 async def waiter(rows: FairSemaphore, count: int) -> asyncio.Task[None]:
-    """Somebody who waits for rows."""
+    """A task that waits for rows."""
     task = asyncio.create_task(rows.take(count))
     await asyncio.sleep(0)
     assert not task.done()
@@ -92,47 +92,47 @@ def test_who_waits_behind_one_that_gives_up_does_not_wait_for_others_too() -> No
     play(scene())
 
 
-def refusal(door: RequestLimiter, key: str = "key", ready: bool = True) -> tuple[int, str]:
-    with pytest.raises(ApiError) as refused, door.slot(key, ready):
+def refusal(limiter: RequestLimiter, key: str = "key", ready: bool = True) -> tuple[int, str]:
+    with pytest.raises(ApiError) as refused, limiter.slot(key, ready):
         pass
     return refused.value.status, refused.value.code
 
 
-def test_places_are_rows_and_those_who_wait() -> None:
-    door = RequestLimiter(
+def test_slots_are_sequences_and_those_that_wait() -> None:
+    limiter = RequestLimiter(
         ServerOptions(max_num_seqs=2, max_num_queued_reqs=1, overload_status_code=429)
     )
     with (
-        door.slot("key", True),
-        door.slot("key", True),
-        door.slot("key", True),
+        limiter.slot("key", True),
+        limiter.slot("key", True),
+        limiter.slot("key", True),
     ):  # one key may have them all
-        assert refusal(door) == (429, "queue_full")
-    with door.slot("key", True):
-        assert door.inside == 1
-    assert door.rejected == {"queue_full": 1}
+        assert refusal(limiter) == (429, "queue_full")
+    with limiter.slot("key", True):
+        assert limiter.in_flight == 1
+    assert limiter.rejected == {"queue_full": 1}
 
 
-def test_nobody_comes_in_before_the_model_is_there_or_after_the_end_began() -> None:
-    door = RequestLimiter(ServerOptions())
-    assert refusal(door, ready=False) == (503, "model_loading")
-    door.draining = True
-    assert refusal(door) == refusal(door, ready=False) == (503, "shutting_down")
-    assert door.accepted == 0 and door.rejected == {"model_loading": 1, "shutting_down": 2}
+def test_no_request_comes_in_before_the_model_is_loaded_or_while_draining() -> None:
+    limiter = RequestLimiter(ServerOptions())
+    assert refusal(limiter, ready=False) == (503, "model_loading")
+    limiter.draining = True
+    assert refusal(limiter) == refusal(limiter, ready=False) == (503, "shutting_down")
+    assert limiter.accepted == 0 and limiter.rejected == {"model_loading": 1, "shutting_down": 2}
 
 
 def test_the_engine_is_not_waited_for_too_long_and_its_rows_come_back() -> None:
     async def scene() -> None:
-        door = RequestLimiter(ServerOptions(max_num_seqs=2, queue_timeout=0.02))
+        limiter = RequestLimiter(ServerOptions(max_num_seqs=2, queue_timeout=0.02))
         with pytest.raises(ValueError):
-            async with door.engine(2):
-                assert (door.running, door.rows.free) == (1, 0)
+            async with limiter.engine(2):
+                assert (limiter.running, limiter.capacity.free) == (1, 0)
                 with pytest.raises(ApiError) as late:
-                    async with door.engine(1):
+                    async with limiter.engine(1):
                         pass
                 assert (late.value.status, late.value.code) == (503, "queue_timeout")
                 raise ValueError
-        assert (door.running, door.rows.free) == (0, 2)
+        assert (limiter.running, limiter.capacity.free) == (0, 2)
 
     play(scene())
 
@@ -141,7 +141,7 @@ def test_the_engine_is_not_waited_for_too_long_and_its_rows_come_back() -> None:
     ("status", "end"), [(400, "completed"), (499, "completed"), (500, "failed"), (503, "failed")]
 )
 def test_a_refusal_that_the_client_caused_is_no_failure(status: int, end: str) -> None:
-    door = RequestLimiter(ServerOptions())
-    with pytest.raises(ApiError), door.slot("key", True):
+    limiter = RequestLimiter(ServerOptions())
+    with pytest.raises(ApiError), limiter.slot("key", True):
         raise ApiError(status, "x", "y")
-    assert {name for name, count in door.ended.items() if count} == {end}
+    assert {name for name, count in limiter.ended.items() if count} == {end}

@@ -1,4 +1,4 @@
-"""The guard around a stand-in for the application: who may ask, bodies, headers, what is logged."""
+"""The security middleware: keys, origins, bodies, headers, and what is logged."""
 
 import asyncio
 import base64
@@ -38,9 +38,9 @@ async def answering(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Asked:
-    """One request through a guard, and what came of it."""
+    """One request through the middleware, and what came of it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         options: ServerOptions,
         headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
@@ -109,7 +109,7 @@ def basic(text: str) -> str:
 
 
 @pytest.mark.parametrize("options", [ServerOptions(), KEYS], ids=["without keys", "with keys"])
-def test_foreign_pages_may_not_ask_whoever_holds_a_key(options: ServerOptions) -> None:
+def test_foreign_pages_may_not_use_a_key_of_their_visitor(options: ServerOptions) -> None:
     for origin in (
         "http://evil.example",
         "null",
@@ -204,7 +204,7 @@ def test_either_key_opens_and_each_has_its_own_name() -> None:
         [("Authorization", "Bearer one"), ("X-Moondream-Auth", "one")],
     ],
 )
-def test_a_key_is_given_once_and_in_its_place(headers: Any) -> None:
+def test_a_key_is_given_once_and_in_its_header(headers: Any) -> None:
     refused = Asked(KEYS, headers)
     assert refused.refusal == (401, "invalid_api_key") and refused.rejected == ["invalid_api_key"]
     assert refused.headers["www-authenticate"] == "Bearer"

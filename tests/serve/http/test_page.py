@@ -82,13 +82,13 @@ def answered(page: Page) -> str:
     return page.locator("#text").inner_text()
 
 
-def choose_picture(page: Page, root: Path, name: str = "shapes.png") -> None:
-    page.get_by_label("Picture").set_input_files(root / "examples" / name)
-    expect(page.get_by_alt_text("The chosen picture")).to_be_visible()
+def choose_image(page: Page, root: Path, name: str = "shapes.png") -> None:
+    page.get_by_label("Image").set_input_files(root / "examples" / name)
+    expect(page.get_by_alt_text("The chosen image")).to_be_visible()
 
 
-def test_a_question_about_a_picture_is_answered_step_by_step(page: Page, root: Path) -> None:
-    choose_picture(page, root)
+def test_a_question_about_an_image_is_answered_step_by_step(page: Page, root: Path) -> None:
+    choose_image(page, root)
     page.get_by_text("Settings").click()
     page.get_by_label("Longest answer").fill("16")
     page.get_by_label("Steps").fill("8")
@@ -110,7 +110,7 @@ def test_a_question_about_a_picture_is_answered_step_by_step(page: Page, root: P
 
 
 def test_a_long_answer_is_seen_with_open_positions(page: Page, root: Path) -> None:
-    choose_picture(page, root, "wide.png")
+    choose_image(page, root, "wide.png")
     page.get_by_text("Settings").click()
     page.get_by_label("Longest answer").fill("64")
     page.get_by_label("Steps").fill("64")
@@ -135,8 +135,8 @@ def test_the_keyboard_is_enough(page: Page, root: Path) -> None:
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.id"))
     assert {
-        "picture",
-        "sound",
+        "image",
+        "audio",
         "record",
         "question",
         "as-json",
@@ -148,26 +148,27 @@ def test_the_keyboard_is_enough(page: Page, root: Path) -> None:
     } <= seen
 
 
-def test_a_picture_can_be_dropped_and_removed(page: Page, root: Path) -> None:
+def test_an_image_can_be_dropped_and_removed(page: Page, root: Path) -> None:
     data = list((root / "examples" / "one.png").read_bytes())
     page.evaluate(
         """data => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(data)], "one.png", {type: "image/png"}));
-        document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true}));
+        const drop = new DragEvent("drop", {dataTransfer: transfer, bubbles: true});
+        document.getElementById("drop").dispatchEvent(drop);
     }""",
         data,
     )
-    expect(page.get_by_alt_text("The chosen picture")).to_be_visible()
+    expect(page.get_by_alt_text("The chosen image")).to_be_visible()
     ask(page, "what shape is it?")
     assert "ring" in answered(page)
-    page.get_by_role("button", name="Remove the picture").click()
-    expect(page.get_by_alt_text("The chosen picture")).to_be_hidden()
+    page.get_by_role("button", name="Remove the image").click()
+    expect(page.get_by_alt_text("The chosen image")).to_be_hidden()
     assert "image_url" not in page.locator("#curl").inner_text()
 
 
 def test_a_recorded_question_is_heard(page: Page, root: Path) -> None:
-    choose_picture(page, root)
+    choose_image(page, root)
     page.get_by_role("button", name="Record", exact=True).click()
     expect(page.get_by_role("button", name="Stop recording")).to_have_attribute(
         "aria-pressed", "true"
@@ -180,8 +181,8 @@ def test_a_recorded_question_is_heard(page: Page, root: Path) -> None:
     assert len(page.get_by_label("Question", exact=True).input_value().split()) >= 3
 
 
-def test_a_sound_can_be_asked_about(page: Page, root: Path) -> None:
-    page.get_by_role("button", name="Sound").set_input_files(root / "examples" / "talk.flac")
+def test_audio_can_be_asked_about(page: Page, root: Path) -> None:
+    page.get_by_role("button", name="Audio").set_input_files(root / "examples" / "talk.flac")
     page.get_by_label("what I ask about").check()
     expect(page.locator("#curl")).to_contain_text("input_audio")
     ask(page, 'Is the word "kitchen" said?')
@@ -189,7 +190,7 @@ def test_a_sound_can_be_asked_about(page: Page, root: Path) -> None:
 
 
 def test_fields_of_a_json_answer_fill_in(page: Page, root: Path) -> None:
-    choose_picture(page, root)
+    choose_image(page, root)
     page.get_by_label("Answer with fields").check()
     page.get_by_role("textbox", name="Fields").fill("color: red | green | blue\ncount: integer")
     ask(page, "what color is the circle, and how many circles are there?")
@@ -240,7 +241,7 @@ def test_fields_are_read_from_unfinished_json(page: Page, text: str) -> None:
 
 @needs("curl")
 def test_the_command_gives_the_same_answer(page: Page, root: Path) -> None:
-    choose_picture(page, root)
+    choose_image(page, root)
     ask(page, "what color is the star?")
     wanted = answered(page)
     page.get_by_role("button", name="Copy the command").click()
@@ -257,10 +258,10 @@ def test_what_goes_wrong_is_said_once_in_a_sentence(page: Page, tmp_path: Path) 
     page.get_by_role("button", name="Ask").click()
     expect(page.get_by_role("alert")).to_contain_text("There is no question")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    page.get_by_label("Picture").set_input_files(tmp_path / "cut.png")
+    page.get_by_label("Image").set_input_files(tmp_path / "cut.png")
     ask(page, "what is it?")
     expect(page.get_by_role("alert")).to_contain_text("image 0")
-    page.get_by_role("button", name="Remove the picture").click()
+    page.get_by_role("button", name="Remove the image").click()
     page.get_by_label("Answer with fields").check()
     page.get_by_role("textbox", name="Fields").fill("count: integre")
     page.get_by_role("button", name="Ask").click()
@@ -283,7 +284,7 @@ def test_everybody_can_use_it(page: Page, root: Path, scheme: Any) -> None:
     """No rule of axe (WCAG 2.2 AA) is broken, with an answer on the page; motion is left out where
     it is not wanted."""
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-    choose_picture(page, root)
+    choose_image(page, root)
     page.get_by_label("Answer with fields").check()
     page.get_by_label("Answer with fields").uncheck()
     page.get_by_text("Settings").click()

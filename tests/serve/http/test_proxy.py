@@ -230,7 +230,7 @@ def test_the_page_works_behind_nginxs_defaults(
     page = browser.new_page()
     page.goto(f"{nginx(DEFAULTS, server.port)}/")
     expect(page.locator("#not-running")).to_have_count(0)
-    page.get_by_label("Picture").set_input_files(root / "examples" / "shapes.png")
+    page.get_by_label("Image").set_input_files(root / "examples" / "shapes.png")
     page.get_by_label("Question", exact=True).fill("what color is the circle?")
     page.get_by_role("button", name="Ask").click()
     expect(page.locator("#text")).to_have_text("red", timeout=60_000)
@@ -248,7 +248,7 @@ def test_the_page_works_behind_our_configuration(
     context = browser.new_context(http_credentials={"username": "anybody", "password": KEY})
     page = context.new_page()
     page.goto(f"{address}{below}")
-    page.get_by_label("Picture").set_input_files(root / "examples" / "shapes.png")
+    page.get_by_label("Image").set_input_files(root / "examples" / "shapes.png")
     page.get_by_label("Question", exact=True).fill("what color is the circle?")
     page.get_by_role("button", name="Ask").click()
     expect(page.locator("#text")).to_have_text("red", timeout=60_000)
@@ -318,10 +318,12 @@ def test_the_page_says_so_when_its_script_does_not_run(server: Served, browser: 
 
 
 PAGE = """<!doctype html><script type="module">
-const headers = { "Content-Type": "application/json", Authorization: "Bearer %s", "X-Stainless-Lang": "js",
-  "X-Stainless-Arch": "unknown", "X-Stainless-OS": "Unknown", "X-Stainless-Runtime": "browser:chrome",
-  "X-Stainless-Package-Version": "6.0.0", "X-Stainless-Retry-Count": "0", "X-Stainless-Timeout": "600" };
-const body = JSON.stringify({ model: "tiny", messages: [{ role: "user", content: "what color is a red circle?" }] });
+const headers = { "Content-Type": "application/json", Authorization: "Bearer %s",
+  "X-Stainless-Lang": "js", "X-Stainless-Arch": "unknown", "X-Stainless-OS": "Unknown",
+  "X-Stainless-Runtime": "browser:chrome", "X-Stainless-Package-Version": "6.0.0",
+  "X-Stainless-Retry-Count": "0", "X-Stainless-Timeout": "600" };
+const messages = [{ role: "user", content: "what color is a red circle?" }];
+const body = JSON.stringify({ model: "tiny", messages });
 try {
   const answer = await fetch("%s/v1/chat/completions", { method: "POST", headers, body });
   document.title = answer.status + " " + answer.headers.get("x-request-id").length;

@@ -42,11 +42,11 @@ def test_either_alphabet(text: str) -> None:
     assert _unpacked(text, "data", "audio 0") == b"\xfb\xff"
 
 
-def test_a_png_with_much_text_is_a_picture() -> None:
+def test_a_png_with_much_text_is_an_image() -> None:
     info, held = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add_text("workflow", "x" * 3_000_000, zip=True)
     Image.new("RGB", (4, 3), "red").save(held, "PNG", pnginfo=info)
-    assert worker.picture(held.getvalue(), LIMITS, "image 0").shape == (3, 4, 3)
+    assert worker.decode_image(held.getvalue(), LIMITS, "image 0").shape == (3, 4, 3)
 
 
 def flac(samples: Any, rate: int) -> bytes:
@@ -58,18 +58,22 @@ def flac(samples: Any, rate: int) -> bytes:
 def test_the_limit_of_audio_is_its_time_whatever_its_rate() -> None:
     """Ten minutes of stereo at 48 kHz would be 220 MiB as floats, and of eight channels 880."""
     assert (
-        len(worker.sound(flac(np.zeros((48_000 * 599, 2), np.int16), 48_000), LIMITS, "audio 0"))
+        len(
+            worker.decode_audio(
+                flac(np.zeros((48_000 * 599, 2), np.int16), 48_000), LIMITS, "audio 0"
+            )
+        )
         == 599 * 16_000
     )
     with pytest.raises(ApiError, match="lasts longer than the 600 seconds"):
-        worker.sound(flac(np.zeros(8_000 * 601, np.int16), 8_000), LIMITS, "audio 0")
+        worker.decode_audio(flac(np.zeros(8_000 * 601, np.int16), 8_000), LIMITS, "audio 0")
 
 
 def test_audio_of_another_scale_is_refused() -> None:
     held = io.BytesIO()
     soundfile.write(held, np.float32([0, 12_000]), 16_000, format="WAV", subtype="FLOAT")
     with pytest.raises(ApiError, match="finite samples from -1 to 1"):
-        worker.sound(held.getvalue(), LIMITS, "audio 0")
+        worker.decode_audio(held.getvalue(), LIMITS, "audio 0")
 
 
 def test_folders_tell_what_they_leave_out() -> None:
@@ -100,5 +104,5 @@ def test_folders_send_what_the_decoder_does_not_read_as_png(tmp_path: Path) -> N
         Image.fromarray(values).save(tmp_path / name)
         data = unpacked_url(_data_url(tmp_path / name), "image_url", "image 0")
         assert np.array_equal(
-            worker.picture(data, LIMITS, "image 0"), np.asarray(open_image(tmp_path / name))
+            worker.decode_image(data, LIMITS, "image 0"), np.asarray(open_image(tmp_path / name))
         )

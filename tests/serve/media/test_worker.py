@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mmdiff.serve.errors import ApiError
-from mmdiff.serve.media.worker import picture
+from mmdiff.serve.media.worker import decode_image
 from mmdiff.serve.options import MediaLimits
 
 
@@ -32,9 +32,9 @@ def webp(frames: int) -> bytes:
         MediaLimits(aspect=4, side=12, pixels=36),
     ],
 )
-def test_a_picture_at_the_limit_is_seen(limits: MediaLimits) -> None:
-    assert picture(png(12, 3), limits, "image 0").shape == (3, 12, 3)
-    assert picture(png(3, 12), limits, "image 0").shape == (12, 3, 3)
+def test_an_image_at_the_limit_is_seen(limits: MediaLimits) -> None:
+    assert decode_image(png(12, 3), limits, "image 0").shape == (3, 12, 3)
+    assert decode_image(png(3, 12), limits, "image 0").shape == (12, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -46,21 +46,21 @@ def test_a_picture_at_the_limit_is_seen(limits: MediaLimits) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [(13, 3), (3, 13)])
-def test_a_picture_beyond_a_limit_is_not(
+def test_an_image_beyond_a_limit_is_not(
     limits: MediaLimits, code: str, size: tuple[int, int]
 ) -> None:
     with pytest.raises(ApiError, match=f"{size[0]} x {size[1]}") as refused:
-        picture(png(*size), limits, "image 0")
+        decode_image(png(*size), limits, "image 0")
     assert refused.value.code == code
 
 
 def test_by_default_a_side_may_be_200_times_the_other() -> None:
-    assert picture(png(400, 2), MediaLimits(), "image 0").shape == (2, 400, 3)
+    assert decode_image(png(400, 2), MediaLimits(), "image 0").shape == (2, 400, 3)
     with pytest.raises(ApiError, match="200 times as long as the other"):
-        picture(png(2, 401), MediaLimits(), "image 0")
+        decode_image(png(2, 401), MediaLimits(), "image 0")
 
 
 def test_animations_may_have_so_many_frames() -> None:
-    assert picture(webp(5), MediaLimits(frames=5), "image 0").shape == (8, 8, 3)
+    assert decode_image(webp(5), MediaLimits(frames=5), "image 0").shape == (8, 8, 3)
     with pytest.raises(ApiError, match="5 frames, more than the 4 allowed"):
-        picture(webp(5), MediaLimits(frames=4), "image 0")
+        decode_image(webp(5), MediaLimits(frames=4), "image 0")
