@@ -108,7 +108,9 @@ class StructuredSequence(SlotsConstraint):
         """What a finished row (a canvas of one) says."""
         ids, sure = row.ids_BG[0].tolist(), row.confidence_BG[0].tolist()
         made = self.scaffold.fill(self.canvas, ids)
-        changed = {change.number: change for change in made.changes}
+        changed = {}
+        for change in made.changes:
+            changed[change.number] = change
         fields: dict[str, FieldResult] = {}
         repairs: list[Repair] = []
         for number, slot in enumerate(self.canvas.pieces):
@@ -155,7 +157,11 @@ class StructuredSequence(SlotsConstraint):
     def positions(self, ids: Sequence[int]) -> list[int]:
         """The positions of a finished row that hold its text: all but padding, and the end."""
         nothing = (self.scaffold.layouts.vocabulary.pad, self.scaffold.layouts.end_id, PAD_POSITION)
-        return [place for place, token in enumerate(ids) if token not in nothing]
+        found = []
+        for place, token in enumerate(ids):
+            if token not in nothing:
+                found.append(place)
+        return found
 
     def _field(
         self, slot: ChoiceSlot | WordSlot, ids: Sequence[int], sure: Sequence[float]
@@ -243,7 +249,8 @@ def _probe(
             ids_BG, rows_B, select_BG
         )
         logs = logits_NV.float().log_softmax(-1).cpu()
-        told += [part.numpy() for part in logs.split([len(row.places) for row in some])]
+        for part in logs.split([len(row.places) for row in some]):
+            told.append(part.numpy())
         prompted.passes_B += 1
     return told
 

@@ -37,7 +37,6 @@ from mmdiff.structured.schema.errors import (
 )
 from mmdiff.structured.schema.inputs import (
     compile_choices,
-    compile_pattern,
     compile_source,
     compile_template,
 )
@@ -335,7 +334,7 @@ def test_choices_patterns_and_templates_give_texts(layouts: TemplateBuilder) -> 
         "red",
         "dark blue",
     }
-    digits = compile_pattern("[0-9]{3}-[ab]", layouts, 64)
+    digits = compile_template("[[/[0-9]{3}-[ab]/]]", layouts, 64)
     text = generate(digits, fake, BASE, 0)[0].text
     assert text[:3].isdigit() and text[3:] in ("-a", "-b")
     template = compile_template("The [[ ]] is [[red|green]], /[[/[0-9]{2}/]]/.", layouts, 64)

@@ -84,7 +84,9 @@ class _Parser:
                 raise Unsaid(path, f"{type(node).__name__} is not the node of a value")
 
     def _choice(self, node: EnumNode, value: Any, path: str) -> Any:
-        known = {identity(each): each for each in node.values}
+        known = {}
+        for each in node.values:
+            known[identity(each)] = each
         if identity(value) not in known:
             raise Unsaid(path, f"{dumps(value)[:80]} is none of {len(known)} values")
         return known[identity(value)]
@@ -145,7 +147,10 @@ class _Parser:
             raise Unsaid(path, f"an array of {len(value)} items, not {node.least} to {node.most}")
         made = []
         for number, item in enumerate(value):
-            inner = node.first[number] if number < len(node.first) else node.rest
+            if number < len(node.first):
+                inner = node.first[number]
+            else:
+                inner = node.rest
             if inner is None:
                 raise Unsaid(path, f"an item number {number} is not said")
             made.append(self.parse(inner, item, pointer(path, number), depth + 1))

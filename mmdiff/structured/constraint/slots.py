@@ -82,15 +82,9 @@ class WordSlot:
         that the word is accepted (backward filter, forward sampling).
         """
         automaton, class_L = self.automaton, self._classes(ids_L, open_L)
-        masks = [automaton.mask(number) for number in self._allowed(class_L)]
+        masks = list(map(automaton.mask, self._allowed(class_L)))
         for row_V, place in zip(rows_NV, asked, strict=True):
-            _, all_but, tokens = masks[place]
-            if all_but:
-                row_V[tokens] = NEVER
-            else:
-                kept = row_V[tokens]
-                row_V[:] = NEVER
-                row_V[tokens] = kept
+            _mask_row(row_V, *masks[place][1:])
         best_N = rows_NV.argmax(1)
         if not np.isfinite(rows_NV[np.arange(len(asked)), best_N]).all():
             for row_V, place in zip(rows_NV, asked, strict=True):
@@ -110,23 +104,17 @@ class WordSlot:
             best_NC, tops = _class_scores(automaton, rows_NV, allowed_LC[asked], temperature)
         score_LC = np.where(allowed_LC, 0.0, NEVER)
         score_LC[asked] = np.where(allowed_LC[asked], best_NC, NEVER)
+        found = []
         if temperature == 0:
             path_L = best_path(automaton, score_LC)
-            return np.array(
-                [
-                    self._best(int(path_L[place]), row_V, top)
-                    for row_V, place, top in zip(rows_NV, asked, tops, strict=True)
-                ],
-                dtype=np.int64,
-            )
-        path_L = drawn_path(automaton, score_LC, _uniforms(self.room, draws))
-        return np.array(
-            [
-                _drawn(automaton.members(int(path_L[place])), row_V, temperature, draws)
-                for row_V, place in zip(rows_NV, asked, strict=True)
-            ],
-            dtype=np.int64,
-        )
+            for row_V, place, top in zip(rows_NV, asked, tops, strict=True):
+                found.append(self._best(int(path_L[place]), row_V, top))
+        else:
+            path_L = drawn_path(automaton, score_LC, _uniforms(self.room, draws))
+            for row_V, place in zip(rows_NV, asked, strict=True):
+                members = automaton.members(int(path_L[place]))
+                found.append(_drawn(members, row_V, temperature, draws))
+        return np.array(found, dtype=np.int64)
 
     def forced(self, ids_L: Array, open_L: Array) -> dict[int, int]:
         """As `Slot.forced`."""
@@ -141,18 +129,19 @@ class WordSlot:
     def allowed(self, ids_L: Array, open_L: Array) -> Array:
         """Which classes may stand at each position (L, C), so that with what is committed the word
         can be accepted."""
-        return np.array(
-            [
-                self.automaton.mask(number)[0]
-                for number in self._allowed(self._classes(ids_L, open_L))
-            ]
-        )
+        found = []
+        for number in self._allowed(self._classes(ids_L, open_L)):
+            found.append(self.automaton.mask(number)[0])
+        return np.array(found)
 
     def _classes(self, ids_L: Array, open_L: Array) -> list[int]:
         """The class of each committed token, ANY or SOLID where the slot is open."""
         class_L = np.where(open_L, ANY, self.automaton.class_V[np.where(open_L, 0, ids_L)])
         class_L[: self.solid][open_L[: self.solid]] = SOLID
-        return [int(each) for each in class_L]
+        found = []
+        for each in class_L:
+            found.append(int(each))
+        return found
 
     def _allowed(self, class_L: list[int]) -> list[int]:
         """The number of the classes that may stand at each position."""
@@ -231,14 +220,18 @@ class ChoiceSlot:
         place.
         """
         choices = np.flatnonzero(allowed_K)
-        fits = [np.unique(self.ids_KL[choices, place]) for place in asked]
+        fits = []
+        for place in asked:
+            fits.append(np.unique(self.ids_KL[choices, place]))
         for row_V, tokens in zip(rows_NV, fits, strict=True):
             kept = row_V[tokens]
             row_V[:] = NEVER
             row_V[tokens] = kept
             if not np.isfinite(kept).all():
                 _tame(row_V, tokens)
-        logs_NV = [_log_softmax(row_V[tokens]) for row_V, tokens in zip(rows_NV, fits, strict=True)]
+        logs_NV = []
+        for row_V, tokens in zip(rows_NV, fits, strict=True):
+            logs_NV.append(_log_softmax(row_V[tokens]))
         sums = np.zeros(len(choices))
         for place, tokens, logs in zip(asked, fits, logs_NV, strict=True):
             sums += logs[np.searchsorted(tokens, self.ids_KL[choices, place])]
@@ -259,7 +252,10 @@ class ChoiceSlot:
         """Open positions (from 0) at which the allowed values have one token, and that token."""
         left_KL = self.ids_KL[allowed_K]
         single = open_L & (left_KL == left_KL[0]).all(0)
-        return {int(place): int(left_KL[0, place]) for place in np.flatnonzero(single)}
+        found = {}
+        for place in np.flatnonzero(single):
+            found[int(place)] = int(left_KL[0, place])
+        return found
 
     def left(self, ids_L: Array, open_L: Array) -> Array:
         """The choices that what is committed leaves (K)."""
@@ -284,10 +280,12 @@ class Distinct:
     def columns(self) -> list[Array]:
         """The number of each slot's values (K) among all values of the group."""
         known: dict[str, int] = {}
-        return [
-            np.array([known.setdefault(identity(value), len(known)) for value in slot.values])
-            for slot in self.slots
-        ]
+        found = []
+        for slot in self.slots:
+            found.append(
+                np.array([known.setdefault(identity(value), len(known)) for value in slot.values])
+            )
+        return found
 
     def allowed(self, parts: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Which values of each slot (K) what is committed leaves.
@@ -295,16 +293,21 @@ class Distinct:
         Args:
             parts: ids and open positions of each slot.
         """
-        left = [slot.left(*part) for slot, part in zip(self.slots, parts, strict=True)]
-        taken = [
-            None if open_L.any() else int(columns[left_K][0])
-            for left_K, columns, (_, open_L) in zip(left, self.columns, parts, strict=True)
-        ]
+        left = []
+        for slot, part in zip(self.slots, parts, strict=True):
+            left.append(slot.left(*part))
+        taken: list[int | None] = []
+        for left_K, columns, (_, open_L) in zip(left, self.columns, parts, strict=True):
+            if open_L.any():
+                taken.append(None)
+            else:
+                taken.append(int(columns[left_K][0]))
         found = []
         for number, (left_K, columns) in enumerate(zip(left, self.columns, strict=True)):
-            others = [
-                each for other, each in enumerate(taken) if each is not None and other != number
-            ]
+            others = []
+            for other, each in enumerate(taken):
+                if each is not None and other != number:
+                    others.append(each)
             apart_K = left_K & ~np.isin(columns, others)
             found.append(apart_K if apart_K.any() else left_K)
         return found
@@ -315,16 +318,17 @@ class Distinct:
         """The value of each slot, all different where they can be, by the gains of its values."""
         gain_NM = np.full((len(gains), 1 + max(int(each.max()) for each in self.columns)), NEVER)
         for row_M, gain_K, columns in zip(gain_NM, gains, self.columns, strict=True):
-            row_M[columns] = (
-                gain_K if temperature == 0 else gain_K / temperature + _gumbel(len(gain_K), draws)
-            )
+            if temperature == 0:
+                row_M[columns] = gain_K
+            else:
+                row_M[columns] = gain_K / temperature + _gumbel(len(gain_K), draws)
         found = assignment(gain_NM)
         if found is None:  # they cannot all differ: the validator will tell
             found = gain_NM.argmax(1)
-        return [
-            int(np.flatnonzero(columns == column)[0])
-            for columns, column in zip(self.columns, found, strict=True)
-        ]
+        made = []
+        for columns, column in zip(self.columns, found, strict=True):
+            made.append(int(np.flatnonzero(columns == column)[0]))
+        return made
 
 
 @dataclass(eq=False)
@@ -355,10 +359,14 @@ class SlotsConstraint:
                     *self._part(row_G, slot), asked, rows_NV[here], temperature, draws
                 )
         for group in self.groups:
-            wanted = [self._asked(slot, places_N) for slot in group.slots]
+            wanted = []
+            for slot in group.slots:
+                wanted.append(self._asked(slot, places_N))
             if not any(len(asked) for _, asked in wanted):
                 continue
-            parts = [self._part(row_G, slot) for slot in group.slots]
+            parts = []
+            for slot in group.slots:
+                parts.append(self._part(row_G, slot))
             gains = [
                 slot.gains(*part, asked, rows_NV[here], allowed_K)
                 for slot, part, (here, asked), allowed_K in zip(
@@ -388,27 +396,32 @@ class SlotsConstraint:
         for slot in self._lone:
             ids_L, open_L = self._part(row_G, slot)
             if open_L.any():
-                found.update(
-                    {
-                        slot.first + place: token
-                        for place, token in slot.forced(ids_L, open_L).items()
-                    }
-                )
+                for place, token in slot.forced(ids_L, open_L).items():
+                    found[slot.first + place] = token
         for group in self.groups:
-            parts = [self._part(row_G, slot) for slot in group.slots]
+            parts = []
+            for slot in group.slots:
+                parts.append(self._part(row_G, slot))
             for slot, (_, open_L), allowed_K in zip(
                 group.slots, parts, group.allowed(parts), strict=True
             ):
                 if open_L.any() and not (open_L.all() and allowed_K.sum() > 1):
                     single = slot.single(open_L, allowed_K)
-                    found.update({slot.first + place: token for place, token in single.items()})
+                    for place, token in single.items():
+                        found[slot.first + place] = token
         return found
 
     @cached_property
     def _lone(self) -> list[Slot]:
         """The slots that are in no group."""
-        grouped = {id(slot) for group in self.groups for slot in group.slots}
-        return [slot for slot in self.slots if id(slot) not in grouped]
+        grouped: set[int] = set()
+        for group in self.groups:
+            grouped.update(map(id, group.slots))
+        found: list[Slot] = []
+        for slot in self.slots:
+            if id(slot) not in grouped:
+                found.append(slot)
+        return found
 
     def _asked(self, slot: Slot, places_N: Array) -> tuple[slice, Array]:
         """The part of the places that lies in a slot, and those places from the slot's first on."""
@@ -455,12 +468,17 @@ def assignment(gain_NM: Array) -> Array | None:
             reached.append(here)
         while column >= 0:  # turn the path round
             before = int(came_M[column])
-            owner_M[column] = row if before < 0 else owner_M[before]
+            if before < 0:
+                owner_M[column] = row
+            else:
+                owner_M[column] = owner_M[before]
             column = before
     found_N = np.full(rows, -1)
     taken = np.flatnonzero(owner_M >= 0)
     found_N[owner_M[taken]] = taken
-    return found_N if finite[np.arange(rows), found_N].all() else None
+    if finite[np.arange(rows), found_N].all():
+        return found_N
+    return None
 
 
 def best_path(automaton: TokenDfa, score_LC: Array) -> Array:
@@ -509,12 +527,13 @@ def _class_scores(
     here, ids, starts = automaton.small
     if len(here):
         values = rows_NV[:, ids]
-        best_NC[:, here] = (
-            np.maximum.reduceat(values, starts, axis=1)
-            if temperature == 0
-            else _log_masses(values / np.float64(temperature), starts)
-        )
-    tops: list[dict[int, int]] = [{} for _ in rows_NV]
+        if temperature == 0:
+            best_NC[:, here] = np.maximum.reduceat(values, starts, axis=1)
+        else:
+            best_NC[:, here] = _log_masses(values / np.float64(temperature), starts)
+    tops: list[dict[int, int]] = []
+    for _ in rows_NV:
+        tops.append({})
     for chosen, others in automaton.big:
         for turn in np.flatnonzero(allowed_NC[:, chosen]):
             if temperature == 0:
@@ -542,6 +561,16 @@ def _log_masses(values: Array, starts: Array) -> Array:
 def _log_softmax(values: Array) -> Array:
     values = values.astype(np.float64) - values.max()
     return np.asarray(values - np.log(np.exp(values).sum()))
+
+
+def _mask_row(row_V: Array, all_but: bool, tokens: Array) -> None:
+    """Only the tokens stay possible, or all but them."""
+    if all_but:
+        row_V[tokens] = NEVER
+    else:
+        kept = row_V[tokens]
+        row_V[:] = NEVER
+        row_V[tokens] = kept
 
 
 def _tame(row_V: Array, fits: Array) -> None:

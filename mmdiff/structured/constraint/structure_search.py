@@ -142,7 +142,10 @@ def _present(made: Made, options: Mapping[int, float]) -> Iterator[Decision]:
             return
         chance = min(1.0, options[option] / max(left, 1e-300))
         here = option == made.chosen
-        sure = chance if here else 1 - chance
+        if here:
+            sure = chance
+        else:
+            sure = 1 - chance
         yield Decision(pointer(made.name[0], name), "present", ((here, sure), (not here, 1 - sure)))
         left -= options[option]
 
@@ -153,7 +156,10 @@ def _first(
     """Options and chances, the chosen one first, then the likeliest."""
     total = sum(chances.values()) or 1.0
     order = sorted(chances, key=lambda option: (option != chosen, -chances[option]))
-    return tuple((labels.get(option, option), chances[option] / total) for option in order)
+    found = []
+    for option in order:
+        found.append((labels.get(option, option), chances[option] / total))
+    return tuple(found)
 
 
 class _Question(NamedTuple):
@@ -176,11 +182,9 @@ def _questions(scaffold: CompiledSchema, decisions: Mapping[Name, int]) -> dict[
             if other is None:
                 continue
             heads[option] = _head(scaffold, other, pending.at)
-            waiting += [
-                (later, {**known, pending.name: option})
-                for later in other.pending
-                if later.name[:2] == pending.name[:2] and later.name not in found
-            ]
+            for later in other.pending:
+                if later.name[:2] == pending.name[:2] and later.name not in found:
+                    waiting.append((later, {**known, pending.name: option}))
         found[pending.name] = _Question(pending, walk, heads)
     return found
 
@@ -192,13 +196,17 @@ def _affordable(scaffold: CompiledSchema, decisions: Mapping[Name, int]) -> Expa
         walk = scaffold.tree.walk(decisions)
     except SchemaTooLargeError:
         return None
-    return walk if scaffold.layouts.affordable(walk, scaffold.budget) else None
+    if scaffold.layouts.affordable(walk, scaffold.budget):
+        return walk
+    return None
 
 
 def _head(scaffold: CompiledSchema, walk: Expansion, at: int) -> list[int]:
     """What stands behind the last slot before a decision, up to the next slot or the end."""
     start = _last_slot(walk, at)
-    text = walk.pieces[start] if start < len(walk.pieces) else ""
+    text: str | SlotRef = ""
+    if start < len(walk.pieces):
+        text = walk.pieces[start]
     if not isinstance(text, str):
         return []
     last = start + 1 >= len(walk.pieces)
@@ -207,7 +215,9 @@ def _head(scaffold: CompiledSchema, walk: Expansion, at: int) -> list[int]:
 
 def _last_slot(walk: Expansion, at: int) -> int:
     """Pieces up to the last slot before a decision."""
-    return at - 1 if at and isinstance(walk.pieces[at - 1], str) else at
+    if at and isinstance(walk.pieces[at - 1], str):
+        return at - 1
+    return at
 
 
 def _ask(scaffold: CompiledSchema, questions: Mapping[Name, _Question], probe: Probe) -> Chances:
@@ -227,8 +237,12 @@ def _ask(scaffold: CompiledSchema, questions: Mapping[Name, _Question], probe: P
             )
         )
         wanted.append(name)
-    told = probe(rows) if rows else []
-    chances = {name: dict.fromkeys(question.heads, 0.0) for name, question in questions.items()}
+    told = []
+    if rows:
+        told = probe(rows)
+    chances = {}
+    for name, question in questions.items():
+        chances[name] = dict.fromkeys(question.heads, 0.0)
     for name, logs_NV in zip(wanted, told, strict=True):
         heads = questions[name].heads
         for option, chance in zip(
@@ -246,17 +260,22 @@ def _shares(heads: list[list[int]], logs_NV: Array, at: int = 0) -> list[float]:
     groups: dict[int | None, list[int]] = {}
     for number, head in enumerate(heads):
         groups.setdefault(head[at] if at < len(head) else None, []).append(number)
-    mass = {token: 0.0 if token is None else float(np.exp(logs_NV[at, token])) for token in groups}
+    mass: dict[int | None, float] = {}
+    for token in groups:
+        if token is not None:
+            mass[token] = float(np.exp(logs_NV[at, token]))
     if None in groups:
         mass[None] = max(1.0 - sum(mass.values()), 1e-9)
     total, shares = sum(mass.values()), [0.0] * len(heads)
     for token, members in groups.items():
-        share = mass[token] / total if total > 0 else 1 / len(groups)
-        inner = (
-            [1 / len(members)] * len(members)
-            if token is None
-            else _shares([heads[number] for number in members], logs_NV, at + 1)
-        )
+        if total > 0:
+            share = mass[token] / total
+        else:
+            share = 1 / len(groups)
+        if token is None:
+            inner = [1 / len(members)] * len(members)
+        else:
+            inner = _shares([heads[number] for number in members], logs_NV, at + 1)
         for number, each in zip(members, inner, strict=True):
             shares[number] = share * each
     return shares
@@ -291,7 +310,9 @@ def _pick(
 ) -> int:
     """At temperature 0 the beginning of the likeliest way through what follows, not the likeliest
     next step."""
-    options = {option: chances[pending.name].get(option, 0.0) for option in pending.options}
+    options = {}
+    for option in pending.options:
+        options[option] = chances[pending.name].get(option, 0.0)
     if not any(options.values()):
         return pending.options[0]
     if temperature == 0:
@@ -327,20 +348,19 @@ def _counts(
         before = 0.0
         for count in range(numbers[0], numbers[-1] + 2):
             options = chances.get((path, "more", count), {0: 1.0})
-            known: dict[Name, int] = {
-                (path, "more", number): int(number < count) for number in numbers
-            }
+            known: dict[Name, int] = {}
+            for number in numbers:
+                known[(path, "more", number)] = int(number < count)
             chance = before + float(np.log(max(options.get(0, 0.0), 1e-9)))
             before += float(np.log(max(options.get(1, 0.0), 1e-9)))
             walk = _affordable(scaffold, {**decisions, **known})
             if chance < UNLIKELY or walk is None:
                 continue
             canvas = scaffold.layouts.lay_out(walk.pieces, {})
-            places = [
-                place
-                for slot in _choices(canvas)
-                for place in range(slot.first, slot.first + slot.room)
-            ]
+            places = []
+            for slot in _choices(canvas):
+                for place in range(slot.first, slot.first + slot.room):
+                    places.append(place)
             trials.append((path, known, chance, canvas, ProbeRow(canvas.ids, places)))
     several = Counter(path for path, *_ in trials)
     trials = [trial for trial in trials if several[trial[0]] > 1 and trial[-1].places]
@@ -356,7 +376,11 @@ def _counts(
 
 def _choices(canvas: Template) -> list[ChoiceSlot]:
     """The bounded choices of a value, among them those that speak of the whole, such as a count."""
-    return [piece for piece in canvas.pieces if isinstance(piece, ChoiceSlot)]
+    found = []
+    for piece in canvas.pieces:
+        if isinstance(piece, ChoiceSlot):
+            found.append(piece)
+    return found
 
 
 def _likeliest(slot: ChoiceSlot, row: ProbeRow, logs_NV: Array) -> float:
@@ -376,51 +400,71 @@ def _likeliest(slot: ChoiceSlot, row: ProbeRow, logs_NV: Array) -> float:
 
 def _rooms(scaffold: CompiledSchema, walk: Expansion, probe: Probe) -> dict[int, int]:
     """How long each word is, by its number among the pieces."""
-    options = {
-        number: scaffold.layouts.rooms(piece.node)
-        for number, piece in enumerate(walk.pieces)
-        if isinstance(piece, SlotRef) and isinstance(piece.node, RegularNode)
-    }
-    several = {number: rooms for number, rooms in options.items() if len(rooms) > 1}
+    several = _open_rooms(scaffold, walk)
     spare = scaffold.budget - scaffold.layouts.count(walk)
-    shortest = {number: rooms[0] for number, rooms in several.items()}
-    # The usual lengths are tried at once; longer ones only for words that fill the longest of
-    # these.
-    first = {
-        number: [room for room in rooms if room <= USUAL] or rooms[:1]
-        for number, rooms in several.items()
-    }
-    tries = [
-        {number: rooms[min(turn, len(rooms) - 1)] for number, rooms in first.items()}
-        for turn in range(max(map(len, first.values()), default=0))
-    ]
+    shortest = sum(rooms[0] for rooms in several.values())
+    tries = _usual_rooms(several)
     best: dict[int, _Tried] = {}
     longest = dict.fromkeys(several, 0)  # that was tried: no length is tried again
     numbers = list(several)
-    while tries := [
-        rooms for rooms in tries if sum(rooms.values()) - sum(shortest.values()) <= spare
-    ]:
+    while tries := [rooms for rooms in tries if sum(rooms.values()) - shortest <= spare]:
         for number, tried in _tried(scaffold, walk, tries, numbers, probe):
             if number not in best or tried.score > best[number].score:
                 best[number] = tried
-        longest.update({number: max(rooms[number] for rooms in tries) for number in numbers})
-        longer = {
-            number: room
-            for number, tried in best.items()
-            if tried.full
-            and (room := next((each for each in several[number] if each > tried.room), None))
-            and room > USUAL
-            and room > longest[number]
-        }
-        if sum(longer.values()) > LONGER:
+        for number in numbers:
+            longest[number] = max(rooms[number] for rooms in tries)
+        longer = {}
+        for number, tried in best.items():
+            room = _next_room(several[number], tried)
+            if room > USUAL and room > longest[number]:
+                longer[number] = room
+        if not longer or sum(longer.values()) > LONGER:
             break
         numbers = list(longer)
-        tries = (
-            [{number: longer.get(number, tried.room) for number, tried in best.items()}]
-            if longer
-            else []
-        )
-    return {number: tried.room for number, tried in best.items()}
+        tries = [{**_best_rooms(best), **longer}]
+    return _best_rooms(best)
+
+
+def _open_rooms(scaffold: CompiledSchema, walk: Expansion) -> dict[int, tuple[int, ...]]:
+    """The lengths of each word that may have several."""
+    several = {}
+    for number, piece in enumerate(walk.pieces):
+        if isinstance(piece, SlotRef) and isinstance(piece.node, RegularNode):
+            rooms = scaffold.layouts.rooms(piece.node)
+            if len(rooms) > 1:
+                several[number] = rooms
+    return several
+
+
+def _usual_rooms(several: Mapping[int, tuple[int, ...]]) -> list[dict[int, int]]:
+    """Lengths to try at once: the usual ones, from the shortest. Longer ones are tried later, and
+    only for words that fill the longest of these."""
+    usual: dict[int, list[int]] = {}
+    for number, rooms in several.items():
+        usual[number] = [room for room in rooms if room <= USUAL] or [rooms[0]]
+    tries = []
+    for turn in range(max(map(len, usual.values()), default=0)):
+        chosen = {}
+        for number, few in usual.items():
+            chosen[number] = few[min(turn, len(few) - 1)]
+        tries.append(chosen)
+    return tries
+
+
+def _next_room(rooms: tuple[int, ...], tried: _Tried) -> int:
+    """The next length of a word that filled the one it had; 0 where there is none."""
+    if tried.full:
+        for room in rooms:
+            if room > tried.room:
+                return room
+    return 0
+
+
+def _best_rooms(best: Mapping[int, _Tried]) -> dict[int, int]:
+    found = {}
+    for number, tried in best.items():
+        found[number] = tried.room
+    return found
 
 
 class _Tried(NamedTuple):
@@ -438,11 +482,14 @@ def _tried(
     numbers: Sequence[int],
     probe: Probe,
 ) -> Iterator[tuple[int, _Tried]]:
-    canvases = [scaffold.layouts.lay_out(walk.pieces, rooms) for rooms in tries]
-    rows = [
-        ProbeRow(canvas.ids, [place for number in numbers for place in _places(canvas, number)])
-        for canvas in canvases
-    ]
+    canvases = []
+    for rooms in tries:
+        canvases.append(scaffold.layouts.lay_out(walk.pieces, rooms))
+    rows = []
+    for canvas in canvases:
+        rows.append(
+            ProbeRow(canvas.ids, [place for number in numbers for place in _places(canvas, number)])
+        )
     told = probe(rows)
     for number in numbers:
         for rooms, canvas, row, logs_NV in zip(tries, canvases, rows, told, strict=True):

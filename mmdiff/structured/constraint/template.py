@@ -49,16 +49,20 @@ class Template:
 
     def texts(self, ids: Sequence[int], vocabulary: Vocabulary) -> list[str]:
         """What each piece says, once all positions are decided."""
-        return [
-            piece if isinstance(piece, str) else slot_text(piece, ids, vocabulary)
-            for piece in self.pieces
-        ]
+        found = []
+        for piece in self.pieces:
+            if isinstance(piece, str):
+                found.append(piece)
+            else:
+                found.append(slot_text(piece, ids, vocabulary))
+        return found
 
 
 def slot_text(slot: Slot, ids: Sequence[int], vocabulary: Vocabulary) -> str:
-    inside = [
-        token for token in ids[slot.first : slot.first + slot.room] if token != vocabulary.pad
-    ]
+    inside = []
+    for token in ids[slot.first : slot.first + slot.room]:
+        if token != vocabulary.pad:
+            inside.append(token)
     if isinstance(slot, ChoiceSlot):
         row = np.flatnonzero(
             (slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1)
@@ -82,7 +86,9 @@ class TemplateBuilder:
     def literal(self, text: str) -> list[int]:
         """The tokens of a literal."""
         ids = self._literals.get(text)
-        return ids if ids is not None else self._literals.put(text, self.vocabulary.encode(text))
+        if ids is not None:
+            return ids
+        return self._literals.put(text, self.vocabulary.encode(text))
 
     def rooms(self, node: EnumNode | RegularNode) -> tuple[int, ...]:
         """How long a slot may be, shortest first."""
@@ -90,7 +96,9 @@ class TemplateBuilder:
             return (int(self.choices(node).shape[1]),)
         key = node.language, node.spelling, node.least, node.most
         rooms = self._rooms.get(key)
-        return rooms if rooms is not None else self._rooms.put(key, self._word_rooms(node))
+        if rooms is not None:
+            return rooms
+        return self._rooms.put(key, self._word_rooms(node))
 
     def _word_rooms(self, node: RegularNode) -> tuple[int, ...]:
         automaton = self.words(node, None)
@@ -98,7 +106,9 @@ class TemplateBuilder:
         if node.least:
             return (least,)
         longest = _longest(byte_dfa_of(node.language, node.spelling).next_SB)
-        most = node.most if longest is None else longest
+        most = longest
+        if longest is None:
+            most = node.most
         if longest is not None and longest <= SHORT:
             return (max(longest, least),)
         return tuple(sorted({max(least, min(room, most or room)) for room in ROOMS}))
@@ -106,16 +116,17 @@ class TemplateBuilder:
     def choices(self, node: EnumNode) -> Any:
         """The tokens of all choices (K, L)."""
         if (kept := self._choices.get(id(node))) is None:
-            end = [self.end_id] if node.ends else []
+            end = []
+            if node.ends:
+                end = [self.end_id]
             rows = []
             for text in node.texts:
                 still_time()
                 plain = node.spelling == "plain"
-                ids = (
-                    self.vocabulary.encode(text)
-                    if plain
-                    else slot_ids(self.vocabulary.encode, text)
-                )
+                if plain:
+                    ids = self.vocabulary.encode(text)
+                else:
+                    ids = slot_ids(self.vocabulary.encode, text)
                 rows.append([*ids, *end])
             table = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad, dtype=np.int64)
             for row, ids in zip(table, rows, strict=True):
@@ -127,7 +138,9 @@ class TemplateBuilder:
 
     def words(self, node: RegularNode, room: int | None) -> TokenDfa:
         """The automaton of a word that has so many positions (None: as many as it likes)."""
-        cap = node.most // room if node.most is not None and room else None
+        cap = None
+        if node.most is not None and room:
+            cap = node.most // room
         key = node.language, node.spelling, bool(node.least), cap
 
         def make() -> TokenDfa:
@@ -143,7 +156,9 @@ class TemplateBuilder:
     def holds(self, node: RegularNode, text: str) -> bool:
         """Whether a slot of some length that the node may have takes these characters of its
         language."""
-        spelled = dumps(text)[1:-1] if node.spelling == "json" else text
+        spelled = text
+        if node.spelling == "json":
+            spelled = dumps(text)[1:-1]
         ids = self.vocabulary.encode(spelled)
         for room in self.rooms(node):
             slot = self._slot(SlotRef(node, ""), 0, room)
@@ -156,11 +171,10 @@ class TemplateBuilder:
 
     def _respelled(self, spelled: bytes, automaton: TokenDfa) -> list[int]:
         """As few tokens as spell it, of those that the automaton knows; none where they cannot."""
-        known = {
-            word: token
-            for token in automaton.ids.tolist()
-            if (word := self.vocabulary.spell(token))
-        }
+        known = {}
+        for token in automaton.ids.tolist():
+            if word := self.vocabulary.spell(token):
+                known[word] = token
         longest = max(map(len, known), default=0)
         ways: list[list[int] | None] = [[]]
         for end in range(1, len(spelled) + 1):
@@ -168,11 +182,10 @@ class TemplateBuilder:
                 (start, known.get(spelled[start:end]))
                 for start in range(max(0, end - longest), end)
             )
-            found = [
-                [*way, token]
-                for start, token in before
-                if token is not None and (way := ways[start]) is not None
-            ]
+            found = []
+            for start, token in before:
+                if token is not None and (way := ways[start]) is not None:
+                    found.append([*way, token])
             ways.append(min(found, key=len, default=None))
         return ways[-1] or []
 
@@ -208,8 +221,13 @@ class TemplateBuilder:
                 slot = self._slot(piece, len(ids), rooms.get(number))
                 ids += [self.mask_id] * slot.room
                 made.append(slot)
-        slots = [piece for piece in made if not isinstance(piece, str)]
-        last = pieces[-1].node if pieces and isinstance(pieces[-1], SlotRef) else None
+        slots: list[Slot] = []
+        for each in made:
+            if not isinstance(each, str):
+                slots.append(each)
+        last = None
+        if pieces and isinstance(pieces[-1], SlotRef):
+            last = pieces[-1].node
         end &= not (isinstance(last, EnumNode) and last.ends)
         constraint = SlotsConstraint(slots, self.mask_id, _groups(pieces, made))
         return Template(
@@ -247,13 +265,19 @@ def _groups(pieces: Sequence[str | SlotRef], made: Sequence[str | Slot]) -> list
     for piece, slot in zip(pieces, made, strict=True):
         if isinstance(piece, SlotRef) and piece.group and isinstance(slot, ChoiceSlot):
             found.setdefault(piece.group, []).append(slot)
-    return [Distinct(slots) for slots in found.values() if len(slots) > 1]
+    result = []
+    for slots in found.values():
+        if len(slots) > 1:
+            result.append(Distinct(slots))
+    return result
 
 
 def _longest(next_SB: Any) -> int | None:
     """Bytes of an automaton's longest word; None where there is no longest."""
     states = len(next_SB)
-    ways = [np.unique(row[row >= 0]).tolist() for row in next_SB]
+    ways = []
+    for row in next_SB:
+        ways.append(np.unique(row[row >= 0]).tolist())
     known: dict[int, int] = {}
     path, on_path, at = [0], {0}, [0]
     while path:  # depth-first, without recursion

@@ -112,7 +112,9 @@ class TokenDfa:
         classes = np.arange(len(self.next_CS))
         if chosen == SOLID:
             return classes != self.pad_class
-        return np.ones(len(classes), dtype=bool) if chosen == ANY else classes == chosen
+        if chosen == ANY:
+            return np.ones(len(classes), dtype=bool)
+        return classes == chosen
 
     def _number(self, classes_C: Array) -> int:
         key = classes_C.tobytes()
@@ -149,26 +151,33 @@ class TokenDfa:
     def big(self) -> list[tuple[int, Array]]:
         """The classes with very many tokens, and all tokens that are not in them."""
         sizes = np.diff(self.offsets)
-        return [(int(c), np.flatnonzero(self.class_V != c)) for c in np.flatnonzero(sizes > BIG)]
+        found = []
+        for c in np.flatnonzero(sizes > BIG):
+            found.append((int(c), np.flatnonzero(self.class_V != c)))
+        return found
 
     @cached_property
     def small(self) -> tuple[Array, Array, Array]:
         """The other classes, their tokens, and where those of each begin."""
         sizes = np.diff(self.offsets)
         here = np.flatnonzero((sizes <= BIG) & (sizes > 0))
-        ids = [self.ids[self.offsets[c] : self.offsets[c + 1]] for c in here]
-        starts = (
-            np.concatenate(([0], np.cumsum(sizes[here])[:-1]))
-            if len(here)
-            else np.zeros(0, dtype=int)
-        )
+        ids = []
+        for c in here:
+            ids.append(self.ids[self.offsets[c] : self.offsets[c + 1]])
+        if len(here):
+            starts = np.concatenate(([0], np.cumsum(sizes[here])[:-1]))
+        else:
+            starts = np.zeros(0, dtype=int)
         return here, np.concatenate(ids) if ids else np.zeros(0, dtype=int), starts
 
     def accepts(self, classes: Sequence[int]) -> bool:
         """Whether tokens of these classes, in turn, are a word."""
         state = self.start
         for chosen in classes:
-            state = int(self.next_CS[chosen, state]) if state >= 0 and chosen >= 0 else -1
+            if state >= 0 and chosen >= 0:
+                state = int(self.next_CS[chosen, state])
+            else:
+                state = -1
         return state >= 0 and bool(self.accepts_S[state])
 
     def members(self, chosen: int) -> Array:
@@ -217,7 +226,9 @@ class Vocabulary:
         """
         plan = json.loads(tokenizer.backend_tokenizer.to_str())
         spell, swallows = _speller(plan)
-        added = {token["id"] for token in plan.get("added_tokens", ())}
+        added = set()
+        for token in plan.get("added_tokens", ()):
+            added.add(token["id"])
         never = {
             *added,
             *tokens.never,
@@ -247,7 +258,9 @@ class Vocabulary:
 
     def spell(self, token: int) -> bytes | None:
         """The bytes of a token; None where it never stands in a slot."""
-        return self.spelled[token] if token < len(self.spelled) else None
+        if token < len(self.spelled):
+            return self.spelled[token]
+        return None
 
     def text(self, ids: Sequence[int]) -> str:
         """What the tokens of a slot spell."""
@@ -263,7 +276,9 @@ class Vocabulary:
     def kept(self, key: Hashable, make: Callable[[], TokenDfa]) -> TokenDfa:
         """What `make` gives, made once."""
         found = self._kept.get(key)
-        return found if found is not None else self._kept.put(key, make())
+        if found is not None:
+            return found
+        return self._kept.put(key, make())
 
     def automaton(self, next_SB: Array, accepts_S: Array) -> TokenDfa:
         """Read an automaton over bytes (S, 256; -1 where there is no way on) by tokens, and PAD
@@ -307,7 +322,12 @@ class Vocabulary:
     @cached_property
     def _tries(self) -> tuple[_Trie, _Trie]:
         """Of all tokens, and of them as they are read at the beginning of a text."""
-        swallowed = [word[1:] if word and word.startswith(b" ") else word for word in self.spelled]
+        swallowed: list[bytes | None] = []
+        for word in self.spelled:
+            if word and word.startswith(b" "):
+                swallowed.append(word[1:])
+            else:
+                swallowed.append(word)
         return _Trie(self.spelled), _Trie(swallowed)
 
     def _walk(self, trie: _Trie, next_SB: Array, states: Array) -> tuple[Array, Array]:
@@ -342,7 +362,10 @@ class _Trie:
     byte."""
 
     def __init__(self, spelled: Sequence[bytes | None]) -> None:
-        words = [(word, number) for number, word in enumerate(spelled) if word]
+        words = []
+        for number, word in enumerate(spelled):
+            if word:
+                words.append((word, number))
         self.levels: list[tuple[Array, ...]] = []
         before: dict[bytes, int] = {b"": 0}
         depth = 1
@@ -389,7 +412,9 @@ def _bits(states_S: Array) -> int:
 def _speller(plan: dict[str, Any]) -> tuple[Callable[[str], bytes | None], bool]:
     """How tokens of this tokenizer spell bytes, and whether a text's first space is not written."""
     parts = [plan.get("decoder") or {}, *(plan.get("decoder") or {}).get("decoders", ())]
-    kinds = {part.get("type") for part in parts}
+    kinds = set()
+    for part in parts:
+        kinds.add(part.get("type"))
     model = plan["model"]["type"]
     if "ByteLevel" in kinds:
         table = _byte_letters()
@@ -409,7 +434,9 @@ def _speller(plan: dict[str, Any]) -> tuple[Callable[[str], bytes | None], bool]
 
         def spell(token: str) -> bytes:
             byte = BYTE_TOKEN.fullmatch(token)
-            return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
+            if byte:
+                return bytes([int(byte[1], 16)])
+            return token.replace("\u2581", " ").encode()
 
         return spell, strips
     raise MMDiffError(
@@ -422,7 +449,10 @@ def _byte_letters() -> dict[str, int]:
     """The letter that stands for each byte in byte-level BPE (GPT-2): itself where it is
     printable."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in printable]
+    rest = []
+    for byte in range(256):
+        if byte not in printable:
+            rest.append(byte)
     return {
         **{chr(byte): byte for byte in printable},
         **{chr(256 + number): byte for number, byte in enumerate(rest)},
