@@ -46,7 +46,12 @@ def easy_vqa_test(limit: int | None) -> Iterator[Question]:
     for picture in easy_vqa.load("test")[:limit]:
         image = picture.open()
         for text, answer in picture.questions:
-            kind = "yes/no" if answer in ("yes", "no") else "colour" if "color" in text else "shape"
+            if answer in ("yes", "no"):
+                kind = "yes/no"
+            elif "color" in text:
+                kind = "colour"
+            else:
+                kind = "shape"
             yield Question(image, text, kind, answer, partial(exact, answer))
 
 

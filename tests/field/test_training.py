@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from mmdiff.errors import MMDiffError
 from mmdiff.training.checkpoints import checkpoints
-from mmdiff.training.datasets import Turn, read_row
+from mmdiff.training.datasets import read_row
 from mmdiff.training.loop import Batch, TrainConfig, parameter_groups, train
 from mmdiff.training.losses import WEIGHTINGS
+from mmdiff.training.packing import Turn
 from mmdiff.vision.image_io import open_image
 
 CONFIG = TrainConfig(

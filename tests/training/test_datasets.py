@@ -21,28 +21,30 @@ from mmdiff.modeling.processor import MMDiffProcessor
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.tokens import segment_ids
 from mmdiff.training import datasets
+from mmdiff.training.batches import TrainingBatch
 from mmdiff.training.datasets import (
-    CANVAS_LENGTHS,
-    CANVAS_ODDS,
     CAPTION_CANVAS,
     CAPTION_IMPORTANCE,
-    PADDING_IMPORTANCE,
     TRIES,
     ConversationDataset,
     RegionTextDataset,
-    Row,
     Sounds,
-    Turn,
-    _reopened,
-    _shown_facts,
     easy_vqa_row,
-    pack,
-    patch_owners,
     scene_row,
 )
 from mmdiff.training.forward_process import IGNORE
-from mmdiff.training.loop import Batch
-from mmdiff.training.recipes import MODEL_INPUTS, corpus
+from mmdiff.training.objectives import MODEL_INPUTS
+from mmdiff.training.packing import (
+    CANVAS_LENGTHS,
+    CANVAS_ODDS,
+    PADDING_IMPORTANCE,
+    Row,
+    Turn,
+    _reopened,
+    _shown_facts,
+    pack,
+    patch_owners,
+)
 from mmdiff.training.tiny import easy_vqa, questions
 from mmdiff.training.tiny.questions import (
     ATTRIBUTES,
@@ -54,6 +56,7 @@ from mmdiff.training.tiny.questions import (
     facts_of,
     references,
 )
+from mmdiff.training.tiny.recipe import corpus
 from mmdiff.training.tiny.scenes import (
     COLOURS,
     TEST_SEEDS,
@@ -113,7 +116,7 @@ def processor(tokenizer: Tokenizer) -> MMDiffProcessor:
 
 
 @pytest.fixture(scope="module")
-def batch(tokenizer: Tokenizer) -> Batch:
+def batch(tokenizer: Tokenizer) -> TrainingBatch:
     return pack(ROWS, tokenizer, CONFIG, np.random.default_rng(0))
 
 
@@ -134,7 +137,7 @@ def prompt(
     )
 
 
-def positions(batch: Batch, row: int, branch: int) -> tuple[Tensor, Tensor]:
+def positions(batch: TrainingBatch, row: int, branch: int) -> tuple[Tensor, Tensor]:
     """Where the prompt and the answer of a branch stand: the shared part and its own, and its
     labelled positions."""
     valid, branches = batch["attention_mask"][row], batch["branch_ids"][row]
@@ -150,7 +153,7 @@ BRANCHES = [
 
 @pytest.mark.parametrize(("row", "branch"), BRANCHES)
 def test_a_branch_is_the_prompt_that_is_asked(
-    batch: Batch, processor: MMDiffProcessor, row: int, branch: int
+    batch: TrainingBatch, processor: MMDiffProcessor, row: int, branch: int
 ) -> None:
     """One other newline between template and data, and the model is asked what it never saw."""
     image, turns = ROWS[row]
@@ -174,7 +177,7 @@ def test_a_branch_is_the_prompt_that_is_asked(
 
 @pytest.mark.parametrize(("row", "branch"), BRANCHES)
 def test_only_answers_are_learned(
-    batch: Batch, tokenizer: Tokenizer, row: int, branch: int
+    batch: TrainingBatch, tokenizer: Tokenizer, row: int, branch: int
 ) -> None:
     """An answer is its words, the end of the turn, and ends of text up to a canvas of whole
     blocks."""
@@ -191,7 +194,7 @@ def test_only_answers_are_learned(
     assert answer.tolist() == list(range(int(answer[0]), int(answer[0]) + len(ids)))
 
 
-def test_prompts_and_padding_have_no_labels(batch: Batch) -> None:
+def test_prompts_and_padding_have_no_labels(batch: TrainingBatch) -> None:
     prompts = batch["labels"] == IGNORE
     assert prompts[~batch["attention_mask"]].all() and prompts[batch["branch_ids"] == 0].all()
     assert (batch["importance"][prompts] == 0).all() and (batch["importance"][~prompts] > 0).all()
@@ -221,7 +224,7 @@ def test_canvases_are_of_several_lengths(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("hidden", [0.0, 0.5, 1.0])
 def test_packed_logits_are_those_of_the_sampler(
-    batch: Batch, processor: MMDiffProcessor, hidden: float
+    batch: TrainingBatch, processor: MMDiffProcessor, hidden: float
 ) -> None:
     """Each branch, packed with others and padded, against the same prompt and canvas as
     `sampler.denoise` sees them."""
@@ -247,7 +250,7 @@ def test_packed_logits_are_those_of_the_sampler(
         torch.testing.assert_close(packed[row, answer], alone, rtol=1e-4, atol=1e-4)
 
 
-def equal(one: Batch, other: Batch) -> bool:
+def equal(one: TrainingBatch, other: TrainingBatch) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -435,7 +438,7 @@ def test_scene_rows_are_asked_described_and_named() -> None:
     assert any(turns[-1].question in prompts for prompts in questions.CAPTION_PROMPTS.values())
 
 
-def test_references_are_read_behind_the_picture(tokenizer: Tokenizer, batch: Batch) -> None:
+def test_references_are_read_behind_the_picture(tokenizer: Tokenizer, batch: TrainingBatch) -> None:
     """Their words stand where a question's would, and their last one is told from; nothing is
     answered."""
     assert not batch["named"].any() and batch["facts"].shape == (0, len(FACTS))

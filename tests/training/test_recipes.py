@@ -30,27 +30,22 @@ from mmdiff.training.datasets import (
     easy_vqa_row,
     scene_row,
 )
-from mmdiff.training.recipes import (
+from mmdiff.training.objectives import (
     GROUNDING,
-    RECIPES,
+    MODEL_INPUTS,
     CtcHead,
     GroundingHeads,
     Stage,
     TowerTrainer,
-    align,
-    corpus,
     denoising_loss,
     grounded_loss,
-    hear,
-    run,
-    spell,
     spelling_loss,
-    structure,
-    tower,
-    tune,
     waves,
 )
+from mmdiff.training.recipes import RECIPES, run
+from mmdiff.training.tiny import recipe
 from mmdiff.training.tiny.questions import FACTS
+from mmdiff.training.tiny.recipe import align, corpus, hear, spell, structure, tower, tune
 from mmdiff.training.tiny.tokenizer import train_tokenizer
 from mmdiff.training.tiny.whisper import whisper_tower
 
@@ -96,7 +91,7 @@ def small(make: Callable[..., Stage], model: ModelConfig) -> Stage:
 def small_recipe() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "tiny", tuple(partial(small, make) for make in RECIPES["tiny"]))
-        patch.setattr(recipes, "corpus", partial(corpus, 20))
+        patch.setattr(recipe, "corpus", partial(corpus, 20))
         yield
 
 
@@ -331,7 +326,7 @@ def test_only_hidden_answers_are_scored() -> None:
     """The loss of a model that knows the answers is 0, whatever it says anywhere else, and its
     draws decide it."""
     labels = torch.tensor([[-100, -100, 8, 9, 2, 1, 1, 1, -100, 7, 2, 1]])
-    batch = {name: torch.zeros_like(labels) for name in recipes.MODEL_INPUTS} | {
+    batch = {name: torch.zeros_like(labels) for name in MODEL_INPUTS} | {
         "input_ids": labels.clamp(min=5),
         "labels": labels,
         "importance": (labels > 1).float(),

@@ -46,6 +46,7 @@ def load(split: Literal["train", "test"]) -> tuple[EasyVqaImage, ...]:
     for question, answer, number in zip(*get_questions(), strict=True):
         asked.setdefault(number, []).append((question, answer))
     paths = get_paths()
-    return tuple(
-        EasyVqaImage(Path(paths[number]), tuple(asked[number])) for number in sorted(asked)
-    )
+    found = []
+    for number in sorted(asked):
+        found.append(EasyVqaImage(Path(paths[number]), tuple(asked[number])))
+    return tuple(found)

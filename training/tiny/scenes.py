@@ -139,15 +139,16 @@ def reading_order(scene: Scene) -> list[Thing]:
 
 def scene_json(scene: Scene) -> dict[str, Any]:
     """The contents as plain data, things in reading order."""
-    objects = [
-        {
-            "shape": thing.shape,
-            "colour": thing.colour,
-            "size": thing.size,
-            "place": place(thing, scene),
-        }
-        for thing in reading_order(scene)
-    ]
+    objects = []
+    for thing in reading_order(scene):
+        objects.append(
+            {
+                "shape": thing.shape,
+                "colour": thing.colour,
+                "size": thing.size,
+                "place": place(thing, scene),
+            }
+        )
     return {"objects": objects, "count": len(objects)}
 
 
@@ -183,7 +184,10 @@ def random_scene(
     rng = np.random.default_rng(seed)
     width, height = _sides(rng, *sides)
     if count is None:
-        count = 1 if rng.random() < 0.25 else 2 + int(rng.random() * (MAX_THINGS - 1))
+        if rng.random() < 0.25:
+            count = 1
+        else:
+            count = 2 + int(rng.random() * (MAX_THINGS - 1))
     shapes, colours = _palette(rng, SHAPES), _palette(rng, tuple(COLOURS))
     things: list[Thing] = []
     for _ in range(count):
@@ -203,7 +207,9 @@ def _sides(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
     form = rng.random()
     if form < 0.15:
         return low, low
-    return (width, width) if form < 0.3 else (width, height)
+    if form < 0.3:
+        return (width, width)
+    return (width, height)
 
 
 def _palette(rng: np.random.Generator, options: tuple[str, ...]) -> tuple[str, ...]:
@@ -225,11 +231,9 @@ def _fit(
 ) -> Thing | None:
     """A thing that leaves the others visible, or None; it turns small when no large one fits."""
     longer, shorter = max(width, height), min(width, height)
-    size = (
-        "large"
-        if 0.8 * shorter >= 0.3 * longer and rng.random() < (0.5 if len(others) < 3 else 0.35)
-        else "small"
-    )
+    size = "small"
+    if 0.8 * shorter >= 0.3 * longer and rng.random() < (0.5 if len(others) < 3 else 0.35):
+        size = "large"
     for attempt in range(tries):
         if attempt == tries // 2:
             size = "small"
@@ -256,7 +260,9 @@ def _centre(rng: np.random.Generator, length: int, side: int) -> float:
     """A centre along one side, well inside a third; one in ten may have the picture's edge cut off
     5 % of the thing."""
     margin = (0.45 if rng.random() < 0.1 else 0.5) * length / side
-    bands = [(max(low, margin), min(high, 1 - margin)) for low, high in BANDS]
+    bands = []
+    for low, high in BANDS:
+        bands.append((max(low, margin), min(high, 1 - margin)))
     return side * _between(rng, *pick(rng, [(low, high) for low, high in bands if low <= high]))
 
 
@@ -289,12 +295,17 @@ def _random_background(
 ) -> Background:
     """A background that all the colours stand out from: pale ones, as in easy-VQA, always do."""
     busy = rng.random() < 0.45
-    kind: Any = pick(rng, BUSY) if busy else "plain"
+    kind: Any = "plain"
+    if busy:
+        kind = pick(rng, BUSY)
     pale = rng.random() < (0.4 if busy else 0.65)
     period, angle = 4 + int(rng.random() * 17), math.pi * rng.random()
     reach = {"plain": 0, "gradient": 60, "noise": 26}.get(kind, 30)  # low contrast within itself
     for _ in range(tries):
-        first = _tone(rng, 225, 255) if pale else _tone(rng, 15, 200)
+        if pale:
+            first = _tone(rng, 225, 255)
+        else:
+            first = _tone(rng, 15, 200)
         shift = _tone(rng, -reach, reach)
         second = _clip(first, shift)
         middle = _clip(first, (shift[0] // 2, shift[1] // 2, shift[2] // 2))
@@ -318,7 +329,10 @@ def _clip(colour: Colour, shift: Colour) -> Colour:
 def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """Paint the scene in RGB; `rng` chooses what the scene leaves open: smooth edges or not, hues,
     noise, thickness."""
-    scale = 4 if rng.random() < 0.5 else 1  # easy-VQA's edges are not smooth
+    # easy-VQA's edges are not smooth
+    scale = 1
+    if rng.random() < 0.5:
+        scale = 4
     image = Image.fromarray(_paint_background(scene, rng))
     for thing in scene.things:
         mask = _mask(thing, scale, rng.random())
@@ -378,15 +392,23 @@ def _mask(thing: Thing, scale: int, thickness: float) -> Image.Image:
         pen.rectangle((0, arm, w, h - arm), fill=255)
     else:
         pen.polygon([(x * w, y * h) for x, y in STAR], fill=255)
-    return mask.reduce(scale) if scale > 1 else mask
+    if scale > 1:
+        return mask.reduce(scale)
+    return mask
 
 
 def _star(inner: float) -> list[tuple[float, float]]:
     """Corners of a five-pointed star that fills the unit square; `inner` is the dents' share of the
     points' radius."""
-    turns = [(math.pi * i / 5, 1.0 if i % 2 == 0 else inner) for i in range(10)]
-    corners = [(radius * math.sin(turn), -radius * math.cos(turn)) for turn, radius in turns]
-    spans = [(min(axis), max(axis)) for axis in zip(*corners, strict=True)]
+    turns = []
+    for i in range(10):
+        turns.append((math.pi * i / 5, 1.0 if i % 2 == 0 else inner))
+    corners = []
+    for turn, radius in turns:
+        corners.append((radius * math.sin(turn), -radius * math.cos(turn)))
+    spans = []
+    for axis in zip(*corners, strict=True):
+        spans.append((min(axis), max(axis)))
     (left, right), (top, bottom) = spans
     return [((x - left) / (right - left), (y - top) / (bottom - top)) for x, y in corners]
 

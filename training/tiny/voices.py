@@ -36,11 +36,11 @@ class Voice:
 
 
 def _espeak(accents: str, variants: str) -> tuple[Voice, ...]:
-    return tuple(
-        Voice("espeak-ng", f"{accent}+{variant}")
-        for accent in accents.split()
-        for variant in variants.split()
-    )
+    found = []
+    for accent in accents.split():
+        for variant in variants.split():
+            found.append(Voice("espeak-ng", f"{accent}+{variant}"))
+    return tuple(found)
 
 
 # Natural voices are recordings of one person each (kal, awb, rms, slt); slt is heard in the test
@@ -53,9 +53,9 @@ NATURAL: dict[Split, tuple[Voice, ...]] = {
 FORMANT: dict[Split, tuple[Voice, ...]] = {
     "train": _espeak(
         "en-us en-gb en-029 en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd",
-        "m1 m2 m3 m4 m5 m7 m8 f1 f2 f3 f4 klatt klatt2 klatt4 adam Alex Andy Annie belinda benjamin david Denis Diogo "
-        "ed edward Gene Henrique Hugo Iven Jacky john Lee linda Marco Mario Michael mike paul pedro quincy rob robert "
-        "steph travis victor zac anika",
+        "m1 m2 m3 m4 m5 m7 m8 f1 f2 f3 f4 klatt klatt2 klatt4 adam Alex Andy Annie belinda "
+        "benjamin david Denis Diogo ed edward Gene Henrique Hugo Iven Jacky john Lee linda Marco "
+        "Mario Michael mike paul pedro quincy rob robert steph travis victor zac anika",
     ),
     "valid": _espeak("en-us en-gb", "Andrea boris steph2"),
     "test": _espeak("en-gb-x-rp en-us-nyc", "f5 m6 klatt3 Alicia max sandro Nguyen"),

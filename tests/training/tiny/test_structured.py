@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from mmdiff.config import PRESETS
 from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline, pieces
-from mmdiff.training.datasets import DECISION_ROOMS, Turn, _laid_out
+from mmdiff.training.packing import DECISION_ROOMS, Turn, _laid_out
 from mmdiff.training.tiny.scenes import random_scene, scene_json
 from mmdiff.training.tiny.structured import FORMS, scene_schema, structured
 
