@@ -1,7 +1,7 @@
 """Accuracy against forward passes: the same questions with each rule and cache, beside one position
 a step.
 
-The questions are those of tasks.py, about pictures that no model here was trained on. Settings are
+The questions are those of tasks.py, about images that no model here was trained on. Settings are
 compared as they were published; none of them is chosen by these scores.
 """
 
@@ -66,7 +66,7 @@ def compare(
     Args:
         names: of the settings; `ONE_A_STEP`, which the others are held against, comes first whether
             it is named or not.
-        limit: only the first so many pictures of each task.
+        limit: images of each task at most, from the first.
         out: where the report is written after every setting. What a report with the same
             circumstances holds there already is not measured again.
     """

@@ -60,7 +60,7 @@ def evaluate(
     as a table.
 
     Args:
-        limit: only the first so many pictures of each task.
+        limit: images of each task at most, from the first.
         batch_size: questions answered at once; it does not change the answers.
         name: of the model, for the report.
         out: where the evidence is written, row by row; what is in it is not asked again.
@@ -129,13 +129,13 @@ def ask_all(
     done: Container[str] = (),
     **decoding: Any,
 ) -> Iterator[list[EvidenceRow]]:
-    """The rows of a task about pictures."""
-    numbered, picture = list[tuple[int, int, Question]](), -1
+    """The rows of a task about images."""
+    numbered, group = list[tuple[int, int, Question]](), -1
     last = None
     for number, question in enumerate(PICTURE_TASKS[name](limit)):
-        picture += question.image is not last
+        group += question.image is not last
         last = question.image
-        numbered.append((number, picture, question))
+        numbered.append((number, group, question))
     left = [each for each in numbered if str(each[0]) not in done]
     left.sort(key=lambda each: each[2].gen_length or 0)  # a batch has answers of one length
     for gen_length, same in groupby(left, lambda each: each[2].gen_length):

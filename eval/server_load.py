@@ -1,7 +1,7 @@
-"""How much a server takes: `python -m mmdiff.eval.server_load --url http://127.0.0.1:8000` from a
+"""Load test of a server: `python -m mmdiff.eval.server_load --url http://127.0.0.1:8000` from a
 second process.
 
-Closed-loop clients ask about pictures for a while, each as soon as its last answer is there, over
+Closed-loop clients ask about images for a while, each as soon as its last answer is there, over
 connections that stay open where the server lets them. What comes back is counted by status and
 timed; /health is asked beside it. Nothing is retried. Several numbers of clients are measured one
 after the other, which shows what batching gives.
@@ -116,7 +116,7 @@ class LoadConnection:
 
 
 def bodies(size: int, count: int, stream_share: float = 0.0) -> list[bytes]:
-    """Questions about pictures, each of its own, padded with noise to about `size` bytes."""
+    """Questions about images, each of its own, padded with noise to about `size` bytes."""
     import numpy as np
     from PIL import Image
 
@@ -150,7 +150,8 @@ async def measure(
     """Ask for so long, or so often."""
     place, tally = urlsplit(url), Tally()
     host, port = place.hostname or "127.0.0.1", place.port or 80
-    asked, until, left = bodies(size, 64, 0.25), time.monotonic() + seconds, [total]
+    asked, left = bodies(size, 64, 0.25), [total]
+    until = time.monotonic() + seconds
 
     async def client(number: int) -> None:
         draw, connection = random.Random(number), LoadConnection(host, port, key)

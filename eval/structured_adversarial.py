@@ -1,4 +1,4 @@
-"""Structured output without a model: what one would say is drawn at random, or made up to do harm.
+"""Structured output without a model: random and adversarial logits, real and mutated schemas.
 
 Both validators, jsonschema and jsonschema-rs, judge with formats. `structured.py` has the commands.
 """
@@ -642,4 +642,4 @@ def added_time(
 
 
 def _probe(fake: Fake, rng: random.Random, rows: Sequence[ProbeRow]) -> list[np.ndarray[Any, Any]]:
-    return [fake(len(row.places), rng).log_softmax(-1).numpy() for row in rows]
+    return [fake(len(row.positions), rng).log_softmax(-1).numpy() for row in rows]

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from mmdiff.config import ModelConfig
 from mmdiff.errors import MMDiffError
+from mmdiff.pipeline import CAPTION_ROOM, REFINE_PROMPT
 from mmdiff.training.batches import TrainingBatch
 from mmdiff.training.packing import Row, Turn, audio_inputs, pack, pad, patch_owners, pixels
 from mmdiff.training.tiny import easy_vqa
@@ -36,7 +37,7 @@ from mmdiff.training.tiny.questions import (
     truth_table,
 )
 from mmdiff.training.tiny.scenes import SHAPES, TRAIN_SEEDS, example, pick
-from mmdiff.training.tiny.sentences import REFINE_PROMPT, TRANSCRIBE_PROMPTS, heard_question
+from mmdiff.training.tiny.sentences import TRANSCRIBE_PROMPTS, heard_question
 from mmdiff.training.tiny.speech import Speech
 from mmdiff.training.tiny.structured import structured
 from mmdiff.vision.image_io import open_image
@@ -48,8 +49,6 @@ CAPTION_MIX: tuple[Length, ...] = ("word", "short", "short", "long", "long")  # 
 # A batch of clips is drawn among so many times its number that follow each other in length.
 ALIKE = 12
 MAX_FRAMES = 800  # of 10 ms, of a clip that another may follow
-# Positions of a caption's canvas at least, lest its length tells the caption's.
-CAPTION_CANVAS: dict[Length, int] = {"word": 8, "short": 32, "long": 64}
 TRIES = 20  # rows of one source after each other that cannot be read, before the run ends
 Source = Callable[[np.random.Generator], Row]
 
@@ -76,7 +75,8 @@ def scene_row(
     spans = []
     if length != "word":
         spans = caption_spans(text, scene)
-    turns.append(Turn(prompt, text, CAPTION_IMPORTANCE, CAPTION_CANVAS[length], spans))
+    # At least the length that captions are asked for with, lest the canvas's tells the caption's.
+    turns.append(Turn(prompt, text, CAPTION_IMPORTANCE, CAPTION_ROOM[length], spans))
     for _ in range(num_structured):
         prompt, parts, laid_out = structured(scene, rng)
         turns.append(Turn(prompt, "", parts=parts, num_scaffolded=laid_out))
@@ -86,21 +86,21 @@ def scene_row(
 def easy_vqa_row(rng: np.random.Generator, num_questions: int = 8) -> Row:
     """An image of easy-VQA's train split, mirrored and shifted at random, with some of its
     questions."""
-    pictures = easy_vqa.load("train")
-    picture = pictures[int(rng.integers(len(pictures)))]
-    image = picture.open()
+    images = easy_vqa.load("train")
+    chosen = images[int(rng.integers(len(images)))]
+    image = chosen.open()
     if rng.random() < 0.5:
         image = ImageOps.mirror(image)
     corner = image.getpixel((0, 0))
     shift_x, shift_y = rng.integers(-3, 4, 2).tolist()  # pixels of 64
     moved = Image.new("RGB", image.size, corner)
     moved.paste(image, (shift_x, shift_y))
-    asked = rng.permutation(len(picture.questions))[:num_questions]
-    return moved, [Turn(*picture.questions[i]) for i in asked]
+    asked = rng.permutation(len(chosen.questions))[:num_questions]
+    return moved, [Turn(*chosen.questions[i]) for i in asked]
 
 
 @dataclass(frozen=True)
-class Sounds:
+class SpokenRows:
     """A source of rows of spoken sentences, each to be written down, put right, or asked about."""
 
     speech: Speech
@@ -112,18 +112,18 @@ class Sounds:
         return None, [self._turn(rng) for _ in range(self.per_row)]
 
     def _turn(self, rng: np.random.Generator) -> Turn:
-        sound, said = self.speech[int(rng.integers(self.speech.count))]
-        while rng.random() < 0.15 and sound.shape[1] < MAX_FRAMES:
+        mel, said = self.speech[int(rng.integers(self.speech.count))]
+        while rng.random() < 0.15 and mel.shape[1] < MAX_FRAMES:
             more, words = self.speech[int(rng.integers(self.speech.count))]
-            sound = torch.cat((sound, more), dim=1)
+            mel = torch.cat((mel, more), dim=1)
             said = f"{said} {words}"
-        sound = augment(sound, rng)
+        mel = augment(mel, rng)
         form = rng.random()
         if form < self.transcribe:
-            return Turn(pick(rng, TRANSCRIBE_PROMPTS), said, sound=sound, transcript=said)
+            return Turn(pick(rng, TRANSCRIBE_PROMPTS), said, mel=mel, transcript=said)
         if form < self.transcribe + self.refine:
-            return Turn(REFINE_PROMPT, said, sound=sound, transcript=said, padding_slots=True)
-        return Turn(*heard_question(said, rng), sound=sound, transcript=said)
+            return Turn(REFINE_PROMPT, said, mel=mel, transcript=said, padding_slots=True)
+        return Turn(*heard_question(said, rng), mel=mel, transcript=said)
 
 
 def read_row(source: Source, rng: np.random.Generator) -> tuple[Row, list[str]]:
@@ -189,12 +189,12 @@ class RegionTextDataset(Dataset[TrainingBatch]):
         self,
         config: ModelConfig,
         tokenizer_file: Path,
-        num_pictures: int,
+        num_images: int,
         phrases_each: int,
         seed: int,
     ) -> None:
         self.config, self.tokenizer_file = config, tokenizer_file
-        self.num_pictures, self.phrases_each = num_pictures, phrases_each
+        self.num_images, self.phrases_each = num_images, phrases_each
         self.seed = seed
 
     @cached_property
@@ -205,7 +205,7 @@ class RegionTextDataset(Dataset[TrainingBatch]):
         assert self.config.vision is not None
         rng = np.random.default_rng((self.seed, number))
         examples = []
-        for _ in range(self.num_pictures):
+        for _ in range(self.num_images):
             examples.append(example(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop))))
         said = []
         for name, values in ATTRIBUTES.items():
@@ -256,7 +256,7 @@ class SpeechDataset(Dataset[TrainingBatch]):
         numbers = rng.choice(self.speech.by_length[start : start + span], self.num_clips)
         mels, transcripts = [], []
         for clip in numbers:
-            sound, said = self.speech[int(clip)]
-            mels.append(augment(sound, rng))
+            mel, said = self.speech[int(clip)]
+            mels.append(augment(mel, rng))
             transcripts.append(said)
         return audio_inputs(mels, transcripts, self.tokenizer)

@@ -101,7 +101,7 @@ def train(
 
     Raises:
         MMDiffError: nothing can learn, a rate names no parameter, too many rows cannot be read, or
-            the loss is no number; the last checkpoint is then the last good one.
+            the loss is not a number; the last checkpoint is then the last good one.
     """
     # Parts that a batch has no use for, such as the audio tower beside images alone, get no
     # gradients.
@@ -243,7 +243,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 def _check_loss(
     total: Tensor, norm: Tensor | None, accelerator: Accelerator, folder: Path, step: int
 ) -> None:
-    """Stop in all processes before the weights are changed by what is no number."""
+    """Stop in all processes before the weights are changed by what is not a number."""
     fault = not bool(total.isfinite())
     if (
         norm is not None and accelerator.scaler is None
@@ -252,14 +252,14 @@ def _check_loss(
     if accelerator.num_processes > 1:
         fault = bool(accelerator.reduce(torch.tensor(float(fault), device=accelerator.device)) > 0)
     if fault:
-        raise _diverged(f"the loss of step {step + 1} or its gradient is no number", folder)
+        raise _diverged(f"the loss of step {step + 1} or its gradient is not a number", folder)
 
 
 def _check_weights(groups: list[dict[str, Any]], folder: Path, step: int) -> None:
     for group in groups:
         for parameter in group["params"]:
             if not parameter.isfinite().all():
-                raise _diverged(f"weights are no numbers any more after step {step + 1}", folder)
+                raise _diverged(f"weights are not numbers any more after step {step + 1}", folder)
 
 
 def _diverged(what: str, folder: Path) -> MMDiffError:

@@ -51,7 +51,7 @@ GROUNDING = 2.0
 class TowerTrainer(nn.Module):
     """The tower beside a small text encoder (a bag of words), which is thrown away afterwards.
 
-    Shapes: X patches of all pictures, M phrases, T tokens, D width.
+    Shapes: X patches of all images, M phrases, T tokens, D width.
     """
 
     def __init__(self, model: MMDiffModel, width: int = 192) -> None:
@@ -93,7 +93,7 @@ def waves(side: int, width: int) -> Tensor:
 def contrastive_loss(
     model: nn.Module, batch: TrainingBatch, draws: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """SigLIP's loss between the patches of the pictures and the phrases of the batch."""
+    """SigLIP's loss between the patches of the images and the phrases of the batch."""
     logits_XM = model(batch["pixel_values"], batch["phrase_ids"], batch["phrase_mask"])
     owner_X = batch["owner"].flatten()
     return region_text_loss(logits_XM.float(), batch["truth"][owner_X], owner_X > 0)
@@ -104,7 +104,7 @@ class GroundingHeads(nn.Module):
     afterwards.
 
     From answers alone a small backbone takes very long to find the thing that a question is about:
-    that needs two looks, from the answer to the name and from the name to the picture, and neither
+    that needs two looks, from the answer to the name and from the name to the image, and neither
     is of use without the other. The heads teach the second by itself.
     """
 
@@ -112,7 +112,7 @@ class GroundingHeads(nn.Module):
         super().__init__()
         self.model = model
         width, layers = model.model_config.backbone.hidden_size, len(model.backbone.layers)
-        # After so many of them; the last is left to the answers.
+        # Behind these, counted from 1; the last is left to the answers.
         self.layers = (layers // 2, layers - 1)
         self.heads = nn.ModuleList()
         for _ in self.layers:
@@ -151,7 +151,7 @@ class CtcHead(nn.Module):
         self.model = model
 
     def forward(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
-        """Logits (embeddings, V) of each sound."""
+        """Logits (embeddings, V) of each clip."""
         embeds = self.model.encode_audio(input_features, feature_lengths)
         found = []
         for embeds_TD in embeds:

@@ -37,7 +37,7 @@ PADDING_IMPORTANCE = 0.1
 LITERAL_IMPORTANCE = 0.3  # of what the structure of an answer tells,
 DECISION_IMPORTANCE = 3.0  # and of where it is decided
 # Positions from a decision on; if they told its answer, nothing else would be learned.
-DECISION_ROOMS = range(18, 27)
+DECISION_LENGTHS = range(18, 27)
 CANVAS_LENGTHS = (8, 16, 32)  # positions; an answer too long for one gets more
 CANVAS_ODDS = (0.75, 0.1, 0.15)
 
@@ -52,7 +52,7 @@ class Turn:
     canvas: int = 0  # positions at least, however short the answer
     # Where the answer speaks of what: characters, facts.
     spans: Sequence[tuple[int, int, Facts]] = ()
-    sound: Tensor | None = None  # a spectrogram, (M, F)
+    mel: Tensor | None = None  # a log-mel spectrogram, (M, F)
     transcript: str = ""  # the words in the clip, for CTC at its embeddings
     # Runs of the answer are open and may be too long; nothing is said in what is left over.
     padding_slots: bool = False
@@ -86,7 +86,7 @@ def pack(
             start = shown
             images.append(image)
         packed.append(_pack_row(turns, start, after, tokenizer, config, rng))
-        clips += [turn for turn in turns if isinstance(turn, Turn) and turn.sound is not None]
+        clips += [turn for turn in turns if isinstance(turn, Turn) and turn.mel is not None]
     batch = _pad_rows(packed, config.tokens)
     if images:
         batch["pixel_values"] = pixels(images, config)
@@ -101,8 +101,8 @@ def _clip_inputs(turns: Sequence[Turn], tokenizer: Tokenizer, config: ModelConfi
     controls = control_tokens(tokenizer, config.tokens)
     mels, words = [], []
     for turn in turns:
-        assert turn.sound is not None
-        mels.append(turn.sound)
+        assert turn.mel is not None
+        mels.append(turn.mel)
         words.append(neutralize(turn.transcript, controls))
     return audio_inputs(mels, words, tokenizer)
 
@@ -328,12 +328,12 @@ def _laid_out(
                     canvas[at] = tokens.mask
             open_here[:] = [False] * len(canvas)
             put(ids[:2], False, DECISION_IMPORTANCE, None)
-            put([tokens.mask] * (pick(rng, DECISION_ROOMS) - 2), True, 0.0, None)
+            put([tokens.mask] * (pick(rng, DECISION_LENGTHS) - 2), True, 0.0, None)
             return canvas, open_here, weights, about
         scaffold = number < turn.num_scaffolded
         put(ids, scaffold and not part.slot, 1.0 if part.slot else LITERAL_IMPORTANCE, part.facts)
         if scaffold and part.slot:
-            length = max(part.room, len(ids))
+            length = max(part.length, len(ids))
             for text in part.alike:
                 length = max(length, len(slot_ids(encode, text)))
             put([tokens.eos] * (length - len(ids)), False, LITERAL_IMPORTANCE, None)
@@ -346,10 +346,10 @@ def _laid_out(
 
 def _placeholders(turn: Turn, config: ModelConfig) -> list[int]:
     """As many as the turn's clip has embeddings."""
-    if turn.sound is None:
+    if turn.mel is None:
         return []
     assert config.audio is not None and config.tokens.audio is not None
-    return [config.tokens.audio] * count_tokens(turn.sound.shape[1], config.audio)
+    return [config.tokens.audio] * count_tokens(turn.mel.shape[1], config.audio)
 
 
 def _reopened(

@@ -139,7 +139,7 @@ def test_weights_are_looked_at_before_they_are_saved(tmp_path: Path) -> None:
         model.head.bias.data.fill_(torch.nan)
         return value, metrics
 
-    with pytest.raises(MMDiffError, match="weights are no numbers"):
+    with pytest.raises(MMDiffError, match="weights are not numbers"):
         train(Adapted(), poisoning, Numbers(), replace(CONFIG, steps=1), tmp_path, "adapted")
     assert not checkpoints(tmp_path)
 

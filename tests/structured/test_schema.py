@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -221,10 +222,8 @@ def test_large_schemas_are_compiled_or_refused_in_time(
     layouts: TemplateBuilder, schema: Any
 ) -> None:
     started = time.thread_time()
-    try:
+    with contextlib.suppress(ScaffoldError):
         compile_schema(schema, layouts, 2000)
-    except ScaffoldError:
-        pass
     assert time.thread_time() - started < 3.0  # the limit of 2 seconds, and what is not interrupted
 
 

@@ -23,12 +23,11 @@ from mmdiff.tokens import segment_ids
 from mmdiff.training import datasets
 from mmdiff.training.batches import TrainingBatch
 from mmdiff.training.datasets import (
-    CAPTION_CANVAS,
     CAPTION_IMPORTANCE,
     TRIES,
     ConversationDataset,
     RegionTextDataset,
-    Sounds,
+    SpokenRows,
     easy_vqa_row,
     scene_row,
 )
@@ -273,7 +272,7 @@ def test_conversations_depend_on_their_number_alone(tokenizer_file: Path) -> Non
 
 def test_phrases_depend_on_their_number_alone(tokenizer_file: Path) -> None:
     def make(seed: int) -> RegionTextDataset:
-        return RegionTextDataset(CONFIG, tokenizer_file, num_pictures=2, phrases_each=1, seed=seed)
+        return RegionTextDataset(CONFIG, tokenizer_file, num_images=2, phrases_each=1, seed=seed)
 
     one = make(3)
     first, second = one[0], one[1]
@@ -293,7 +292,7 @@ def test_phrases_tell_the_truth(
         return made
 
     monkeypatch.setattr(datasets, "example", note)
-    batch = RegionTextDataset(CONFIG, tokenizer_file, num_pictures=4, phrases_each=3, seed=0)[0]
+    batch = RegionTextDataset(CONFIG, tokenizer_file, num_images=4, phrases_each=3, seed=0)[0]
     things = [(picture, thing) for picture, scene in enumerate(scenes) for thing in scene.things]
     lengths = batch["phrase_mask"].sum(1).tolist()
     texts = [
@@ -412,7 +411,7 @@ def test_scenes_to_train_on_have_training_seeds(
     monkeypatch.setattr(datasets, "example", note)
     rng = np.random.default_rng(0)
     rows = [scene_row(rng, num_questions=1) for _ in range(300)]
-    RegionTextDataset(CONFIG, tokenizer_file, num_pictures=30, phrases_each=1, seed=0)[5]
+    RegionTextDataset(CONFIG, tokenizer_file, num_images=30, phrases_each=1, seed=0)[5]
     assert len(seeds) == len(set(seeds)) == 330
     assert all(
         seed in TRAIN_SEEDS and seed not in TEST_SEEDS and seed not in VALID_SEEDS for seed in seeds
@@ -534,12 +533,12 @@ def test_a_caption_tells_of_the_thing_it_speaks_of(tokenizer: Tokenizer) -> None
 
 
 def test_captions_are_asked_for_as_they_were_trained() -> None:
-    """The pipeline has prompts of its own, since it may not know of training; they must be among
-    the trained ones."""
+    """The first prompts are the pipeline's, and those of the shipped model's training."""
     assert {
         length: prompts[0] for length, prompts in questions.CAPTION_PROMPTS.items()
     } == CAPTION_PROMPTS
-    assert CAPTION_CANVAS == CAPTION_ROOM
+    assert CAPTION_PROMPTS["long"] == "Describe the picture in detail."
+    assert CAPTION_ROOM == {"word": 8, "short": 32, "long": 64}
 
 
 def test_easy_vqa_rows_come_from_the_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -594,7 +593,7 @@ class TwoClips:
 
 def test_each_sound_is_a_branch_with_its_own_placeholders(tokenizer: Tokenizer) -> None:
     """12.5 of them a second, behind the opening and before the question; the row has no picture."""
-    row = Sounds(TwoClips(), per_row=6)(np.random.default_rng(1))  # type: ignore[arg-type]
+    row = SpokenRows(TwoClips(), per_row=6)(np.random.default_rng(1))  # type: ignore[arg-type]
     packed = pack([ROWS[0], row], tokenizer, CONFIG, np.random.default_rng(0))
     assert packed["pixel_values"].shape[0] == 1 and packed["input_features"].shape[0] == 6 == len(
         packed["said"]
@@ -604,15 +603,15 @@ def test_each_sound_is_a_branch_with_its_own_placeholders(tokenizer: Tokenizer) 
         and not (packed["input_ids"][0] == TOKENS.audio).any()
     )
     for branch, turn in enumerate(row[1], start=1):
-        assert isinstance(turn, Turn) and turn.sound is not None
+        assert isinstance(turn, Turn) and turn.mel is not None
         here = packed["branch_ids"][1] == branch
         sounds = packed["input_ids"][1, here] == TOKENS.audio
-        assert sounds.sum() == -(-turn.sound.shape[1] // 8) and sounds[: int(sounds.sum())].all()
+        assert sounds.sum() == -(-turn.mel.shape[1] // 8) and sounds[: int(sounds.sum())].all()
         segments = packed["segment_ids"][1, here]
         assert (
             len(segments[sounds].unique()) == 1 and (segments[~sounds] > segments[sounds][0]).all()
         )
-    assert packed["feature_lengths"].tolist() == [turn.sound.shape[1] for turn in row[1]]  # type: ignore[union-attr]
+    assert packed["feature_lengths"].tolist() == [turn.mel.shape[1] for turn in row[1]]  # type: ignore[union-attr]
 
 
 def test_reopened_drafts_keep_their_words_and_say_nothing_in_the_slack() -> None:

@@ -25,8 +25,8 @@ from mmdiff.training.checkpoints import checkpoints, load_checkpoint
 from mmdiff.training.datasets import (
     ConversationDataset,
     RegionTextDataset,
-    Sounds,
     SpeechDataset,
+    SpokenRows,
     easy_vqa_row,
     scene_row,
 )
@@ -75,11 +75,13 @@ def small(make: Callable[..., Stage], model: ModelConfig) -> Stage:
     """A stage of the recipe with two pictures a batch, everything else as it is."""
     stage = make(model)
     data: dict[str, Any] = {
-        "tower": partial(RegionTextDataset, model, num_pictures=2, phrases_each=1, seed=1),
+        "tower": partial(RegionTextDataset, model, num_images=2, phrases_each=1, seed=1),
         "align": partial(ConversationDataset, model, sources=[scene_row, easy_vqa_row], seed=2),
         "tune": partial(ConversationDataset, model, sources=[scene_row, easy_vqa_row], seed=3),
         "spell": partial(SpeechDataset, SPEECH, num_clips=2, seed=4),
-        "hear": partial(ConversationDataset, model, sources=[scene_row, Sounds(SPEECH, 2)], seed=5),
+        "hear": partial(
+            ConversationDataset, model, sources=[scene_row, SpokenRows(SPEECH, 2)], seed=5
+        ),
         "structure": partial(
             ConversationDataset, model, sources=[partial(scene_row, num_structured=2)], seed=6
         ),
@@ -398,7 +400,7 @@ def test_sounds_add_the_loss_of_their_drafts(tmp_path: Path) -> None:
     model = MMDiffModel(MMDiffConfig.of(config))
     train_tokenizer(corpus(20), 768).save(str(tmp_path / "tokenizer.json"))
     batch = ConversationDataset(
-        config, tmp_path / "tokenizer.json", [scene_row, Sounds(SPEECH, 3)], seed=0
+        config, tmp_path / "tokenizer.json", [scene_row, SpokenRows(SPEECH, 3)], seed=0
     )[0]
     grounder = GroundingHeads(model)
     value, metrics = grounded_loss("mean", config)(

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mmdiff import pipeline
 from mmdiff.training.tiny.scenes import (
     COLOURS,
     MAX_THINGS,
@@ -313,7 +314,7 @@ def _claim(scene: Scene, rng: Rng, true: bool) -> Phrase | None:
     elif true:
         phrase = Phrase(thing.shape, thing.colour)
     elif form < 0.75:
-        phrase = Phrase(thing.shape, other.colour)  # both are in the picture, but not together
+        phrase = Phrase(thing.shape, other.colour)  # both are in the image, but not together
     elif form < 0.87:
         phrase = Phrase(thing.shape, pick(rng, NAMES))
     else:
@@ -367,7 +368,8 @@ def _ask_relation(scene: Scene, rng: Rng) -> Found:
         return None
     direction = pick(rng, tuple(DIRECTIONS))
     true = _is(direction, *pair, scene)
-    one, other = (_name(thing, scene, rng) for thing in pair)
+    one = _name(pair[0], scene, rng)
+    other = _name(pair[1], scene, rng)
     if true is None or one is None or other is None:
         return None
     return f"is the {one} {direction} the {other}?", "yes" if true else "no"
@@ -470,7 +472,7 @@ FACTS = {  # fact: number of its values
     "same colour": 2,
     "same size": 2,
     "holds": 2,  # whether the answer to a question that compares two things is yes
-    # Of the thing that a picture's token shows: is its centre there; how many are of its shape, of
+    # Of the thing that an image's token shows: is its centre there; how many are of its shape, of
     # its colour?
     "centre": 2,
     "of its shape": MAX_THINGS + 1,
@@ -637,13 +639,17 @@ def _cell(thing: Thing, scene: Scene) -> tuple[int, ...]:
 
 CAPTION_PROMPTS: dict[Length, tuple[str, ...]] = {  # the first of each is the one to test with
     "word": (
-        "Describe the picture in one word.",
+        pipeline.CAPTION_PROMPTS["word"],
         "Name the main object in one word.",
         "What is it? One word.",
     ),
-    "short": ("Describe the picture briefly.", "Write a short caption.", "What is in the picture?"),
+    "short": (
+        pipeline.CAPTION_PROMPTS["short"],
+        "Write a short caption.",
+        "What is in the picture?",
+    ),
     "long": (
-        "Describe the picture in detail.",
+        pipeline.CAPTION_PROMPTS["long"],
         "Write a long caption.",
         "Describe every object in the picture.",
     ),

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from mmdiff.config import ModelConfig
+from mmdiff.pipeline import REFINE_PROMPT
 from mmdiff.training.datasets import (
     ConversationDataset,
     RegionTextDataset,
-    Sounds,
     SpeechDataset,
+    SpokenRows,
     easy_vqa_row,
     scene_row,
 )
@@ -38,7 +39,6 @@ from mmdiff.training.tiny import easy_vqa
 from mmdiff.training.tiny.questions import CAPTION_PROMPTS, captions, questions
 from mmdiff.training.tiny.scenes import random_scene, scene_json
 from mmdiff.training.tiny.sentences import (
-    REFINE_PROMPT,
     TRANSCRIBE_PROMPTS,
     heard_question,
     sentence,
@@ -47,9 +47,9 @@ from mmdiff.training.tiny.speech import prepare
 
 
 def tower(model: ModelConfig, steps: int = 2600) -> Stage:
-    """Teach the vision tower: 32 pictures and 103 phrases a step."""
+    """Teach the vision tower: 32 images and 103 phrases a step."""
 
-    data = partial(RegionTextDataset, model, num_pictures=32, phrases_each=2, seed=1)
+    data = partial(RegionTextDataset, model, num_images=32, phrases_each=2, seed=1)
     config = TrainConfig(
         steps=steps, learning_rate=1e-3, rates={}, warmup_steps=60, final_rate=0.1, save_every=100
     )
@@ -109,7 +109,7 @@ def spell(model: ModelConfig, steps: int = 2000, clips: int = 30_000) -> Stage:
 
 
 def hear(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
-    """Go on with pictures, and learn to write down and understand speech; the audio tower stands
+    """Go on with images, and learn to write down and understand speech; the audio tower stands
     still."""
     audio = model.audio
     assert audio is not None
@@ -124,14 +124,14 @@ def hear(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
 
     def data(tokenizer_file: Path) -> ConversationDataset:
         speech = prepare(tokenizer_file.parent / "speech", audio.num_mels, clips)
-        sources = [scene_row] * 10 + [easy_vqa_row] + [Sounds(speech)] * 3
+        sources = [scene_row] * 10 + [easy_vqa_row] + [SpokenRows(speech)] * 3
         return ConversationDataset(model, tokenizer_file, sources, seed=4)
 
     return Stage("hear", GroundingHeads, grounded_loss("late_mean", model), data, config)
 
 
 def structure(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Stage:
-    """Go on with pictures and speech, and learn to fill in JSON about scenes."""
+    """Go on with images and speech, and learn to fill in JSON about scenes."""
     audio = model.audio
     assert audio is not None
     config = replace(hear(model, steps, clips).config, learning_rate=5e-4, warmup_steps=20)
@@ -139,7 +139,7 @@ def structure(model: ModelConfig, steps: int = 1200, clips: int = 30_000) -> Sta
     def data(tokenizer_file: Path) -> ConversationDataset:
         speech = prepare(tokenizer_file.parent / "speech", audio.num_mels, clips)
         row = partial(scene_row, num_questions=3, num_hard=2, num_structured=2)
-        sources = [row] * 8 + [easy_vqa_row] + [Sounds(speech, transcribe=0.3, refine=0.45)] * 2
+        sources = [row] * 8 + [easy_vqa_row] + [SpokenRows(speech, transcribe=0.3, refine=0.45)] * 2
         return ConversationDataset(model, tokenizer_file, sources, seed=9)
 
     return Stage("structure", GroundingHeads, grounded_loss("late_mean", model), data, config)

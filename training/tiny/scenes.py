@@ -1,7 +1,7 @@
-"""Pictures of coloured shapes whose contents are known exactly: what mmdiff's small models train
+"""Images of coloured shapes whose contents are known exactly: what mmdiff's small models train
 and are tested on.
 
-A `Scene` says what is in a picture, `random_scene` makes one from a seed, `draw` paints it. Colours
+A `Scene` says what is in an image, `random_scene` makes one from a seed, `draw` paints it. Colours
 and shapes keep the names that easy-VQA gives them, and add to them; no file of easy-VQA is read.
 All lengths are pixels.
 
@@ -56,7 +56,7 @@ VALID_SEEDS = range(2 * 10**9, 3 * 10**9)
 
 MIN_SIDE, MAX_SIDE = 64, 160  # pixels
 MAX_THINGS = 6
-SMALL = (0.16, 0.21)  # longest side of a thing, as a share of the picture's longer side
+SMALL = (0.16, 0.21)  # longest side of a thing, as a share of the image's longer side
 LARGE = (0.3, 0.42)
 BANDS = (
     (0.0, 0.273),
@@ -102,7 +102,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's contents; later things are drawn over earlier ones."""
+    """An image's contents; later things are drawn over earlier ones."""
 
     width: int
     height: int
@@ -111,17 +111,19 @@ class Scene:
 
 
 def place(thing: Thing, scene: Scene) -> str:
-    """The ninth of the picture that holds the thing's centre, one of `PLACES`."""
+    """The ninth of the image that holds the thing's centre, one of `PLACES`."""
     column, row = _ninth(thing, scene)
     return PLACES[3 * row + column]
 
 
 def _ninth(thing: Thing, scene: Scene) -> tuple[int, int]:
     x, y = thing.centre
-    column, row = (
-        min(max(int(3 * at / side), 0), 2) for at, side in ((x, scene.width), (y, scene.height))
-    )
-    return column, row
+    return _third(x, scene.width), _third(y, scene.height)
+
+
+def _third(at: float, side: int) -> int:
+    """Which third of a side a coordinate lies in: 0, 1 or 2."""
+    return min(max(int(3 * at / side), 0), 2)
 
 
 def reading_order(scene: Scene) -> list[Thing]:
@@ -153,7 +155,7 @@ def scene_json(scene: Scene) -> dict[str, Any]:
 
 
 def example(seed: int, count: int | None = None) -> tuple[Image.Image, Scene, np.random.Generator]:
-    """The picture and scene of a seed, and the generator to go on with (for questions); `count`
+    """The image and scene of a seed, and the generator to go on with (for questions); `count`
     fixes the things."""
     rng = np.random.default_rng(seed)
     scene = random_scene(rng, count)
@@ -203,7 +205,8 @@ def random_scene(
 
 
 def _sides(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
-    width, height = (low + int(rng.random() * (high - low + 1)) for _ in range(2))
+    width = _between_inclusive(rng, low, high)
+    height = _between_inclusive(rng, low, high)
     form = rng.random()
     if form < 0.15:
         return low, low
@@ -257,7 +260,7 @@ def _box(rng: np.random.Generator, shape: str, longest: float) -> tuple[int, int
 
 
 def _centre(rng: np.random.Generator, length: int, side: int) -> float:
-    """A centre along one side, well inside a third; one in ten may have the picture's edge cut off
+    """A centre along one side, well inside a third; one in ten may have the image's edge cut off
     5 % of the thing."""
     margin = (0.45 if rng.random() < 0.1 else 0.5) * length / side
     bands = []
@@ -286,8 +289,15 @@ def _welcome(thing: Thing, others: list[Thing], width: int) -> bool:
 
 
 def _tone(rng: np.random.Generator, low: int, high: int) -> Colour:
-    r, g, b = (low + int(rng.random() * (high - low + 1)) for _ in range(3))
+    r = _between_inclusive(rng, low, high)
+    g = _between_inclusive(rng, low, high)
+    b = _between_inclusive(rng, low, high)
     return r, g, b
+
+
+def _between_inclusive(rng: np.random.Generator, low: int, high: int) -> int:
+    """A whole number, both bounds among those that can be drawn."""
+    return low + int(rng.random() * (high - low + 1))
 
 
 def _random_background(
@@ -319,7 +329,7 @@ def _random_background(
 
 
 def _clip(colour: Colour, shift: Colour) -> Colour:
-    r, g, b = (min(max(channel + by, 0), 255) for channel, by in zip(colour, shift, strict=True))
+    r, g, b = np.clip(np.add(colour, shift), 0, 255).tolist()
     return r, g, b
 
 

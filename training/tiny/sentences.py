@@ -1,4 +1,4 @@
-"""What the voices say: questions about pictures, commands, numbers, dates, spelled words, everyday
+"""What the voices say: questions about images, commands, numbers, dates, spelled words, everyday
 sentences.
 
 A sentence is text as it is written down: lower case, no marks but the apostrophe, numbers in words.
@@ -1304,7 +1304,6 @@ TRANSCRIBE_PROMPTS = (
     "Write down what is said.",
     "What is said?",
 )  # test with the first
-REFINE_PROMPT = "Correct the transcript of the audio."
 
 
 def heard_question(said: str, rng: Rng) -> tuple[str, str]:

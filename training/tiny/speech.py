@@ -34,7 +34,7 @@ SEEDS: dict[Split, range] = {"train": TRAIN_SEEDS, "valid": VALID_SEEDS, "test":
 
 @dataclass(frozen=True)
 class Clip:
-    """A sentence and its sound at 16 kHz."""
+    """A sentence and its audio at 16 kHz."""
 
     text: str
     voice: Voice
@@ -50,8 +50,8 @@ def clip(seed: int, text: str | None = None, indoors: bool = True) -> Clip:
     """
     rng = np.random.default_rng((seed, 1))
     said, voice = text or sentence(rng), draw_voice(_split(seed), rng)
-    sound = say(said, voice, rng)
-    return Clip(said, voice, in_a_room(sound, rng) if indoors else sound)
+    samples = say(said, voice, rng)
+    return Clip(said, voice, in_a_room(samples, rng) if indoors else samples)
 
 
 def reader(seed: int) -> Voice:
@@ -126,7 +126,8 @@ def prepare(
 
 
 def _make_shard(folder: Path, num_mels: int, number: int, seeds: Sequence[int]) -> None:
-    frames, clips, end = [], [], 0
+    frames, clips = [], []
+    end = 0
     for seed in seeds:
         made = clip(seed)
         mel = log_mel_spectrogram(made.samples, num_mels).T.half().numpy()

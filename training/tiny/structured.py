@@ -30,17 +30,17 @@ from mmdiff.training.tiny.scenes import (
 
 Schema = dict[str, Any]
 FIELDS = {"shape": SHAPES, "colour": tuple(COLOURS), "size": SIZES, "place": PLACES}
-ROOMS = (2, 4, 8)  # positions of a string that may be anything
+LENGTHS = (2, 4, 8)  # positions of a string that may be anything
 
 
 @dataclass(frozen=True)
 class AnswerPart:
-    """A literal, or a value whose slot has at least `room` positions (of 0, as many as the value's
-    tokens)."""
+    """A literal, or a value whose slot has at least `length` positions (of 0, as many as the
+    value's tokens)."""
 
     text: str
     slot: bool = False
-    room: int = 0
+    length: int = 0
     alike: Sequence[str] = ()  # all that may stand in the slot, which fits the longest
     facts: Facts | None = None
 
@@ -170,7 +170,7 @@ def _part(piece: Piece, schema: Schema, scene: Scene, rng: np.random.Generator) 
         else:
             schema = schema["properties"][key]
     if rng.random() < 0.2 and schema.get("type") == "string":
-        return AnswerPart(piece.text, True, pick(rng, ROOMS), facts=facts)
+        return AnswerPart(piece.text, True, pick(rng, LENGTHS), facts=facts)
     spelled = (dumps(each) for each in schema.get("enum", ()))
     quoted = piece.text.startswith('"') or "type" not in schema
     return AnswerPart(

@@ -149,7 +149,8 @@ class CompiledSchema:
     def _repaired(self, canvas: Template, texts: list[str]) -> Filled:
         """The same with as few slots changed as may be, in the smallest part that is at fault; else
         the witness."""
-        now, faults, rng = list(texts), self._faults(texts), random.Random(0)
+        now, faults = list(texts), self._faults(texts)
+        rng = random.Random(0)
         for _ in range(PARTS):
             better = next(self._better(canvas, now, faults, rng), None)
             if better is None:
@@ -276,11 +277,11 @@ def _compiled(
     except jsonschema_rs.ValidationError as error:
         where = reduce(pointer, error.instance_path, "")
         raise UnsupportedSchemaError(
-            f"it is no valid JSON Schema: {error.message[:200]}{_older(schema)}", where
+            f"it is not a valid JSON Schema: {error.message[:200]}{_older(schema)}", where
         ) from None
     except jsonschema_rs.ReferencingError as error:
         raise UnsupportedSchemaError(
-            f"it is no valid JSON Schema: {str(error).splitlines()[0][:200]}"
+            f"it is not a valid JSON Schema: {str(error).splitlines()[0][:200]}"
         ) from None
     except (RecursionError, OverflowError, MemoryError):
         raise SchemaTooLargeError("it is nested too deeply, or its numbers are too large") from None
@@ -288,7 +289,7 @@ def _compiled(
         raise
     except (ValueError, TypeError) as error:
         raise UnsupportedSchemaError(
-            f"it is no JSON Schema: {str(error).splitlines()[0][:200]}"
+            f"it is not a JSON Schema: {str(error).splitlines()[0][:200]}"
         ) from None
     return made
 
@@ -367,21 +368,21 @@ def _words(
     walk: Expansion, rng: random.Random, times: int, deadline: CompileLimits
 ) -> Iterator[list[str]]:
     """What the slots of a walk might say: the shortest, then drawn."""
-    places = []
+    refs = []
     for piece in walk.pieces:
         if isinstance(piece, SlotRef):
-            places.append(piece)
+            refs.append(piece)
     groups: dict[str, list[int]] = {}
-    for number, place in enumerate(places):
-        if place.group:
-            groups.setdefault(place.group, []).append(number)
+    for number, ref in enumerate(refs):
+        if ref.group:
+            groups.setdefault(ref.group, []).append(number)
     for turn in range(times):
         words = []
-        for place in places:
-            words.append(_word(place.node, rng, turn > 0, deadline))
+        for ref in refs:
+            words.append(_word(ref.node, rng, turn > 0, deadline))
         for numbers in groups.values():
             for number, text in _apart(
-                [places[number].node for number in numbers], numbers, rng, turn > 0
+                [refs[number].node for number in numbers], numbers, rng, turn > 0
             ):
                 words[number] = text
         yield words
@@ -463,8 +464,8 @@ def _others(
                 other[number] = text
             yield other
     twice = []
-    for place, number in enumerate(inside):
-        if texts[number] in [texts[before] for before in inside[:place]]:
+    for position, number in enumerate(inside):
+        if texts[number] in [texts[before] for before in inside[:position]]:
             twice.append(number)
     for some in (twice, inside):  # what was said before, then all
         for _ in range(DRAWN if some else 0):
@@ -495,9 +496,9 @@ def _changes(
 
 
 def _drawn(canvas: Template, number: int, rng: random.Random) -> str:
-    place = canvas.places[number]
-    assert isinstance(place, SlotRef)
+    ref = canvas.expansion[number]
+    assert isinstance(ref, SlotRef)
     try:
-        return _word(place.node, rng, True, CompileLimits(SECONDS))
+        return _word(ref.node, rng, True, CompileLimits(SECONDS))
     except LanguageError:
-        return _word(place.node, rng, False, CompileLimits(SECONDS))
+        return _word(ref.node, rng, False, CompileLimits(SECONDS))

@@ -1,7 +1,7 @@
 """Whether a compiled schema can say a given value: `arranged`, a parser of JSON values by the tree
 of the schema.
 
-The slow mirror of `tree.Tree.walk`, for measuring and for tests; nothing here is used while
+The slow mirror of `structure.Tree.walk`, for measuring and for tests; nothing here is used while
 decoding. It asks for the same as decoding does: the tree's words, in as many tokens as a slot may
 have, all within the budget, and accepted by the validator.
 """
@@ -123,7 +123,7 @@ class _Parser:
                 return True
         except (LanguageError, ScaffoldError) as error:
             raise Unsaid(path, f"its slot cannot be made: {error}") from None
-        raise Unsaid(path, f"no slot has room for {len(text)} characters")
+        raise Unsaid(path, f"no slot takes {len(text)} characters")
 
     def _either(self, node: UnionNode, value: Any, path: str, depth: int) -> Any:
         faults = []

@@ -36,7 +36,7 @@ from mmdiff.structured.schema.structure import (
 Array = np.ndarray[Any, Any]
 Probe = Callable[
     [Sequence["ProbeRow"]], list[Array]
-]  # of each row the log-probabilities (N, V) at its places
+]  # of each row the log-probabilities (N, V) at its positions
 ASKED = 64  # decisions in one pass,
 CHAIN = 8  # and of those that follow each other, as the items of an array do
 OPTIONS = 32  # of a decision, that are told apart
@@ -49,10 +49,10 @@ Chances = dict[Name, dict[int, float]]
 
 
 class ProbeRow(NamedTuple):
-    """Canvas ids, and the places whose logits are wanted."""
+    """Canvas ids, and the positions whose logits are wanted."""
 
     ids: Sequence[int]
-    places: Sequence[int]
+    positions: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def search_structure(
     if temperature == 0:
         decisions.update(_counts(scaffold, decisions, chances, probe))
     walk = scaffold.tree.walk(decisions)
-    canvas = scaffold.layouts.lay_out(walk.pieces, _rooms(scaffold, walk, probe))
+    canvas = scaffold.layouts.lay_out(walk.pieces, _lengths(scaffold, walk, probe))
     return Decided(canvas, tuple(_told(walk, chances)))
 
 
@@ -357,13 +357,13 @@ def _counts(
             if chance < UNLIKELY or walk is None:
                 continue
             canvas = scaffold.layouts.lay_out(walk.pieces, {})
-            places = []
+            positions = []
             for slot in _choices(canvas):
-                for place in range(slot.first, slot.first + slot.room):
-                    places.append(place)
-            trials.append((path, known, chance, canvas, ProbeRow(canvas.ids, places)))
+                for position in range(slot.first, slot.first + slot.length):
+                    positions.append(position)
+            trials.append((path, known, chance, canvas, ProbeRow(canvas.ids, positions)))
     several = Counter(path for path, *_ in trials)
-    trials = [trial for trial in trials if several[trial[0]] > 1 and trial[-1].places]
+    trials = [trial for trial in trials if several[trial[0]] > 1 and trial[-1].positions]
     best: dict[str, tuple[float, dict[Name, int]]] = {}
     for (path, known, chance, canvas, row), logs_NV in zip(
         trials, probe([t[-1] for t in trials]) if trials else [], strict=True
@@ -385,12 +385,12 @@ def _choices(canvas: Template) -> list[ChoiceSlot]:
 
 def _likeliest(slot: ChoiceSlot, row: ProbeRow, logs_NV: Array) -> float:
     """The logarithm of the chance of a slot's likeliest choice."""
-    first = list(row.places).index(slot.first)
-    rows_LV = logs_NV[first : first + slot.room].copy()
+    first = list(row.positions).index(slot.first)
+    rows_LV = logs_NV[first : first + slot.length].copy()
     slot.decide(
-        np.zeros(slot.room, dtype=np.int64),
-        np.ones(slot.room, dtype=bool),
-        np.arange(slot.room),
+        np.zeros(slot.length, dtype=np.int64),
+        np.ones(slot.length, dtype=bool),
+        np.arange(slot.length),
         rows_LV,
         0.0,
         torch.Generator(),
@@ -398,50 +398,50 @@ def _likeliest(slot: ChoiceSlot, row: ProbeRow, logs_NV: Array) -> float:
     return float(np.log(max(*slot.probabilities, 1e-9)))
 
 
-def _rooms(scaffold: CompiledSchema, walk: Expansion, probe: Probe) -> dict[int, int]:
+def _lengths(scaffold: CompiledSchema, walk: Expansion, probe: Probe) -> dict[int, int]:
     """How long each word is, by its number among the pieces."""
-    several = _open_rooms(scaffold, walk)
+    several = _open_lengths(scaffold, walk)
     spare = scaffold.budget - scaffold.layouts.count(walk)
-    shortest = sum(rooms[0] for rooms in several.values())
-    tries = _usual_rooms(several)
+    shortest = sum(lengths[0] for lengths in several.values())
+    tries = _usual_lengths(several)
     best: dict[int, _Tried] = {}
     longest = dict.fromkeys(several, 0)  # that was tried: no length is tried again
     numbers = list(several)
-    while tries := [rooms for rooms in tries if sum(rooms.values()) - shortest <= spare]:
+    while tries := [lengths for lengths in tries if sum(lengths.values()) - shortest <= spare]:
         for number, tried in _tried(scaffold, walk, tries, numbers, probe):
             if number not in best or tried.score > best[number].score:
                 best[number] = tried
         for number in numbers:
-            longest[number] = max(rooms[number] for rooms in tries)
+            longest[number] = max(lengths[number] for lengths in tries)
         longer = {}
         for number, tried in best.items():
-            room = _next_room(several[number], tried)
-            if room > USUAL and room > longest[number]:
-                longer[number] = room
+            length = _next_length(several[number], tried)
+            if length > USUAL and length > longest[number]:
+                longer[number] = length
         if not longer or sum(longer.values()) > LONGER:
             break
         numbers = list(longer)
-        tries = [{**_best_rooms(best), **longer}]
-    return _best_rooms(best)
+        tries = [{**_best_lengths(best), **longer}]
+    return _best_lengths(best)
 
 
-def _open_rooms(scaffold: CompiledSchema, walk: Expansion) -> dict[int, tuple[int, ...]]:
+def _open_lengths(scaffold: CompiledSchema, walk: Expansion) -> dict[int, tuple[int, ...]]:
     """The lengths of each word that may have several."""
     several = {}
     for number, piece in enumerate(walk.pieces):
         if isinstance(piece, SlotRef) and isinstance(piece.node, RegularNode):
-            rooms = scaffold.layouts.rooms(piece.node)
-            if len(rooms) > 1:
-                several[number] = rooms
+            lengths = scaffold.layouts.lengths(piece.node)
+            if len(lengths) > 1:
+                several[number] = lengths
     return several
 
 
-def _usual_rooms(several: Mapping[int, tuple[int, ...]]) -> list[dict[int, int]]:
+def _usual_lengths(several: Mapping[int, tuple[int, ...]]) -> list[dict[int, int]]:
     """Lengths to try at once: the usual ones, from the shortest. Longer ones are tried later, and
     only for words that fill the longest of these."""
     usual: dict[int, list[int]] = {}
-    for number, rooms in several.items():
-        usual[number] = [room for room in rooms if room <= USUAL] or [rooms[0]]
+    for number, lengths in several.items():
+        usual[number] = [length for length in lengths if length <= USUAL] or [lengths[0]]
     tries = []
     for turn in range(max(map(len, usual.values()), default=0)):
         chosen = {}
@@ -451,19 +451,19 @@ def _usual_rooms(several: Mapping[int, tuple[int, ...]]) -> list[dict[int, int]]
     return tries
 
 
-def _next_room(rooms: tuple[int, ...], tried: _Tried) -> int:
+def _next_length(lengths: tuple[int, ...], tried: _Tried) -> int:
     """The next length of a word that filled the one it had; 0 where there is none."""
     if tried.full:
-        for room in rooms:
-            if room > tried.room:
-                return room
+        for length in lengths:
+            if length > tried.length:
+                return length
     return 0
 
 
-def _best_rooms(best: Mapping[int, _Tried]) -> dict[int, int]:
+def _best_lengths(best: Mapping[int, _Tried]) -> dict[int, int]:
     found = {}
     for number, tried in best.items():
-        found[number] = tried.room
+        found[number] = tried.length
     return found
 
 
@@ -471,7 +471,7 @@ class _Tried(NamedTuple):
     """A length of a word: how sure its likeliest word is, and whether that fills it."""
 
     score: float
-    room: int
+    length: int
     full: bool
 
 
@@ -483,24 +483,27 @@ def _tried(
     probe: Probe,
 ) -> Iterator[tuple[int, _Tried]]:
     canvases = []
-    for rooms in tries:
-        canvases.append(scaffold.layouts.lay_out(walk.pieces, rooms))
+    for lengths in tries:
+        canvases.append(scaffold.layouts.lay_out(walk.pieces, lengths))
     rows = []
     for canvas in canvases:
         rows.append(
-            ProbeRow(canvas.ids, [place for number in numbers for place in _places(canvas, number)])
+            ProbeRow(
+                canvas.ids,
+                [position for number in numbers for position in _positions(canvas, number)],
+            )
         )
     told = probe(rows)
     for number in numbers:
-        for rooms, canvas, row, logs_NV in zip(tries, canvases, rows, told, strict=True):
+        for lengths, canvas, row, logs_NV in zip(tries, canvases, rows, told, strict=True):
             score, full = _confidence(canvas, row, logs_NV, number)
-            yield number, _Tried(score, rooms[number], full)
+            yield number, _Tried(score, lengths[number], full)
 
 
-def _places(canvas: Template, number: int) -> range:
+def _positions(canvas: Template, number: int) -> range:
     slot = canvas.pieces[number]
     assert isinstance(slot, WordSlot)
-    return range(slot.first, slot.first + slot.room)
+    return range(slot.first, slot.first + slot.length)
 
 
 def _confidence(canvas: Template, row: ProbeRow, logs_NV: Array, number: int) -> tuple[float, bool]:
@@ -508,16 +511,18 @@ def _confidence(canvas: Template, row: ProbeRow, logs_NV: Array, number: int) ->
     PAD."""
     slot = canvas.pieces[number]
     assert isinstance(slot, WordSlot)
-    first = list(row.places).index(slot.first)
-    rows_LV = logs_NV[first : first + slot.room].copy()
-    free = np.ones(slot.room, dtype=bool)
+    first = list(row.positions).index(slot.first)
+    rows_LV = logs_NV[first : first + slot.length].copy()
+    free = np.ones(slot.length, dtype=bool)
     ids = slot.decide(
-        np.zeros(slot.room, dtype=np.int64),
+        np.zeros(slot.length, dtype=np.int64),
         free,
-        np.arange(slot.room),
+        np.arange(slot.length),
         rows_LV,
         0.0,
         torch.Generator(),
     )
-    logs_L = np.nan_to_num(logs_NV[np.arange(first, first + slot.room), ids], nan=-1e4, neginf=-1e4)
+    logs_L = np.nan_to_num(
+        logs_NV[np.arange(first, first + slot.length), ids], nan=-1e4, neginf=-1e4
+    )
     return float(logs_L.mean()), int(ids[-1]) != slot.automaton.pad

@@ -1,7 +1,8 @@
-"""What each token of a tokenizer spells, as bytes, and how automata over bytes read tokens.
+"""Token-level DFA, in which tokens with equal transitions share a class; and what each token
+spells, as bytes.
 
-Tokens are never decoded one by one: alone, many are no valid UTF-8, and leading spaces come and go.
-Their bytes are read from the tokenizer's own tables. Byte-level BPE, SentencePiece (with byte
+Tokens are never decoded one by one: alone, many are not valid UTF-8, and leading spaces come and
+go. Their bytes are read from the tokenizer's own tables. Byte-level BPE, SentencePiece (with byte
 fallback) and WordPiece are known.
 
 Shapes: S states, C classes of tokens, V vocabulary.
@@ -27,7 +28,8 @@ BIG = 2048  # tokens of a class whose best is sought in whole rows instead of am
 KEPT = 64  # automata per vocabulary
 REMEMBERED = 20_000  # steps of sets of states, per automaton,
 MASKS = 256  # and sets of tokens
-NONE, ANY, SOLID = -1, -2, -3  # instead of a class: none, any, and any but PAD
+NONE, ANY = -1, -2  # instead of a class: none, any,
+SOLID = -3  # and any but PAD
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 Array = np.ndarray[Any, Any]
 
@@ -55,6 +57,7 @@ class TokenDfa:
     @cached_property
     def class_V(self) -> Array:
         """The class of each token, or NONE."""
+        # `ids` are sorted by class: each class number, as often as it has tokens.
         classes = np.full(self.vocab_size, NONE, dtype=np.int32)
         classes[self.ids] = np.repeat(np.arange(len(self.next_CS)), np.diff(self.offsets))
         return classes
@@ -84,6 +87,7 @@ class TokenDfa:
             states = np.flatnonzero(self._inside(here)[:-1])
             next_CH = self.next_CS[:, states]
             ways_CH = self._inside(ends)[next_CH] & self._chosen(chosen)[:, None]
+            # The states that a way in the direction of `ends` leads to.
             reached = np.zeros(self.next_CS.shape[1], dtype=bool)
             reached[next_CH[ways_CH]] = True
             self._steps[key] = _bits(reached), self._number(np.asarray(ways_CH.any(1)))
@@ -190,7 +194,7 @@ class TokenDfa:
         seen_S, count = here_S.copy(), 0
         while not (here_S & self.accepts_S).any():
             reached = self.next_CS[:, here_S]
-            here_S = np.zeros_like(seen_S)
+            here_S = np.zeros_like(seen_S)  # the next states, without the dead one
             here_S[reached[reached >= 0]] = True
             here_S &= ~seen_S
             if not here_S.any():
@@ -288,15 +292,12 @@ class Vocabulary:
         if self.swallows_space:  # a state of its own, for the first token is read otherwise
             first_ids, first_T1 = self._walk(self._tries[1], next_SB, np.zeros(1, dtype=np.int64))
             every = np.union1d(ids, first_ids)
+            # Both tables over the union of their tokens, the new state behind the others.
             joined = np.full((len(every), len(next_SB) + 1), -1, dtype=np.int32)
             joined[np.searchsorted(every, ids), :-1] = rows_TS
             joined[np.searchsorted(every, first_ids), -1] = first_T1[:, 0]
-            ids, rows_TS, accepts_S, start = (
-                every,
-                joined,
-                np.append(accepts_S, accepts_S[0]),
-                len(next_SB),
-            )
+            ids, rows_TS = every, joined
+            accepts_S, start = np.append(accepts_S, accepts_S[0]), len(next_SB)
         states = rows_TS.shape[1]
         padded = np.full((len(ids) + 1, states + 1), -1, dtype=np.int32)
         padded[:-1, :-1] = rows_TS
@@ -312,12 +313,15 @@ class Vocabulary:
     @cached_property
     def characters(self) -> tuple[Array, Array]:
         """At least and at most how many characters each token begins, inside a JSON string."""
-        most = np.array(
-            [sum(not 0x80 <= byte < 0xC0 for byte in word or b"") for word in self.spelled]
-        )
-        escapes = np.array([(word or b"").count(b"\\") for word in self.spelled])
+        least, most = [], []
+        for word in self.spelled:
+            begun = 0
+            for byte in word or b"":
+                begun += not 0x80 <= byte < 0xC0  # not a byte that continues a character
+            most.append(begun)
+            least.append(begun - (word or b"").count(b"\\"))
         pad = (0, self.size - len(self.spelled))
-        return np.pad(most - escapes, pad), np.pad(most, pad)
+        return np.pad(least, pad), np.pad(most, pad)
 
     @cached_property
     def _tries(self) -> tuple[_Trie, _Trie]:
@@ -334,25 +338,26 @@ class Vocabulary:
         """The tokens that lead on from any of the states, and where from each (T, S)."""
         found: list[tuple[Array, Array]] = []
         rows, alive = states[None].astype(np.int32), np.zeros(1, dtype=np.int64)  # the root
-        wide = np.vstack((next_SB, np.full((1, 256), -1))).astype(
-            np.int32
-        )  # a dead state goes nowhere
+        # A dead state (-1, the last row) goes nowhere.
+        wide = np.vstack((next_SB, np.full((1, 256), -1))).astype(np.int32)
         for parents, symbols, token_nodes, tokens in trie.levels:
-            place = np.full(parents.max() + 1, -1, dtype=np.int64)
-            place[alive[alive <= parents.max()]] = np.flatnonzero(alive <= parents.max())
-            reached = np.flatnonzero(place[parents] >= 0)
-            rows = wide[rows[place[parents[reached]]], symbols[reached, None]]
+            # Where the nodes that are alive stand in `rows`, by their numbers.
+            position = np.full(parents.max() + 1, -1, dtype=np.int64)
+            position[alive[alive <= parents.max()]] = np.flatnonzero(alive <= parents.max())
+            reached = np.flatnonzero(position[parents] >= 0)
+            rows = wide[rows[position[parents[reached]]], symbols[reached, None]]
             living = (rows >= 0).any(1)
             rows, alive = rows[living], reached[living]
             if not len(alive):
                 break
-            place = np.full(len(parents), -1, dtype=np.int64)
-            place[alive] = np.arange(len(alive))
-            here = place[token_nodes] >= 0
-            found.append((tokens[here], rows[place[token_nodes[here]]]))
+            position = np.full(len(parents), -1, dtype=np.int64)
+            position[alive] = np.arange(len(alive))
+            here = position[token_nodes] >= 0
+            found.append((tokens[here], rows[position[token_nodes[here]]]))
         if not found:
             return np.zeros(0, dtype=np.int64), np.zeros((0, len(states)), dtype=np.int32)
-        ids, table = (np.concatenate(part) for part in zip(*found, strict=True))
+        ids = np.concatenate([tokens for tokens, _ in found])
+        table = np.concatenate([rows for _, rows in found])
         order = ids.argsort()
         return ids[order], table[order]
 
@@ -371,7 +376,10 @@ class _Trie:
         depth = 1
         while words:
             here: dict[bytes, int] = {}
-            parents, symbols, token_nodes, tokens = [], [], [], []
+            parents: list[int] = []
+            symbols: list[int] = []
+            token_nodes: list[int] = []
+            tokens: list[int] = []
             for word, number in words:
                 head = word[:depth]
                 node = here.get(head)
@@ -382,12 +390,10 @@ class _Trie:
                 if len(word) == depth:
                     token_nodes.append(node)
                     tokens.append(number)
-            self.levels.append(
-                tuple(
-                    np.array(each, dtype=np.int64)
-                    for each in (parents, symbols, token_nodes, tokens)
-                )
-            )
+            level = []
+            for each in (parents, symbols, token_nodes, tokens):
+                level.append(np.array(each, dtype=np.int64))
+            self.levels.append(tuple(level))
             words = [pair for pair in words if len(pair[0]) > depth]
             before, depth = here, depth + 1
 

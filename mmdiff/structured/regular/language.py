@@ -68,16 +68,9 @@ def _make(kind: str, parts: tuple[Any, ...], nullable: bool, letters: Language |
         known = _interned.get(key)
         if known is None:
             known = Language()
-            known.kind, known.parts, known.nullable, known.serial = (
-                kind,
-                parts,
-                nullable,
-                next(_serials),
-            )
-            if letters is None:
-                known.letters = known
-            else:
-                known.letters = letters
+            known.kind, known.parts = kind, parts
+            known.nullable, known.serial = nullable, next(_serials)
+            known.letters = known if letters is None else letters
             _interned[key] = known
     return known
 

@@ -1,10 +1,10 @@
-"""From JSON Schema to a tree of literals and slots: `lower`.
+"""Compiles JSON Schema to a tree of literals and slots.
 
 The tree's values are meant to fit the schema, and nearly all do; what the tree cannot express
 (overlapping `oneOf`, `not`, `if`, `uniqueItems`, `contains` and the like) is left to the validator.
-Objects are closed unless they say
-otherwise: members that are not declared are written where `additionalProperties`,
-`patternProperties`, `required`, `minProperties` or the lack of declared ones call for them.
+Objects are closed unless they say otherwise: members that are not declared are written where
+`additionalProperties`, `patternProperties`, `required`, `minProperties` or the lack of declared
+ones call for them.
 """
 
 from __future__ import annotations
@@ -56,10 +56,8 @@ from mmdiff.structured.schema.structure import (
 )
 
 FEW = 100  # numbers in a range that are told one by one
-PLACES, UNIT = (
-    9,
-    2000,
-)  # decimal places of `multipleOf`, and its digits as a number, up to which it is a language
+# Decimal places of `multipleOf`, and its digits as a number, up to which it is a language.
+PLACES, UNIT = 9, 2000
 COUNTED = 24  # characters up to which a string's length is part of its language
 NODES = 50_000
 ITEMS = 64  # of an array or entries of a map that says no number
@@ -553,7 +551,7 @@ def _fits(value: Any, plain: Any) -> bool:
 
 
 def _pop_list(plain: Plain, key: str) -> list[Any]:
-    """The list at a key, which is taken out; what is no list stays."""
+    """The list at a key, which is taken out; what is not a list stays."""
     if isinstance(plain.get(key), list):
         found: list[Any] = plain.pop(key)
         return found

@@ -1,4 +1,4 @@
-"""What a schema is lowered to: a tree of literals, slots and structural decisions, and walks
+"""The tree that a schema is compiled to: literals, slots and structural decisions, and walks
 through it.
 
 A walk, given what is decided, writes out literals and slots in order, takes the shortest way
@@ -395,7 +395,7 @@ class Tree:
 
 
 def _values(node: Any, refs: Mapping[str, Any], depth: int = 0) -> tuple[Any, ...]:
-    """The values of a slot of choices, with quotes or without; none for what is no such
+    """The values of a slot of choices, with quotes or without; none for what is not such a
     slot."""
     match node:
         case Ref() if depth < SHOWN:
