@@ -1,7 +1,7 @@
 """Accuracy against forward passes: the same questions with each rule and cache, beside one position
 a step.
 
-The questions are those of tasks.py, about pictures that no model here was trained on. Settings are
+The questions are those of tasks.py, about images that no model here was trained on. Settings are
 compared as they were published; none of them is chosen by these scores.
 """
 
@@ -66,7 +66,7 @@ def compare(
     Args:
         names: of the settings; `ONE_A_STEP`, which the others are held against, comes first whether
             it is named or not.
-        limit: only the first so many pictures of each task.
+        limit: images of each task at most, from the first.
         out: where the report is written after every setting. What a report with the same
             circumstances holds there already is not measured again.
     """
@@ -80,7 +80,9 @@ def compare(
         else processor_name(),
         "model": weights_digest(pipeline),
     }
-    before = {row["setting"]: row for row in _rows_there(out, report)}
+    before = {}
+    for row in _rows_there(out, report):
+        before[row["setting"]] = row
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys([ONE_A_STEP, *names]):
         rows.append(before.get(name) or _measure(pipeline, name, limit, batch_size))
@@ -121,16 +123,18 @@ def _rows_there(out: Path | None, report: Mapping[str, Any]) -> list[dict[str, A
         rows: list[dict[str, Any]] = found.pop("rows")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MMDiffError(f"{out} holds something else than a report; name another file") from error
-    return rows if found == report else []
+    if found == report:
+        return rows
+    return []
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """Scores, and passes in parentheses."""
     made = Table("setting", *TASKS, caption="score (forward passes per answer)")
     for row in rows:
-        cells = [
-            f"{row[task]['score']:.2%} ({row[task]['passes_per_answer']:.2f})" for task in TASKS
-        ]
+        cells = []
+        for task in TASKS:
+            cells.append(f"{row[task]['score']:.2%} ({row[task]['passes_per_answer']:.2f})")
         made.add_row(row["setting"], *cells)
     return made
 
@@ -167,9 +171,8 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
         axes.set(title=task, xlabel="forward passes per answer", ylabel="score (%)")
         axes.margins(0.2)
         axes.grid(alpha=0.3)
-    listed = [
-        Line2D([], [], linestyle="", label=f"{n}  {row['setting']}")
-        for n, row in enumerate(report["rows"], 1)
-    ]
+    listed = []
+    for n, row in enumerate(report["rows"], 1):
+        listed.append(Line2D([], [], linestyle="", label=f"{n}  {row['setting']}"))
     figure.legend(handles=listed, loc="outside right center", fontsize=7, handlelength=0)
     figure.savefig(file, dpi=90)

@@ -65,7 +65,9 @@ def measure(pipeline: Pipeline, limit: int) -> dict[str, list[EvidenceRow]]:
             pipeline.transcribe(samples, sample_rate=SAMPLE_RATE).text
         ),
     }
-    rows: dict[str, list[EvidenceRow]] = {name: [] for name in ways}
+    rows: dict[str, list[EvidenceRow]] = {}
+    for name in ways:
+        rows[name] = []
     for number in range(limit):
         rng = np.random.default_rng((VALID_SEEDS.start + number, 11))
         text = KINDS[SENTENCES[number % len(SENTENCES)]](rng)
@@ -76,7 +78,10 @@ def measure(pipeline: Pipeline, limit: int) -> dict[str, list[EvidenceRow]]:
         draft = drafted(pipeline, samples)
         for name, way in ways.items():
             made = way(samples, draft)
-            kind = "clean" if ratio is None else f"{ratio} dB"
+            if ratio is None:
+                kind = "clean"
+            else:
+                kind = f"{ratio} dB"
             rows[name].append(
                 EvidenceRow(
                     name, str(number), str(number), kind, text, made, *word_errors([text], [made])
@@ -92,7 +97,9 @@ def main() -> None:
     given = parser.parse_args()
     for name, rows in measure(load(given.model), given.limit).items():
         scored = summary(rows, errors=True)
-        kinds = {kind: round(each["score"], 4) for kind, each in scored["kinds"].items()}
+        kinds = {}
+        for kind, each in scored["kinds"].items():
+            kinds[kind] = round(each["score"], 4)
         print(
             json.dumps(
                 {

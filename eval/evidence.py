@@ -112,7 +112,9 @@ class Evidence:
         """
         self.out, self.facts = out, dict(facts)
         self.rows: dict[tuple[str, str], EvidenceRow] = {}
-        self.part = None if out is None else out.with_name(f"{out.name}.part")
+        self.part: Path | None = None
+        if out is not None:
+            self.part = out.with_name(f"{out.name}.part")
         if out is not None and out.is_file():
             self._take(out, read(out))
         if (
@@ -126,37 +128,45 @@ class Evidence:
         """Keep finished rows; they are on the disk when this returns."""
         if self.part is not None and rows:
             new = not self.part.is_file()
-            lines = [json.dumps({"circumstances": self.facts})] if new else []
-            lines += [json.dumps(dataclasses.asdict(row)) for row in rows]
+            lines = []
+            if new:
+                lines = [json.dumps({"circumstances": self.facts})]
+            for row in rows:
+                lines.append(json.dumps(dataclasses.asdict(row)))
             with self.part.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{line}\n" for line in lines))
+                file.write("\n".join(lines) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-        self.rows |= {row.key: row for row in rows}
+        self._keep(rows)
+
+    def _keep(self, rows: Iterable[EvidenceRow]) -> None:
+        for row in rows:
+            self.rows[row.key] = row
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the report with all rows, at once, and remove what it was made of."""
         if self.out is None or self.part is None:
             return
         made = self.out.with_name(f"{self.out.name}.new")
-        rows = [dataclasses.asdict(row) for row in self.rows.values()]
+        rows = []
+        for row in self.rows.values():
+            rows.append(json.dumps(dataclasses.asdict(row)))
         body = json.dumps({"circumstances": self.facts, **report}, indent=1)
-        listed = ",\n".join(json.dumps(row) for row in rows)
-        made.write_text(
-            f'{body[:-2]},\n "rows": [\n{listed}\n ]\n}}\n', encoding="utf-8"
-        )  # a row a line
+        listed = ",\n".join(rows)  # a row a line
+        made.write_text(f'{body[:-2]},\n "rows": [\n{listed}\n ]\n}}\n', encoding="utf-8")
         made.replace(self.out)
         self.part.unlink(missing_ok=True)
 
     def _take(self, file: Path, found: Mapping[str, Any]) -> None:
         before, now = json.loads(json.dumps([found["circumstances"], self.facts]))
-        if changed := [name for name in now if now[name] != before.get(name)]:
-            name = changed[0]
-            raise MMDiffError(
-                f"{file} is of another run, whose {name} was {str(before.get(name))[:80]!r}, not "
-                f"{str(now[name])[:80]!r}: name another file, or delete it"
-            )
-        self.rows |= {row.key: row for row in found["rows"]}
+        for name in now:
+            if now[name] != before.get(name):
+                raise MMDiffError(
+                    f"{file} is of another run, whose {name} was "
+                    f"{str(before.get(name))[:80]!r}, not {str(now[name])[:80]!r}: "
+                    "name another file, or delete it"
+                )
+        self._keep(found["rows"])
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -221,17 +231,15 @@ def summary(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, Any]:
     }
     if all("confidence" in row.details for row in rows):
         made["confidence_auc"] = _auc_with_interval(rows, errors)
-    return {
-        **made,
-        "kinds": {
-            kind: {"questions": len(some), **_scored(some)} for kind, some in sorted(kinds.items())
-        },
-    }
+    by_kind = {}
+    for kind, some in sorted(kinds.items()):
+        by_kind[kind] = {"questions": len(some), **_scored(some)}
+    return {**made, "kinds": by_kind}
 
 
 def _scored(rows: Sequence[EvidenceRow]) -> dict[str, Any]:
     counts_G2 = _by_group(rows)
-    count, of = (int(total) for total in counts_G2.sum(0))
+    count, of = counts_G2.sum(0).astype(int).tolist()
     return {
         "score": count / of if of else 0.0,
         "interval": _interval(counts_G2, _ratio),
@@ -255,13 +263,17 @@ def _by_group(rows: Iterable[EvidenceRow]) -> Counts:
 
 def _ratio(counts_G2: Counts) -> float:
     count, of = counts_G2[:, 0].sum(), counts_G2[:, 1].sum()
-    return float(count / of) if of else 0.0
+    if of:
+        return float(count / of)
+    return 0.0
 
 
 def _interval(groups: Counts, measure: Callable[[Counts], float]) -> list[float]:
     """The middle 95 % of a measure over resamples of the groups."""
     rng = np.random.default_rng(SEED)
-    drawn = [measure(groups[rng.integers(len(groups), size=len(groups))]) for _ in range(RESAMPLES)]
+    drawn = []
+    for _ in range(RESAMPLES):
+        drawn.append(measure(groups[rng.integers(len(groups), size=len(groups))]))
     low, high = np.percentile(drawn, [(100 - COVERED) / 2, (100 + COVERED) / 2])
     return [round(float(low), 6), round(float(high), 6)]
 
@@ -277,7 +289,9 @@ def auc(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> f
 
 
 def _auc_with_interval(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, Any]:
-    pairs = [(row.details["confidence"], row.count == (0 if errors else row.of)) for row in rows]
+    pairs = []
+    for row in rows:
+        pairs.append((row.details["confidence"], row.count == (0 if errors else row.of)))
     table_N2 = np.array(pairs, np.float64)
 
     def measured(drawn_N2: Counts) -> float:
@@ -309,19 +323,24 @@ def against(
     Raises:
         MMDiffError: no question is in both, or one expects another answer.
     """
-    theirs = {row.key: row for row in others}
+    theirs = {}
+    for row in others:
+        theirs[row.key] = row
     tasks: dict[str, list[tuple[EvidenceRow, EvidenceRow]]] = {}
     for row in rows:
         if (other := theirs.get(row.key)) is not None:
             if (row.expected, row.of) != (other.expected, other.of):
                 raise MMDiffError(
-                    f"question {row.id[:80]!r} of {row.task} expects another answer in the other run: evaluate both "
-                    "with the same version"
+                    f"question {row.id[:80]!r} of {row.task} expects another answer in the "
+                    "other run: evaluate both with the same version"
                 )
             tasks.setdefault(row.task, []).append((row, other))
     if not tasks:
         raise MMDiffError("the two runs have no question in common: evaluate the same tasks")
-    return {task: _paired(pairs, errors(task)) for task, pairs in tasks.items()}
+    found = {}
+    for task, pairs in tasks.items():
+        found[task] = _paired(pairs, errors(task))
+    return found
 
 
 def _paired(pairs: Sequence[tuple[EvidenceRow, EvidenceRow]], errors: bool) -> dict[str, Any]:
@@ -333,33 +352,37 @@ def _paired(pairs: Sequence[tuple[EvidenceRow, EvidenceRow]], errors: bool) -> d
 
     def difference(drawn_G3: Counts) -> float:
         of = drawn_G3[:, 2].sum()
-        return float((drawn_G3[:, 0] - drawn_G3[:, 1]).sum() / of) if of else 0.0
+        if of:
+            return float((drawn_G3[:, 0] - drawn_G3[:, 1]).sum() / of)
+        return 0.0
 
-    sign = -1 if errors else 1
-    changes = [sign * (one.count - other.count) for one, other in pairs]
     totals = groups_G3.sum(0)
-    disagreeing = [
-        {
-            "id": one.id,
-            "kind": one.kind,
-            "expected": one.expected,
-            "answer": one.answer,
-            "other": other.answer,
-            "count": one.count,
-            "other_count": other.count,
-            "of": one.of,
-        }
-        for one, other in pairs
-        if one.answer != other.answer
-    ]
+    more = fewer = 0
+    disagreeing = []
+    for one, other in pairs:
+        more += one.count > other.count
+        fewer += one.count < other.count
+        if one.answer != other.answer:
+            disagreeing.append(
+                {
+                    "id": one.id,
+                    "kind": one.kind,
+                    "expected": one.expected,
+                    "answer": one.answer,
+                    "other": other.answer,
+                    "count": one.count,
+                    "other_count": other.count,
+                    "of": one.of,
+                }
+            )
     return {
         "questions": len(pairs),
         "score": totals[0] / totals[2],
         "other_score": totals[1] / totals[2],
         "difference": difference(groups_G3),
         "interval": _interval(groups_G3, difference),
-        "wins": sum(change > 0 for change in changes),
-        "losses": sum(change < 0 for change in changes),
+        "wins": fewer if errors else more,
+        "losses": more if errors else fewer,
         "disagreeing": disagreeing,
     }
 
@@ -370,7 +393,10 @@ def processor_name() -> str:
         named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         named = None
-    name = named[1] if named else platform.processor() or platform.machine()
+    if named:
+        name = named[1]
+    else:
+        name = platform.processor() or platform.machine()
     return f"{torch.get_num_threads()} threads of {name}"
 
 
@@ -380,15 +406,12 @@ def default_out(model: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^\w.-]+", "-", Path(model).name) or "model"
     stamp = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    files = (
-        folder / f"{name}-{stamp}{more}.json"
-        for more in ("", *(f"-{number}" for number in range(1, 1000)))
-    )
-    return next(
-        file
-        for file in files
-        if not file.exists() and not file.with_name(f"{file.name}.part").exists()
-    )
+    file = folder / f"{name}-{stamp}.json"
+    number = 0
+    while file.exists() or file.with_name(f"{file.name}.part").exists():
+        number += 1
+        file = folder / f"{name}-{stamp}-{number}.json"
+    return file
 
 
 def today() -> str:

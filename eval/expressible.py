@@ -60,11 +60,14 @@ def expressible(
     for name, valid, invalid in read_instances(instances):
         if name not in known:
             continue
-        theirs = Masks(known[name]) if compare else None
+        theirs = None
+        if compare:
+            theirs = Masks(known[name])
+        scaffold, refusal = None, ""
         try:
-            scaffold, refusal = compile_schema(known[name], layouts, BUDGET), ""
+            scaffold = compile_schema(known[name], layouts, BUDGET)
         except ScaffoldError as error:
-            scaffold, refusal = None, str(error)
+            refusal = str(error)
         for fits, values in ((True, valid), (False, invalid)):
             for value in values:
                 made, why = None, refusal
@@ -74,15 +77,19 @@ def expressible(
                     except Unsaid as fault:
                         why = str(fault)
                 said = scaffold is not None and not why
-                orders = [value, made] if said else [value, declared(known[name], value)]
-                accepted = None if theirs is None else any(map(theirs.accept, orders))
+                accepted = None
+                if theirs is not None:
+                    other = made if said else declared(known[name], value)
+                    accepted = theirs.accept(value) or theirs.accept(other)
                 yield Instance(name, fits, said, why, accepted)
 
 
 def declared(schema: Any, value: Any) -> Any:
     """The value with the members of its outermost object in the order of the schema's
     properties."""
-    order = schema.get("properties", {}) if isinstance(schema, Mapping) else {}
+    order = {}
+    if isinstance(schema, Mapping):
+        order = schema.get("properties", {})
     if not isinstance(value, dict) or not isinstance(order, Mapping):
         return value
     return {**{key: value[key] for key in order if key in value}, **value}

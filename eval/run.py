@@ -29,7 +29,7 @@ from mmdiff.eval.evidence import (
 )
 from mmdiff.eval.tasks import TASKS as PICTURE_TASKS
 from mmdiff.eval.tasks import Question
-from mmdiff.pipeline import Pipeline
+from mmdiff.pipeline import Answer, Pipeline
 
 Rows = Callable[[Pipeline, int | None, int, Container[str]], Iterator[list[EvidenceRow]]]
 
@@ -60,27 +60,32 @@ def evaluate(
     as a table.
 
     Args:
-        limit: only the first so many pictures of each task.
+        limit: images of each task at most, from the first.
         batch_size: questions answered at once; it does not change the answers.
         name: of the model, for the report.
         out: where the evidence is written, row by row; what is in it is not asked again.
         other: evidence of another run to compare with.
     """
-    compared = None if other is None else read(other)["rows"]
+    compared = None
+    if other is not None:
+        compared = read(other)["rows"]
     facts = {
         **circumstances(pipeline, name, pipeline.speech_facts),
         "tasks": list(tasks),
         "limit": limit,
     }
     evidence = Evidence(out, facts)
-    done = {task: _ask(task, pipeline, limit, batch_size, evidence) for task in tasks}
+    done = {}
+    processor = processor_name()
+    if pipeline.model.device.type == "cuda":
+        processor = torch.cuda.get_device_name()
+    for task in tasks:
+        done[task] = _ask(task, pipeline, limit, batch_size, evidence)
     report: dict[str, Any] = {
         "command": sys.argv,
         "date": today(),
         "batch_size": batch_size,
-        "processor": torch.cuda.get_device_name()
-        if pipeline.model.device.type == "cuda"
-        else processor_name(),
+        "processor": processor,
         "tasks": done,
     }
     if compared is not None:
@@ -109,11 +114,10 @@ def _ask(
             bar.advance(line, len(rows))
     rows = [row for row in evidence.rows.values() if row.task == task]
     made = summary(rows, TASKS[task].errors)
-    steps = {
-        f"{each}_per_answer": sum(row.details[each] for row in rows) / len(rows)
-        for each in ("steps", "passes")
-        if rows and all(each in row.details for row in rows)
-    }
+    steps = {}
+    for each in ("steps", "passes"):
+        if rows and all(each in row.details for row in rows):
+            steps[f"{each}_per_answer"] = sum(row.details[each] for row in rows) / len(rows)
     return {**made, **steps, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -125,38 +129,45 @@ def ask_all(
     done: Container[str] = (),
     **decoding: Any,
 ) -> Iterator[list[EvidenceRow]]:
-    """The rows of a task about pictures."""
-    numbered, picture = list[tuple[int, int, Question]](), -1
+    """The rows of a task about images."""
+    numbered, group = list[tuple[int, int, Question]](), -1
     last = None
     for number, question in enumerate(PICTURE_TASKS[name](limit)):
-        picture += question.image is not last
+        group += question.image is not last
         last = question.image
-        numbered.append((number, picture, question))
+        numbered.append((number, group, question))
     left = [each for each in numbered if str(each[0]) not in done]
     left.sort(key=lambda each: each[2].gen_length or 0)  # a batch has answers of one length
     for gen_length, same in groupby(left, lambda each: each[2].gen_length):
         room = {} if gen_length is None else {"gen_length": gen_length}
         for batch in _batched(same, batch_size):
-            images, texts = [each.image for *_, each in batch], [each.text for *_, each in batch]
+            images, texts = [], []
+            for _, _, question in batch:
+                images.append(question.image)
+                texts.append(question.text)
             answers = pipeline.ask(images, texts, **room, **decoding)
-            yield [
-                EvidenceRow(
-                    name,
-                    str(number),
-                    str(picture),
-                    question.kind,
-                    question.expected,
-                    answer.text,
-                    *question.score(answer.text),
-                    {
-                        "question": question.text,
-                        "steps": answer.steps,
-                        "passes": answer.passes,
-                        "confidence": round(answer.confidence, 3),
-                    },
-                )
-                for (number, picture, question), answer in zip(batch, answers, strict=True)
-            ]
+            rows = []
+            for (number, group, question), answer in zip(batch, answers, strict=True):
+                rows.append(_row(name, number, group, question, answer))
+            yield rows
+
+
+def _row(name: str, number: int, group: int, question: Question, answer: Answer) -> EvidenceRow:
+    return EvidenceRow(
+        name,
+        str(number),
+        str(group),
+        question.kind,
+        question.expected,
+        answer.text,
+        *question.score(answer.text),
+        {
+            "question": question.text,
+            "steps": answer.steps,
+            "passes": answer.passes,
+            "confidence": round(answer.confidence, 3),
+        },
+    )
 
 
 TASKS: dict[str, Task] = {
@@ -194,8 +205,12 @@ def _table(report: Mapping[str, Any]) -> Table:
         caption="score: share that is right, or with * the share that is wrong",
     )
     for name, task in report["tasks"].items():
-        steps = f"{task['steps_per_answer']:.1f}" if "steps_per_answer" in task else ""
-        mark = "*" if task["measure"] == "error rate" else ""
+        steps = ""
+        if "steps_per_answer" in task:
+            steps = f"{task['steps_per_answer']:.1f}"
+        mark = ""
+        if task["measure"] == "error rate":
+            mark = "*"
         table.add_row(name, "all", *_cells(task, mark), steps)
         for kind, scored in task["kinds"].items():
             table.add_row("", kind, *_cells(scored, mark), "")
@@ -244,7 +259,8 @@ def _comparison(found: Mapping[str, Any]) -> Table:
             str(task["wins"]),
             str(task["losses"]),
         )
-        for row in [row for row in task["disagreeing"] if row["count"] != row["other_count"]][:10]:
+        changed = [row for row in task["disagreeing"] if row["count"] != row["other_count"]]
+        for row in changed[:10]:
             table.add_row(
                 "", row["kind"], repr(row["other"])[:40], "became", repr(row["answer"])[:40], "", ""
             )

@@ -1,7 +1,7 @@
-"""How much a server takes: `python -m mmdiff.eval.server_load --url http://127.0.0.1:8000` from a
+"""Load test of a server: `python -m mmdiff.eval.server_load --url http://127.0.0.1:8000` from a
 second process.
 
-Closed-loop clients ask about pictures for a while, each as soon as its last answer is there, over
+Closed-loop clients ask about images for a while, each as soon as its last answer is there, over
 connections that stay open where the server lets them. What comes back is counted by status and
 timed; /health is asked beside it. Nothing is retried. Several numbers of clients are measured one
 after the other, which shows what batching gives.
@@ -44,13 +44,16 @@ class Tally:
 
     def report(self, clients: int, duration: float) -> dict[str, Any]:
         good = self.seconds.get(200, [])
-        refused = [
-            each for status, found in self.seconds.items() if status in (429, 503) for each in found
-        ]
+        refused = []
+        statuses = {}
+        for status, found in sorted(self.seconds.items()):
+            statuses[str(status)] = len(found)
+            if status in (429, 503):
+                refused += found
         return {
             "clients": clients,
             "seconds": round(duration, 1),
-            "statuses": {str(status): len(found) for status, found in sorted(self.seconds.items())},
+            "statuses": statuses,
             "errors": dict(self.errors),
             "answers_per_second": round(len(good) / duration, 2),
             "answer_ms": spread(good),
@@ -65,10 +68,10 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     if not ordered:
         return {}
     places = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    return {
-        name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
-        for name, share in places.items()
-    }
+    found = {}
+    for name, share in places.items():
+        found[name] = round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
+    return found
 
 
 class LoadConnection:
@@ -113,7 +116,7 @@ class LoadConnection:
 
 
 def bodies(size: int, count: int, stream_share: float = 0.0) -> list[bytes]:
-    """Questions about pictures, each of its own, padded with noise to about `size` bytes."""
+    """Questions about images, each of its own, padded with noise to about `size` bytes."""
     import numpy as np
     from PIL import Image
 
@@ -147,7 +150,8 @@ async def measure(
     """Ask for so long, or so often."""
     place, tally = urlsplit(url), Tally()
     host, port = place.hostname or "127.0.0.1", place.port or 80
-    asked, until, left = bodies(size, 64, 0.25), time.monotonic() + seconds, [total]
+    asked, left = bodies(size, 64, 0.25), [total]
+    until = time.monotonic() + seconds
 
     async def client(number: int) -> None:
         draw, connection = random.Random(number), LoadConnection(host, port, key)
@@ -181,18 +185,17 @@ async def measure(
             await asyncio.sleep(0.1)
 
     beside = asyncio.create_task(health())
-    await asyncio.gather(*(client(number) for number in range(clients)))
+    await asyncio.gather(*map(client, range(clients)))
     beside.cancel()
     return tally
 
 
 def hard_schema(number: int) -> dict[str, Any]:
     """A JSON Schema that takes more time than compiling may, another one for each number."""
-    patterns = (f"^(x|y)*x(x|y){{9}}{number}b{count}$" for count in range(40))
-    properties = {
-        f"n{count}": {"type": "string", "pattern": pattern}
-        for count, pattern in enumerate(patterns)
-    }
+    properties = {}
+    for count in range(40):
+        pattern = f"^(x|y)*x(x|y){{9}}{number}b{count}$"
+        properties[f"n{count}"] = {"type": "string", "pattern": pattern}
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
@@ -213,17 +216,15 @@ async def measure_beside_schemas(
     refused: Counter[int] = Counter()
 
     async def plain() -> Tally:
-        tally, connection, until = (
-            Tally(),
-            LoadConnection(host, port, key),
-            time.monotonic() + seconds,
-        )
+        tally, connection = Tally(), LoadConnection(host, port, key)
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
-            for path, told in ((CHAT, None), ("/health", tally.health)):
-                started = time.monotonic()
-                body = json.dumps(ask).encode() if told is None else b""
-                status, _ = await connection.ask("POST" if body else "GET", path, body)
-                (tally.seconds[status] if told is None else told).append(time.monotonic() - started)
+            started = time.monotonic()
+            status, _ = await connection.ask("POST", CHAT, json.dumps(ask).encode())
+            tally.seconds[status].append(time.monotonic() - started)
+            started = time.monotonic()
+            await connection.ask("GET", "/health")
+            tally.health.append(time.monotonic() - started)
         connection.close()
         return tally
 
@@ -244,16 +245,19 @@ async def measure_beside_schemas(
     for task in beside:
         task.cancel()
     await asyncio.gather(*beside, return_exceptions=True)
-    found = [spread(tally.seconds[200]) for tally in (alone, together)]
+    by_itself, beside_others = spread(alone.seconds[200]), spread(together.seconds[200])
+    statuses = {}
+    for status, count in sorted(refused.items()):
+        statuses[str(status)] = count
     return {
         "schemas": schemas,
-        "alone_ms": found[0],
-        "beside_ms": found[1],
+        "alone_ms": by_itself,
+        "beside_ms": beside_others,
         "health_ms": [spread(alone.health), spread(together.health)],
-        "ratio_p50": round(found[1]["p50"] / found[0]["p50"], 2),
-        "ratio_p99": round(found[1]["p99"] / found[0]["p99"], 2),
+        "ratio_p50": round(beside_others["p50"] / by_itself["p50"], 2),
+        "ratio_p99": round(beside_others["p99"] / by_itself["p99"], 2),
         "answers": [len(alone.seconds[200]), len(together.seconds[200])],
-        "schemas_refused": {str(status): count for status, count in sorted(refused.items())},
+        "schemas_refused": statuses,
     }
 
 
@@ -301,7 +305,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     for clients in options.clients:
         before, started = resident(options.pid) if options.pid else 0.0, time.monotonic()
-        seconds = 3600.0 if options.soak else options.seconds
+        if options.soak:
+            seconds = 3600.0
+        else:
+            seconds = options.seconds
         tally = asyncio.run(
             measure(options.url, options.key, clients, seconds, options.size, options.soak)
         )

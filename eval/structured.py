@@ -69,25 +69,9 @@ def score_scenes(
             said, passes = made.value, made.passes
         counts["json"] += said is not None
         counts["passes"] += passes
-        objects = said.get("objects", []) if isinstance(said, dict) else []
-        objects = (
-            [each if isinstance(each, dict) else {} for each in objects]
-            if isinstance(objects, list)
-            else []
-        )
-        counts["wanted"] += sum(map(len, wanted["objects"]))
-        counts["said"] += sum(map(len, objects))
-        counts["made up"] += sum(map(len, objects[len(wanted["objects"]) :]))
-        counts["right"] += sum(
-            each.get(name) == value
-            for each, thing in zip(objects, wanted["objects"], strict=False)
-            for name, value in thing.items()
-        )
-        exact, small = objects == wanted["objects"], len(wanted["objects"]) <= 3
-        counts["exact"] += exact
-        counts["small"] += small
-        counts["small exact"] += exact and small
-    precision, recall = (counts["right"] / max(counts[each], 1) for each in ("said", "wanted"))
+        _count_objects(counts, _objects(said), wanted["objects"])
+    precision = counts["right"] / max(counts["said"], 1)
+    recall = counts["right"] / max(counts["wanted"], 1)
     return {
         "way": way,
         "scenes": len(seen),
@@ -100,6 +84,33 @@ def score_scenes(
         "exact": counts["exact"] / len(seen),
         "passes": counts["passes"] / len(seen),
     }
+
+
+def _objects(said: Any) -> list[dict[str, Any]]:
+    """The objects of an answer about a scene; what is not an object counts as an empty one."""
+    objects = None
+    if isinstance(said, dict):
+        objects = said.get("objects")
+    found = []
+    if isinstance(objects, list):
+        for each in objects:
+            found.append(each if isinstance(each, dict) else {})
+    return found
+
+
+def _count_objects(
+    counts: Counter[str], objects: list[dict[str, Any]], wanted: list[dict[str, Any]]
+) -> None:
+    counts["wanted"] += sum(map(len, wanted))
+    counts["said"] += sum(map(len, objects))
+    counts["made up"] += sum(map(len, objects[len(wanted) :]))
+    for each, thing in zip(objects, wanted, strict=False):
+        for name, value in thing.items():
+            counts["right"] += each.get(name) == value
+    exact, small = objects == wanted, len(wanted) <= 3
+    counts["exact"] += exact
+    counts["small"] += small
+    counts["small exact"] += exact and small
 
 
 def _parsed(text: str) -> Any:
@@ -117,7 +128,9 @@ def scenes(
 ) -> None:
     """Unseen scenes as JSON."""
     pipeline = load(model)
-    seen = [example(seed) for seed in TEST_SEEDS[:limit]]
+    seen = []
+    for seed in TEST_SEEDS[:limit]:
+        seen.append(example(seed))
     for way in ways.split(","):
         _tell(score_scenes(pipeline, seen, way))
 
@@ -164,26 +177,21 @@ def tell_expressible(
             _tell(
                 {"schema": row.schema, "valid": row.valid, "why": row.why, "llguidance": row.theirs}
             )
-    for valid in (True, False):
-        _tell(
-            _shares(
-                [row for row in rows if row.valid is valid],
-                "valid" if valid else "invalid",
-                compare,
-            )
-        )
+    for kind, valid in (("valid", True), ("invalid", False)):
+        _tell(_shares([row for row in rows if row.valid is valid], kind, compare))
     raise typer.Exit(int(any(row.ours and not row.valid for row in rows)))
 
 
 def _shares(rows: Sequence[Instance], kind: str, compare: bool) -> dict[str, Any]:
     count = max(1, len(rows))
-    ours, theirs = sum(row.ours for row in rows), sum(bool(row.theirs) for row in rows)
+    ours = theirs = 0
+    for row in rows:
+        ours += row.ours
+        theirs += bool(row.theirs)
     told = {"instances": kind, "count": len(rows), "said": ours, "share": round(ours / count, 4)}
-    return (
-        {**told, "llguidance": theirs, "llguidance_share": round(theirs / count, 4)}
-        if compare
-        else told
-    )
+    if compare:
+        return {**told, "llguidance": theirs, "llguidance_share": round(theirs / count, 4)}
+    return told
 
 
 @app.command()
@@ -198,12 +206,10 @@ def passes() -> None:
     """Passes of each schema's value, one position at a time, against free decoding of the same
     text."""
     layouts, tokens = _shipped()
-    _tell(
-        {
-            name: {"scaffold": made, "free": free}
-            for name, made, free in structured_adversarial.half_the_passes(layouts, tokens)
-        }
-    )
+    found = {}
+    for name, made, free in structured_adversarial.half_the_passes(layouts, tokens):
+        found[name] = {"scaffold": made, "free": free}
+    _tell(found)
 
 
 @app.command()
@@ -232,7 +238,8 @@ def _shipped() -> tuple[TemplateBuilder, Any]:
 
 
 def _tell_outcomes(rows: Sequence[structured_adversarial.Covered], show: bool) -> None:
-    counts, seconds = Counter(row.outcome for row in rows), sorted(row.seconds for row in rows)
+    counts = Counter(row.outcome for row in rows)
+    seconds = sorted(row.seconds for row in rows)
     for row in rows:
         if row.outcome == "invalid" or (show and row.outcome != "valid"):
             _tell({"name": row.name, "outcome": row.outcome, "told": row.told})

@@ -1,4 +1,4 @@
-"""Structured output without a model: what one would say is drawn at random, or made up to do harm.
+"""Structured output without a model: random and adversarial logits, real and mutated schemas.
 
 Both validators, jsonschema and jsonschema-rs, judge with formats. `structured.py` has the commands.
 """
@@ -6,6 +6,7 @@ Both validators, jsonschema and jsonschema-rs, judge with formats. `structured.p
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import lzma
 import random
@@ -374,10 +375,9 @@ def validity(
     """Generate with every kind of weights, and count what was valid, changed to fit, and not valid
     (which is a bug)."""
     rng, counts = random.Random(seed), Counter[str]()
-    compiled = {
-        name: (compile_schema(schema, layouts, 512), Judge(schema))
-        for name, schema in SCHEMAS.items()
-    }
+    compiled = {}
+    for name, schema in SCHEMAS.items():
+        compiled[name] = (compile_schema(schema, layouts, 512), Judge(schema))
     for number in range(generations):
         name = rng.choice(list(compiled))
         scaffold, judge = compiled[name]
@@ -422,16 +422,20 @@ def coverage(
         seconds = time.perf_counter() - started
         try:
             judge = Judge(schema)
-            texts = [
-                generate(
-                    scaffold,
-                    Fake(layouts, tokens, "random"),
-                    replace(BASE, temperature=float(turn > 0)),
-                    turn,
-                )[0].text
-                for turn in range(draws)
-            ]
-            wrong = [text for text in texts if not judge(text)]
+            texts = []
+            for turn in range(draws):
+                texts.append(
+                    generate(
+                        scaffold,
+                        Fake(layouts, tokens, "random"),
+                        replace(BASE, temperature=float(turn > 0)),
+                        turn,
+                    )[0].text
+                )
+            wrong = []
+            for text in texts:
+                if not judge(text):
+                    wrong.append(text)
             yield Covered(name, "invalid" if wrong else "valid", seconds, wrong[0] if wrong else "")
         except (jsonschema.exceptions.SchemaError, jsonschema_rs.ValidationError) as error:
             yield Covered(name, "malformed", seconds, str(error).splitlines()[0])
@@ -514,20 +518,25 @@ ODD: tuple[Any, ...] = (
 )
 
 
+def _mappings(schema: Any) -> list[dict[str, Any]]:
+    """The schema and all mappings in it, the outer ones first."""
+    found = [schema] if isinstance(schema, dict) else []
+    for place in found:
+        found += [each for each in place.values() if isinstance(each, dict)]
+        for each in place.values():
+            if isinstance(each, list):
+                found += [item for item in each if isinstance(item, dict)]
+    return found
+
+
 def mutated(rng: random.Random) -> Any:
     """A schema with something put in, taken out or replaced in one to three places."""
     schema = json.loads(json.dumps(rng.choice(list(SCHEMAS.values()))))
-    places = [schema] if isinstance(schema, dict) else []
-    for place in places:
-        places += [each for each in place.values() if isinstance(each, dict)]
-        places += [
-            item
-            for each in place.values()
-            if isinstance(each, list)
-            for item in each
-            if isinstance(item, dict)
-        ]
-    for place in rng.choices(places, k=rng.randint(1, 3)) if places else []:
+    places = _mappings(schema)
+    chosen = []
+    if places:
+        chosen = rng.choices(places, k=rng.randint(1, 3))
+    for place in chosen:
         key = rng.choice(KEYWORDS if rng.random() < 0.5 or not place else sorted(place))
         if rng.random() < 0.3:
             place.pop(key, None)
@@ -536,11 +545,15 @@ def mutated(rng: random.Random) -> Any:
     return schema
 
 
+def _mutation(seed: int) -> tuple[str, Any]:
+    return str(seed), mutated(random.Random(seed))
+
+
 def mutations(
     layouts: TemplateBuilder, tokens: TokenIds, first: int, count: int
 ) -> Iterator[Covered]:
     """What becomes of mutated schemas, each of its own seed."""
-    rows = ((str(seed), mutated(random.Random(seed))) for seed in range(first, first + count))
+    rows = map(_mutation, range(first, first + count))
     yield from coverage(rows, layouts, tokens, draws=1, budget=256)
 
 
@@ -552,20 +565,20 @@ def half_the_passes(layouts: TemplateBuilder, tokens: TokenIds) -> Iterator[tupl
         made, passes = generate(
             scaffold, Fake(layouts, tokens, "random"), replace(BASE, steps=256), 0
         )
-        tokens_of = (
-            len(layouts.vocabulary.encode(piece.text)) for piece in pieces(json.loads(made.text))
-        )
-        yield name, passes, sum(tokens_of) + 1
+        free = 1
+        for piece in pieces(json.loads(made.text)):
+            free += len(layouts.vocabulary.encode(piece.text))
+        yield name, passes, free
 
 
 def large_vocabulary(size: int, tokens: TokenIds) -> Vocabulary:
     """Bytes, numbers, signs with quotes, and words with and without a space in front: made up, not
     learned."""
     rng = random.Random(0)
-    words = {bytes([byte]) for byte in range(256)} | {
-        str(number).encode() for number in range(1000)
-    }
-    words |= {f"{sign}{other}".encode() for sign in '",:{}[]' for other in '",:{}[] '}
+    words = {bytes([byte]) for byte in range(256)}
+    words.update(str(number).encode() for number in range(1000))
+    for sign, other in itertools.product('",:{}[]', '",:{}[] '):
+        words.add(f"{sign}{other}".encode())
     while len(words) < size - 8:
         length = rng.choice((2, 3, 4, 5, 6, 7, 8, 10, 12))
         words.add(
@@ -574,7 +587,10 @@ def large_vocabulary(size: int, tokens: TokenIds) -> Vocabulary:
             ).encode()
         )
     spelled: list[bytes | None] = [None] * 8 + sorted(words)
-    lookup = {word: number for number, word in enumerate(spelled) if word is not None}
+    lookup = {}
+    for number, word in enumerate(spelled):
+        if word is not None:
+            lookup[word] = number
 
     def encode(text: str) -> list[int]:
         return [lookup[bytes([byte])] for byte in text.encode()]
@@ -615,7 +631,9 @@ def added_time(
             batch.step()
             if turn:  # the first warms up
                 times[way].append(1e3 * (time.perf_counter() - started))
-    medians = {way: float(np.median(each)) for way, each in times.items()}
+    medians = {}
+    for way, each in times.items():
+        medians[way] = float(np.median(each))
     return {
         **medians,
         "added": medians["with"] - medians["without"],
@@ -624,4 +642,4 @@ def added_time(
 
 
 def _probe(fake: Fake, rng: random.Random, rows: Sequence[ProbeRow]) -> list[np.ndarray[Any, Any]]:
-    return [fake(len(row.places), rng).log_softmax(-1).numpy() for row in rows]
+    return [fake(len(row.positions), rng).log_softmax(-1).numpy() for row in rows]

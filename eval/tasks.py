@@ -1,4 +1,4 @@
-"""What is asked and how an answer is scored: a task is a list of questions about unseen pictures.
+"""What is asked and how an answer is scored: a task is a list of questions about unseen images.
 
 A question's score is (right, total): one of one for an exact answer, facts of facts for a caption.
 Add a task by adding a function to `TASKS`.
@@ -18,7 +18,7 @@ from mmdiff.training.tiny.questions import captions, questions, score_caption
 from mmdiff.training.tiny.scenes import TEST_SEEDS, Scene, example
 
 Score = tuple[int, int]  # right, total
-NUM_SCENES = 1000  # test pictures of each scenes task
+NUM_SCENES = 1000  # test images of each scenes task
 QUESTIONS_PER_SCENE = 4
 
 
@@ -46,7 +46,12 @@ def easy_vqa_test(limit: int | None) -> Iterator[Question]:
     for picture in easy_vqa.load("test")[:limit]:
         image = picture.open()
         for text, answer in picture.questions:
-            kind = "yes/no" if answer in ("yes", "no") else "colour" if "color" in text else "shape"
+            if answer in ("yes", "no"):
+                kind = "yes/no"
+            elif "color" in text:
+                kind = "colour"
+            else:
+                kind = "shape"
             yield Question(image, text, kind, answer, partial(exact, answer))
 
 

@@ -14,9 +14,10 @@ import mmdiff
 from mmdiff.config import ModelConfig
 from mmdiff.modeling.checkpoint import save_folder
 from mmdiff.pipeline import find
-from mmdiff.training.datasets import ConversationDataset, Row, Turn, scene_row
+from mmdiff.training.datasets import ConversationDataset, scene_row
 from mmdiff.training.loop import TrainConfig, train
-from mmdiff.training.recipes import Stage, denoising_loss
+from mmdiff.training.objectives import Stage, denoising_loss
+from mmdiff.training.packing import Row, Turn
 from mmdiff.vision.image_io import open_image
 
 PICTURES = Path(__file__).parent

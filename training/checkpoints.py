@@ -41,7 +41,9 @@ def save_checkpoint(
     save_file(tensors, part / "optimizer.safetensors")
     (part / "state.json").write_text(json.dumps({"step": step, "param_groups": groups}))
     share_weights(part, "state.json")
-    sums = {path.name: _sha256(path) for path in sorted(part.iterdir())}
+    sums = {}
+    for path in sorted(part.iterdir()):
+        sums[path.name] = _sha256(path)
     (part / MANIFEST).write_text(json.dumps(sums, indent=1))
     for path in part.iterdir():
         _sync(path)
@@ -93,11 +95,10 @@ def _damaged(file: Path) -> CheckpointError:
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, values in state["state"].items()
-        for name, value in values.items()
-    }
+    tensors = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
     return tensors, state["param_groups"]
 
 

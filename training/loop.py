@@ -14,11 +14,11 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TextIO, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -28,16 +28,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mmdiff.errors import MMDiffError
+from mmdiff.training.batches import SKIPPED
 from mmdiff.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 
-SKIPPED = (
-    "skipped"  # of a batch: what is wrong with the rows that were left out of it, a sentence each
-)
 FEW_SKIPPED = 20  # rows that may be left out in any case; beyond, no more than
 SKIPPED_SHARE = 0.1  # of all rows
 LOGGER = logging.getLogger("mmdiff.training")
-Batch = dict[str, Any]
-Loss = Callable[[nn.Module, Batch, torch.Generator], tuple[Tensor, dict[str, float]]]
+Batch = Mapping[str, Any]  # tensors by name; `TrainingBatch` is that of the data sets here
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
+Loss = Callable[[nn.Module, AnyBatch, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def train(
     model: nn.Module,
-    loss: Loss,
-    data: Dataset[Batch],
+    loss: Loss[AnyBatch],
+    data: Dataset[AnyBatch],
     config: TrainConfig,
     folder: Path,
     title: str,
@@ -102,7 +101,7 @@ def train(
 
     Raises:
         MMDiffError: nothing can learn, a rate names no parameter, too many rows cannot be read, or
-            the loss is no number; the last checkpoint is then the last good one.
+            the loss is not a number; the last checkpoint is then the last good one.
     """
     # Parts that a batch has no use for, such as the audio tower beside images alone, get no
     # gradients.
@@ -119,8 +118,8 @@ def train(
 
 def _train(
     model: nn.Module,
-    loss: Loss,
-    data: Dataset[Batch],
+    loss: Loss[AnyBatch],
+    data: Dataset[AnyBatch],
     config: TrainConfig,
     folder: Path,
     title: str,
@@ -129,7 +128,9 @@ def _train(
 ) -> dict[str, float]:
     optimizer = torch.optim.AdamW(groups, betas=config.betas)
     done = checkpoints(folder)
-    start = load_checkpoint(done[-1], model, optimizer) if done else 0
+    start = 0
+    if done:
+        start = load_checkpoint(done[-1], model, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches, metrics = _Batches(_loader(data, config, start, accelerator)), dict[str, float]()
     with (
@@ -159,7 +160,7 @@ def _train(
                     **batches.counts,
                 }
                 log.write(step + 1, {**metrics, "learning_rate": learning_rate(config, step)})
-                bar.update(task, note="  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+                bar.update(task, note=_note(metrics))
             bar.advance(task)
             saving = (step + 1) % config.save_every == 0 or step + 1 == config.steps
             if saving and accelerator.is_main_process:
@@ -172,8 +173,12 @@ def _train(
 def _learning(model: nn.Module, config: TrainConfig) -> Iterator[list[dict[str, Any]]]:
     """The parameters that learn; afterwards all parts are again as they came: frozen or not,
     evaluating or not."""
-    learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
+    learns = []
+    for parameter in model.parameters():
+        learns.append((parameter, parameter.requires_grad))
+    modes = []
+    for module in model.modules():
+        modes.append((module, module.training))
     try:
         groups = parameter_groups(model, config)
         if not groups:
@@ -202,38 +207,43 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     unknown = set(config.rates)
     for name, parameter in model.named_parameters():
-        matches = [
-            prefix
-            for prefix in config.rates
-            if name.removeprefix("base_model.model.").startswith(prefix)
-        ]
+        matches = []
+        for prefix in config.rates:
+            if name.removeprefix("base_model.model.").startswith(prefix):
+                matches.append(prefix)
         unknown -= set(matches)
-        factor = config.rates[max(matches, key=len)] if matches else 1.0
+        factor = 1.0
+        if matches:
+            factor = config.rates[max(matches, key=len)]
         if factor == 0:
             parameter.requires_grad_(False)
-        decay = config.weight_decay if parameter.dim() > 1 else 0.0
+        decay = 0.0
+        if parameter.dim() > 1:
+            decay = config.weight_decay
         if parameter.requires_grad:
             groups.setdefault((factor, decay), []).append(parameter)
     if unknown:
         raise MMDiffError(
-            f"rates name {sorted(unknown)[0]!r}, with which no parameter's name begins; leave it out, or "
-            f"name a part of the model, such as {name.split('.')[0]!r}"
+            f"rates name {sorted(unknown)[0]!r}, with which no parameter's name begins; "
+            f"leave it out, or name a part of the model, such as {name.split('.')[0]!r}"
         )
-    return [
-        {
-            "params": parameters,
-            "lr": config.learning_rate * factor,
-            "factor": factor,
-            "weight_decay": decay,
-        }
-        for (factor, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
+    made = []
+    for factor, decay in sorted(groups):
+        made.append(
+            {
+                "params": groups[factor, decay],
+                "lr": config.learning_rate * factor,
+                "factor": factor,
+                "weight_decay": decay,
+            }
+        )
+    return made
 
 
 def _check_loss(
     total: Tensor, norm: Tensor | None, accelerator: Accelerator, folder: Path, step: int
 ) -> None:
-    """Stop in all processes before the weights are changed by what is no number."""
+    """Stop in all processes before the weights are changed by what is not a number."""
     fault = not bool(total.isfinite())
     if (
         norm is not None and accelerator.scaler is None
@@ -242,60 +252,64 @@ def _check_loss(
     if accelerator.num_processes > 1:
         fault = bool(accelerator.reduce(torch.tensor(float(fault), device=accelerator.device)) > 0)
     if fault:
-        raise _diverged(f"the loss of step {step + 1} or its gradient is no number", folder)
+        raise _diverged(f"the loss of step {step + 1} or its gradient is not a number", folder)
 
 
 def _check_weights(groups: list[dict[str, Any]], folder: Path, step: int) -> None:
-    if not all(
-        bool(parameter.isfinite().all()) for group in groups for parameter in group["params"]
-    ):
-        raise _diverged(f"weights are no numbers any more after step {step + 1}", folder)
+    for group in groups:
+        for parameter in group["params"]:
+            if not parameter.isfinite().all():
+                raise _diverged(f"weights are not numbers any more after step {step + 1}", folder)
 
 
 def _diverged(what: str, folder: Path) -> MMDiffError:
     done = checkpoints(folder)
-    kept = f"{done[-1]} is the last good checkpoint" if done else "no checkpoint was written"
+    kept = "no checkpoint was written"
+    if done:
+        kept = f"{done[-1]} is the last good checkpoint"
     return MMDiffError(
         f"{what}, so the run stops, and {kept}: lower learning_rate, or look at the data"
     )
 
 
-class _Batches:
+class _Batches(Generic[AnyBatch]):
     """The batches of a loader, and how many of their rows had to be left out."""
 
-    def __init__(self, loader: DataLoader[Batch]) -> None:
+    def __init__(self, loader: DataLoader[AnyBatch]) -> None:
         self.loader = iter(loader)
         self.rows = self.skipped = 0
 
     @property
     def counts(self) -> dict[str, float]:
         """For the log, where there is something to count."""
-        return {SKIPPED: self.skipped} if self.skipped else {}
+        if self.skipped:
+            return {SKIPPED: self.skipped}
+        return {}
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> AnyBatch:
         batch = next(self.loader)
         if isinstance(batch, MMDiffError):
             raise batch
-        reasons = batch.pop(SKIPPED, ())
+        reasons = batch.get(SKIPPED, ())
         for reason in reasons:
             LOGGER.warning("left out of the training data: %s", reason)
         self.skipped += len(reasons)
         self.rows += len(reasons) + len(batch.get("input_ids", ()))
         if self.skipped > max(FEW_SKIPPED, SKIPPED_SHARE * self.rows):
             raise MMDiffError(
-                f"{self.skipped} of {self.rows} rows of the training data cannot be read, which is too "
-                f"many; the last: {reasons[-1]}"
+                f"{self.skipped} of {self.rows} rows of the training data cannot be read, "
+                f"which is too many; the last: {reasons[-1]}"
             )
         return batch
 
 
 def _loader(
-    data: Dataset[Batch], config: TrainConfig, start: int, accelerator: Accelerator
-) -> DataLoader[Batch]:
+    data: Dataset[AnyBatch], config: TrainConfig, start: int, accelerator: Accelerator
+) -> DataLoader[AnyBatch]:
     share, rank = accelerator.num_processes, accelerator.process_index
-    numbers = [
-        n * share + rank for n in range(start * config.accumulate, config.steps * config.accumulate)
-    ]
+    numbers = []
+    for n in range(start * config.accumulate, config.steps * config.accumulate):
+        numbers.append(n * share + rank)
     return DataLoader(
         _Telling(data),
         batch_size=None,
@@ -335,6 +349,11 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def _note(metrics: Mapping[str, float]) -> str:
+    shown = [f"{name} {value:.3f}" for name, value in metrics.items()]
+    return "  ".join(shown)
+
+
 def _draw_seed(config: TrainConfig, step: int, part: int, accelerator: Accelerator) -> int:
     batch = (
         step * config.accumulate + part
@@ -342,8 +361,13 @@ def _draw_seed(config: TrainConfig, step: int, part: int, accelerator: Accelerat
     return config.seed * 10**12 + batch
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+def _to(batch: AnyBatch, device: torch.device) -> AnyBatch:
+    """The batch on the device, without what is only for the log."""
+    moved = {}
+    for name, value in batch.items():
+        if name != SKIPPED:
+            moved[name] = value.to(device) if isinstance(value, Tensor) else value
+    return cast(AnyBatch, moved)
 
 
 def _progress(shown: bool) -> Progress:
@@ -367,18 +391,23 @@ class _Log:
 
     def __init__(self, folder: Path, start: int, active: bool) -> None:
         self.started = time.monotonic()
-        self.file = _cut(folder / "metrics.jsonl", start).open("a") if active else None
+        self.file: TextIO | None = None
+        if active:
+            self.file = _cut(folder / "metrics.jsonl", start).open("a")
+        self.events = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.events = None
-        else:
-            self.events = SummaryWriter(str(folder), purge_step=start + 1) if active else None
+            return
+        if active:
+            self.events = SummaryWriter(str(folder), purge_step=start + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if self.file is None:
             return
-        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        numbers: dict[str, float | None] = {}
+        for name, value in metrics.items():
+            numbers[name] = value if math.isfinite(value) else None
         line = {"step": step, "seconds": round(time.monotonic() - self.started, 1), **numbers}
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
@@ -400,10 +429,13 @@ def _cut(path: Path, last: int) -> Path:
     """Drop the lines of steps after `last`, and torn ones, all at once."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
-        steps = [re.fullmatch(r'\{"step": (\d+), .*\}\n', line) for line in lines]
-        kept = [
-            line for line, step in zip(lines, steps, strict=True) if step and int(step[1]) <= last
-        ]
+        steps = []
+        for line in lines:
+            steps.append(re.fullmatch(r'\{"step": (\d+), .*\}\n', line))
+        kept = []
+        for line, step in zip(lines, steps, strict=True):
+            if step and int(step[1]) <= last:
+                kept.append(line)
         part = path.with_name(f".{path.name}.part")
         part.write_text("".join(kept))
         part.replace(path)

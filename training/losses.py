@@ -80,14 +80,14 @@ def masked_cross_entropy(logits_SV: Tensor, labels_S: Tensor, weights_S: Tensor)
 
 
 def ctc_loss(logits_SV: Tensor, counts: Sequence[int], said_NU: Tensor, blank: int) -> Tensor:
-    """CTC (Graves et al., 2006) between the outputs at the sounds' embeddings and the words, per
+    """CTC (Graves et al., 2006) between the outputs at the embeddings of audio and the words, per
     token of the words.
 
     Args:
-        logits_SV: at the embeddings of all sounds, in reading order.
-        counts: embeddings of each sound; S in all.
-        said_NU: tokens of each sound's words, `IGNORE` behind them. Words with more tokens than the
-            sound has room for count nothing.
+        logits_SV: at the embeddings of all clips, in reading order.
+        counts: embeddings of each clip; S in all.
+        said_NU: tokens of each clip's words, `IGNORE` behind them. Words with more tokens than the
+            clip has embeddings count nothing.
     """
     counts_N = torch.tensor(counts)
     real_NT = (torch.arange(int(counts_N.max())) < counts_N[:, None]).to(logits_SV.device)

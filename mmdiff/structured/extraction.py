@@ -1,7 +1,6 @@
-"""Scaffolds and the model together: rows whose structure is decided and whose slots are being
-denoised.
+"""Structured sequences: the structure is decided with the model, then the slots are denoised.
 
-Shapes: B rows, G canvas positions, N places asked about, V vocabulary.
+Shapes: B rows, G canvas positions, N positions asked about, V vocabulary.
 """
 
 from __future__ import annotations
@@ -108,7 +107,9 @@ class StructuredSequence(SlotsConstraint):
         """What a finished row (a canvas of one) says."""
         ids, sure = row.ids_BG[0].tolist(), row.confidence_BG[0].tolist()
         made = self.scaffold.fill(self.canvas, ids)
-        changed = {change.number: change for change in made.changes}
+        changed = {}
+        for change in made.changes:
+            changed[change.number] = change
         fields: dict[str, FieldResult] = {}
         repairs: list[Repair] = []
         for number, slot in enumerate(self.canvas.pieces):
@@ -155,26 +156,32 @@ class StructuredSequence(SlotsConstraint):
     def positions(self, ids: Sequence[int]) -> list[int]:
         """The positions of a finished row that hold its text: all but padding, and the end."""
         nothing = (self.scaffold.layouts.vocabulary.pad, self.scaffold.layouts.end_id, PAD_POSITION)
-        return [place for place, token in enumerate(ids) if token not in nothing]
+        found = []
+        for position, token in enumerate(ids):
+            if token not in nothing:
+                found.append(position)
+        return found
 
     def _field(
         self, slot: ChoiceSlot | WordSlot, ids: Sequence[int], sure: Sequence[float]
     ) -> FieldResult:
         """What the positions of a slot say of its confidence."""
-        inside = range(slot.first, slot.first + slot.room)
+        inside = range(slot.first, slot.first + slot.length)
         if isinstance(slot, ChoiceSlot) and slot.probabilities:
             pairs = zip(slot.values, slot.probabilities, strict=True)
             chosen = np.flatnonzero(
-                (slot.ids_KL == np.array(ids[slot.first : slot.first + slot.room])).all(1)
+                (slot.ids_KL == np.array(ids[slot.first : slot.first + slot.length])).all(1)
             )[0]
             return FieldResult(
                 float(slot.probabilities[int(chosen)]),
                 tuple(sorted(pairs, key=lambda pair: -pair[1])),
             )
         solid = (
-            sure[place] for place in inside if ids[place] != self.scaffold.layouts.vocabulary.pad
+            sure[position]
+            for position in inside
+            if ids[position] != self.scaffold.layouts.vocabulary.pad
         )
-        return FieldResult(float(min(solid, default=min(sure[place] for place in inside))))
+        return FieldResult(float(min(solid, default=min(sure[position] for position in inside))))
 
 
 def _quoted(text: str) -> str:
@@ -231,7 +238,7 @@ def settings_for(scaffolds: Sequence[CompiledSchema], decoding: DecodingConfig) 
 def _probe(
     prompted: ModelRunner, rows: Sequence[ProbeRow], decoding: DecodingConfig
 ) -> list[np.ndarray[Any, Any]]:
-    """Log-probabilities at places of canvases behind one prompt."""
+    """Log-probabilities at positions of canvases behind one prompt."""
     told: list[np.ndarray[Any, Any]] = []
     for first in range(0, len(rows), AT_ONCE):
         some = rows[first : first + AT_ONCE]
@@ -243,7 +250,8 @@ def _probe(
             ids_BG, rows_B, select_BG
         )
         logs = logits_NV.float().log_softmax(-1).cpu()
-        told += [part.numpy() for part in logs.split([len(row.places) for row in some])]
+        for part in logs.split([len(row.positions) for row in some]):
+            told.append(part.numpy())
         prompted.passes_B += 1
     return told
 
@@ -254,6 +262,6 @@ def _padded(rows: Sequence[ProbeRow], device: torch.device) -> tuple[Tensor, Ten
         [[*row.ids, *[PAD_POSITION] * (width - len(row.ids))] for row in rows], device=device
     )
     select_BG = torch.zeros_like(ids_BG, dtype=torch.bool)
-    for select_G, row in zip(select_BG, rows, strict=True):
-        select_G[list(row.places)] = True
+    for select_G, row in zip(select_BG, rows, strict=True):  # each row asks about its own positions
+        select_G[list(row.positions)] = True
     return ids_BG, select_BG

@@ -448,7 +448,7 @@ def test_no_length_of_a_word_is_tried_again(layouts: TemplateBuilder) -> None:
             nonlocal passes
             passes += 1
             assert passes <= 5  # the usual lengths, 64, 128 and 256
-            return [rng.normal(size=(len(row.places), layouts.vocabulary.size)) for row in rows]
+            return [rng.normal(size=(len(row.positions), layouts.vocabulary.size)) for row in rows]
 
         search_structure(scaffold, probe, 0.0, torch.Generator())
 

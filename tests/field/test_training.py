@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from mmdiff.errors import MMDiffError
 from mmdiff.training.checkpoints import checkpoints
-from mmdiff.training.datasets import Turn, read_row
+from mmdiff.training.datasets import read_row
 from mmdiff.training.loop import Batch, TrainConfig, parameter_groups, train
 from mmdiff.training.losses import WEIGHTINGS
+from mmdiff.training.packing import Turn
 from mmdiff.vision.image_io import open_image
 
 CONFIG = TrainConfig(
@@ -138,7 +139,7 @@ def test_weights_are_looked_at_before_they_are_saved(tmp_path: Path) -> None:
         model.head.bias.data.fill_(torch.nan)
         return value, metrics
 
-    with pytest.raises(MMDiffError, match="weights are no numbers"):
+    with pytest.raises(MMDiffError, match="weights are not numbers"):
         train(Adapted(), poisoning, Numbers(), replace(CONFIG, steps=1), tmp_path, "adapted")
     assert not checkpoints(tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -37,7 +38,6 @@ from mmdiff.structured.schema.errors import (
 )
 from mmdiff.structured.schema.inputs import (
     compile_choices,
-    compile_pattern,
     compile_source,
     compile_template,
 )
@@ -222,10 +222,8 @@ def test_large_schemas_are_compiled_or_refused_in_time(
     layouts: TemplateBuilder, schema: Any
 ) -> None:
     started = time.thread_time()
-    try:
+    with contextlib.suppress(ScaffoldError):
         compile_schema(schema, layouts, 2000)
-    except ScaffoldError:
-        pass
     assert time.thread_time() - started < 3.0  # the limit of 2 seconds, and what is not interrupted
 
 
@@ -335,7 +333,7 @@ def test_choices_patterns_and_templates_give_texts(layouts: TemplateBuilder) -> 
         "red",
         "dark blue",
     }
-    digits = compile_pattern("[0-9]{3}-[ab]", layouts, 64)
+    digits = compile_template("[[/[0-9]{3}-[ab]/]]", layouts, 64)
     text = generate(digits, fake, BASE, 0)[0].text
     assert text[:3].isdigit() and text[3:] in ("-a", "-b")
     template = compile_template("The [[ ]] is [[red|green]], /[[/[0-9]{2}/]]/.", layouts, 64)

@@ -56,7 +56,7 @@ def word_slot(source: str, room: int = ROOM, solid: int = 0) -> WordSlot:
 def every_word(slot: WordSlot, fixed: dict[int, int]) -> list[tuple[int, ...]]:
     """All fillings of a slot that its automaton accepts, by trying them."""
     found = []
-    for ids in itertools.product(range(len(WORDS)), repeat=slot.room):
+    for ids in itertools.product(range(len(WORDS)), repeat=slot.length):
         state = slot.automaton.start
         for token in ids:
             chosen = slot.automaton.class_V[token]
@@ -65,9 +65,9 @@ def every_word(slot: WordSlot, fixed: dict[int, int]) -> list[tuple[int, ...]]:
             state >= 0
             and slot.automaton.accepts_S[state]
             and all(ids[p] == t for p, t in fixed.items())
+            and PAD not in ids[: slot.solid]
         ):
-            if PAD not in ids[: slot.solid]:
-                found.append(ids)
+            found.append(ids)
     return found
 
 

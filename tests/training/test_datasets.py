@@ -21,28 +21,29 @@ from mmdiff.modeling.processor import MMDiffProcessor
 from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.tokens import segment_ids
 from mmdiff.training import datasets
+from mmdiff.training.batches import TrainingBatch
 from mmdiff.training.datasets import (
-    CANVAS_LENGTHS,
-    CANVAS_ODDS,
-    CAPTION_CANVAS,
     CAPTION_IMPORTANCE,
-    PADDING_IMPORTANCE,
     TRIES,
     ConversationDataset,
     RegionTextDataset,
-    Row,
-    Sounds,
-    Turn,
-    _reopened,
-    _shown_facts,
+    SpokenRows,
     easy_vqa_row,
-    pack,
-    patch_owners,
     scene_row,
 )
 from mmdiff.training.forward_process import IGNORE
-from mmdiff.training.loop import Batch
-from mmdiff.training.recipes import MODEL_INPUTS, corpus
+from mmdiff.training.objectives import MODEL_INPUTS
+from mmdiff.training.packing import (
+    CANVAS_LENGTHS,
+    CANVAS_ODDS,
+    PADDING_IMPORTANCE,
+    Row,
+    Turn,
+    _reopened,
+    _shown_facts,
+    pack,
+    patch_owners,
+)
 from mmdiff.training.tiny import easy_vqa, questions
 from mmdiff.training.tiny.questions import (
     ATTRIBUTES,
@@ -54,6 +55,7 @@ from mmdiff.training.tiny.questions import (
     facts_of,
     references,
 )
+from mmdiff.training.tiny.recipe import corpus
 from mmdiff.training.tiny.scenes import (
     COLOURS,
     TEST_SEEDS,
@@ -113,7 +115,7 @@ def processor(tokenizer: Tokenizer) -> MMDiffProcessor:
 
 
 @pytest.fixture(scope="module")
-def batch(tokenizer: Tokenizer) -> Batch:
+def batch(tokenizer: Tokenizer) -> TrainingBatch:
     return pack(ROWS, tokenizer, CONFIG, np.random.default_rng(0))
 
 
@@ -134,7 +136,7 @@ def prompt(
     )
 
 
-def positions(batch: Batch, row: int, branch: int) -> tuple[Tensor, Tensor]:
+def positions(batch: TrainingBatch, row: int, branch: int) -> tuple[Tensor, Tensor]:
     """Where the prompt and the answer of a branch stand: the shared part and its own, and its
     labelled positions."""
     valid, branches = batch["attention_mask"][row], batch["branch_ids"][row]
@@ -150,7 +152,7 @@ BRANCHES = [
 
 @pytest.mark.parametrize(("row", "branch"), BRANCHES)
 def test_a_branch_is_the_prompt_that_is_asked(
-    batch: Batch, processor: MMDiffProcessor, row: int, branch: int
+    batch: TrainingBatch, processor: MMDiffProcessor, row: int, branch: int
 ) -> None:
     """One other newline between template and data, and the model is asked what it never saw."""
     image, turns = ROWS[row]
@@ -174,7 +176,7 @@ def test_a_branch_is_the_prompt_that_is_asked(
 
 @pytest.mark.parametrize(("row", "branch"), BRANCHES)
 def test_only_answers_are_learned(
-    batch: Batch, tokenizer: Tokenizer, row: int, branch: int
+    batch: TrainingBatch, tokenizer: Tokenizer, row: int, branch: int
 ) -> None:
     """An answer is its words, the end of the turn, and ends of text up to a canvas of whole
     blocks."""
@@ -191,7 +193,7 @@ def test_only_answers_are_learned(
     assert answer.tolist() == list(range(int(answer[0]), int(answer[0]) + len(ids)))
 
 
-def test_prompts_and_padding_have_no_labels(batch: Batch) -> None:
+def test_prompts_and_padding_have_no_labels(batch: TrainingBatch) -> None:
     prompts = batch["labels"] == IGNORE
     assert prompts[~batch["attention_mask"]].all() and prompts[batch["branch_ids"] == 0].all()
     assert (batch["importance"][prompts] == 0).all() and (batch["importance"][~prompts] > 0).all()
@@ -221,7 +223,7 @@ def test_canvases_are_of_several_lengths(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("hidden", [0.0, 0.5, 1.0])
 def test_packed_logits_are_those_of_the_sampler(
-    batch: Batch, processor: MMDiffProcessor, hidden: float
+    batch: TrainingBatch, processor: MMDiffProcessor, hidden: float
 ) -> None:
     """Each branch, packed with others and padded, against the same prompt and canvas as
     `sampler.denoise` sees them."""
@@ -247,7 +249,7 @@ def test_packed_logits_are_those_of_the_sampler(
         torch.testing.assert_close(packed[row, answer], alone, rtol=1e-4, atol=1e-4)
 
 
-def equal(one: Batch, other: Batch) -> bool:
+def equal(one: TrainingBatch, other: TrainingBatch) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -270,7 +272,7 @@ def test_conversations_depend_on_their_number_alone(tokenizer_file: Path) -> Non
 
 def test_phrases_depend_on_their_number_alone(tokenizer_file: Path) -> None:
     def make(seed: int) -> RegionTextDataset:
-        return RegionTextDataset(CONFIG, tokenizer_file, num_pictures=2, phrases_each=1, seed=seed)
+        return RegionTextDataset(CONFIG, tokenizer_file, num_images=2, phrases_each=1, seed=seed)
 
     one = make(3)
     first, second = one[0], one[1]
@@ -290,7 +292,7 @@ def test_phrases_tell_the_truth(
         return made
 
     monkeypatch.setattr(datasets, "example", note)
-    batch = RegionTextDataset(CONFIG, tokenizer_file, num_pictures=4, phrases_each=3, seed=0)[0]
+    batch = RegionTextDataset(CONFIG, tokenizer_file, num_images=4, phrases_each=3, seed=0)[0]
     things = [(picture, thing) for picture, scene in enumerate(scenes) for thing in scene.things]
     lengths = batch["phrase_mask"].sum(1).tolist()
     texts = [
@@ -409,7 +411,7 @@ def test_scenes_to_train_on_have_training_seeds(
     monkeypatch.setattr(datasets, "example", note)
     rng = np.random.default_rng(0)
     rows = [scene_row(rng, num_questions=1) for _ in range(300)]
-    RegionTextDataset(CONFIG, tokenizer_file, num_pictures=30, phrases_each=1, seed=0)[5]
+    RegionTextDataset(CONFIG, tokenizer_file, num_images=30, phrases_each=1, seed=0)[5]
     assert len(seeds) == len(set(seeds)) == 330
     assert all(
         seed in TRAIN_SEEDS and seed not in TEST_SEEDS and seed not in VALID_SEEDS for seed in seeds
@@ -435,7 +437,7 @@ def test_scene_rows_are_asked_described_and_named() -> None:
     assert any(turns[-1].question in prompts for prompts in questions.CAPTION_PROMPTS.values())
 
 
-def test_references_are_read_behind_the_picture(tokenizer: Tokenizer, batch: Batch) -> None:
+def test_references_are_read_behind_the_picture(tokenizer: Tokenizer, batch: TrainingBatch) -> None:
     """Their words stand where a question's would, and their last one is told from; nothing is
     answered."""
     assert not batch["named"].any() and batch["facts"].shape == (0, len(FACTS))
@@ -531,12 +533,12 @@ def test_a_caption_tells_of_the_thing_it_speaks_of(tokenizer: Tokenizer) -> None
 
 
 def test_captions_are_asked_for_as_they_were_trained() -> None:
-    """The pipeline has prompts of its own, since it may not know of training; they must be among
-    the trained ones."""
+    """The first prompts are the pipeline's, and those of the shipped model's training."""
     assert {
         length: prompts[0] for length, prompts in questions.CAPTION_PROMPTS.items()
     } == CAPTION_PROMPTS
-    assert CAPTION_CANVAS == CAPTION_ROOM
+    assert CAPTION_PROMPTS["long"] == "Describe the picture in detail."
+    assert CAPTION_ROOM == {"word": 8, "short": 32, "long": 64}
 
 
 def test_easy_vqa_rows_come_from_the_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -591,7 +593,7 @@ class TwoClips:
 
 def test_each_sound_is_a_branch_with_its_own_placeholders(tokenizer: Tokenizer) -> None:
     """12.5 of them a second, behind the opening and before the question; the row has no picture."""
-    row = Sounds(TwoClips(), per_row=6)(np.random.default_rng(1))  # type: ignore[arg-type]
+    row = SpokenRows(TwoClips(), per_row=6)(np.random.default_rng(1))  # type: ignore[arg-type]
     packed = pack([ROWS[0], row], tokenizer, CONFIG, np.random.default_rng(0))
     assert packed["pixel_values"].shape[0] == 1 and packed["input_features"].shape[0] == 6 == len(
         packed["said"]
@@ -601,15 +603,15 @@ def test_each_sound_is_a_branch_with_its_own_placeholders(tokenizer: Tokenizer) 
         and not (packed["input_ids"][0] == TOKENS.audio).any()
     )
     for branch, turn in enumerate(row[1], start=1):
-        assert isinstance(turn, Turn) and turn.sound is not None
+        assert isinstance(turn, Turn) and turn.mel is not None
         here = packed["branch_ids"][1] == branch
         sounds = packed["input_ids"][1, here] == TOKENS.audio
-        assert sounds.sum() == -(-turn.sound.shape[1] // 8) and sounds[: int(sounds.sum())].all()
+        assert sounds.sum() == -(-turn.mel.shape[1] // 8) and sounds[: int(sounds.sum())].all()
         segments = packed["segment_ids"][1, here]
         assert (
             len(segments[sounds].unique()) == 1 and (segments[~sounds] > segments[sounds][0]).all()
         )
-    assert packed["feature_lengths"].tolist() == [turn.sound.shape[1] for turn in row[1]]  # type: ignore[union-attr]
+    assert packed["feature_lengths"].tolist() == [turn.mel.shape[1] for turn in row[1]]  # type: ignore[union-attr]
 
 
 def test_reopened_drafts_keep_their_words_and_say_nothing_in_the_slack() -> None:

@@ -470,7 +470,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
         model.head.bias.data.fill_(torch.inf)
         return value, {}
 
-    with pytest.raises(MMDiffError, match="weights are no numbers any more after step 1"):
+    with pytest.raises(MMDiffError, match="weights are not numbers any more after step 1"):
         train(Toy(), throwing, Points(), replace(CONFIG, steps=1), tmp_path, "toy")
     assert not checkpoints(tmp_path)
 

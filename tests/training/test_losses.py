@@ -21,7 +21,7 @@ from mmdiff.training.losses import (
     region_text_loss,
     response_weights,
 )
-from mmdiff.training.recipes import denoising_loss
+from mmdiff.training.objectives import denoising_loss
 
 
 def test_loss_and_gradients_equal_the_published_llada_v(

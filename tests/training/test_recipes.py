@@ -25,32 +25,27 @@ from mmdiff.training.checkpoints import checkpoints, load_checkpoint
 from mmdiff.training.datasets import (
     ConversationDataset,
     RegionTextDataset,
-    Sounds,
     SpeechDataset,
+    SpokenRows,
     easy_vqa_row,
     scene_row,
 )
-from mmdiff.training.recipes import (
+from mmdiff.training.objectives import (
     GROUNDING,
-    RECIPES,
+    MODEL_INPUTS,
     CtcHead,
     GroundingHeads,
     Stage,
     TowerTrainer,
-    align,
-    corpus,
     denoising_loss,
     grounded_loss,
-    hear,
-    run,
-    spell,
     spelling_loss,
-    structure,
-    tower,
-    tune,
     waves,
 )
+from mmdiff.training.recipes import RECIPES, run
+from mmdiff.training.tiny import recipe
 from mmdiff.training.tiny.questions import FACTS
+from mmdiff.training.tiny.recipe import align, corpus, hear, spell, structure, tower, tune
 from mmdiff.training.tiny.tokenizer import train_tokenizer
 from mmdiff.training.tiny.whisper import whisper_tower
 
@@ -80,11 +75,13 @@ def small(make: Callable[..., Stage], model: ModelConfig) -> Stage:
     """A stage of the recipe with two pictures a batch, everything else as it is."""
     stage = make(model)
     data: dict[str, Any] = {
-        "tower": partial(RegionTextDataset, model, num_pictures=2, phrases_each=1, seed=1),
+        "tower": partial(RegionTextDataset, model, num_images=2, phrases_each=1, seed=1),
         "align": partial(ConversationDataset, model, sources=[scene_row, easy_vqa_row], seed=2),
         "tune": partial(ConversationDataset, model, sources=[scene_row, easy_vqa_row], seed=3),
         "spell": partial(SpeechDataset, SPEECH, num_clips=2, seed=4),
-        "hear": partial(ConversationDataset, model, sources=[scene_row, Sounds(SPEECH, 2)], seed=5),
+        "hear": partial(
+            ConversationDataset, model, sources=[scene_row, SpokenRows(SPEECH, 2)], seed=5
+        ),
         "structure": partial(
             ConversationDataset, model, sources=[partial(scene_row, num_structured=2)], seed=6
         ),
@@ -96,7 +93,7 @@ def small(make: Callable[..., Stage], model: ModelConfig) -> Stage:
 def small_recipe() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "tiny", tuple(partial(small, make) for make in RECIPES["tiny"]))
-        patch.setattr(recipes, "corpus", partial(corpus, 20))
+        patch.setattr(recipe, "corpus", partial(corpus, 20))
         yield
 
 
@@ -331,7 +328,7 @@ def test_only_hidden_answers_are_scored() -> None:
     """The loss of a model that knows the answers is 0, whatever it says anywhere else, and its
     draws decide it."""
     labels = torch.tensor([[-100, -100, 8, 9, 2, 1, 1, 1, -100, 7, 2, 1]])
-    batch = {name: torch.zeros_like(labels) for name in recipes.MODEL_INPUTS} | {
+    batch = {name: torch.zeros_like(labels) for name in MODEL_INPUTS} | {
         "input_ids": labels.clamp(min=5),
         "labels": labels,
         "importance": (labels > 1).float(),
@@ -403,7 +400,7 @@ def test_sounds_add_the_loss_of_their_drafts(tmp_path: Path) -> None:
     model = MMDiffModel(MMDiffConfig.of(config))
     train_tokenizer(corpus(20), 768).save(str(tmp_path / "tokenizer.json"))
     batch = ConversationDataset(
-        config, tmp_path / "tokenizer.json", [scene_row, Sounds(SPEECH, 3)], seed=0
+        config, tmp_path / "tokenizer.json", [scene_row, SpokenRows(SPEECH, 3)], seed=0
     )[0]
     grounder = GroundingHeads(model)
     value, metrics = grounded_loss("mean", config)(

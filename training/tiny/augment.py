@@ -1,5 +1,5 @@
-"""Changes to a log-mel spectrogram that leave its words as they are: another throat, another tempo,
-hidden parts.
+"""SpecAugment, vocal-tract length and tempo perturbation: changes to a log-mel spectrogram that
+leave its words as they are.
 
 Shapes: M mels, F frames.
 """

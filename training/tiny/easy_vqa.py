@@ -1,4 +1,4 @@
-"""easy-VQA: pictures of one shape with questions, from the `easy-vqa` package on PyPI (MIT, Victor
+"""easy-VQA: images of one shape with questions, from the `easy-vqa` package on PyPI (MIT, Victor
 Zhou).
 
 The train split is trained on, the test split only ever tested on.
@@ -16,7 +16,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class EasyVqaImage:
-    """A 64 x 64 pixel picture and its (question, answer) pairs."""
+    """A 64 x 64 pixel image and its (question, answer) pairs."""
 
     path: Path
     questions: tuple[tuple[str, str], ...]
@@ -27,7 +27,7 @@ class EasyVqaImage:
 
 @functools.cache
 def load(split: Literal["train", "test"]) -> tuple[EasyVqaImage, ...]:
-    """All pictures of a split, by number.
+    """All images of a split, by number.
 
     Raises:
         ImportError: the package is not installed.
@@ -46,6 +46,7 @@ def load(split: Literal["train", "test"]) -> tuple[EasyVqaImage, ...]:
     for question, answer, number in zip(*get_questions(), strict=True):
         asked.setdefault(number, []).append((question, answer))
     paths = get_paths()
-    return tuple(
-        EasyVqaImage(Path(paths[number]), tuple(asked[number])) for number in sorted(asked)
-    )
+    found = []
+    for number in sorted(asked):
+        found.append(EasyVqaImage(Path(paths[number]), tuple(asked[number])))
+    return tuple(found)

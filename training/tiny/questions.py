@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mmdiff import pipeline
 from mmdiff.training.tiny.scenes import (
     COLOURS,
     MAX_THINGS,
@@ -57,14 +58,18 @@ class Phrase:
     place: str | None = None
 
     def text(self) -> str:
-        adjectives = [word for word in (self.size, self.colour) if word]
+        adjectives = []
+        for word in (self.size, self.colour):
+            if word:
+                adjectives.append(word)
         noun = self.shape or "something"
-        head = (
-            _a(" ".join([*adjectives, noun]))
-            if self.shape
-            else " ".join([noun, " and ".join(adjectives)]).strip()
-        )
-        return f"{head} {_at(self.place)}" if self.place else head
+        if self.shape:
+            head = _a(" ".join([*adjectives, noun]))
+        else:
+            head = " ".join([noun, " and ".join(adjectives)]).strip()
+        if self.place:
+            return f"{head} {_at(self.place)}"
+        return head
 
 
 def describe(thing: Thing, scene: Scene) -> Phrase:
@@ -78,12 +83,15 @@ def holds(phrase: Phrase, scene: Scene) -> bool:
 
 
 def _matches(phrase: Phrase, scene: Scene) -> list[Thing]:
-    said = [(name, value) for name, value in vars(phrase).items() if value is not None]
-    return [
-        t
-        for t in scene.things
-        if all(getattr(describe(t, scene), name) == value for name, value in said)
-    ]
+    said = []
+    for name, value in vars(phrase).items():
+        if value is not None:
+            said.append((name, value))
+    found = []
+    for t in scene.things:
+        if all(getattr(describe(t, scene), name) == value for name, value in said):
+            found.append(t)
+    return found
 
 
 def _a(words: str) -> str:
@@ -98,7 +106,9 @@ def _at(where: str) -> str:
 
 
 def _plural(noun: str) -> str:
-    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    if noun.endswith("s"):
+        return f"{noun}es"
+    return f"{noun}s"
 
 
 # Questions
@@ -171,7 +181,9 @@ def _style(question: str, rng: Rng) -> str:
         question = question.replace("image", "picture")
     if rng.random() < 0.25:
         question = question[0].upper() + question[1:]
-    return question[:-1] if rng.random() < 0.1 else question
+    if rng.random() < 0.1:
+        return question[:-1]
+    return question
 
 
 def _noun(rng: Rng) -> str:
@@ -196,7 +208,9 @@ def _name(thing: Thing, scene: Scene, rng: Rng, hide: str = "") -> str | None:
         phrase = Phrase(**{attribute: getattr(thing, attribute) for attribute in say})
         if hide not in say and len(_matches(phrase, scene)) == 1:
             options.append(phrase)
-    return _words(pick(rng, options[:3]), rng) if options else None
+    if options:
+        return _words(pick(rng, options[:3]), rng)
+    return None
 
 
 def _words(phrase: Phrase, rng: Rng) -> str:
@@ -209,7 +223,10 @@ def _clear_place(thing: Thing, scene: Scene) -> bool:
     """Whether "at the top" and so on can mean this thing only: for "top", nothing else is "top
     left" either."""
     where = place(thing, scene)
-    others = [place(other, scene) for other in scene.things if other is not thing]
+    others = []
+    for other in scene.things:
+        if other is not thing:
+            others.append(place(other, scene))
     return all(where != other and (" " in where or where not in other.split()) for other in others)
 
 
@@ -223,7 +240,9 @@ def _ask_shape(scene: Scene, rng: Rng) -> Found:
     template = pick(
         rng, ("what is the {}?", "what shape is the {}?", "what is the shape of the {}?")
     )
-    return (template.format(name), thing.shape) if name else None
+    if name:
+        return (template.format(name), thing.shape)
+    return None
 
 
 def _ask_colour(scene: Scene, rng: Rng) -> Found:
@@ -234,7 +253,9 @@ def _ask_colour(scene: Scene, rng: Rng) -> Found:
         return f"what color is the {_noun(rng)} {_at(place(thing, scene))}?", thing.colour
     name = _name(thing, scene, rng, hide="colour")
     template = pick(rng, ("what color is the {}?", "what is the color of the {}?"))
-    return (template.format(name), thing.colour) if name else None
+    if name:
+        return (template.format(name), thing.colour)
+    return None
 
 
 def _ask_size(scene: Scene, rng: Rng) -> Found:
@@ -243,7 +264,9 @@ def _ask_size(scene: Scene, rng: Rng) -> Found:
     template = pick(
         rng, ("is the {} small or large?", "is the {} large or small?", "what size is the {}?")
     )
-    return (template.format(name), thing.size) if name else None
+    if name:
+        return (template.format(name), thing.size)
+    return None
 
 
 def _ask_where(scene: Scene, rng: Rng) -> Found:
@@ -257,7 +280,9 @@ def _ask_where(scene: Scene, rng: Rng) -> Found:
             "in which part of the image is the {}?",
         ),
     )
-    return (template.format(name), place(thing, scene)) if name else None
+    if name:
+        return (template.format(name), place(thing, scene))
+    return None
 
 
 def _ask_count(scene: Scene, rng: Rng) -> Found:
@@ -289,12 +314,14 @@ def _claim(scene: Scene, rng: Rng, true: bool) -> Phrase | None:
     elif true:
         phrase = Phrase(thing.shape, thing.colour)
     elif form < 0.75:
-        phrase = Phrase(thing.shape, other.colour)  # both are in the picture, but not together
+        phrase = Phrase(thing.shape, other.colour)  # both are in the image, but not together
     elif form < 0.87:
         phrase = Phrase(thing.shape, pick(rng, NAMES))
     else:
         phrase = Phrase(pick(rng, SHAPES), thing.colour)
-    return phrase if holds(phrase, scene) == true else None
+    if holds(phrase, scene) == true:
+        return phrase
+    return None
 
 
 def _exists(scene: Scene, rng: Rng, templates: tuple[str, ...], negated: bool) -> Found:
@@ -305,7 +332,9 @@ def _exists(scene: Scene, rng: Rng, templates: tuple[str, ...], negated: bool) -
     if phrase is None:
         return None
     noun = phrase.shape or ("shape" if rng.random() < 0.6 else _noun(rng))
-    bare = f"{phrase.colour} {noun}" if phrase.colour else noun
+    bare = noun
+    if phrase.colour:
+        bare = f"{phrase.colour} {noun}"
     return pick(rng, templates).format(a=_a(bare), bare=bare), answer
 
 
@@ -321,7 +350,9 @@ def _is(direction: str, one: Thing, other: Thing, scene: Scene) -> bool | None:
     """Whether `one` is left of (and so on) `other`; None where that is a close call."""
     axis, sign = DIRECTIONS[direction]
     offset = (one.centre[axis] - other.centre[axis]) / (scene.width, scene.height)[axis]
-    return sign * offset > 0 if abs(offset) >= MIN_MARGIN else None
+    if abs(offset) >= MIN_MARGIN:
+        return sign * offset > 0
+    return None
 
 
 def _pair(scene: Scene, rng: Rng) -> tuple[Thing, Thing] | None:
@@ -337,7 +368,8 @@ def _ask_relation(scene: Scene, rng: Rng) -> Found:
         return None
     direction = pick(rng, tuple(DIRECTIONS))
     true = _is(direction, *pair, scene)
-    one, other = (_name(thing, scene, rng) for thing in pair)
+    one = _name(pair[0], scene, rng)
+    other = _name(pair[1], scene, rng)
     if true is None or one is None or other is None:
         return None
     return f"is the {one} {direction} the {other}?", "yes" if true else "no"
@@ -347,9 +379,10 @@ def _ask_beside(scene: Scene, rng: Rng) -> Found:
     pair = _pair(scene, rng)
     if pair is None or len(scene.things) != 2:
         return None
-    true = [
-        d for d in ("to the left of", "to the right of", "above", "below") if _is(d, *pair, scene)
-    ]
+    true = []
+    for d in ("to the left of", "to the right of", "above", "below"):
+        if _is(d, *pair, scene):
+            true.append(d)
     name = _name(pair[1], scene, rng)
     if name is None or not true:
         return None
@@ -365,32 +398,40 @@ def _ask_same(scene: Scene, rng: Rng) -> Found:
     if found is None:
         return None
     (one, other), attribute, answer = found
-    word = "color" if attribute == "colour" else attribute
+    word = attribute
+    if attribute == "colour":
+        word = "color"
     if len(scene.things) == 2 and rng.random() < 0.4:
         return (
             f"{pick(rng, ('are the two objects', 'do the two objects have'))} the same {word}?",
             answer,
         )
-    names = [_name(thing, scene, rng, hide=attribute) for thing in (one, other)]
+    names = []
+    for thing in (one, other):
+        names.append(_name(thing, scene, rng, hide=attribute))
     template = pick(
         rng, ("do the {} and the {} have the same {}?", "are the {} and the {} the same {}?")
     )
-    return (template.format(*names, word), answer) if None not in names else None
+    if None not in names:
+        return (template.format(*names, word), answer)
+    return None
 
 
 def _likeness(scene: Scene, rng: Rng) -> tuple[tuple[Thing, Thing], str, str] | None:
     """Two things, an attribute, and whether it is the same. The wanted answer comes first: few
     pairs are the same."""
     answer, attribute = pick(rng, YES_NO), pick(rng, ("shape", "colour", "size"))
-    pairs = [(a, b) for i, a in enumerate(scene.things) for b in scene.things[i + 1 :]]
-    fit = [
-        (a, b)
-        for a, b in pairs
-        if (getattr(a, attribute) == getattr(b, attribute)) == (answer == "yes")
-    ]
-    return (
-        (pick(rng, fit), attribute, answer) if fit and rng.random() <= SAME_KEPT[answer] else None
-    )
+    pairs = []
+    for i, a in enumerate(scene.things):
+        for b in scene.things[i + 1 :]:
+            pairs.append((a, b))
+    fit = []
+    for a, b in pairs:
+        if (getattr(a, attribute) == getattr(b, attribute)) == (answer == "yes"):
+            fit.append((a, b))
+    if fit and rng.random() <= SAME_KEPT[answer]:
+        return (pick(rng, fit), attribute, answer)
+    return None
 
 
 SAME_KEPT = {"yes": 1.0, "no": 0.85}  # measured: evens out the answers over random scenes
@@ -431,7 +472,7 @@ FACTS = {  # fact: number of its values
     "same colour": 2,
     "same size": 2,
     "holds": 2,  # whether the answer to a question that compares two things is yes
-    # Of the thing that a picture's token shows: is its centre there; how many are of its shape, of
+    # Of the thing that an image's token shows: is its centre there; how many are of its shape, of
     # its colour?
     "centre": 2,
     "of its shape": MAX_THINGS + 1,
@@ -479,7 +520,9 @@ def _refer_by_name(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     """The red circle."""
     thing = pick(rng, scene.things)
     name = _name(thing, scene, rng)
-    return GroundingPhrase(f"the {name}", facts_of([thing], scene)) if name else None
+    if name:
+        return GroundingPhrase(f"the {name}", facts_of([thing], scene))
+    return None
 
 
 def _refer_by_claim(scene: Scene, rng: Rng) -> GroundingPhrase | None:
@@ -524,7 +567,9 @@ def _refer_to_pair(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     """The red circle and the star; or as questions begin, such as: is the red circle left of the
     star."""
     pair = _pair(scene, rng)
-    names = [_name(thing, scene, rng) for thing in pair or ()]
+    names = []
+    for thing in pair or ():
+        names.append(_name(thing, scene, rng))
     if pair is None or None in names:
         return None
     if rng.random() < 0.3:
@@ -541,23 +586,29 @@ def _refer_by_likeness(scene: Scene, rng: Rng) -> GroundingPhrase | None:
     if found is None:
         return None
     pair, attribute, answer = found
-    names = [_name(thing, scene, rng, hide=attribute) for thing in pair]
+    names = []
+    for thing in pair:
+        names.append(_name(thing, scene, rng, hide=attribute))
     if None in names:
         return None
     verb, after = pick(rng, (("do", " have the same {}"), ("are", " the same {}")))
     facts = facts_of_pair(*pair, scene, holds=answer == "yes")
-    word = "color" if attribute == "colour" else attribute
+    word = attribute
+    if attribute == "colour":
+        word = "color"
     return GroundingPhrase(f"{verb} the {names[0]} and the {names[1]}", facts, after.format(word))
 
 
 def facts_of(things: Sequence[Thing], scene: Scene) -> Facts:
     """What is the same of all the things, and their number."""
     ranked, names = reading_order(scene), (*ATTRIBUTES, "column", "row", "rank")
-    rows = [
-        (*_codes(describe(thing, scene)), *_cell(thing, scene), ranked.index(thing))
-        for thing in things
-    ]
-    same = {fact: of[0] for fact, *of in zip(names, *rows, strict=True) if len(set(of)) == 1}
+    rows = []
+    for thing in things:
+        rows.append((*_codes(describe(thing, scene)), *_cell(thing, scene), ranked.index(thing)))
+    same = {}
+    for fact, *of in zip(names, *rows, strict=True):
+        if len(set(of)) == 1:
+            same[fact] = of[0]
     return tell({**same, "number": len(things)})
 
 
@@ -588,13 +639,17 @@ def _cell(thing: Thing, scene: Scene) -> tuple[int, ...]:
 
 CAPTION_PROMPTS: dict[Length, tuple[str, ...]] = {  # the first of each is the one to test with
     "word": (
-        "Describe the picture in one word.",
+        pipeline.CAPTION_PROMPTS["word"],
         "Name the main object in one word.",
         "What is it? One word.",
     ),
-    "short": ("Describe the picture briefly.", "Write a short caption.", "What is in the picture?"),
+    "short": (
+        pipeline.CAPTION_PROMPTS["short"],
+        "Write a short caption.",
+        "What is in the picture?",
+    ),
     "long": (
-        "Describe the picture in detail.",
+        pipeline.CAPTION_PROMPTS["long"],
         "Write a long caption.",
         "Describe every object in the picture.",
     ),
@@ -623,10 +678,12 @@ def captions(scene: Scene, rng: Rng | None = None) -> dict[Length, str]:
     if len(things) <= 3:
         short = _join([Phrase(thing.shape, thing.colour).text() for thing in things])
     else:
-        listed = [
-            _a(shape) if len(alike) == 1 else f"{len(alike)} {_plural(shape)}"
-            for shape, alike in _groups(scene)
-        ]
+        listed = []
+        for shape, alike in _groups(scene):
+            if len(alike) == 1:
+                listed.append(_a(shape))
+            else:
+                listed.append(f"{len(alike)} {_plural(shape)}")
         short = f"{len(things)} objects: {_join(listed)}"
     return {
         "word": main.shape,
@@ -644,19 +701,24 @@ def _groups(scene: Scene) -> list[tuple[str, list[Thing]]]:
 def caption_spans(caption: str, scene: Scene) -> list[tuple[int, int, Facts]]:
     """Where a caption of `scene` speaks of which things: first and last + 1 character, and what is
     so of them."""
-    about = [[thing] for thing in reading_order(scene)]
+    about = []
+    for thing in reading_order(scene):
+        about.append([thing])
     if ":" in caption:
         about = [list(scene.things), *(things for _, things in _groups(scene))]
     parts = list(re.finditer(r"(?:(?!, | and |: ).)+", caption))
     if len(parts) != len(about):
         return []
-    return [
-        (*part.span(), facts_of(things, scene)) for part, things in zip(parts, about, strict=True)
-    ]
+    found = []
+    for part, things in zip(parts, about, strict=True):
+        found.append((*part.span(), facts_of(things, scene)))
+    return found
 
 
 def _join(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    if len(parts) == 1:
+        return parts[0]
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def caption_facts(text: str) -> Counter[Fact]:
@@ -747,7 +809,10 @@ def phrases(scene: Scene, rng: Rng, count: int) -> list[Phrase]:
         phrase = replace(full, **{name: None for name in ATTRIBUTES if name not in kept})
         if i % 2 == 1:
             changed = pick(rng, sorted(kept))
-            others = [value for value in ATTRIBUTES[changed] if value != getattr(full, changed)]
+            others = []
+            for value in ATTRIBUTES[changed]:
+                if value != getattr(full, changed):
+                    others.append(value)
             phrase = replace(phrase, **{changed: pick(rng, others)})
         made.append(phrase)
     return made

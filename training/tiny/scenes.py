@@ -1,7 +1,7 @@
-"""Pictures of coloured shapes whose contents are known exactly: what mmdiff's small models train
+"""Images of coloured shapes whose contents are known exactly: what mmdiff's small models train
 and are tested on.
 
-A `Scene` says what is in a picture, `random_scene` makes one from a seed, `draw` paints it. Colours
+A `Scene` says what is in an image, `random_scene` makes one from a seed, `draw` paints it. Colours
 and shapes keep the names that easy-VQA gives them, and add to them; no file of easy-VQA is read.
 All lengths are pixels.
 
@@ -56,7 +56,7 @@ VALID_SEEDS = range(2 * 10**9, 3 * 10**9)
 
 MIN_SIDE, MAX_SIDE = 64, 160  # pixels
 MAX_THINGS = 6
-SMALL = (0.16, 0.21)  # longest side of a thing, as a share of the picture's longer side
+SMALL = (0.16, 0.21)  # longest side of a thing, as a share of the image's longer side
 LARGE = (0.3, 0.42)
 BANDS = (
     (0.0, 0.273),
@@ -102,7 +102,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's contents; later things are drawn over earlier ones."""
+    """An image's contents; later things are drawn over earlier ones."""
 
     width: int
     height: int
@@ -111,17 +111,19 @@ class Scene:
 
 
 def place(thing: Thing, scene: Scene) -> str:
-    """The ninth of the picture that holds the thing's centre, one of `PLACES`."""
+    """The ninth of the image that holds the thing's centre, one of `PLACES`."""
     column, row = _ninth(thing, scene)
     return PLACES[3 * row + column]
 
 
 def _ninth(thing: Thing, scene: Scene) -> tuple[int, int]:
     x, y = thing.centre
-    column, row = (
-        min(max(int(3 * at / side), 0), 2) for at, side in ((x, scene.width), (y, scene.height))
-    )
-    return column, row
+    return _third(x, scene.width), _third(y, scene.height)
+
+
+def _third(at: float, side: int) -> int:
+    """Which third of a side a coordinate lies in: 0, 1 or 2."""
+    return min(max(int(3 * at / side), 0), 2)
 
 
 def reading_order(scene: Scene) -> list[Thing]:
@@ -139,20 +141,21 @@ def reading_order(scene: Scene) -> list[Thing]:
 
 def scene_json(scene: Scene) -> dict[str, Any]:
     """The contents as plain data, things in reading order."""
-    objects = [
-        {
-            "shape": thing.shape,
-            "colour": thing.colour,
-            "size": thing.size,
-            "place": place(thing, scene),
-        }
-        for thing in reading_order(scene)
-    ]
+    objects = []
+    for thing in reading_order(scene):
+        objects.append(
+            {
+                "shape": thing.shape,
+                "colour": thing.colour,
+                "size": thing.size,
+                "place": place(thing, scene),
+            }
+        )
     return {"objects": objects, "count": len(objects)}
 
 
 def example(seed: int, count: int | None = None) -> tuple[Image.Image, Scene, np.random.Generator]:
-    """The picture and scene of a seed, and the generator to go on with (for questions); `count`
+    """The image and scene of a seed, and the generator to go on with (for questions); `count`
     fixes the things."""
     rng = np.random.default_rng(seed)
     scene = random_scene(rng, count)
@@ -183,7 +186,10 @@ def random_scene(
     rng = np.random.default_rng(seed)
     width, height = _sides(rng, *sides)
     if count is None:
-        count = 1 if rng.random() < 0.25 else 2 + int(rng.random() * (MAX_THINGS - 1))
+        if rng.random() < 0.25:
+            count = 1
+        else:
+            count = 2 + int(rng.random() * (MAX_THINGS - 1))
     shapes, colours = _palette(rng, SHAPES), _palette(rng, tuple(COLOURS))
     things: list[Thing] = []
     for _ in range(count):
@@ -199,11 +205,14 @@ def random_scene(
 
 
 def _sides(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
-    width, height = (low + int(rng.random() * (high - low + 1)) for _ in range(2))
+    width = _between_inclusive(rng, low, high)
+    height = _between_inclusive(rng, low, high)
     form = rng.random()
     if form < 0.15:
         return low, low
-    return (width, width) if form < 0.3 else (width, height)
+    if form < 0.3:
+        return (width, width)
+    return (width, height)
 
 
 def _palette(rng: np.random.Generator, options: tuple[str, ...]) -> tuple[str, ...]:
@@ -225,11 +234,9 @@ def _fit(
 ) -> Thing | None:
     """A thing that leaves the others visible, or None; it turns small when no large one fits."""
     longer, shorter = max(width, height), min(width, height)
-    size = (
-        "large"
-        if 0.8 * shorter >= 0.3 * longer and rng.random() < (0.5 if len(others) < 3 else 0.35)
-        else "small"
-    )
+    size = "small"
+    if 0.8 * shorter >= 0.3 * longer and rng.random() < (0.5 if len(others) < 3 else 0.35):
+        size = "large"
     for attempt in range(tries):
         if attempt == tries // 2:
             size = "small"
@@ -253,10 +260,12 @@ def _box(rng: np.random.Generator, shape: str, longest: float) -> tuple[int, int
 
 
 def _centre(rng: np.random.Generator, length: int, side: int) -> float:
-    """A centre along one side, well inside a third; one in ten may have the picture's edge cut off
+    """A centre along one side, well inside a third; one in ten may have the image's edge cut off
     5 % of the thing."""
     margin = (0.45 if rng.random() < 0.1 else 0.5) * length / side
-    bands = [(max(low, margin), min(high, 1 - margin)) for low, high in BANDS]
+    bands = []
+    for low, high in BANDS:
+        bands.append((max(low, margin), min(high, 1 - margin)))
     return side * _between(rng, *pick(rng, [(low, high) for low, high in bands if low <= high]))
 
 
@@ -280,8 +289,15 @@ def _welcome(thing: Thing, others: list[Thing], width: int) -> bool:
 
 
 def _tone(rng: np.random.Generator, low: int, high: int) -> Colour:
-    r, g, b = (low + int(rng.random() * (high - low + 1)) for _ in range(3))
+    r = _between_inclusive(rng, low, high)
+    g = _between_inclusive(rng, low, high)
+    b = _between_inclusive(rng, low, high)
     return r, g, b
+
+
+def _between_inclusive(rng: np.random.Generator, low: int, high: int) -> int:
+    """A whole number, both bounds among those that can be drawn."""
+    return low + int(rng.random() * (high - low + 1))
 
 
 def _random_background(
@@ -289,12 +305,17 @@ def _random_background(
 ) -> Background:
     """A background that all the colours stand out from: pale ones, as in easy-VQA, always do."""
     busy = rng.random() < 0.45
-    kind: Any = pick(rng, BUSY) if busy else "plain"
+    kind: Any = "plain"
+    if busy:
+        kind = pick(rng, BUSY)
     pale = rng.random() < (0.4 if busy else 0.65)
     period, angle = 4 + int(rng.random() * 17), math.pi * rng.random()
     reach = {"plain": 0, "gradient": 60, "noise": 26}.get(kind, 30)  # low contrast within itself
     for _ in range(tries):
-        first = _tone(rng, 225, 255) if pale else _tone(rng, 15, 200)
+        if pale:
+            first = _tone(rng, 225, 255)
+        else:
+            first = _tone(rng, 15, 200)
         shift = _tone(rng, -reach, reach)
         second = _clip(first, shift)
         middle = _clip(first, (shift[0] // 2, shift[1] // 2, shift[2] // 2))
@@ -308,7 +329,7 @@ def _random_background(
 
 
 def _clip(colour: Colour, shift: Colour) -> Colour:
-    r, g, b = (min(max(channel + by, 0), 255) for channel, by in zip(colour, shift, strict=True))
+    r, g, b = np.clip(np.add(colour, shift), 0, 255).tolist()
     return r, g, b
 
 
@@ -318,7 +339,10 @@ def _clip(colour: Colour, shift: Colour) -> Colour:
 def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """Paint the scene in RGB; `rng` chooses what the scene leaves open: smooth edges or not, hues,
     noise, thickness."""
-    scale = 4 if rng.random() < 0.5 else 1  # easy-VQA's edges are not smooth
+    # easy-VQA's edges are not smooth
+    scale = 1
+    if rng.random() < 0.5:
+        scale = 4
     image = Image.fromarray(_paint_background(scene, rng))
     for thing in scene.things:
         mask = _mask(thing, scale, rng.random())
@@ -378,15 +402,23 @@ def _mask(thing: Thing, scale: int, thickness: float) -> Image.Image:
         pen.rectangle((0, arm, w, h - arm), fill=255)
     else:
         pen.polygon([(x * w, y * h) for x, y in STAR], fill=255)
-    return mask.reduce(scale) if scale > 1 else mask
+    if scale > 1:
+        return mask.reduce(scale)
+    return mask
 
 
 def _star(inner: float) -> list[tuple[float, float]]:
     """Corners of a five-pointed star that fills the unit square; `inner` is the dents' share of the
     points' radius."""
-    turns = [(math.pi * i / 5, 1.0 if i % 2 == 0 else inner) for i in range(10)]
-    corners = [(radius * math.sin(turn), -radius * math.cos(turn)) for turn, radius in turns]
-    spans = [(min(axis), max(axis)) for axis in zip(*corners, strict=True)]
+    turns = []
+    for i in range(10):
+        turns.append((math.pi * i / 5, 1.0 if i % 2 == 0 else inner))
+    corners = []
+    for turn, radius in turns:
+        corners.append((radius * math.sin(turn), -radius * math.cos(turn)))
+    spans = []
+    for axis in zip(*corners, strict=True):
+        spans.append((min(axis), max(axis)))
     (left, right), (top, bottom) = spans
     return [((x - left) / (right - left), (y - top) / (bottom - top)) for x, y in corners]
 

@@ -34,7 +34,7 @@ SEEDS: dict[Split, range] = {"train": TRAIN_SEEDS, "valid": VALID_SEEDS, "test":
 
 @dataclass(frozen=True)
 class Clip:
-    """A sentence and its sound at 16 kHz."""
+    """A sentence and its audio at 16 kHz."""
 
     text: str
     voice: Voice
@@ -50,8 +50,8 @@ def clip(seed: int, text: str | None = None, indoors: bool = True) -> Clip:
     """
     rng = np.random.default_rng((seed, 1))
     said, voice = text or sentence(rng), draw_voice(_split(seed), rng)
-    sound = say(said, voice, rng)
-    return Clip(said, voice, in_a_room(sound, rng) if indoors else sound)
+    samples = say(said, voice, rng)
+    return Clip(said, voice, in_a_room(samples, rng) if indoors else samples)
 
 
 def reader(seed: int) -> Voice:
@@ -87,14 +87,18 @@ class Speech:
     def _shards(
         self,
     ) -> list[tuple[np.ndarray[tuple[int, int], np.dtype[np.float16]], list[tuple[str, int, int]]]]:
-        folders = [_shard(self.folder, number) for number in range(-(-self.count // SHARD))]
-        return [
-            (
-                np.load(folder / "mels.npy", mmap_mode="r"),
-                json.loads((folder / "clips.json").read_text()),
+        folders = []
+        for number in range(-(-self.count // SHARD)):
+            folders.append(_shard(self.folder, number))
+        found = []
+        for folder in folders:
+            found.append(
+                (
+                    np.load(folder / "mels.npy", mmap_mode="r"),
+                    json.loads((folder / "clips.json").read_text()),
+                )
             )
-            for folder in folders
-        ]
+        return found
 
 
 def prepare(
@@ -103,10 +107,15 @@ def prepare(
     """Make the clips that `folder` does not hold yet; stop at any time, finished shards are
     kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [n for n in range(-(-count // SHARD)) if not _shard(folder, n).is_dir()]
+    missing = []
+    for n in range(-(-count // SHARD)):
+        if not _shard(folder, n).is_dir():
+            missing.append(n)
     if missing:
         first = SEEDS[split].start
-        seeds = [range(first + n * SHARD, first + (n + 1) * SHARD) for n in missing]
+        seeds = []
+        for n in missing:
+            seeds.append(range(first + n * SHARD, first + (n + 1) * SHARD))
         with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
             made = pool.map(
                 _make_shard, [folder] * len(missing), [num_mels] * len(missing), missing, seeds
@@ -117,7 +126,8 @@ def prepare(
 
 
 def _make_shard(folder: Path, num_mels: int, number: int, seeds: Sequence[int]) -> None:
-    frames, clips, end = [], [], 0
+    frames, clips = [], []
+    end = 0
     for seed in seeds:
         made = clip(seed)
         mel = log_mel_spectrogram(made.samples, num_mels).T.half().numpy()

@@ -30,17 +30,17 @@ from mmdiff.training.tiny.scenes import (
 
 Schema = dict[str, Any]
 FIELDS = {"shape": SHAPES, "colour": tuple(COLOURS), "size": SIZES, "place": PLACES}
-ROOMS = (2, 4, 8)  # positions of a string that may be anything
+LENGTHS = (2, 4, 8)  # positions of a string that may be anything
 
 
 @dataclass(frozen=True)
 class AnswerPart:
-    """A literal, or a value whose slot has at least `room` positions (of 0, as many as the value's
-    tokens)."""
+    """A literal, or a value whose slot has at least `length` positions (of 0, as many as the
+    value's tokens)."""
 
     text: str
     slot: bool = False
-    room: int = 0
+    length: int = 0
     alike: Sequence[str] = ()  # all that may stand in the slot, which fits the longest
     facts: Facts | None = None
 
@@ -49,7 +49,9 @@ def scene_schema(fields: Sequence[str] = tuple(FIELDS), count: bool = True) -> S
     """What `scenes.scene_json` gives, or some of it."""
     thing = closed({name: {"type": "string", "enum": list(FIELDS[name])} for name in fields})
     things = {"type": "array", "items": thing, "minItems": 1, "maxItems": MAX_THINGS}
-    number = {"count": {"type": "integer", "minimum": 1, "maximum": MAX_THINGS}} if count else {}
+    number = {}
+    if count:
+        number = {"count": {"type": "integer", "minimum": 1, "maximum": MAX_THINGS}}
     return closed({"objects": things, **number})
 
 
@@ -84,7 +86,9 @@ def _by_shape(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
     found: dict[str, str] = {}
     for thing in reading_order(scene):
         found.setdefault(thing.shape, thing.colour)
-    shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[: 2 + int(rng.random() * 3)]]
+    shapes = []
+    for i in rng.permutation(len(SHAPES))[: 2 + int(rng.random() * 3)]:
+        shapes.append(SHAPES[i])
     maybe = {"enum": [*COLOURS, None]}
     return closed(dict.fromkeys(shapes, maybe)), {shape: found.get(shape) for shape in shapes}
 
@@ -102,8 +106,12 @@ def _first(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
 def _present(scene: Scene, rng: np.random.Generator) -> tuple[Schema, Any]:
     """Which of some shapes or colours are there."""
     attribute, options = pick(rng, (("shape", SHAPES), ("colour", tuple(COLOURS))))
-    there = {getattr(thing, attribute) for thing in scene.things}
-    asked = [options[i] for i in rng.permutation(len(options))[: 2 + int(rng.random() * 4)]]
+    there = set()
+    for thing in scene.things:
+        there.add(getattr(thing, attribute))
+    asked = []
+    for i in rng.permutation(len(options))[: 2 + int(rng.random() * 4)]:
+        asked.append(options[i])
     return closed({name: {"type": "boolean"} for name in asked}), {
         name: name in there for name in asked
     }
@@ -122,24 +130,27 @@ def structured(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Answer
     """A prompt for the scene as JSON, its answer in parts, and how many of them are laid out as a
     scaffold."""
     way = rng.random()
-    form = (
-        FORMS[int(rng.choice(len(FORMS), p=[share for _, share in FORMS]))][0]
-        if way < SCAFFOLDS
-        else _listed
-    )
+    form: Callable[[Scene, np.random.Generator], tuple[Schema, Any]] = _listed
+    if way < SCAFFOLDS:
+        form = FORMS[int(rng.choice(len(FORMS), p=[share for _, share in FORMS]))][0]
     schema, value = form(scene, rng)
-    mixed = [
-        f"/{name}" for name, each in schema["properties"].items() if None in each.get("enum", ())
-    ]
-    parts = [_part(piece, schema, scene, rng) for piece in pieces(value, mixed)]
-    ends = [
-        number
-        for number, part in enumerate(parts)
-        if not part.slot and ("]" in part.text or "},{" in part.text)
-    ]
-    laid_out = (
-        len(parts) if way < SCAFFOLDS else pick(rng, ends) if way < SCAFFOLDS + DECISIONS else 0
-    )
+    mixed = []
+    for name, each in schema["properties"].items():
+        if None in each.get("enum", ()):
+            mixed.append(f"/{name}")
+    parts = []
+    for piece in pieces(value, mixed):
+        parts.append(_part(piece, schema, scene, rng))
+    ends = []
+    for number, part in enumerate(parts):
+        if not part.slot and ("]" in part.text or "},{" in part.text):
+            ends.append(number)
+    if way < SCAFFOLDS:
+        laid_out = len(parts)
+    elif way < SCAFFOLDS + DECISIONS:
+        laid_out = pick(rng, ends)
+    else:
+        laid_out = 0
     return EXTRACT_PROMPT.format(outline(schema)), parts, laid_out
 
 
@@ -147,14 +158,19 @@ def _part(piece: Piece, schema: Schema, scene: Scene, rng: np.random.Generator) 
     keys = piece.path.split("/")[1:]
     facts = None
     if len(keys) >= 2 and keys[0] in ("objects", "first"):
-        number = int(keys[1]) if keys[0] == "objects" else 0
+        number = 0
+        if keys[0] == "objects":
+            number = int(keys[1])
         facts = facts_of([reading_order(scene)[number]], scene)
     if not piece.slot:
         return AnswerPart(piece.text, facts=None)
     for key in keys:
-        schema = schema["items"] if key.isdigit() else schema["properties"][key]
+        if key.isdigit():
+            schema = schema["items"]
+        else:
+            schema = schema["properties"][key]
     if rng.random() < 0.2 and schema.get("type") == "string":
-        return AnswerPart(piece.text, True, pick(rng, ROOMS), facts=facts)
+        return AnswerPart(piece.text, True, pick(rng, LENGTHS), facts=facts)
     spelled = (dumps(each) for each in schema.get("enum", ()))
     quoted = piece.text.startswith('"') or "type" not in schema
     return AnswerPart(

@@ -1,5 +1,5 @@
-"""Voices that read sentences aloud, each for training, for validation or for the test, and what a
-room does to a sound.
+"""Text-to-speech voices, each for training, for validation or for the test, and the acoustics of a
+room.
 
 The voices are programs of their own: espeak-ng, flite and festival (Debian packages of the same
 names, and festvox-us-slt-hts). No voice, accent or variant of one split is heard in another.
@@ -36,11 +36,11 @@ class Voice:
 
 
 def _espeak(accents: str, variants: str) -> tuple[Voice, ...]:
-    return tuple(
-        Voice("espeak-ng", f"{accent}+{variant}")
-        for accent in accents.split()
-        for variant in variants.split()
-    )
+    found = []
+    for accent in accents.split():
+        for variant in variants.split():
+            found.append(Voice("espeak-ng", f"{accent}+{variant}"))
+    return tuple(found)
 
 
 # Natural voices are recordings of one person each (kal, awb, rms, slt); slt is heard in the test
@@ -53,9 +53,9 @@ NATURAL: dict[Split, tuple[Voice, ...]] = {
 FORMANT: dict[Split, tuple[Voice, ...]] = {
     "train": _espeak(
         "en-us en-gb en-029 en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd",
-        "m1 m2 m3 m4 m5 m7 m8 f1 f2 f3 f4 klatt klatt2 klatt4 adam Alex Andy Annie belinda benjamin david Denis Diogo "
-        "ed edward Gene Henrique Hugo Iven Jacky john Lee linda Marco Mario Michael mike paul pedro quincy rob robert "
-        "steph travis victor zac anika",
+        "m1 m2 m3 m4 m5 m7 m8 f1 f2 f3 f4 klatt klatt2 klatt4 adam Alex Andy Annie belinda "
+        "benjamin david Denis Diogo ed edward Gene Henrique Hugo Iven Jacky john Lee linda Marco "
+        "Mario Michael mike paul pedro quincy rob robert steph travis victor zac anika",
     ),
     "valid": _espeak("en-us en-gb", "Andrea boris steph2"),
     "test": _espeak("en-gb-x-rp en-us-nyc", "f5 m6 klatt3 Alicia max sandro Nguyen"),
@@ -77,7 +77,8 @@ def say(text: str, voice: Voice, rng: Rng) -> Samples:
     Raises:
         MMDiffError: the program is not installed, or says nothing.
     """
-    speed, pitch, words = 0.85 + 0.35 * rng.random(), 0.85 + 0.3 * rng.random(), pronounced(text)
+    speed, pitch = 0.85 + 0.35 * rng.random(), 0.85 + 0.3 * rng.random()
+    words = pronounced(text)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "said.wav"
         command = {
@@ -119,37 +120,37 @@ def say(text: str, voice: Voice, rng: Rng) -> Samples:
         return load_audio(file)
 
 
-def in_a_room(sound_S: Samples, rng: Rng) -> Samples:
-    """The sound with a pause before and after it and, at random, an echo, a telephone's band, and
+def in_a_room(samples_S: Samples, rng: Rng) -> Samples:
+    """The samples with a pause before and after it and, at random, an echo, a telephone's band, and
     noise."""
-    sound_S = np.pad(sound_S, [int(SAMPLE_RATE * 0.4 * rng.random()) for _ in range(2)])
+    samples_S = np.pad(samples_S, [int(SAMPLE_RATE * 0.4 * rng.random()) for _ in range(2)])
     if rng.random() < 0.3:
-        sound_S = echo(sound_S, seconds=0.1 + 0.4 * rng.random(), rng=rng)
+        samples_S = echo(samples_S, seconds=0.1 + 0.4 * rng.random(), rng=rng)
     if rng.random() < 0.25:
-        sound_S = telephone(sound_S)
-    level = 10 ** (-0.05 * (3 + 20 * rng.random())) / max(float(np.abs(sound_S).max()), 1e-4)
-    sound_S = sound_S * np.float32(level)
+        samples_S = telephone(samples_S)
+    level = 10 ** (-0.05 * (3 + 20 * rng.random())) / max(float(np.abs(samples_S).max()), 1e-4)
+    samples_S = samples_S * np.float32(level)
     if rng.random() < 0.5:
-        sound_S = noisy(sound_S, ratio=8 + 27 * rng.random(), rng=rng)
-    return np.clip(sound_S, -1, 1).astype(np.float32)
+        samples_S = noisy(samples_S, ratio=8 + 27 * rng.random(), rng=rng)
+    return np.clip(samples_S, -1, 1).astype(np.float32)
 
 
-def echo(sound_S: Samples, seconds: float, rng: Rng) -> Samples:
+def echo(samples_S: Samples, seconds: float, rng: Rng) -> Samples:
     """Reverberation that falls by 60 dB in so many seconds, of random reflections behind the direct
-    sound."""
+    ones."""
     count = int(SAMPLE_RATE * seconds)
     falling = np.exp(-6.9 * np.arange(count) / count)
     response = rng.standard_normal(count) * falling * (0.03 + 0.07 * rng.random())
     response[0] = 1.0
-    size = len(sound_S) + count
-    return np.fft.irfft(np.fft.rfft(sound_S, size) * np.fft.rfft(response, size), size).astype(
+    size = len(samples_S) + count
+    return np.fft.irfft(np.fft.rfft(samples_S, size) * np.fft.rfft(response, size), size).astype(
         np.float32
     )
 
 
-def telephone(sound_S: Samples) -> Samples:
+def telephone(samples_S: Samples) -> Samples:
     """8 kHz, 300 to 3,400 Hz, 8 bits of mu-law."""
-    narrow = resample(sound_S, SAMPLE_RATE, 8000)
+    narrow = resample(samples_S, SAMPLE_RATE, 8000)
     spectrum, hertz = np.fft.rfft(narrow), np.fft.rfftfreq(len(narrow), 1 / 8000)
     spectrum[(hertz < 300) | (hertz > 3400)] = 0
     narrow = np.clip(np.fft.irfft(spectrum, len(narrow)), -1, 1)
@@ -162,10 +163,10 @@ def telephone(sound_S: Samples) -> Samples:
     )
 
 
-def noisy(sound_S: Samples, ratio: float, rng: Rng) -> Samples:
-    """With noise `ratio` decibels below the sound: white, or falling towards high tones."""
-    spectrum = np.fft.rfft(rng.standard_normal(len(sound_S)))
+def noisy(samples_S: Samples, ratio: float, rng: Rng) -> Samples:
+    """With noise `ratio` decibels below the voice: white, or falling towards high tones."""
+    spectrum = np.fft.rfft(rng.standard_normal(len(samples_S)))
     spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** (0.5 * rng.random() * 2)
-    noise = np.fft.irfft(spectrum, len(sound_S))
-    loudness = np.sqrt(np.mean(sound_S**2)) / max(float(np.sqrt(np.mean(noise**2))), 1e-9)
-    return (sound_S + noise * loudness * 10 ** (-ratio / 20)).astype(np.float32)
+    noise = np.fft.irfft(spectrum, len(samples_S))
+    loudness = np.sqrt(np.mean(samples_S**2)) / max(float(np.sqrt(np.mean(noise**2))), 1e-9)
+    return (samples_S + noise * loudness * 10 ** (-ratio / 20)).astype(np.float32)

@@ -65,10 +65,10 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     parts = {"q_proj": queries, "k_proj": keys, "v_proj": values}
     if name.endswith("bias"):
         del parts["k_proj"]  # Whisper's keys have none; the stored one is zero
-    return {
-        name.replace("self_attention.linear_0", f"self_attn.{part}"): piece
-        for part, piece in parts.items()
-    }
+    found = {}
+    for part, piece in parts.items():
+        found[name.replace("self_attention.linear_0", f"self_attn.{part}")] = piece
+    return found
 
 
 def read_ctranslate2(data: bytes) -> Iterator[tuple[str, Tensor]]:

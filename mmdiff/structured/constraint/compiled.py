@@ -142,12 +142,15 @@ class CompiledSchema:
             chosen = rng.choice(walk.pending)
             decisions[chosen.name] = rng.choice(chosen.options)
         walk = self.tree.walk(decisions)
-        return walk if len(walk.pieces) < 2000 else None
+        if len(walk.pieces) < 2000:
+            return walk
+        return None
 
     def _repaired(self, canvas: Template, texts: list[str]) -> Filled:
         """The same with as few slots changed as may be, in the smallest part that is at fault; else
         the witness."""
-        now, faults, rng = list(texts), self._faults(texts), random.Random(0)
+        now, faults = list(texts), self._faults(texts)
+        rng = random.Random(0)
         for _ in range(PARTS):
             better = next(self._better(canvas, now, faults, rng), None)
             if better is None:
@@ -167,11 +170,10 @@ class CompiledSchema:
     ) -> Iterator[tuple[list[str], list[str]]]:
         """Texts with fewer faults, those first that change little of little."""
         for scope in _scopes(faults):
-            inside = [
-                number
-                for number, piece in enumerate(canvas.pieces)
-                if not isinstance(piece, str) and _within(piece.path, scope)
-            ]
+            inside = []
+            for number, piece in enumerate(canvas.pieces):
+                if not isinstance(piece, str) and _within(piece.path, scope):
+                    inside.append(number)
             for other in itertools.islice(_others(canvas, texts, inside, rng), REPAIRS):
                 if len(left := self._faults(other)) < len(faults):
                     yield other, left
@@ -181,7 +183,9 @@ class CompiledSchema:
             value = self.read("".join(texts))
         except ValueError:
             return [""]
-        return [] if self.fits(value) else self.where(value)
+        if self.fits(value):
+            return []
+        return self.where(value)
 
     def _stand_in(self) -> Filled:
         text = _spell(self.witness, self.words)
@@ -273,11 +277,11 @@ def _compiled(
     except jsonschema_rs.ValidationError as error:
         where = reduce(pointer, error.instance_path, "")
         raise UnsupportedSchemaError(
-            f"it is no valid JSON Schema: {error.message[:200]}{_older(schema)}", where
+            f"it is not a valid JSON Schema: {error.message[:200]}{_older(schema)}", where
         ) from None
     except jsonschema_rs.ReferencingError as error:
         raise UnsupportedSchemaError(
-            f"it is no valid JSON Schema: {str(error).splitlines()[0][:200]}"
+            f"it is not a valid JSON Schema: {str(error).splitlines()[0][:200]}"
         ) from None
     except (RecursionError, OverflowError, MemoryError):
         raise SchemaTooLargeError("it is nested too deeply, or its numbers are too large") from None
@@ -285,7 +289,7 @@ def _compiled(
         raise
     except (ValueError, TypeError) as error:
         raise UnsupportedSchemaError(
-            f"it is no JSON Schema: {str(error).splitlines()[0][:200]}"
+            f"it is not a JSON Schema: {str(error).splitlines()[0][:200]}"
         ) from None
     return made
 
@@ -321,10 +325,9 @@ class _Check:
 def _where(validator: Any, value: Any) -> list[str]:
     """Where the validator finds faults in a value; the whole of it, where the type's own check
     does."""
-    found = [
-        reduce(pointer, error.instance_path, "")
-        for error in itertools.islice(validator.iter_errors(value), 20)
-    ]
+    found = []
+    for error in itertools.islice(validator.iter_errors(value), 20):
+        found.append(reduce(pointer, error.instance_path, ""))
     return found or [""]
 
 
@@ -333,7 +336,8 @@ def _first(error: Exception) -> str:
     if isinstance(error, ValidationError):
         told = error.errors(include_url=False, include_context=False)[0]
         where = reduce(pointer, told["loc"], "")
-        return f"at {where or 'the root'} of the value: {told['msg']} (given {str(told['input'])[:80]!r})"
+        given = str(told["input"])[:80]
+        return f"at {where or 'the root'} of the value: {told['msg']} (given {given!r})"
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -364,16 +368,21 @@ def _words(
     walk: Expansion, rng: random.Random, times: int, deadline: CompileLimits
 ) -> Iterator[list[str]]:
     """What the slots of a walk might say: the shortest, then drawn."""
-    places = [piece for piece in walk.pieces if isinstance(piece, SlotRef)]
+    refs = []
+    for piece in walk.pieces:
+        if isinstance(piece, SlotRef):
+            refs.append(piece)
     groups: dict[str, list[int]] = {}
-    for number, place in enumerate(places):
-        if place.group:
-            groups.setdefault(place.group, []).append(number)
+    for number, ref in enumerate(refs):
+        if ref.group:
+            groups.setdefault(ref.group, []).append(number)
     for turn in range(times):
-        words = [_word(place.node, rng, turn > 0, deadline) for place in places]
+        words = []
+        for ref in refs:
+            words.append(_word(ref.node, rng, turn > 0, deadline))
         for numbers in groups.values():
             for number, text in _apart(
-                [places[number].node for number in numbers], numbers, rng, turn > 0
+                [refs[number].node for number in numbers], numbers, rng, turn > 0
             ):
                 words[number] = text
         yield words
@@ -390,7 +399,10 @@ def _apart(
     gain_NM = np.full((len(nodes), len(columns)), -np.inf)
     for row_M, node in zip(gain_NM, nodes, strict=True):
         for choice, value in enumerate(node.values):
-            row_M[columns[identity(value)]] = rng.random() if drawn else -choice
+            if drawn:
+                row_M[columns[identity(value)]] = rng.random()
+            else:
+                row_M[columns[identity(value)]] = -choice
     found = assignment(gain_NM)
     for number, node, column in zip(
         numbers, nodes, found if found is not None else (), strict=found is not None
@@ -409,11 +421,15 @@ def _word(
     node: EnumNode | RegularNode, rng: random.Random, drawn: bool, deadline: CompileLimits
 ) -> str:
     if isinstance(node, EnumNode):
-        return rng.choice(node.texts) if drawn else node.texts[0]
+        if drawn:
+            return rng.choice(node.texts)
+        return node.texts[0]
     word = node.shortest
     if drawn and not node.least and node.most is None:
         word = sample(node.language, rng, 8 + len(word), deadline)
-    return dumps(word)[1:-1] if node.spelling == "json" else word
+    if node.spelling == "json":
+        return dumps(word)[1:-1]
+    return word
 
 
 def _scopes(faults: Sequence[str]) -> list[str]:
@@ -447,11 +463,10 @@ def _others(
             for number, text in changed:
                 other[number] = text
             yield other
-    twice = [
-        number
-        for place, number in enumerate(inside)
-        if texts[number] in [texts[before] for before in inside[:place]]
-    ]
+    twice = []
+    for position, number in enumerate(inside):
+        if texts[number] in [texts[before] for before in inside[:position]]:
+            twice.append(number)
     for some in (twice, inside):  # what was said before, then all
         for _ in range(DRAWN if some else 0):
             other = list(texts)
@@ -470,20 +485,20 @@ def _changes(
         if isinstance(piece, ChoiceSlot):
             chances = piece.probabilities or (1.0,) * len(piece.values)
             order = sorted(range(len(piece.values)), key=lambda choice: -chances[choice])
-            yield from (
-                (number, piece.texts[choice])
-                for choice in order[:8]
-                if piece.texts[choice] != texts[number]
-            )
+            for choice in order[:8]:
+                if piece.texts[choice] != texts[number]:
+                    yield (number, piece.texts[choice])
         else:
-            yield from ((number, texts[number] + more) for more in ("1", "2", "a", "b"))
-            yield from ((number, _drawn(canvas, number, rng)) for _ in range(4))
+            for more in ("1", "2", "a", "b"):
+                yield (number, texts[number] + more)
+            for _ in range(4):
+                yield (number, _drawn(canvas, number, rng))
 
 
 def _drawn(canvas: Template, number: int, rng: random.Random) -> str:
-    place = canvas.places[number]
-    assert isinstance(place, SlotRef)
+    ref = canvas.expansion[number]
+    assert isinstance(ref, SlotRef)
     try:
-        return _word(place.node, rng, True, CompileLimits(SECONDS))
+        return _word(ref.node, rng, True, CompileLimits(SECONDS))
     except LanguageError:
-        return _word(place.node, rng, False, CompileLimits(SECONDS))
+        return _word(ref.node, rng, False, CompileLimits(SECONDS))

@@ -1,7 +1,7 @@
 """Whether a compiled schema can say a given value: `arranged`, a parser of JSON values by the tree
 of the schema.
 
-The slow mirror of `tree.Tree.walk`, for measuring and for tests; nothing here is used while
+The slow mirror of `structure.Tree.walk`, for measuring and for tests; nothing here is used while
 decoding. It asks for the same as decoding does: the tree's words, in as many tokens as a slot may
 have, all within the budget, and accepted by the validator.
 """
@@ -84,7 +84,9 @@ class _Parser:
                 raise Unsaid(path, f"{type(node).__name__} is not the node of a value")
 
     def _choice(self, node: EnumNode, value: Any, path: str) -> Any:
-        known = {identity(each): each for each in node.values}
+        known = {}
+        for each in node.values:
+            known[identity(each)] = each
         if identity(value) not in known:
             raise Unsaid(path, f"{dumps(value)[:80]} is none of {len(known)} values")
         return known[identity(value)]
@@ -121,7 +123,7 @@ class _Parser:
                 return True
         except (LanguageError, ScaffoldError) as error:
             raise Unsaid(path, f"its slot cannot be made: {error}") from None
-        raise Unsaid(path, f"no slot has room for {len(text)} characters")
+        raise Unsaid(path, f"no slot takes {len(text)} characters")
 
     def _either(self, node: UnionNode, value: Any, path: str, depth: int) -> Any:
         faults = []
@@ -145,7 +147,10 @@ class _Parser:
             raise Unsaid(path, f"an array of {len(value)} items, not {node.least} to {node.most}")
         made = []
         for number, item in enumerate(value):
-            inner = node.first[number] if number < len(node.first) else node.rest
+            if number < len(node.first):
+                inner = node.first[number]
+            else:
+                inner = node.rest
             if inner is None:
                 raise Unsaid(path, f"an item number {number} is not said")
             made.append(self.parse(inner, item, pointer(path, number), depth + 1))

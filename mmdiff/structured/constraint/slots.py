@@ -1,4 +1,4 @@
-"""What may stand in the open positions of a row: words of an automaton, or one of a few values.
+"""Slots: the tokens that their open positions admit, by a token-level DFA or a list of values.
 
 A slot's tokens are drawn together, so that whatever part of them is committed, the rest of the draw
 shows that the slot can still be completed (arXiv 2505.23061 finds the likeliest such tokens the
@@ -32,7 +32,7 @@ class Slot(Protocol):
 
     path: str  # JSON pointer of the value
     first: int
-    room: int
+    length: int
 
     def decide(
         self,
@@ -63,7 +63,7 @@ class WordSlot:
 
     path: str
     first: int
-    room: int
+    length: int
     automaton: TokenDfa
     solid: int = 0
 
@@ -82,19 +82,13 @@ class WordSlot:
         that the word is accepted (backward filter, forward sampling).
         """
         automaton, class_L = self.automaton, self._classes(ids_L, open_L)
-        masks = [automaton.mask(number) for number in self._allowed(class_L)]
-        for row_V, place in zip(rows_NV, asked, strict=True):
-            _, all_but, tokens = masks[place]
-            if all_but:
-                row_V[tokens] = NEVER
-            else:
-                kept = row_V[tokens]
-                row_V[:] = NEVER
-                row_V[tokens] = kept
+        masks = list(map(automaton.mask, self._allowed(class_L)))
+        for row_V, position in zip(rows_NV, asked, strict=True):
+            _mask_row(row_V, *masks[position][1:])
         best_N = rows_NV.argmax(1)
         if not np.isfinite(rows_NV[np.arange(len(asked)), best_N]).all():
-            for row_V, place in zip(rows_NV, asked, strict=True):
-                _tame(row_V, automaton.fits(masks[place][0]))
+            for row_V, position in zip(rows_NV, asked, strict=True):
+                _tame(row_V, automaton.fits(masks[position][0]))
             best_N = rows_NV.argmax(1)
         if (
             temperature == 0
@@ -105,54 +99,49 @@ class WordSlot:
         allowed_LC = np.array([classes_C for classes_C, _, _ in masks])
         best_NC, tops = _class_scores(automaton, rows_NV, allowed_LC[asked], temperature)
         if not np.isfinite(best_NC[allowed_LC[asked]]).all():
-            for row_V, place in zip(rows_NV, asked, strict=True):
-                _tame(row_V, automaton.fits(masks[place][0]))
+            for row_V, position in zip(rows_NV, asked, strict=True):
+                _tame(row_V, automaton.fits(masks[position][0]))
             best_NC, tops = _class_scores(automaton, rows_NV, allowed_LC[asked], temperature)
+        # Given positions count by their scores, the others alike for every class that may be there.
         score_LC = np.where(allowed_LC, 0.0, NEVER)
         score_LC[asked] = np.where(allowed_LC[asked], best_NC, NEVER)
+        found = []
         if temperature == 0:
             path_L = best_path(automaton, score_LC)
-            return np.array(
-                [
-                    self._best(int(path_L[place]), row_V, top)
-                    for row_V, place, top in zip(rows_NV, asked, tops, strict=True)
-                ],
-                dtype=np.int64,
-            )
-        path_L = drawn_path(automaton, score_LC, _uniforms(self.room, draws))
-        return np.array(
-            [
-                _drawn(automaton.members(int(path_L[place])), row_V, temperature, draws)
-                for row_V, place in zip(rows_NV, asked, strict=True)
-            ],
-            dtype=np.int64,
-        )
+            for row_V, position, top in zip(rows_NV, asked, tops, strict=True):
+                found.append(self._best(int(path_L[position]), row_V, top))
+        else:
+            path_L = drawn_path(automaton, score_LC, _uniforms(self.length, draws))
+            for row_V, position in zip(rows_NV, asked, strict=True):
+                members = automaton.members(int(path_L[position]))
+                found.append(_drawn(members, row_V, temperature, draws))
+        return np.array(found, dtype=np.int64)
 
     def forced(self, ids_L: Array, open_L: Array) -> dict[int, int]:
         """As `Slot.forced`."""
         found = {}
-        for place, number in enumerate(self._allowed(self._classes(ids_L, open_L))):
-            if open_L[place]:
+        for position, number in enumerate(self._allowed(self._classes(ids_L, open_L))):
+            if open_L[position]:
                 _, all_but, tokens = self.automaton.mask(number)
                 if not all_but and len(tokens) == 1:
-                    found[place] = int(tokens[0])
+                    found[position] = int(tokens[0])
         return found
 
     def allowed(self, ids_L: Array, open_L: Array) -> Array:
         """Which classes may stand at each position (L, C), so that with what is committed the word
         can be accepted."""
-        return np.array(
-            [
-                self.automaton.mask(number)[0]
-                for number in self._allowed(self._classes(ids_L, open_L))
-            ]
-        )
+        found = []
+        for number in self._allowed(self._classes(ids_L, open_L)):
+            found.append(self.automaton.mask(number)[0])
+        return np.array(found)
 
     def _classes(self, ids_L: Array, open_L: Array) -> list[int]:
         """The class of each committed token, ANY or SOLID where the slot is open."""
+        # Token 0 stands in for open positions, whose class is not looked at.
         class_L = np.where(open_L, ANY, self.automaton.class_V[np.where(open_L, 0, ids_L)])
         class_L[: self.solid][open_L[: self.solid]] = SOLID
-        return [int(each) for each in class_L]
+        classes: list[int] = class_L.tolist()
+        return classes
 
     def _allowed(self, class_L: list[int]) -> list[int]:
         """The number of the classes that may stand at each position."""
@@ -179,8 +168,8 @@ class WordSlot:
 
     def _accepts(self, class_L: list[int], asked: Array, ids_N: Array) -> bool:
         classes = list(class_L)
-        for place, token in zip(asked.tolist(), ids_N.tolist(), strict=True):
-            classes[place] = int(self.automaton.class_V[token])
+        for position, token in zip(asked.tolist(), ids_N.tolist(), strict=True):
+            classes[position] = int(self.automaton.class_V[token])
         return self.automaton.accepts(classes)
 
     def _best(self, chosen: int, row_V: Array, top: dict[int, int]) -> int:
@@ -197,7 +186,7 @@ class ChoiceSlot:
 
     path: str
     first: int
-    room: int
+    length: int
     values: tuple[Any, ...]
     texts: tuple[str, ...]
     ids_KL: Array
@@ -228,23 +217,26 @@ class ChoiceSlot:
         `rows_NV`, minus infinity.
 
         It is that of the tokens asked for, each among those that any allowed value has in its
-        place.
+        position.
         """
         choices = np.flatnonzero(allowed_K)
-        fits = [np.unique(self.ids_KL[choices, place]) for place in asked]
+        fits = []
+        for position in asked:
+            fits.append(np.unique(self.ids_KL[choices, position]))
         for row_V, tokens in zip(rows_NV, fits, strict=True):
-            kept = row_V[tokens]
-            row_V[:] = NEVER
-            row_V[tokens] = kept
-            if not np.isfinite(kept).all():
+            _mask_row(row_V, False, tokens)
+            if not np.isfinite(row_V[tokens]).all():
                 _tame(row_V, tokens)
-        logs_NV = [_log_softmax(row_V[tokens]) for row_V, tokens in zip(rows_NV, fits, strict=True)]
+        logs_NV = []
+        for row_V, tokens in zip(rows_NV, fits, strict=True):
+            logs_NV.append(_log_softmax(row_V[tokens]))
+        # The values' tokens are among the sorted `tokens`, so a search finds their places.
         sums = np.zeros(len(choices))
-        for place, tokens, logs in zip(asked, fits, logs_NV, strict=True):
-            sums += logs[np.searchsorted(tokens, self.ids_KL[choices, place])]
+        for position, tokens, logs in zip(asked, fits, logs_NV, strict=True):
+            sums += logs[np.searchsorted(tokens, self.ids_KL[choices, position])]
         gain_K = np.full(len(self.values), NEVER)
         gain_K[choices] = sums
-        if open_L.all() and len(asked) == self.room:
+        if open_L.all() and len(asked) == self.length:
             self.probabilities = tuple(np.exp(_log_softmax(gain_K)).tolist())
         return gain_K
 
@@ -259,7 +251,10 @@ class ChoiceSlot:
         """Open positions (from 0) at which the allowed values have one token, and that token."""
         left_KL = self.ids_KL[allowed_K]
         single = open_L & (left_KL == left_KL[0]).all(0)
-        return {int(place): int(left_KL[0, place]) for place in np.flatnonzero(single)}
+        found = {}
+        for position in np.flatnonzero(single):
+            found[int(position)] = int(left_KL[0, position])
+        return found
 
     def left(self, ids_L: Array, open_L: Array) -> Array:
         """The choices that what is committed leaves (K)."""
@@ -284,10 +279,12 @@ class Distinct:
     def columns(self) -> list[Array]:
         """The number of each slot's values (K) among all values of the group."""
         known: dict[str, int] = {}
-        return [
-            np.array([known.setdefault(identity(value), len(known)) for value in slot.values])
-            for slot in self.slots
-        ]
+        found = []
+        for slot in self.slots:
+            found.append(
+                np.array([known.setdefault(identity(value), len(known)) for value in slot.values])
+            )
+        return found
 
     def allowed(self, parts: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Which values of each slot (K) what is committed leaves.
@@ -295,16 +292,21 @@ class Distinct:
         Args:
             parts: ids and open positions of each slot.
         """
-        left = [slot.left(*part) for slot, part in zip(self.slots, parts, strict=True)]
-        taken = [
-            None if open_L.any() else int(columns[left_K][0])
-            for left_K, columns, (_, open_L) in zip(left, self.columns, parts, strict=True)
-        ]
+        left = []
+        for slot, part in zip(self.slots, parts, strict=True):
+            left.append(slot.left(*part))
+        taken: list[int | None] = []
+        for left_K, columns, (_, open_L) in zip(left, self.columns, parts, strict=True):
+            if open_L.any():
+                taken.append(None)
+            else:
+                taken.append(int(columns[left_K][0]))
         found = []
         for number, (left_K, columns) in enumerate(zip(left, self.columns, strict=True)):
-            others = [
-                each for other, each in enumerate(taken) if each is not None and other != number
-            ]
+            others = []
+            for other, each in enumerate(taken):
+                if each is not None and other != number:
+                    others.append(each)
             apart_K = left_K & ~np.isin(columns, others)
             found.append(apart_K if apart_K.any() else left_K)
         return found
@@ -313,23 +315,26 @@ class Distinct:
         self, gains: Sequence[Array], temperature: float, draws: torch.Generator
     ) -> list[int]:
         """The value of each slot, all different where they can be, by the gains of its values."""
-        gain_NM = np.full((len(gains), 1 + max(int(each.max()) for each in self.columns)), NEVER)
+        # A value has one column in all slots, so that no two of them take it.
+        num_columns = 1 + max(int(each.max()) for each in self.columns)
+        gain_NM = np.full((len(gains), num_columns), NEVER)
         for row_M, gain_K, columns in zip(gain_NM, gains, self.columns, strict=True):
-            row_M[columns] = (
-                gain_K if temperature == 0 else gain_K / temperature + _gumbel(len(gain_K), draws)
-            )
+            if temperature == 0:
+                row_M[columns] = gain_K
+            else:
+                row_M[columns] = gain_K / temperature + _gumbel(len(gain_K), draws)
         found = assignment(gain_NM)
         if found is None:  # they cannot all differ: the validator will tell
             found = gain_NM.argmax(1)
-        return [
-            int(np.flatnonzero(columns == column)[0])
-            for columns, column in zip(self.columns, found, strict=True)
-        ]
+        made = []
+        for columns, column in zip(self.columns, found, strict=True):
+            made.append(int(np.flatnonzero(columns == column)[0]))
+        return made
 
 
 @dataclass(eq=False)
 class SlotsConstraint:
-    """The slots of one row, as a `sampler.Constraint`."""
+    """The slots of one sequence, as a `sampler.Constraint`."""
 
     slots: Sequence[Slot]
     mask_id: int
@@ -338,7 +343,7 @@ class SlotsConstraint:
     def decide(
         self,
         ids_G: Tensor,
-        places: Sequence[int],
+        positions: Sequence[int],
         logits_NV: Tensor,
         temperature: float,
         draws: torch.Generator,
@@ -346,25 +351,28 @@ class SlotsConstraint:
         """As `sampler.Constraint.decide`."""
         here_NV = logits_NV.cpu()  # the same memory, where they are there already
         rows_NV = here_NV.numpy()
-        row_G, ids_N = ids_G.cpu().numpy(), np.zeros(len(places), dtype=np.int64)
-        places_N = np.array(places)
+        row_G, ids_N = ids_G.cpu().numpy(), np.zeros(len(positions), dtype=np.int64)
+        positions_N = np.array(positions)
         for slot in self._lone:
-            here, asked = self._asked(slot, places_N)
+            here, asked = self._asked(slot, positions_N)
             if len(asked):
                 ids_N[here] = slot.decide(
                     *self._part(row_G, slot), asked, rows_NV[here], temperature, draws
                 )
         for group in self.groups:
-            wanted = [self._asked(slot, places_N) for slot in group.slots]
+            wanted = []
+            for slot in group.slots:
+                wanted.append(self._asked(slot, positions_N))
             if not any(len(asked) for _, asked in wanted):
                 continue
-            parts = [self._part(row_G, slot) for slot in group.slots]
-            gains = [
-                slot.gains(*part, asked, rows_NV[here], allowed_K)
-                for slot, part, (here, asked), allowed_K in zip(
-                    group.slots, parts, wanted, group.allowed(parts), strict=True
-                )
-            ]
+            parts = []
+            for slot in group.slots:
+                parts.append(self._part(row_G, slot))
+            gains = []
+            for slot, part, (here, asked), allowed_K in zip(
+                group.slots, parts, wanted, group.allowed(parts), strict=True
+            ):
+                gains.append(slot.gains(*part, asked, rows_NV[here], allowed_K))
             chosen = group.choose(gains, temperature, draws)
             for slot, (here, asked), choice in zip(group.slots, wanted, chosen, strict=True):
                 ids_N[here] = slot.ids_KL[choice, asked]
@@ -377,9 +385,9 @@ class SlotsConstraint:
         here_G = here_G.clone()
         for slot in self.slots:
             if isinstance(slot, ChoiceSlot) and bool(
-                here_G[slot.first : slot.first + slot.room].any()
+                here_G[slot.first : slot.first + slot.length].any()
             ):
-                here_G[slot.first : slot.first + slot.room] = True
+                here_G[slot.first : slot.first + slot.length] = True
         return here_G
 
     def forced(self, ids_G: Tensor) -> dict[int, int]:
@@ -388,35 +396,41 @@ class SlotsConstraint:
         for slot in self._lone:
             ids_L, open_L = self._part(row_G, slot)
             if open_L.any():
-                found.update(
-                    {
-                        slot.first + place: token
-                        for place, token in slot.forced(ids_L, open_L).items()
-                    }
-                )
+                for position, token in slot.forced(ids_L, open_L).items():
+                    found[slot.first + position] = token
         for group in self.groups:
-            parts = [self._part(row_G, slot) for slot in group.slots]
+            parts = []
+            for slot in group.slots:
+                parts.append(self._part(row_G, slot))
             for slot, (_, open_L), allowed_K in zip(
                 group.slots, parts, group.allowed(parts), strict=True
             ):
                 if open_L.any() and not (open_L.all() and allowed_K.sum() > 1):
                     single = slot.single(open_L, allowed_K)
-                    found.update({slot.first + place: token for place, token in single.items()})
+                    for position, token in single.items():
+                        found[slot.first + position] = token
         return found
 
     @cached_property
     def _lone(self) -> list[Slot]:
         """The slots that are in no group."""
-        grouped = {id(slot) for group in self.groups for slot in group.slots}
-        return [slot for slot in self.slots if id(slot) not in grouped]
+        grouped: set[int] = set()
+        for group in self.groups:
+            grouped.update(map(id, group.slots))
+        found: list[Slot] = []
+        for slot in self.slots:
+            if id(slot) not in grouped:
+                found.append(slot)
+        return found
 
-    def _asked(self, slot: Slot, places_N: Array) -> tuple[slice, Array]:
-        """The part of the places that lies in a slot, and those places from the slot's first on."""
-        first, end = np.searchsorted(places_N, (slot.first, slot.first + slot.room))
-        return slice(first, end), places_N[first:end] - slot.first
+    def _asked(self, slot: Slot, positions_N: Array) -> tuple[slice, Array]:
+        """The part of the positions that lies in a slot, and those counted from the slot's
+        first."""
+        first, end = np.searchsorted(positions_N, (slot.first, slot.first + slot.length))
+        return slice(first, end), positions_N[first:end] - slot.first
 
     def _part(self, row_G: Array, slot: Slot) -> tuple[Array, Array]:
-        ids_L = row_G[slot.first : slot.first + slot.room]
+        ids_L = row_G[slot.first : slot.first + slot.length]
         return ids_L, ids_L == self.mask_id
 
 
@@ -443,13 +457,16 @@ def assignment(gain_NM: Array) -> Array | None:
         while True:  # grow the tree of alternating paths from this row to the nearest free column
             reduced_M = cost_NM[here] - price_N[here] - price_M
             nearer_M = open_M & (reduced_M < best_M)
-            best_M[nearer_M], came_M[nearer_M] = reduced_M[nearer_M], column
+            # Columns that are nearer by way of this row.
+            best_M[nearer_M] = reduced_M[nearer_M]
+            came_M[nearer_M] = column
             nearest = int(np.where(open_M, best_M, np.inf).argmin())
             step = best_M[nearest]
             price_N[reached] += step
             price_M[~open_M] -= step
             best_M[open_M] -= step
-            open_M[nearest], column, here = False, nearest, int(owner_M[nearest])
+            open_M[nearest] = False
+            column, here = nearest, int(owner_M[nearest])
             if here < 0:
                 break
             reached.append(here)
@@ -459,8 +476,10 @@ def assignment(gain_NM: Array) -> Array | None:
             column = before
     found_N = np.full(rows, -1)
     taken = np.flatnonzero(owner_M >= 0)
-    found_N[owner_M[taken]] = taken
-    return found_N if finite[np.arange(rows), found_N].all() else None
+    found_N[owner_M[taken]] = taken  # from the owner of a column to the column of a row
+    if finite[np.arange(rows), found_N].all():
+        return found_N
+    return None
 
 
 def best_path(automaton: TokenDfa, score_LC: Array) -> Array:
@@ -468,14 +487,15 @@ def best_path(automaton: TokenDfa, score_LC: Array) -> Array:
     length, states = len(score_LC), automaton.next_CS.shape[1]
     value = np.append(np.where(automaton.accepts_S, 0.0, NEVER), NEVER)  # the last entry is dead
     ways_LS = np.zeros((length, states), dtype=np.int64)
-    for place in range(length - 1, -1, -1):
-        total_CS = score_LC[place][:, None] + value[automaton.next_CS]
-        ways_LS[place] = total_CS.argmax(0)
+    for position in range(length - 1, -1, -1):
+        # A way that leads nowhere (-1) reads the last entry, which is dead.
+        total_CS = score_LC[position][:, None] + value[automaton.next_CS]
+        ways_LS[position] = total_CS.argmax(0)
         value = np.append(total_CS.max(0), NEVER)
     state, path_L = automaton.start, np.zeros(length, dtype=np.int64)
-    for place in range(length):
-        path_L[place] = ways_LS[place, state]
-        state = automaton.next_CS[path_L[place], state]
+    for position in range(length):
+        path_L[position] = ways_LS[position, state]
+        state = automaton.next_CS[path_L[position], state]
     return path_L
 
 
@@ -484,19 +504,20 @@ def drawn_path(automaton: TokenDfa, score_LC: Array, draws_L: Array) -> Array:
     classes' masses."""
     length = len(score_LC)
     values = [np.append(np.where(automaton.accepts_S, 0.0, NEVER), NEVER)]
-    for place in range(length - 1, -1, -1):
-        total_CS = score_LC[place][:, None] + values[-1][automaton.next_CS]
+    for position in range(length - 1, -1, -1):
+        # As in `best_path`: -1 reads the dead entry at the end.
+        total_CS = score_LC[position][:, None] + values[-1][automaton.next_CS]
         top_S = total_CS.max(0)
         safe_S = np.where(np.isfinite(top_S), top_S, 0.0)
         with np.errstate(divide="ignore"):
             values.append(np.append(safe_S + np.log(np.exp(total_CS - safe_S).sum(0)), NEVER))
     values.reverse()
     state, path_L = automaton.start, np.zeros(length, dtype=np.int64)
-    for place in range(length):
-        weight_C = score_LC[place] + values[place + 1][automaton.next_CS[:, state]]
+    for position in range(length):
+        weight_C = score_LC[position] + values[position + 1][automaton.next_CS[:, state]]
         mass_C = np.exp(weight_C - weight_C.max()).cumsum()
-        path_L[place] = np.searchsorted(mass_C, draws_L[place] * mass_C[-1], side="right")
-        state = automaton.next_CS[path_L[place], state]
+        path_L[position] = np.searchsorted(mass_C, draws_L[position] * mass_C[-1], side="right")
+        state = automaton.next_CS[path_L[position], state]
     return path_L
 
 
@@ -507,14 +528,17 @@ def _class_scores(
     best of big ones."""
     best_NC = np.full(allowed_NC.shape, NEVER)
     here, ids, starts = automaton.small
+    # Small classes at once: their tokens side by side, each class a run of columns.
     if len(here):
         values = rows_NV[:, ids]
-        best_NC[:, here] = (
-            np.maximum.reduceat(values, starts, axis=1)
-            if temperature == 0
-            else _log_masses(values / np.float64(temperature), starts)
-        )
-    tops: list[dict[int, int]] = [{} for _ in rows_NV]
+        if temperature == 0:
+            best_NC[:, here] = np.maximum.reduceat(values, starts, axis=1)
+        else:
+            best_NC[:, here] = _log_masses(values / np.float64(temperature), starts)
+    tops: list[dict[int, int]] = []
+    for _ in rows_NV:
+        tops.append({})
+    # Big ones by themselves, as their tokens would be most of a copy of the row.
     for chosen, others in automaton.big:
         for turn in np.flatnonzero(allowed_NC[:, chosen]):
             if temperature == 0:
@@ -542,6 +566,16 @@ def _log_masses(values: Array, starts: Array) -> Array:
 def _log_softmax(values: Array) -> Array:
     values = values.astype(np.float64) - values.max()
     return np.asarray(values - np.log(np.exp(values).sum()))
+
+
+def _mask_row(row_V: Array, all_but: bool, tokens: Array) -> None:
+    """Only the tokens stay possible, or all but them."""
+    if all_but:
+        row_V[tokens] = NEVER
+    else:  # put aside, so that the rest of the row is filled in place
+        kept = row_V[tokens]
+        row_V[:] = NEVER
+        row_V[tokens] = kept
 
 
 def _tame(row_V: Array, fits: Array) -> None:

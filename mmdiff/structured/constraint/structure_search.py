@@ -36,7 +36,7 @@ from mmdiff.structured.schema.structure import (
 Array = np.ndarray[Any, Any]
 Probe = Callable[
     [Sequence["ProbeRow"]], list[Array]
-]  # of each row the log-probabilities (N, V) at its places
+]  # of each row the log-probabilities (N, V) at its positions
 ASKED = 64  # decisions in one pass,
 CHAIN = 8  # and of those that follow each other, as the items of an array do
 OPTIONS = 32  # of a decision, that are told apart
@@ -49,10 +49,10 @@ Chances = dict[Name, dict[int, float]]
 
 
 class ProbeRow(NamedTuple):
-    """Canvas ids, and the places whose logits are wanted."""
+    """Canvas ids, and the positions whose logits are wanted."""
 
     ids: Sequence[int]
-    places: Sequence[int]
+    positions: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def search_structure(
     if temperature == 0:
         decisions.update(_counts(scaffold, decisions, chances, probe))
     walk = scaffold.tree.walk(decisions)
-    canvas = scaffold.layouts.lay_out(walk.pieces, _rooms(scaffold, walk, probe))
+    canvas = scaffold.layouts.lay_out(walk.pieces, _lengths(scaffold, walk, probe))
     return Decided(canvas, tuple(_told(walk, chances)))
 
 
@@ -142,7 +142,10 @@ def _present(made: Made, options: Mapping[int, float]) -> Iterator[Decision]:
             return
         chance = min(1.0, options[option] / max(left, 1e-300))
         here = option == made.chosen
-        sure = chance if here else 1 - chance
+        if here:
+            sure = chance
+        else:
+            sure = 1 - chance
         yield Decision(pointer(made.name[0], name), "present", ((here, sure), (not here, 1 - sure)))
         left -= options[option]
 
@@ -153,7 +156,10 @@ def _first(
     """Options and chances, the chosen one first, then the likeliest."""
     total = sum(chances.values()) or 1.0
     order = sorted(chances, key=lambda option: (option != chosen, -chances[option]))
-    return tuple((labels.get(option, option), chances[option] / total) for option in order)
+    found = []
+    for option in order:
+        found.append((labels.get(option, option), chances[option] / total))
+    return tuple(found)
 
 
 class _Question(NamedTuple):
@@ -176,11 +182,9 @@ def _questions(scaffold: CompiledSchema, decisions: Mapping[Name, int]) -> dict[
             if other is None:
                 continue
             heads[option] = _head(scaffold, other, pending.at)
-            waiting += [
-                (later, {**known, pending.name: option})
-                for later in other.pending
-                if later.name[:2] == pending.name[:2] and later.name not in found
-            ]
+            for later in other.pending:
+                if later.name[:2] == pending.name[:2] and later.name not in found:
+                    waiting.append((later, {**known, pending.name: option}))
         found[pending.name] = _Question(pending, walk, heads)
     return found
 
@@ -192,13 +196,17 @@ def _affordable(scaffold: CompiledSchema, decisions: Mapping[Name, int]) -> Expa
         walk = scaffold.tree.walk(decisions)
     except SchemaTooLargeError:
         return None
-    return walk if scaffold.layouts.affordable(walk, scaffold.budget) else None
+    if scaffold.layouts.affordable(walk, scaffold.budget):
+        return walk
+    return None
 
 
 def _head(scaffold: CompiledSchema, walk: Expansion, at: int) -> list[int]:
     """What stands behind the last slot before a decision, up to the next slot or the end."""
     start = _last_slot(walk, at)
-    text = walk.pieces[start] if start < len(walk.pieces) else ""
+    text: str | SlotRef = ""
+    if start < len(walk.pieces):
+        text = walk.pieces[start]
     if not isinstance(text, str):
         return []
     last = start + 1 >= len(walk.pieces)
@@ -207,7 +215,9 @@ def _head(scaffold: CompiledSchema, walk: Expansion, at: int) -> list[int]:
 
 def _last_slot(walk: Expansion, at: int) -> int:
     """Pieces up to the last slot before a decision."""
-    return at - 1 if at and isinstance(walk.pieces[at - 1], str) else at
+    if at and isinstance(walk.pieces[at - 1], str):
+        return at - 1
+    return at
 
 
 def _ask(scaffold: CompiledSchema, questions: Mapping[Name, _Question], probe: Probe) -> Chances:
@@ -227,8 +237,12 @@ def _ask(scaffold: CompiledSchema, questions: Mapping[Name, _Question], probe: P
             )
         )
         wanted.append(name)
-    told = probe(rows) if rows else []
-    chances = {name: dict.fromkeys(question.heads, 0.0) for name, question in questions.items()}
+    told = []
+    if rows:
+        told = probe(rows)
+    chances = {}
+    for name, question in questions.items():
+        chances[name] = dict.fromkeys(question.heads, 0.0)
     for name, logs_NV in zip(wanted, told, strict=True):
         heads = questions[name].heads
         for option, chance in zip(
@@ -246,17 +260,22 @@ def _shares(heads: list[list[int]], logs_NV: Array, at: int = 0) -> list[float]:
     groups: dict[int | None, list[int]] = {}
     for number, head in enumerate(heads):
         groups.setdefault(head[at] if at < len(head) else None, []).append(number)
-    mass = {token: 0.0 if token is None else float(np.exp(logs_NV[at, token])) for token in groups}
+    mass: dict[int | None, float] = {}
+    for token in groups:
+        if token is not None:
+            mass[token] = float(np.exp(logs_NV[at, token]))
     if None in groups:
         mass[None] = max(1.0 - sum(mass.values()), 1e-9)
     total, shares = sum(mass.values()), [0.0] * len(heads)
     for token, members in groups.items():
-        share = mass[token] / total if total > 0 else 1 / len(groups)
-        inner = (
-            [1 / len(members)] * len(members)
-            if token is None
-            else _shares([heads[number] for number in members], logs_NV, at + 1)
-        )
+        if total > 0:
+            share = mass[token] / total
+        else:
+            share = 1 / len(groups)
+        if token is None:
+            inner = [1 / len(members)] * len(members)
+        else:
+            inner = _shares([heads[number] for number in members], logs_NV, at + 1)
         for number, each in zip(members, inner, strict=True):
             shares[number] = share * each
     return shares
@@ -291,7 +310,9 @@ def _pick(
 ) -> int:
     """At temperature 0 the beginning of the likeliest way through what follows, not the likeliest
     next step."""
-    options = {option: chances[pending.name].get(option, 0.0) for option in pending.options}
+    options = {}
+    for option in pending.options:
+        options[option] = chances[pending.name].get(option, 0.0)
     if not any(options.values()):
         return pending.options[0]
     if temperature == 0:
@@ -327,23 +348,22 @@ def _counts(
         before = 0.0
         for count in range(numbers[0], numbers[-1] + 2):
             options = chances.get((path, "more", count), {0: 1.0})
-            known: dict[Name, int] = {
-                (path, "more", number): int(number < count) for number in numbers
-            }
+            known: dict[Name, int] = {}
+            for number in numbers:
+                known[(path, "more", number)] = int(number < count)
             chance = before + float(np.log(max(options.get(0, 0.0), 1e-9)))
             before += float(np.log(max(options.get(1, 0.0), 1e-9)))
             walk = _affordable(scaffold, {**decisions, **known})
             if chance < UNLIKELY or walk is None:
                 continue
             canvas = scaffold.layouts.lay_out(walk.pieces, {})
-            places = [
-                place
-                for slot in _choices(canvas)
-                for place in range(slot.first, slot.first + slot.room)
-            ]
-            trials.append((path, known, chance, canvas, ProbeRow(canvas.ids, places)))
+            positions = []
+            for slot in _choices(canvas):
+                for position in range(slot.first, slot.first + slot.length):
+                    positions.append(position)
+            trials.append((path, known, chance, canvas, ProbeRow(canvas.ids, positions)))
     several = Counter(path for path, *_ in trials)
-    trials = [trial for trial in trials if several[trial[0]] > 1 and trial[-1].places]
+    trials = [trial for trial in trials if several[trial[0]] > 1 and trial[-1].positions]
     best: dict[str, tuple[float, dict[Name, int]]] = {}
     for (path, known, chance, canvas, row), logs_NV in zip(
         trials, probe([t[-1] for t in trials]) if trials else [], strict=True
@@ -356,17 +376,21 @@ def _counts(
 
 def _choices(canvas: Template) -> list[ChoiceSlot]:
     """The bounded choices of a value, among them those that speak of the whole, such as a count."""
-    return [piece for piece in canvas.pieces if isinstance(piece, ChoiceSlot)]
+    found = []
+    for piece in canvas.pieces:
+        if isinstance(piece, ChoiceSlot):
+            found.append(piece)
+    return found
 
 
 def _likeliest(slot: ChoiceSlot, row: ProbeRow, logs_NV: Array) -> float:
     """The logarithm of the chance of a slot's likeliest choice."""
-    first = list(row.places).index(slot.first)
-    rows_LV = logs_NV[first : first + slot.room].copy()
+    first = list(row.positions).index(slot.first)
+    rows_LV = logs_NV[first : first + slot.length].copy()
     slot.decide(
-        np.zeros(slot.room, dtype=np.int64),
-        np.ones(slot.room, dtype=bool),
-        np.arange(slot.room),
+        np.zeros(slot.length, dtype=np.int64),
+        np.ones(slot.length, dtype=bool),
+        np.arange(slot.length),
         rows_LV,
         0.0,
         torch.Generator(),
@@ -374,60 +398,80 @@ def _likeliest(slot: ChoiceSlot, row: ProbeRow, logs_NV: Array) -> float:
     return float(np.log(max(*slot.probabilities, 1e-9)))
 
 
-def _rooms(scaffold: CompiledSchema, walk: Expansion, probe: Probe) -> dict[int, int]:
+def _lengths(scaffold: CompiledSchema, walk: Expansion, probe: Probe) -> dict[int, int]:
     """How long each word is, by its number among the pieces."""
-    options = {
-        number: scaffold.layouts.rooms(piece.node)
-        for number, piece in enumerate(walk.pieces)
-        if isinstance(piece, SlotRef) and isinstance(piece.node, RegularNode)
-    }
-    several = {number: rooms for number, rooms in options.items() if len(rooms) > 1}
+    several = _open_lengths(scaffold, walk)
     spare = scaffold.budget - scaffold.layouts.count(walk)
-    shortest = {number: rooms[0] for number, rooms in several.items()}
-    # The usual lengths are tried at once; longer ones only for words that fill the longest of
-    # these.
-    first = {
-        number: [room for room in rooms if room <= USUAL] or rooms[:1]
-        for number, rooms in several.items()
-    }
-    tries = [
-        {number: rooms[min(turn, len(rooms) - 1)] for number, rooms in first.items()}
-        for turn in range(max(map(len, first.values()), default=0))
-    ]
+    shortest = sum(lengths[0] for lengths in several.values())
+    tries = _usual_lengths(several)
     best: dict[int, _Tried] = {}
     longest = dict.fromkeys(several, 0)  # that was tried: no length is tried again
     numbers = list(several)
-    while tries := [
-        rooms for rooms in tries if sum(rooms.values()) - sum(shortest.values()) <= spare
-    ]:
+    while tries := [lengths for lengths in tries if sum(lengths.values()) - shortest <= spare]:
         for number, tried in _tried(scaffold, walk, tries, numbers, probe):
             if number not in best or tried.score > best[number].score:
                 best[number] = tried
-        longest.update({number: max(rooms[number] for rooms in tries) for number in numbers})
-        longer = {
-            number: room
-            for number, tried in best.items()
-            if tried.full
-            and (room := next((each for each in several[number] if each > tried.room), None))
-            and room > USUAL
-            and room > longest[number]
-        }
-        if sum(longer.values()) > LONGER:
+        for number in numbers:
+            longest[number] = max(lengths[number] for lengths in tries)
+        longer = {}
+        for number, tried in best.items():
+            length = _next_length(several[number], tried)
+            if length > USUAL and length > longest[number]:
+                longer[number] = length
+        if not longer or sum(longer.values()) > LONGER:
             break
         numbers = list(longer)
-        tries = (
-            [{number: longer.get(number, tried.room) for number, tried in best.items()}]
-            if longer
-            else []
-        )
-    return {number: tried.room for number, tried in best.items()}
+        tries = [{**_best_lengths(best), **longer}]
+    return _best_lengths(best)
+
+
+def _open_lengths(scaffold: CompiledSchema, walk: Expansion) -> dict[int, tuple[int, ...]]:
+    """The lengths of each word that may have several."""
+    several = {}
+    for number, piece in enumerate(walk.pieces):
+        if isinstance(piece, SlotRef) and isinstance(piece.node, RegularNode):
+            lengths = scaffold.layouts.lengths(piece.node)
+            if len(lengths) > 1:
+                several[number] = lengths
+    return several
+
+
+def _usual_lengths(several: Mapping[int, tuple[int, ...]]) -> list[dict[int, int]]:
+    """Lengths to try at once: the usual ones, from the shortest. Longer ones are tried later, and
+    only for words that fill the longest of these."""
+    usual: dict[int, list[int]] = {}
+    for number, lengths in several.items():
+        usual[number] = [length for length in lengths if length <= USUAL] or [lengths[0]]
+    tries = []
+    for turn in range(max(map(len, usual.values()), default=0)):
+        chosen = {}
+        for number, few in usual.items():
+            chosen[number] = few[min(turn, len(few) - 1)]
+        tries.append(chosen)
+    return tries
+
+
+def _next_length(lengths: tuple[int, ...], tried: _Tried) -> int:
+    """The next length of a word that filled the one it had; 0 where there is none."""
+    if tried.full:
+        for length in lengths:
+            if length > tried.length:
+                return length
+    return 0
+
+
+def _best_lengths(best: Mapping[int, _Tried]) -> dict[int, int]:
+    found = {}
+    for number, tried in best.items():
+        found[number] = tried.length
+    return found
 
 
 class _Tried(NamedTuple):
     """A length of a word: how sure its likeliest word is, and whether that fills it."""
 
     score: float
-    room: int
+    length: int
     full: bool
 
 
@@ -438,22 +482,28 @@ def _tried(
     numbers: Sequence[int],
     probe: Probe,
 ) -> Iterator[tuple[int, _Tried]]:
-    canvases = [scaffold.layouts.lay_out(walk.pieces, rooms) for rooms in tries]
-    rows = [
-        ProbeRow(canvas.ids, [place for number in numbers for place in _places(canvas, number)])
-        for canvas in canvases
-    ]
+    canvases = []
+    for lengths in tries:
+        canvases.append(scaffold.layouts.lay_out(walk.pieces, lengths))
+    rows = []
+    for canvas in canvases:
+        rows.append(
+            ProbeRow(
+                canvas.ids,
+                [position for number in numbers for position in _positions(canvas, number)],
+            )
+        )
     told = probe(rows)
     for number in numbers:
-        for rooms, canvas, row, logs_NV in zip(tries, canvases, rows, told, strict=True):
+        for lengths, canvas, row, logs_NV in zip(tries, canvases, rows, told, strict=True):
             score, full = _confidence(canvas, row, logs_NV, number)
-            yield number, _Tried(score, rooms[number], full)
+            yield number, _Tried(score, lengths[number], full)
 
 
-def _places(canvas: Template, number: int) -> range:
+def _positions(canvas: Template, number: int) -> range:
     slot = canvas.pieces[number]
     assert isinstance(slot, WordSlot)
-    return range(slot.first, slot.first + slot.room)
+    return range(slot.first, slot.first + slot.length)
 
 
 def _confidence(canvas: Template, row: ProbeRow, logs_NV: Array, number: int) -> tuple[float, bool]:
@@ -461,16 +511,18 @@ def _confidence(canvas: Template, row: ProbeRow, logs_NV: Array, number: int) ->
     PAD."""
     slot = canvas.pieces[number]
     assert isinstance(slot, WordSlot)
-    first = list(row.places).index(slot.first)
-    rows_LV = logs_NV[first : first + slot.room].copy()
-    free = np.ones(slot.room, dtype=bool)
+    first = list(row.positions).index(slot.first)
+    rows_LV = logs_NV[first : first + slot.length].copy()
+    free = np.ones(slot.length, dtype=bool)
     ids = slot.decide(
-        np.zeros(slot.room, dtype=np.int64),
+        np.zeros(slot.length, dtype=np.int64),
         free,
-        np.arange(slot.room),
+        np.arange(slot.length),
         rows_LV,
         0.0,
         torch.Generator(),
     )
-    logs_L = np.nan_to_num(logs_NV[np.arange(first, first + slot.room), ids], nan=-1e4, neginf=-1e4)
+    logs_L = np.nan_to_num(
+        logs_NV[np.arange(first, first + slot.length), ids], nan=-1e4, neginf=-1e4
+    )
     return float(logs_L.mean()), int(ids[-1]) != slot.automaton.pad

@@ -1,7 +1,8 @@
-"""What each token of a tokenizer spells, as bytes, and how automata over bytes read tokens.
+"""Token-level DFA, in which tokens with equal transitions share a class; and what each token
+spells, as bytes.
 
-Tokens are never decoded one by one: alone, many are no valid UTF-8, and leading spaces come and go.
-Their bytes are read from the tokenizer's own tables. Byte-level BPE, SentencePiece (with byte
+Tokens are never decoded one by one: alone, many are not valid UTF-8, and leading spaces come and
+go. Their bytes are read from the tokenizer's own tables. Byte-level BPE, SentencePiece (with byte
 fallback) and WordPiece are known.
 
 Shapes: S states, C classes of tokens, V vocabulary.
@@ -27,7 +28,8 @@ BIG = 2048  # tokens of a class whose best is sought in whole rows instead of am
 KEPT = 64  # automata per vocabulary
 REMEMBERED = 20_000  # steps of sets of states, per automaton,
 MASKS = 256  # and sets of tokens
-NONE, ANY, SOLID = -1, -2, -3  # instead of a class: none, any, and any but PAD
+NONE, ANY = -1, -2  # instead of a class: none, any,
+SOLID = -3  # and any but PAD
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 Array = np.ndarray[Any, Any]
 
@@ -55,6 +57,7 @@ class TokenDfa:
     @cached_property
     def class_V(self) -> Array:
         """The class of each token, or NONE."""
+        # `ids` are sorted by class: each class number, as often as it has tokens.
         classes = np.full(self.vocab_size, NONE, dtype=np.int32)
         classes[self.ids] = np.repeat(np.arange(len(self.next_CS)), np.diff(self.offsets))
         return classes
@@ -84,6 +87,7 @@ class TokenDfa:
             states = np.flatnonzero(self._inside(here)[:-1])
             next_CH = self.next_CS[:, states]
             ways_CH = self._inside(ends)[next_CH] & self._chosen(chosen)[:, None]
+            # The states that a way in the direction of `ends` leads to.
             reached = np.zeros(self.next_CS.shape[1], dtype=bool)
             reached[next_CH[ways_CH]] = True
             self._steps[key] = _bits(reached), self._number(np.asarray(ways_CH.any(1)))
@@ -112,7 +116,9 @@ class TokenDfa:
         classes = np.arange(len(self.next_CS))
         if chosen == SOLID:
             return classes != self.pad_class
-        return np.ones(len(classes), dtype=bool) if chosen == ANY else classes == chosen
+        if chosen == ANY:
+            return np.ones(len(classes), dtype=bool)
+        return classes == chosen
 
     def _number(self, classes_C: Array) -> int:
         key = classes_C.tobytes()
@@ -149,26 +155,33 @@ class TokenDfa:
     def big(self) -> list[tuple[int, Array]]:
         """The classes with very many tokens, and all tokens that are not in them."""
         sizes = np.diff(self.offsets)
-        return [(int(c), np.flatnonzero(self.class_V != c)) for c in np.flatnonzero(sizes > BIG)]
+        found = []
+        for c in np.flatnonzero(sizes > BIG):
+            found.append((int(c), np.flatnonzero(self.class_V != c)))
+        return found
 
     @cached_property
     def small(self) -> tuple[Array, Array, Array]:
         """The other classes, their tokens, and where those of each begin."""
         sizes = np.diff(self.offsets)
         here = np.flatnonzero((sizes <= BIG) & (sizes > 0))
-        ids = [self.ids[self.offsets[c] : self.offsets[c + 1]] for c in here]
-        starts = (
-            np.concatenate(([0], np.cumsum(sizes[here])[:-1]))
-            if len(here)
-            else np.zeros(0, dtype=int)
-        )
+        ids = []
+        for c in here:
+            ids.append(self.ids[self.offsets[c] : self.offsets[c + 1]])
+        if len(here):
+            starts = np.concatenate(([0], np.cumsum(sizes[here])[:-1]))
+        else:
+            starts = np.zeros(0, dtype=int)
         return here, np.concatenate(ids) if ids else np.zeros(0, dtype=int), starts
 
     def accepts(self, classes: Sequence[int]) -> bool:
         """Whether tokens of these classes, in turn, are a word."""
         state = self.start
         for chosen in classes:
-            state = int(self.next_CS[chosen, state]) if state >= 0 and chosen >= 0 else -1
+            if state >= 0 and chosen >= 0:
+                state = int(self.next_CS[chosen, state])
+            else:
+                state = -1
         return state >= 0 and bool(self.accepts_S[state])
 
     def members(self, chosen: int) -> Array:
@@ -181,7 +194,7 @@ class TokenDfa:
         seen_S, count = here_S.copy(), 0
         while not (here_S & self.accepts_S).any():
             reached = self.next_CS[:, here_S]
-            here_S = np.zeros_like(seen_S)
+            here_S = np.zeros_like(seen_S)  # the next states, without the dead one
             here_S[reached[reached >= 0]] = True
             here_S &= ~seen_S
             if not here_S.any():
@@ -217,7 +230,9 @@ class Vocabulary:
         """
         plan = json.loads(tokenizer.backend_tokenizer.to_str())
         spell, swallows = _speller(plan)
-        added = {token["id"] for token in plan.get("added_tokens", ())}
+        added = set()
+        for token in plan.get("added_tokens", ()):
+            added.add(token["id"])
         never = {
             *added,
             *tokens.never,
@@ -247,7 +262,9 @@ class Vocabulary:
 
     def spell(self, token: int) -> bytes | None:
         """The bytes of a token; None where it never stands in a slot."""
-        return self.spelled[token] if token < len(self.spelled) else None
+        if token < len(self.spelled):
+            return self.spelled[token]
+        return None
 
     def text(self, ids: Sequence[int]) -> str:
         """What the tokens of a slot spell."""
@@ -263,7 +280,9 @@ class Vocabulary:
     def kept(self, key: Hashable, make: Callable[[], TokenDfa]) -> TokenDfa:
         """What `make` gives, made once."""
         found = self._kept.get(key)
-        return found if found is not None else self._kept.put(key, make())
+        if found is not None:
+            return found
+        return self._kept.put(key, make())
 
     def automaton(self, next_SB: Array, accepts_S: Array) -> TokenDfa:
         """Read an automaton over bytes (S, 256; -1 where there is no way on) by tokens, and PAD
@@ -273,15 +292,12 @@ class Vocabulary:
         if self.swallows_space:  # a state of its own, for the first token is read otherwise
             first_ids, first_T1 = self._walk(self._tries[1], next_SB, np.zeros(1, dtype=np.int64))
             every = np.union1d(ids, first_ids)
+            # Both tables over the union of their tokens, the new state behind the others.
             joined = np.full((len(every), len(next_SB) + 1), -1, dtype=np.int32)
             joined[np.searchsorted(every, ids), :-1] = rows_TS
             joined[np.searchsorted(every, first_ids), -1] = first_T1[:, 0]
-            ids, rows_TS, accepts_S, start = (
-                every,
-                joined,
-                np.append(accepts_S, accepts_S[0]),
-                len(next_SB),
-            )
+            ids, rows_TS = every, joined
+            accepts_S, start = np.append(accepts_S, accepts_S[0]), len(next_SB)
         states = rows_TS.shape[1]
         padded = np.full((len(ids) + 1, states + 1), -1, dtype=np.int32)
         padded[:-1, :-1] = rows_TS
@@ -297,42 +313,51 @@ class Vocabulary:
     @cached_property
     def characters(self) -> tuple[Array, Array]:
         """At least and at most how many characters each token begins, inside a JSON string."""
-        most = np.array(
-            [sum(not 0x80 <= byte < 0xC0 for byte in word or b"") for word in self.spelled]
-        )
-        escapes = np.array([(word or b"").count(b"\\") for word in self.spelled])
+        least, most = [], []
+        for word in self.spelled:
+            begun = 0
+            for byte in word or b"":
+                begun += not 0x80 <= byte < 0xC0  # not a byte that continues a character
+            most.append(begun)
+            least.append(begun - (word or b"").count(b"\\"))
         pad = (0, self.size - len(self.spelled))
-        return np.pad(most - escapes, pad), np.pad(most, pad)
+        return np.pad(least, pad), np.pad(most, pad)
 
     @cached_property
     def _tries(self) -> tuple[_Trie, _Trie]:
         """Of all tokens, and of them as they are read at the beginning of a text."""
-        swallowed = [word[1:] if word and word.startswith(b" ") else word for word in self.spelled]
+        swallowed: list[bytes | None] = []
+        for word in self.spelled:
+            if word and word.startswith(b" "):
+                swallowed.append(word[1:])
+            else:
+                swallowed.append(word)
         return _Trie(self.spelled), _Trie(swallowed)
 
     def _walk(self, trie: _Trie, next_SB: Array, states: Array) -> tuple[Array, Array]:
         """The tokens that lead on from any of the states, and where from each (T, S)."""
         found: list[tuple[Array, Array]] = []
         rows, alive = states[None].astype(np.int32), np.zeros(1, dtype=np.int64)  # the root
-        wide = np.vstack((next_SB, np.full((1, 256), -1))).astype(
-            np.int32
-        )  # a dead state goes nowhere
+        # A dead state (-1, the last row) goes nowhere.
+        wide = np.vstack((next_SB, np.full((1, 256), -1))).astype(np.int32)
         for parents, symbols, token_nodes, tokens in trie.levels:
-            place = np.full(parents.max() + 1, -1, dtype=np.int64)
-            place[alive[alive <= parents.max()]] = np.flatnonzero(alive <= parents.max())
-            reached = np.flatnonzero(place[parents] >= 0)
-            rows = wide[rows[place[parents[reached]]], symbols[reached, None]]
+            # Where the nodes that are alive stand in `rows`, by their numbers.
+            position = np.full(parents.max() + 1, -1, dtype=np.int64)
+            position[alive[alive <= parents.max()]] = np.flatnonzero(alive <= parents.max())
+            reached = np.flatnonzero(position[parents] >= 0)
+            rows = wide[rows[position[parents[reached]]], symbols[reached, None]]
             living = (rows >= 0).any(1)
             rows, alive = rows[living], reached[living]
             if not len(alive):
                 break
-            place = np.full(len(parents), -1, dtype=np.int64)
-            place[alive] = np.arange(len(alive))
-            here = place[token_nodes] >= 0
-            found.append((tokens[here], rows[place[token_nodes[here]]]))
+            position = np.full(len(parents), -1, dtype=np.int64)
+            position[alive] = np.arange(len(alive))
+            here = position[token_nodes] >= 0
+            found.append((tokens[here], rows[position[token_nodes[here]]]))
         if not found:
             return np.zeros(0, dtype=np.int64), np.zeros((0, len(states)), dtype=np.int32)
-        ids, table = (np.concatenate(part) for part in zip(*found, strict=True))
+        ids = np.concatenate([tokens for tokens, _ in found])
+        table = np.concatenate([rows for _, rows in found])
         order = ids.argsort()
         return ids[order], table[order]
 
@@ -342,13 +367,19 @@ class _Trie:
     byte."""
 
     def __init__(self, spelled: Sequence[bytes | None]) -> None:
-        words = [(word, number) for number, word in enumerate(spelled) if word]
+        words = []
+        for number, word in enumerate(spelled):
+            if word:
+                words.append((word, number))
         self.levels: list[tuple[Array, ...]] = []
         before: dict[bytes, int] = {b"": 0}
         depth = 1
         while words:
             here: dict[bytes, int] = {}
-            parents, symbols, token_nodes, tokens = [], [], [], []
+            parents: list[int] = []
+            symbols: list[int] = []
+            token_nodes: list[int] = []
+            tokens: list[int] = []
             for word, number in words:
                 head = word[:depth]
                 node = here.get(head)
@@ -359,12 +390,10 @@ class _Trie:
                 if len(word) == depth:
                     token_nodes.append(node)
                     tokens.append(number)
-            self.levels.append(
-                tuple(
-                    np.array(each, dtype=np.int64)
-                    for each in (parents, symbols, token_nodes, tokens)
-                )
-            )
+            level = []
+            for each in (parents, symbols, token_nodes, tokens):
+                level.append(np.array(each, dtype=np.int64))
+            self.levels.append(tuple(level))
             words = [pair for pair in words if len(pair[0]) > depth]
             before, depth = here, depth + 1
 
@@ -389,7 +418,9 @@ def _bits(states_S: Array) -> int:
 def _speller(plan: dict[str, Any]) -> tuple[Callable[[str], bytes | None], bool]:
     """How tokens of this tokenizer spell bytes, and whether a text's first space is not written."""
     parts = [plan.get("decoder") or {}, *(plan.get("decoder") or {}).get("decoders", ())]
-    kinds = {part.get("type") for part in parts}
+    kinds = set()
+    for part in parts:
+        kinds.add(part.get("type"))
     model = plan["model"]["type"]
     if "ByteLevel" in kinds:
         table = _byte_letters()
@@ -409,7 +440,9 @@ def _speller(plan: dict[str, Any]) -> tuple[Callable[[str], bytes | None], bool]
 
         def spell(token: str) -> bytes:
             byte = BYTE_TOKEN.fullmatch(token)
-            return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
+            if byte:
+                return bytes([int(byte[1], 16)])
+            return token.replace("\u2581", " ").encode()
 
         return spell, strips
     raise MMDiffError(
@@ -422,7 +455,10 @@ def _byte_letters() -> dict[str, int]:
     """The letter that stands for each byte in byte-level BPE (GPT-2): itself where it is
     printable."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in printable]
+    rest = []
+    for byte in range(256):
+        if byte not in printable:
+            rest.append(byte)
     return {
         **{chr(byte): byte for byte in printable},
         **{chr(256 + number): byte for number, byte in enumerate(rest)},

@@ -1,4 +1,4 @@
-"""Automata over the bytes of texts, as a JSON string spells them or as they are.
+"""Byte-level DFA of a language, its texts as a JSON string spells them or as they are.
 
 A code point is a walk over the bytes of its UTF-8, in which overlong forms and surrogates do not
 exist; states within a character are shared. The tables are made smaller by merging states that no

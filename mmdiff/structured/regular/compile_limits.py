@@ -26,7 +26,8 @@ class CompileLimits:
 
     def __init__(self, seconds: float = 2.0, states: int = 4000) -> None:
         self.seconds, self.states = seconds, states
-        self._end, self._unseen, self._trees = time.thread_time() + seconds, 0, 0
+        self._end = time.thread_time() + seconds
+        self._unseen = self._trees = 0
 
     def check(self) -> None:
         """A LanguageError when the time is over; the place where work done in slices waits for the

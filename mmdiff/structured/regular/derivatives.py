@@ -1,9 +1,9 @@
-"""What is asked of a language: its automaton, a shortest text, whether it has a text, and one drawn
-at random.
+"""Queries on a regular language by Brzozowski derivatives: DFA, shortest member, emptiness,
+sampling.
 
-Trees are read by Brzozowski's derivatives (Owens, Reppy and Turon, "Regular-expression derivatives
-re-examined", 2009) over classes of code points that the tree cannot tell apart. Nothing here runs
-for long: a `CompileLimits` bounds time, states and trees, and a deep nesting is a `LanguageError` too.
+Derivatives (Owens, Reppy and Turon, "Regular-expression derivatives re-examined", 2009) are taken
+over classes of code points that the tree cannot tell apart. Nothing here runs for long: a
+`CompileLimits` bounds time, states and trees, and a deep nesting is a `LanguageError` too.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ class _Derivatives:
             one = stack.pop()
             for each in (one,) if one.kind == "chars" else _COUNTED if one.kind == "mod" else ():
                 bits.setdefault(each, 1 << len(bits))
-            fresh = [each for each in one.parts if isinstance(each, Language) and each not in seen]
+            fresh = []
+            for each in one.parts:
+                if isinstance(each, Language) and each not in seen:
+                    fresh.append(each)
             seen.update(fresh)
             stack += fresh
             self.deadline.step()
@@ -91,7 +94,11 @@ class _Derivatives:
         for held, letter, ranges in self.classes:
             groups.setdefault(held & mask, ([], letter))[0].append(ranges)
         behind = ((ranges, letter, self.derive(one, letter)) for ranges, letter in groups.values())
-        return [each for each in behind if each[2] is not NOTHING]
+        found = []
+        for each in behind:
+            if each[2] is not NOTHING:
+                found.append(each)
+        return found
 
     def _mask(self, one: Language) -> int:
         """The sets that a first code point is looked up in; those that no set tells apart lead to
@@ -123,16 +130,16 @@ class _Derivatives:
         if one.kind in ("none", "empty"):
             return NOTHING
         if one.kind == "chars":
-            return EMPTY if any(low <= letter <= high for low, high in one.parts[0]) else NOTHING
+            if any(low <= letter <= high for low, high in one.parts[0]):
+                return EMPTY
+            return NOTHING
         if one.kind == "mod":
             divisor, remainder = one.parts
             if letter == 0x2E:
                 return one
-            return (
-                multiples(divisor, remainder * 10 + letter - 0x30)
-                if 0x30 <= letter <= 0x39
-                else NOTHING
-            )
+            if 0x30 <= letter <= 0x39:
+                return multiples(divisor, remainder * 10 + letter - 0x30)
+            return NOTHING
         known = self.memo.get((one, letter))
         if known is None:
             self.deadline.step()
@@ -146,7 +153,9 @@ class _Derivatives:
                 head, one = one.parts
                 found.append(cat(self.derive(head, letter), one))
                 nullable = head.nullable
-            return union(*found, self.derive(one, letter)) if nullable else union(*found)
+            if nullable:
+                return union(*found, self.derive(one, letter))
+            return union(*found)
         if one.kind == "repeat":
             part, low, high = one.parts
             rest = repeat(part, max(low - 1, 0), None if high is None else high - 1)
@@ -154,7 +163,9 @@ class _Derivatives:
         parts = (self.derive(each, letter) for each in one.parts)
         if one.kind == "not":
             return complement(*parts)
-        return union(*parts) if one.kind == "or" else intersect(*parts)
+        if one.kind == "or":
+            return union(*parts)
+        return intersect(*parts)
 
 
 def _nicest(ranges: Ranges) -> tuple[int, int]:
@@ -203,7 +214,10 @@ def automaton(language: Language, deadline: CompileLimits | None = None) -> Char
                     deadline.count(len(states))
                 edges[number].setdefault(numbers[behind], []).extend(ranges)
                 sources[numbers[behind]].append(number)
-        stack = [number for number, state in enumerate(states) if state.nullable]
+        stack = []
+        for number, state in enumerate(states):
+            if state.nullable:
+                stack.append(number)
         alive = set(stack)
         while stack:
             fresh = set(sources[stack.pop()]) - alive
@@ -211,7 +225,9 @@ def automaton(language: Language, deadline: CompileLimits | None = None) -> Char
             stack += fresh
         if 0 not in alive:
             return CharDfa((), frozenset())
-        new = {number: position for position, number in enumerate(sorted(alive))}
+        new = {}
+        for position, number in enumerate(sorted(alive)):
+            new[number] = position
         return CharDfa(
             tuple(
                 tuple(
@@ -262,11 +278,10 @@ def matches(language: Language, text: str, deadline: CompileLimits | None = None
     with bounded(deadline) as deadline:
         derivatives = _Derivatives(language, deadline)
         for letter in text:
-            language = (
-                NOTHING
-                if 0xD800 <= ord(letter) <= 0xDFFF
-                else derivatives.derive(language, ord(letter))
-            )
+            if 0xD800 <= ord(letter) <= 0xDFFF:
+                language = NOTHING
+            else:
+                language = derivatives.derive(language, ord(letter))
         return language.nullable
 
 
@@ -291,9 +306,15 @@ def walk(machine: CharDfa, rng: random.Random, most: int) -> str:
         state in machine.accepts
         and (not machine.edges[state] or rng.random() < 0.1 or len(letters) >= most)
     ):
-        ways = [way for way in machine.edges[state] if left[way[1]] < most - len(letters)]
+        ways = []
+        for way in machine.edges[state]:
+            if left[way[1]] < most - len(letters):
+                ways.append(way)
         nearest = min(machine.edges[state], key=lambda way: left[way[1]])
-        ranges, state = rng.choice(ways) if ways else nearest
+        if ways:
+            ranges, state = rng.choice(ways)
+        else:
+            ranges, state = nearest
         low, high = rng.choice(ranges)
         letters.append(chr(rng.randint(low, min(high, low + 255))))
     return "".join(letters)
@@ -301,7 +322,9 @@ def walk(machine: CharDfa, rng: random.Random, most: int) -> str:
 
 def _distances(machine: CharDfa) -> list[int]:
     """How many code points each state is away from acceptance."""
-    sources: list[list[int]] = [[] for _ in machine.edges]
+    sources: list[list[int]] = []
+    for _ in machine.edges:
+        sources.append([])
     for number, ways in enumerate(machine.edges):
         for _, target in ways:
             sources[target].append(number)
@@ -313,4 +336,7 @@ def _distances(machine: CharDfa) -> list[int]:
             if number not in left:
                 left[number] = left[target] + 1
                 queue.append(number)
-    return [left[number] for number in range(len(sources))]
+    found = []
+    for number in range(len(sources)):
+        found.append(left[number])
+    return found

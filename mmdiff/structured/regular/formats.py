@@ -25,7 +25,8 @@ _DURATION = f"P(?:{_DAYS}(?:{_CLOCK})?|{_CLOCK}|{_COUNT}W)"
 
 _LETTERS = "a-zà-öø-ÿа-яぁ-ゖ一-鿿가-힣"  # small ones, which names beyond ASCII are written in
 _HOST = r"(?:[A-Za-z0-9](?:-?[A-Za-z0-9]){0,15}\.){0,3}[A-Za-z](?:-?[A-Za-z0-9]){0,15}"
-_IDN_HOST = rf"(?:[{_LETTERS}](?:-?[{_LETTERS}0-9]){{0,7}}\.){{0,2}}[{_LETTERS}](?:-?[{_LETTERS}0-9]){{0,7}}"
+_IDN_LABEL = rf"[{_LETTERS}](?:-?[{_LETTERS}0-9]){{0,7}}"
+_IDN_HOST = rf"(?:{_IDN_LABEL}\.){{0,2}}{_IDN_LABEL}"
 _LOCAL = r"[A-Za-z0-9](?:[._+-]?[A-Za-z0-9]){0,31}"
 _IDN_LOCAL = rf"[A-Z0-9{_LETTERS}](?:[._+-]?[A-Z0-9{_LETTERS}]){{0,9}}"  # at most 64 bytes
 
@@ -35,7 +36,8 @@ _UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _VERSION = "[0-9a-f]{{8}}-[0-9a-f]{{4}}-{version}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}"
 
 _VARIABLE = r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*(?::[1-9]\d{0,2}|\*)?"
-_TEMPLATE = rf"(?:[A-Za-z0-9._~:/?#@!$&()*+,;=-]|%[0-9A-F]{{2}}|\{{[+#./;?&]?{_VARIABLE}(?:,{_VARIABLE})*\}})*"
+_EXPRESSION = rf"\{{[+#./;?&]?{_VARIABLE}(?:,{_VARIABLE})*\}}"
+_TEMPLATE = rf"(?:[A-Za-z0-9._~:/?#@!$&()*+,;=-]|%[0-9A-F]{{2}}|{_EXPRESSION})*"
 _POINTER = r"(?:/(?:[^/~]|~[01])*)*"
 # jsonschema takes any 0 before another digit for a leading one.
 _RELATIVE = rf"(?:0|[1-9]{{1,3}}0?)(?:#|{_POINTER})"
@@ -75,12 +77,14 @@ def _ipv6() -> Language:
     first, more = cat(group, literal(":")), cat(literal(":"), group)
     forms = [cat(repeat(first, 7, 7), group)]
     for before in range(7):
-        start = literal(":") if not before else repeat(first, before, before)
-        end = (
-            literal(":")
-            if before == 6
-            else union(literal(":"), cat(more, repeat(more, 0, 5 - before)))
-        )
+        if not before:
+            start = literal(":")
+        else:
+            start = repeat(first, before, before)
+        if before == 6:
+            end = literal(":")
+        else:
+            end = union(literal(":"), cat(more, repeat(more, 0, 5 - before)))
         forms.append(cat(start, end))
     return union(*forms)
 

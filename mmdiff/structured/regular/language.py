@@ -68,12 +68,8 @@ def _make(kind: str, parts: tuple[Any, ...], nullable: bool, letters: Language |
         known = _interned.get(key)
         if known is None:
             known = Language()
-            known.kind, known.parts, known.nullable, known.serial = (
-                kind,
-                parts,
-                nullable,
-                next(_serials),
-            )
+            known.kind, known.parts = kind, parts
+            known.nullable, known.serial = nullable, next(_serials)
             known.letters = known if letters is None else letters
             _interned[key] = known
     return known
@@ -97,18 +93,24 @@ def chars(ranges: Iterable[tuple[int, int]]) -> Language:
                 merged[-1] = (merged[-1][0], max(right, merged[-1][1]))
             else:
                 merged.append((left, right))
-    return _make("chars", (tuple(merged),), False, None) if merged else NOTHING
+    if merged:
+        return _make("chars", (tuple(merged),), False, None)
+    return NOTHING
 
 
 def ranges_of(one: Language) -> Ranges:
     """The ranges of a language made by `chars`."""
     assert one.kind in ("chars", "none"), one
-    return one.parts[0] if one.parts else ()
+    if one.parts:
+        return one.parts[0]
+    return ()
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def _either(one: Language, other: Language) -> Language:
-    return one if one is other else chars(ranges_of(one) + ranges_of(other))
+    if one is other:
+        return one
+    return chars(ranges_of(one) + ranges_of(other))
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -169,7 +171,9 @@ def repeat(part: Language, low: int = 0, high: int | None = None) -> Language:
     if part.nullable:
         low = 0
     if part is NOTHING or part is EMPTY or high == 0:
-        return EMPTY if low == 0 else NOTHING
+        if low == 0:
+            return EMPTY
+        return NOTHING
     if low == high == 1:
         return part
     if part.kind == "repeat":
@@ -183,31 +187,20 @@ def repeat(part: Language, low: int = 0, high: int | None = None) -> Language:
 
 def union(*parts: Language) -> Language:
     """The texts of any part."""
-    parts = tuple(part for part in parts if part is not NOTHING)
-    if len(parts) < 2:
-        return parts[0] if parts else NOTHING
-    flat = {each: None for part in parts for each in (part.parts if part.kind == "or" else (part,))}
+    several = [part for part in parts if part is not NOTHING]
+    if len(several) < 2:
+        return several[0] if several else NOTHING
+    flat = _flattened("or", several)
     counted(work=len(flat))
-    letters = [each for each in flat if each.kind == "chars"]
+    letters = _of_kind(flat, "chars")
     if len(letters) > 1:
-        flat = {each: None for each in flat if each.kind != "chars"}
+        for each in letters:
+            del flat[each]
         flat[chars(itertools.chain.from_iterable(map(ranges_of, letters)))] = None
     if EVERYTHING in flat or any(each.kind == "not" and each.parts[0] in flat for each in flat):
         return EVERYTHING
-    heads: dict[Language, list[Language]] = {}
-    for each in flat:
-        if each.kind == "cat":
-            heads.setdefault(each.parts[0], []).append(each)
-    for head, several in heads.items():
-        if len(several) > 1:  # x y | x z = x (y | z): a list of words becomes a tree
-            for each in several:
-                del flat[each]
-            with bounded(None):
-                flat[cat(head, union(*(each.parts[1] for each in several)))] = None
-    for star in [each for each in flat if _star(each)]:
-        flat = {
-            each: None for each in flat if each is star or not _within(each.letters, star.parts[0])
-        }
+    _factor_heads(flat)
+    _drop_covered(flat)
     if EMPTY in flat and any(each.nullable for each in flat if each is not EMPTY):
         del flat[EMPTY]
     if len(flat) < 2:
@@ -219,25 +212,66 @@ def union(*parts: Language) -> Language:
     )
 
 
+def _drop_covered(flat: dict[Language, None]) -> None:
+    """Drop, in place, what a part such as [a-z]* holds already."""
+    for star in filter(_star, list(flat)):
+        for each in list(flat):
+            if each is not star and _within(each.letters, star.parts[0]):
+                del flat[each]
+
+
+def _flattened(kind: str, parts: Iterable[Language]) -> dict[Language, None]:
+    """The parts in order, each once, with the parts of those of the kind instead of themselves."""
+    flat: dict[Language, None] = {}
+    for part in parts:
+        if part.kind == kind:
+            flat.update(dict.fromkeys(part.parts))
+        else:
+            flat[part] = None
+    return flat
+
+
+def _of_kind(parts: Iterable[Language], kind: str) -> list[Language]:
+    found = []
+    for part in parts:
+        if part.kind == kind:
+            found.append(part)
+    return found
+
+
+def _factor_heads(flat: dict[Language, None]) -> None:
+    """x y | x z becomes x (y | z), in place, so that a list of words becomes a tree."""
+    heads: dict[Language, list[Language]] = {}
+    for each in _of_kind(flat, "cat"):
+        heads.setdefault(each.parts[0], []).append(each)
+    for head, several in heads.items():
+        if len(several) > 1:
+            for each in several:
+                del flat[each]
+            with bounded(None):
+                flat[cat(head, union(*(each.parts[1] for each in several)))] = None
+
+
 def intersect(*parts: Language) -> Language:
     """The texts that are in all parts."""
-    flat = {
-        each: None for part in parts for each in (part.parts if part.kind == "and" else (part,))
-    }
+    flat = _flattened("and", parts)
     flat.pop(EVERYTHING, None)
     if not flat:
         return EVERYTHING
     if NOTHING in flat or any(each.kind == "not" and each.parts[0] in flat for each in flat):
         return NOTHING
     if EMPTY in flat:
-        return EMPTY if all(each.nullable for each in flat) else NOTHING
+        if all(each.nullable for each in flat):
+            return EMPTY
+        return NOTHING
     for star in [each for each in flat if _star(each)]:
         if any(_within(each.letters, star.parts[0]) for each in flat if each is not star):
             del flat[star]
-    letters = [each for each in flat if each.kind == "chars"]
+    letters = _of_kind(flat, "chars")
     if len(letters) > 1:
-        common = functools.reduce(both, letters)
-        return intersect(common, *(each for each in flat if each.kind != "chars"))
+        for each in letters:
+            del flat[each]
+        return intersect(functools.reduce(both, letters), *flat)
     if len(flat) == 1:
         return next(iter(flat))
     ordered = tuple(sorted(flat, key=_serial))

@@ -1,4 +1,4 @@
-"""A bounded memory that threads share: the least recently used is forgotten first."""
+"""A bounded cache that threads share: the least recently used entry is dropped first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 class LruCache(Generic[K, V]):
-    """Values by their keys, at most so many."""
+    """Values by their keys, at most `most` of them."""
 
     def __init__(self, most: int) -> None:
         self._values: LRUCache[K, V] = LRUCache(most)

@@ -55,7 +55,9 @@ def integers(low: int | None = None, high: int | None = None, multiple: int = 1)
     low, high = -far if low is None else low, far if high is None else high
     found = []
     for sign, least, most in (("", max(low, 0), high), ("-", max(-high, 1), -low)):
-        digits = _between(str(least), str(most)) if least <= most else NOTHING
+        digits = NOTHING
+        if least <= most:
+            digits = _between(str(least), str(most))
         if multiple != 1:
             digits = intersect(digits, multiples(multiple))
         found.append(cat(literal(sign), digits))
@@ -87,9 +89,9 @@ def decimals(
         high = None
     if low is not None and low <= -_FAR and (high is None or high > -_FAR / 10):
         low = None
-    bounds = [bound for bound in (low, high) if bound is not None]
-    places = max(digits, *(len(_split(bound)[1]) for bound in bounds), 0)
-    far = Decimal(10 ** max(FREE_DIGITS, *(len(_split(bound)[0]) + 1 for bound in bounds), 0))
+    places, whole_digits = _digits_of_bounds(low, high)
+    places = max(digits, places)
+    far = Decimal(10 ** max(FREE_DIGITS, whole_digits + 1))
     zero = Decimal(0)
     found = []
     for sign, least, most, above, below in (
@@ -109,6 +111,17 @@ def decimals(
     return union(*found)
 
 
+def _digits_of_bounds(*bounds: Decimal | None) -> tuple[int, int]:
+    """The most digits behind the point of any bound, and the most before it."""
+    places = whole_digits = 0
+    for bound in bounds:
+        if bound is not None:
+            whole, fraction = _split(bound)
+            places = max(places, len(fraction))
+            whole_digits = max(whole_digits, len(whole))
+    return places, whole_digits
+
+
 def decimal_multiples(
     unit: int,
     places: int,
@@ -125,7 +138,10 @@ def decimal_multiples(
     """
     found = []
     for written in range(places + 1):  # digits behind the point; those that are left out are zeros
-        point = EMPTY if not written else cat(literal("."), repeat(DIGITS, written, written))
+        if not written:
+            point = EMPTY
+        else:
+            point = cat(literal("."), repeat(DIGITS, written, written))
         divisor = unit // math.gcd(unit, 10 ** (places - written))
         found.append(intersect(cat(repeat(DIGITS, 1), point), multiples(divisor)))
     signed = cat(union(EMPTY, literal("-")), union(*found))
@@ -133,7 +149,9 @@ def decimal_multiples(
 
 
 def _minus(bound: Decimal | None) -> Decimal | None:
-    return None if bound is None else bound.copy_negate()
+    if bound is None:
+        return None
+    return bound.copy_negate()
 
 
 def _tame(bound: Decimal, rounding: str) -> Decimal:
@@ -145,7 +163,9 @@ def _tame(bound: Decimal, rounding: str) -> Decimal:
     context = Context(prec=MOST_DIGITS + _FINE + len(bound.as_tuple().digits), rounding=rounding)
     if bound.as_tuple().exponent < -_FINE:  # type: ignore[operator]  # an int, as the bound is finite
         bound = bound.quantize(Decimal(1).scaleb(-_FINE), context=context)
-    return abs(bound) if bound == 0 else bound
+    if bound == 0:
+        return abs(bound)
+    return bound
 
 
 def _split(bound: Decimal) -> tuple[str, str]:
@@ -174,7 +194,9 @@ def _above(bound: str) -> Language:
     """Runs of as many digits as the bound has, not below it."""
     found = EMPTY
     for number, digit in enumerate(reversed(bound)):
-        higher = _digit(int(digit) + 1, 9) if digit != "9" else NOTHING
+        higher = NOTHING
+        if digit != "9":
+            higher = _digit(int(digit) + 1, 9)
         found = union(cat(literal(digit), found), cat(higher, repeat(DIGITS, number, number)))
     return found
 
@@ -183,7 +205,9 @@ def _below(bound: str) -> Language:
     """Runs of as many digits as the bound has, not above it."""
     found = EMPTY
     for number, digit in enumerate(reversed(bound)):
-        lower = _digit(0, int(digit) - 1) if digit != "0" else NOTHING
+        lower = NOTHING
+        if digit != "0":
+            lower = _digit(0, int(digit) - 1)
         found = union(cat(literal(digit), found), cat(lower, repeat(DIGITS, number, number)))
     return found
 
@@ -191,9 +215,14 @@ def _below(bound: str) -> Language:
 def _at_least(bound: Decimal, opened: bool) -> Language:
     """Numbers from the bound on, which is not negative, with fractions of any length."""
     whole, fraction = _split(bound)
-    after = repeat(DIGITS) if not opened else cat(repeat(DIGITS), _digit(1, 9), repeat(DIGITS))
+    if not opened:
+        after = repeat(DIGITS)
+    else:
+        after = cat(repeat(DIGITS), _digit(1, 9), repeat(DIGITS))
     for digit in reversed(fraction):
-        higher = _digit(int(digit) + 1, 9) if digit != "9" else NOTHING
+        higher = NOTHING
+        if digit != "9":
+            higher = _digit(int(digit) + 1, 9)
         after = union(cat(literal(digit), after), cat(higher, repeat(DIGITS)))
     more = str(int(whole) + 1)
     wholes = cat(_digit(1, 9), repeat(DIGITS, len(more)))
@@ -203,20 +232,27 @@ def _at_least(bound: Decimal, opened: bool) -> Language:
 def _at_most(bound: Decimal, opened: bool) -> Language:
     """Numbers up to the bound, which is not negative, with fractions of any length."""
     whole, fraction = _split(bound)
-    after = NOTHING if opened else repeat(literal("0"))
+    if opened:
+        after = NOTHING
+    else:
+        after = repeat(literal("0"))
     for digit in reversed(fraction):
-        lower = _digit(0, int(digit) - 1) if digit != "0" else NOTHING
+        lower = NOTHING
+        if digit != "0":
+            lower = _digit(0, int(digit) - 1)
         after = union(EMPTY, cat(literal(digit), after), cat(lower, repeat(DIGITS)))
     found = cat(literal(whole), _fraction(after))
-    return (
-        found if whole == "0" else union(found, cat(_between("0", str(int(whole) - 1)), _FRACTION))
-    )
+    if whole == "0":
+        return found
+    return union(found, cat(_between("0", str(int(whole) - 1)), _FRACTION))
 
 
 def _fraction(digits: Language) -> Language:
     """The point and the digits; or nothing, which stands for zeros."""
     some = cat(literal("."), intersect(digits, repeat(DIGITS, 1)))
-    return union(EMPTY, some) if digits.nullable else some
+    if digits.nullable:
+        return union(EMPTY, some)
+    return some
 
 
 _FRACTION = _fraction(repeat(DIGITS))

@@ -42,7 +42,8 @@ _Node: TypeAlias = tuple[Any, Any]
 _DIGIT = ((0x30, 0x39),)
 _WORD = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
 _SPACE = ((0x09, 0x0D), (0x20, 0x20))
-_LETTER, _UPPER, _LOWER = ((0x41, 0x5A), (0x61, 0x7A)), ((0x41, 0x5A),), ((0x61, 0x7A),)
+_UPPER, _LOWER = ((0x41, 0x5A),), ((0x61, 0x7A),)
+_LETTER = (*_UPPER, *_LOWER)
 _WIDE = ((0x80, 0x10FFFF),)  # where engines differ, for all but spaces
 # Python's spaces and ECMA's.
 _SPACES = (
@@ -149,30 +150,44 @@ def _guard(source: str) -> str:
         elif ord(token[0]) in _PRIVATE:
             raise LanguageError(f"the pattern {source!r} holds a private character")
         elif opened is not None:
-            if token == "]" and source[opened : match.start()] in ("[", "[^"):
-                raise LanguageError(
-                    f"the pattern {source!r} holds an empty set, which engines read differently"
-                )
-            if token == behind == "-":
-                raise LanguageError(
-                    f"the pattern {source!r} holds -- in a set, which engines read differently"
-                )
+            token = _in_set(token, source[opened : match.start()], behind, source)
             if token == "]":
                 opened = None
-            elif token[0] in "[&~|":  # some engines take them for sets in sets
-                token = "\\" + token
         elif token == "[":
             opened = match.start()
         elif token.startswith("(?"):
-            if token.startswith("(?<") and token[3:] not in ("=", "!", ""):
-                token = "(?P" + token[2:]
-            elif token not in ("(?:", "(?=", "(?!") and not token.startswith("(?P<"):
-                what = "a look-behind" if token in ("(?<=", "(?<!") else token
-                raise LanguageError(f"the pattern {source!r} holds {what}, which is not supported")
+            token = _group(token, source)
         elif token == "{,":
             raise LanguageError(f"the pattern {source!r} holds {{, which engines read differently")
         found.append(token)
     return "".join(found)
+
+
+def _in_set(token: str, before: str, behind: str, source: str) -> str:
+    """A token of a set, which holds `before` so far."""
+    if token == "]" and before in ("[", "[^"):
+        raise LanguageError(
+            f"the pattern {source!r} holds an empty set, which engines read differently"
+        )
+    if token == behind == "-":
+        raise LanguageError(
+            f"the pattern {source!r} holds -- in a set, which engines read differently"
+        )
+    if token[0] in "[&~|":  # some engines take them for sets in sets
+        return "\\" + token
+    return token
+
+
+def _group(token: str, source: str) -> str:
+    """The beginning of a group that has an extension."""
+    if token.startswith("(?<") and token[3:] not in ("=", "!", ""):
+        return "(?P" + token[2:]
+    if token not in ("(?:", "(?=", "(?!") and not token.startswith("(?P<"):
+        what = token
+        if token in ("(?<=", "(?<!"):
+            what = "a look-behind"
+        raise LanguageError(f"the pattern {source!r} holds {what}, which is not supported")
+    return token
 
 
 def _escape(token: str, inside: bool, behind: str, source: str) -> str:
@@ -193,7 +208,8 @@ def _escape(token: str, inside: bool, behind: str, source: str) -> str:
         return f"\\U{code:08x}"
     if kind in "123456789" or kind == "k":
         raise LanguageError(
-            f"the pattern {source!r} refers back to a group ({token}), which no regular language can"
+            f"the pattern {source!r} refers back to a group ({token}), "
+            "which no regular language can"
         )
     if kind in "bB" and not inside:
         raise LanguageError(
@@ -204,7 +220,9 @@ def _escape(token: str, inside: bool, behind: str, source: str) -> str:
     )  # a half of what ECMA may read as one
     if kind.isalnum() and kind not in _ESCAPES or surrogate or token == "\\0" and behind.isdigit():
         raise LanguageError(f"the pattern {source!r} holds {token}, which engines read differently")
-    return "\\x00" if token == "\\0" else token
+    if token == "\\0":
+        return "\\x00"
+    return token
 
 
 class _Reader:
@@ -236,23 +254,30 @@ class _Reader:
         if op is ops.AT:
             if value is ops.AT_BEGINNING:
                 return _Rest(rest.start, NOTHING)
-            end = (
-                union(EMPTY, literal("\n")) if wide else EMPTY
-            )  # Python's $ also stands before a last line end
-            return _Rest(*(intersect(each, end) for each in rest))
+            # Python's $ also stands before a last line end
+            end = EMPTY
+            if wide:
+                end = union(EMPTY, literal("\n"))
+            return _Rest(intersect(rest.start, end), intersect(rest.later, end))
         if op is ops.SUBPATTERN:
             return self.sequence(value[3], rest, wide)
         if op is ops.BRANCH:
-            ways = [self.sequence(each, rest, wide) for each in value[1]]
-            return _Rest(union(*(way.start for way in ways)), union(*(way.later for way in ways)))
+            return self.branches(value[1], rest, wide)
         if op is ops.ASSERT:
             return _Rest(*map(intersect, rest, self.sequence(value[1], _Rest(ANY, ANY), wide)))
         if op is ops.ASSERT_NOT:
             ahead = self.sequence(value[1], _Rest(ANY, ANY), not wide)
-            return _Rest(
-                *(intersect(one, complement(other)) for one, other in zip(rest, ahead, strict=True))
-            )
+            return _Rest(*map(intersect, rest, map(complement, ahead)))
         return self.repeated(value, rest, wide)
+
+    def branches(self, branches: Sequence[Sequence[_Node]], rest: _Rest, wide: bool) -> _Rest:
+        """What any of the branches and then the rest match."""
+        starts, laters = [], []
+        for each in branches:
+            way = self.sequence(each, rest, wide)
+            starts.append(way.start)
+            laters.append(way.later)
+        return _Rest(union(*starts), union(*laters))
 
     def repeated(self, value: tuple[int, Any, Sequence[_Node]], rest: _Rest, wide: bool) -> _Rest:
         """What a repetition of what is not plain, and then the rest, match."""
@@ -261,7 +286,10 @@ class _Reader:
             raise LanguageError(
                 "an anchor or a look-ahead stands inside a repetition, which is not supported"
             )
-        found = rest if not low else _Rest(NOTHING, NOTHING)
+        if not low:
+            found = rest
+        else:
+            found = _Rest(NOTHING, NOTHING)
         for number in range(1, high + 1):
             rest = self.sequence(part, rest, wide)  # now behind exactly so many
             if number >= low:
@@ -276,16 +304,13 @@ class _Reader:
         if op is ops.SUBPATTERN:
             return self.plains(value[3], wide)
         if op is ops.BRANCH:
-            ways = [self.plains(each, wide) for each in value[1]]
-            return None if None in ways else union(*(way for way in ways if way is not None))
+            return self.plain_branches(value[1], wide)
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
             low, high, part = value
             inner = self.plains(part, wide)
-            return (
-                None
-                if inner is None
-                else repeat(inner, low, None if high is ops.MAXREPEAT else high)
-            )
+            if inner is None:
+                return None
+            return repeat(inner, low, None if high is ops.MAXREPEAT else high)
         if op is ops.FAILURE:
             return NOTHING
         if op is ops.AT and value in (ops.AT_BEGINNING, ops.AT_END):
@@ -294,21 +319,46 @@ class _Reader:
             return None
         raise LanguageError(f"a pattern holds what is not supported: {str(op).lower()}")
 
+    def plain_branches(self, branches: Sequence[Sequence[_Node]], wide: bool) -> Language | None:
+        """The language of any of some branches; None where one of them is not plain."""
+        ways, plain = [], True
+        for each in branches:
+            way = self.plains(each, wide)
+            if way is None:
+                plain = False
+            else:
+                ways.append(way)
+        return union(*ways) if plain else None
+
     def plains(self, nodes: Sequence[_Node], wide: bool) -> Language | None:
-        """The language of nodes in turn."""
+        """The language of nodes in turn; None where one of them is not plain."""
         self.deadline.check()
-        parts = [self.plain(node, wide) for node in nodes]
-        return None if None in parts else cat(*(part for part in parts if part is not None))
+        parts, plain = [], True
+        for node in nodes:
+            part = self.plain(node, wide)
+            if part is None:
+                plain = False
+            else:
+                parts.append(part)
+        return cat(*parts) if plain else None
 
 
 def _set(node: _Node, wide: bool) -> Language:
     op, value = node
     if op is ops.ANY:
         return _without(((0x0A, 0x0A),) if wide else _LINE_ENDS)
-    items = [(ops.LITERAL, value)] if op in (ops.LITERAL, ops.NOT_LITERAL) else list(value)
+    if op in (ops.LITERAL, ops.NOT_LITERAL):
+        items = [(ops.LITERAL, value)]
+    else:
+        items = list(value)
     negated = op is ops.NOT_LITERAL or items[0][0] is ops.NEGATE
-    letters = [each for item in items for each in _item(item, wide != negated)]
-    return _without(letters) if negated else intersect(TEXT, chars(letters))
+    letters = []
+    for item in items:
+        for each in _item(item, wide != negated):
+            letters.append(each)
+    if negated:
+        return _without(letters)
+    return intersect(TEXT, chars(letters))
 
 
 def _item(item: _Node, wide: bool) -> Sequence[tuple[int, int]]:
@@ -323,7 +373,9 @@ def _item(item: _Node, wide: bool) -> Sequence[tuple[int, int]]:
         if value not in _PRIVATE:
             return ((value, value),)
         sure = list(_PROPERTIES.values())[value - _PROPERTY]
-        return (*sure, *_WIDE) if wide else sure
+        if wide:
+            return (*sure, *_WIDE)
+        return sure
     if value in _NEGATED:
         return ranges_of(_without(_CLASSES[_NEGATED[value]][not wide]))
     return _CLASSES[value][wide]

@@ -1,4 +1,4 @@
-"""What people give as a schema: JSON Schema, Python types, choices, patterns and texts with
+"""What callers give as a schema: JSON Schema, Python types, choices, patterns and texts with
 holes."""
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ KEYS = {
     "boolean": "^(?:true|false)$",
 }
 HOST = r"(?:[A-Za-z0-9](?:-?[A-Za-z0-9])*\.)*[A-Za-z](?:-?[A-Za-z0-9])*"
-NAIVE = r"^[0-9]{3}[1-9]-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2}$"
+NAIVE = (
+    r"^[0-9]{3}[1-9]-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
+    r"T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2}$"
+)
 
 
 def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -72,7 +75,8 @@ def schema_of(source: Any) -> tuple[Any, Callable[[Any], Any]]:
     ) as error:
         told = str(error).splitlines()[0].split(". ")[0][:200]
         raise UnsupportedSchemaError(
-            f"{shown(source)} is neither a JSON Schema nor a type that pydantic can describe: {told}"
+            f"{shown(source)} is neither a JSON Schema nor a type that pydantic can describe: "
+            f"{told}"
         ) from None
 
 
@@ -150,11 +154,6 @@ def compile_choices(
     return _texts(
         EnumNode(tuple(choices), spelling="plain", ends=True), layouts, budget, lambda text: text
     )
-
-
-def compile_pattern(source: str, layouts: TemplateBuilder, budget: int) -> CompiledSchema:
-    """The scaffold of a text that a regular expression matches as a whole."""
-    return _texts(_words(_whole(source)), layouts, budget, lambda text: text)
 
 
 def compile_template(text: str, layouts: TemplateBuilder, budget: int) -> CompiledSchema:

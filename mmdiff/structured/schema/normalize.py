@@ -9,8 +9,9 @@ Draft 2020-12, and what older drafts spell otherwise. Remote references, `$dynam
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote, urljoin
@@ -61,30 +62,46 @@ LEAST = (
     "minContains",
 )  # the larger counts
 GREATEST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
+NUMBERS = (*LEAST, *GREATEST, "multipleOf")
+TOLD = frozenset(itertools.chain.from_iterable(ABOUT.values()))
+FORMS = {
+    "properties": Mapping,
+    "patternProperties": Mapping,
+    "required": list,
+    "prefixItems": list,
+    "pattern": str,
+}
 
 
-class Schemas:
+class References:
     """A schema document, and where its references lead."""
 
     def __init__(self, root: Schema, deadline: CompileLimits) -> None:
         self.root, self.deadline = root, deadline
-        draft = str(root.get("$schema", "")) if isinstance(root, Mapping) else ""
+        draft = ""
+        if isinstance(root, Mapping):
+            draft = str(root.get("$schema", ""))
         self.old = any(name in draft for name in ("draft-03", "draft-04", "draft-06", "draft-07"))
         # Before draft 6 names are called `id`; later that is no keyword, and references are not
         # read from it.
-        self.name = "id" if "draft-03" in draft or "draft-04" in draft else "$id"
-        self.base = str(root.get(self.name, "")) if isinstance(root, Mapping) else ""
+        self.name, self.other_name = "$id", "id"
+        if "draft-03" in draft or "draft-04" in draft:
+            self.name, self.other_name = "id", "$id"
+        self.base = ""
+        if isinstance(root, Mapping):
+            self.base = str(root.get(self.name, ""))
         self.named: dict[str, tuple[Schema, str]] = {}
-        self.bases: dict[
-            int, tuple[Schema, str]
-        ] = {}  # of the schemas with a reference, by their ids
-        self.notes: dict[str, str] = {}  # what is not all worked in, by JSON pointer
+        # Of the schemas with a reference, by their ids.
+        self.bases: dict[int, tuple[Schema, str]] = {}
         self._index(root, "", "", 0)
 
     @property
     def embedded(self) -> bool:
         """Whether references are read from several bases."""
-        return len({base for _, base in self.bases.values()}) > 1
+        distinct = set()
+        for _, base in self.bases.values():
+            distinct.add(base)
+        return len(distinct) > 1
 
     def resolve(self, ref: Any, where: str, beside: Schema = None) -> tuple[Schema, str]:
         """The schema that a reference names, and its JSON pointer.
@@ -108,7 +125,10 @@ class Schemas:
         for part in fragment.split("/")[1:]:
             key = unquote(part).replace("~1", "/").replace("~0", "~")
             try:
-                schema = schema[int(key)] if isinstance(schema, list) else schema[key]
+                if isinstance(schema, list):
+                    schema = schema[int(key)]
+                else:
+                    schema = schema[key]
             except (LookupError, ValueError, TypeError):
                 raise UnsupportedSchemaError(
                     f"$ref {ref!r} names nothing in the schema", where
@@ -117,6 +137,43 @@ class Schemas:
         if fragment and not fragment.startswith("/"):
             raise UnsupportedSchemaError(f"$ref {ref!r} names nothing in the schema", where)
         return schema, path
+
+    def _index(self, schema: Schema, path: str, base: str, depth: int) -> None:
+        """Remember what has a name of its own."""
+        if depth > DEEP:
+            raise SchemaTooLargeError(f"the schema is nested more than {DEEP} deep", path)
+        self.deadline.check()
+        if isinstance(schema, list):
+            for number, item in enumerate(schema):
+                self._index(item, pointer(path, number), base, depth + 1)
+        if not isinstance(schema, Mapping):
+            return
+        base = self._remember(schema, path, base)
+        for key, item in schema.items():
+            if key not in ("enum", "const", "default", "examples"):
+                self._index(item, pointer(path, key), base, depth + 1)
+
+    def _remember(self, schema: Mapping[str, Any], path: str, base: str) -> str:
+        """Note the names of one schema, and the base from which its references are read."""
+        name, other = schema.get(self.name), schema.get(self.other_name)
+        if isinstance(other, str):  # of another draft, and yet what some refer to
+            self.named.setdefault(urljoin(base, other).rstrip("#"), (schema, path))
+        if isinstance(name, str) and not (self.old and "$ref" in schema):
+            base = urljoin(base, name)
+            self.named.setdefault(base.rstrip("#"), (schema, path))
+        if "$ref" in schema:
+            self.bases[id(schema)] = schema, base
+        if isinstance(anchor := schema.get("$anchor"), str):
+            self.named.setdefault(f"{base}#{anchor}", (schema, path))
+        return base
+
+
+class Schemas(References):
+    """Schemas of a document as alternatives without connectives."""
+
+    def __init__(self, root: Schema, deadline: CompileLimits) -> None:
+        super().__init__(root, deadline)
+        self.notes: dict[str, str] = {}  # what is not all worked in, by JSON pointer
 
     def alternatives(
         self, schema: Schema, where: str, followed: tuple[str, ...] = ()
@@ -127,9 +184,11 @@ class Schemas:
         for plain in self._expand(schema, where, followed):
             kinds = plain.pop("type", None) or _kinds_told(plain)
             excluded = plain.pop("excluded", ())
-            if "number" in kinds:
-                kinds = [kind for kind in kinds if kind != "integer"]
-            found += [{**plain, "type": kind} for kind in kinds if kind not in excluded]
+            for kind in kinds:
+                if kind == "integer" and "number" in kinds:
+                    continue
+                if kind not in excluded:
+                    found.append({**plain, "type": kind})
         return self._cut(found, where)
 
     def _expand(self, schema: Schema, where: str, followed: tuple[str, ...]) -> list[Plain]:
@@ -145,19 +204,7 @@ class Schemas:
             return made
         if schema is False:
             return []
-        if not isinstance(schema, Mapping):
-            raise UnsupportedSchemaError(
-                f"a schema is an object, true or false, not {type(schema).__name__}", where
-            )
-        if len(followed) > DEEP or where.count("/") > 4 * DEEP:
-            raise SchemaTooLargeError(
-                f"references or connectives stand more than {DEEP} deep in each other", where
-            )
-        for unknown in ("$dynamicRef", "$recursiveRef"):
-            if unknown in schema:
-                raise UnsupportedSchemaError(
-                    f"{unknown} is not supported; use $ref", pointer(where, unknown)
-                )
+        _check_form(schema, where, followed)
         if "$ref" in schema:
             target, path = self.resolve(schema["$ref"], pointer(where, "$ref"), schema)
             if path in followed:
@@ -166,39 +213,60 @@ class Schemas:
             if self.old:
                 return made  # older drafts overlook what stands beside $ref
         made = self._both(made, [_plain(schema, where)], where)
+        return self._cut(self._connect(made, schema, where, followed), where)
+
+    def _connect(
+        self, made: list[Plain], schema: Mapping[str, Any], where: str, followed: tuple[str, ...]
+    ) -> list[Plain]:
+        """What fits the connectives of a schema as well."""
         for number, part in enumerate(_list(schema, "allOf", where)):
             made = self._apply(made, part, pointer(pointer(where, "allOf"), number), followed)
         for several in ("anyOf", "oneOf"):
             if several in schema:
-                inside, options = pointer(where, several), _list(schema, several, where)
-                made = self._cut(
-                    [
-                        left
-                        for number, option in enumerate(options)
-                        for plain in self._apply(made, option, pointer(inside, number), followed)
-                        for left in self._alone(
-                            plain, number, options if several == "oneOf" else []
-                        )
-                    ],
-                    inside,
-                )
+                made = self._any_of(made, schema, several, where, followed)
         if "if" in schema:
             made = self._conditional(made, schema, where, followed)
         if "not" in schema:
-            made = [
-                denied
-                for plain in made
-                for denied in _deny(plain, schema["not"])
-                if self._possible(denied)
-            ]
+            made = self._denied(made, schema["not"])
         for key, needed in _dependencies(schema, where):
-            absent = self._both(made, [{"properties": {key: False}}], where)
-            rest = {"required": needed} if isinstance(needed, list) else needed
-            present = self._apply(
-                self._both(made, [{"required": [key]}], where), rest, where, followed
-            )
-            made = self._unless_many(made, absent + present, where)
-        return self._cut(made, where)
+            made = self._dependent(made, key, needed, where, followed)
+        return made
+
+    def _any_of(
+        self,
+        made: list[Plain],
+        schema: Mapping[str, Any],
+        several: str,
+        where: str,
+        followed: tuple[str, ...],
+    ) -> list[Plain]:
+        """What fits one of the options of an `anyOf` or `oneOf` as well."""
+        inside, options = pointer(where, several), _list(schema, several, where)
+        rivals = options if several == "oneOf" else []
+        found: list[Plain] = []
+        for number, option in enumerate(options):
+            for plain in self._apply(made, option, pointer(inside, number), followed):
+                found += self._alone(plain, number, rivals)
+        return self._cut(found, inside)
+
+    def _denied(self, made: list[Plain], denied: Schema) -> list[Plain]:
+        """What does not fit `denied`, as far as keywords tell, without what is impossible."""
+        found: list[Plain] = []
+        for plain in made:
+            found += filter(self._possible, _deny(plain, denied))
+        return found
+
+    def _dependent(
+        self, made: list[Plain], key: str, needed: Any, where: str, followed: tuple[str, ...]
+    ) -> list[Plain]:
+        """What lacks the member, or has it and what it needs."""
+        absent = self._both(made, [{"properties": {key: False}}], where)
+        rest = needed
+        if isinstance(needed, list):
+            rest = {"required": needed}
+        having = self._both(made, [{"required": [key]}], where)
+        present = self._apply(having, rest, where, followed)
+        return self._unless_many(made, absent + present, where)
 
     def _alone(self, plain: Plain, number: int, options: list[Schema]) -> list[Plain]:
         """Of an alternative of a `oneOf` what fits no other, of those that only say which members
@@ -210,9 +278,7 @@ class Schemas:
                 and isinstance(option, Mapping)
                 and set(option) - NOTES == {"required"}
             ):
-                left = [
-                    each for one in left for each in _deny(one, option) if self._possible(each)
-                ][:MOST]
+                left = self._denied(left, option)[:MOST]
         return left
 
     def _conditional(
@@ -220,9 +286,7 @@ class Schemas:
     ) -> list[Plain]:
         met = self._apply(made, schema["if"], pointer(where, "if"), followed)
         met = self._apply(met, schema.get("then", True), pointer(where, "then"), followed)
-        denied = [
-            other for plain in made for other in _deny(plain, schema["if"]) if self._possible(other)
-        ]
+        denied = self._denied(made, schema["if"])
         denied = self._apply(denied, schema.get("else", True), pointer(where, "else"), followed)
         return self._unless_many(made, met + denied, where)
 
@@ -258,11 +322,10 @@ class Schemas:
     def _possible(self, plain: Plain) -> bool:
         """False where a member that there must be has no value left, as far as lists of values
         tell."""
-        return all(
-            self._values(_about(plain, name), 0) != []
-            for name in plain.get("required", ())
-            if isinstance(name, str)
-        )
+        for name in plain.get("required", ()):
+            if isinstance(name, str) and self._values(_about(plain, name), 0) == []:
+                return False
+        return True
 
     def _values(self, schema: Schema, depth: int) -> list[Any] | None:
         """All values of a schema that lists them, or a few more; None where it does not."""
@@ -270,58 +333,72 @@ class Schemas:
             return []
         if not isinstance(schema, Mapping) or depth > LISTED:
             return None
-        lists: list[list[Any] | None] = [
-            schema["enum"] if isinstance(schema.get("enum"), list) else None
-        ]
-        lists.append([schema["const"]] if "const" in schema else None)
-        lists.append([True, False] if schema.get("type") == "boolean" else None)
-        for part in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
-            lists.append(self._values(part, depth + 1))
-        for several in ("anyOf", "oneOf"):
-            if isinstance(schema.get(several), list):
-                parts = [self._values(part, depth + 1) for part in schema[several]]
-                lists.append(
-                    None if None in parts else [value for part in parts for value in part or ()]
-                )
-        if isinstance(schema.get("$ref"), str):
-            try:
-                lists.append(self._values(self.resolve(schema["$ref"], "", schema)[0], depth + 1))
-            except UnsupportedSchemaError:  # refused where it is lowered
-                return None
-        told = [each for each in lists if each is not None]
+        try:
+            told = self._told_values(schema, depth)
+        except UnsupportedSchemaError:  # refused where it is lowered
+            return None
         if not told:
             return None
-        left = {identity(value): value for value in told[0]}
+        left = {}
+        for value in told[0]:
+            left[identity(value)] = value
         for each in told[1:]:
-            left = {key: left[key] for key in map(identity, each) if key in left}
+            for key in left.keys() - set(map(identity, each)):
+                del left[key]
         for denied in _denials(schema):
             left.pop(identity(denied), None)
         return list(left.values())
 
-    def _index(self, schema: Schema, path: str, base: str, depth: int) -> None:
-        """Remember what has a name of its own."""
-        if depth > DEEP:
-            raise SchemaTooLargeError(f"the schema is nested more than {DEEP} deep", path)
-        self.deadline.check()
-        if isinstance(schema, list):
-            for number, item in enumerate(schema):
-                self._index(item, pointer(path, number), base, depth + 1)
-        if not isinstance(schema, Mapping):
-            return
-        name = schema.get(self.name)
-        other = schema.get("id" if self.name == "$id" else "$id")
-        if isinstance(other, str):  # of another draft, and yet what some refer to
-            self.named.setdefault(urljoin(base, other).rstrip("#"), (schema, path))
-        if isinstance(name, str) and not (self.old and "$ref" in schema):
-            base = urljoin(base, name)
-            self.named.setdefault(base.rstrip("#"), (schema, path))
-        if "$ref" in schema:
-            self.bases[id(schema)] = schema, base
-        if isinstance(anchor := schema.get("$anchor"), str):
-            self.named.setdefault(f"{base}#{anchor}", (schema, path))
-        for key, item in schema.items():
-            if key not in ("enum", "const", "default", "examples"):
-                self._index(item, pointer(path, key), base, depth + 1)
+    def _told_values(self, schema: Mapping[str, Any], depth: int) -> list[list[Any]]:
+        """Lists of values by keywords and subschemas; a value of the schema is in each of them."""
+        lists: list[list[Any] | None] = []
+        if isinstance(schema.get("enum"), list):
+            lists.append(schema["enum"])
+        if "const" in schema:
+            lists.append([schema["const"]])
+        if schema.get("type") == "boolean":
+            lists.append([True, False])
+        for part in _listed_schemas(schema, "allOf"):
+            lists.append(self._values(part, depth + 1))
+        for several in ("anyOf", "oneOf"):
+            if isinstance(schema.get(several), list):
+                lists.append(self._values_of_any(schema[several], depth))
+        if isinstance(schema.get("$ref"), str):
+            lists.append(self._values(self.resolve(schema["$ref"], "", schema)[0], depth + 1))
+        told = []
+        for each in lists:
+            if each is not None:
+                told.append(each)
+        return told
+
+    def _values_of_any(self, options: list[Schema], depth: int) -> list[Any] | None:
+        """The values of all options; None where one of them does not list its own."""
+        found: list[Any] = []
+        listed = True
+        for option in options:
+            values = self._values(option, depth + 1)
+            if values is None:
+                listed = False
+            else:
+                found += values
+        return found if listed else None
+
+
+def _check_form(schema: Schema, where: str, followed: tuple[str, ...]) -> None:
+    """Refuse what is not a schema, stands too deep, or refers to what is not known beforehand."""
+    if not isinstance(schema, Mapping):
+        raise UnsupportedSchemaError(
+            f"a schema is an object, true or false, not {type(schema).__name__}", where
+        )
+    if len(followed) > DEEP or where.count("/") > 4 * DEEP:
+        raise SchemaTooLargeError(
+            f"references or connectives stand more than {DEEP} deep in each other", where
+        )
+    for unknown in ("$dynamicRef", "$recursiveRef"):
+        if unknown in schema:
+            raise UnsupportedSchemaError(
+                f"{unknown} is not supported; use $ref", pointer(where, unknown)
+            )
 
 
 def _list(schema: Mapping[str, Any], key: str, where: str) -> list[Schema]:
@@ -334,56 +411,27 @@ def _list(schema: Mapping[str, Any], key: str, where: str) -> list[Schema]:
     return value
 
 
+def _listed_schemas(schema: Mapping[str, Any], key: str) -> list[Schema]:
+    value = schema.get(key)
+    return value if isinstance(value, list) else []
+
+
 def _plain(schema: Mapping[str, Any], where: str) -> Plain:
     """The keywords about values, in the newest draft's spelling."""
-    told = {name for names in ABOUT.values() for name in names}
-    plain = {key: value for key, value in schema.items() if key in told}
-    for key, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if isinstance(plain.get(key), bool):  # draft 4
-            if plain.pop(key) and limit in plain:
-                plain[key] = plain.pop(limit)
-    for key in (*LEAST, *GREATEST, "multipleOf"):
-        value = plain.get(key)
-        number = (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
-        if key in plain and not number:
+    plain = {}
+    for key, value in schema.items():
+        if key in TOLD:
+            plain[key] = value
+    _modernize_bounds(plain)
+    for key in NUMBERS:
+        if key in plain and not _is_finite(plain[key]):
             raise UnsupportedSchemaError(
-                f"{key} must be a number, not {value!r}", pointer(where, key)
+                f"{key} must be a number, not {plain[key]!r}", pointer(where, key)
             )
-    if "type" in schema:
-        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        for kind in kinds:
-            if kind not in KINDS and kind != "any":
-                raise UnsupportedSchemaError(
-                    f"type {kind!r} is not known; use one of {', '.join(KINDS)}",
-                    pointer(where, "type"),
-                )
-        if "any" not in kinds:
-            plain["type"] = list(kinds)
-    if "enum" in schema:
-        if not isinstance(schema["enum"], list):
-            raise UnsupportedSchemaError("enum must be a list", pointer(where, "enum"))
-        plain["enum"] = list(schema["enum"])
-    if "const" in schema:
-        plain["enum"] = [
-            each for each in plain.get("enum", [schema["const"]]) if same(each, schema["const"])
-        ]
-    if isinstance(plain.get("items"), list):  # before 2020-12
-        plain["prefixItems"] = plain.pop("items")
-        plain["items"] = plain.pop("additionalItems", True)
-    plain.pop("additionalItems", None)
-    for key, kind in (
-        ("properties", Mapping),
-        ("patternProperties", Mapping),
-        ("required", list),
-        ("prefixItems", list),
-        ("pattern", str),
-    ):
-        if key in plain and not isinstance(plain[key], kind):
-            if key == "required" and isinstance(plain[key], bool):  # draft 3
-                del plain[key]
-                continue
+    _take_values(plain, schema, where)
+    _modernize_items(plain)
+    for key, form in FORMS.items():
+        if key in plain and not isinstance(plain[key], form):
             raise UnsupportedSchemaError(
                 f"{key} does not have the form it must have", pointer(where, key)
             )
@@ -391,6 +439,61 @@ def _plain(schema: Mapping[str, Any], where: str) -> Plain:
         if key in plain:
             plain[key] = [plain[key]]
     return plain
+
+
+def _modernize_bounds(plain: Plain) -> None:
+    """Draft 4: an exclusive bound is True beside the bound itself."""
+    for key, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if isinstance(plain.get(key), bool) and plain.pop(key) and limit in plain:
+            plain[key] = plain.pop(limit)
+
+
+def _modernize_items(plain: Plain) -> None:
+    """Before 2020-12, `items` may be a list; in draft 3, `required` may be True or False."""
+    if isinstance(plain.get("items"), list):
+        plain["prefixItems"] = plain.pop("items")
+        plain["items"] = plain.pop("additionalItems", True)
+    plain.pop("additionalItems", None)
+    if isinstance(plain.get("required"), bool):
+        del plain["required"]
+
+
+def _take_values(plain: Plain, schema: Mapping[str, Any], where: str) -> None:
+    """The types and the values that a schema lists, of `type`, `enum` and `const`."""
+    if "type" in schema:
+        kinds = _kinds(schema["type"], where)
+        if "any" not in kinds:
+            plain["type"] = kinds
+    if "enum" in schema:
+        if not isinstance(schema["enum"], list):
+            raise UnsupportedSchemaError("enum must be a list", pointer(where, "enum"))
+        plain["enum"] = list(schema["enum"])
+    if "const" in schema:
+        const = schema["const"]
+        plain["enum"] = [each for each in plain.get("enum", [const]) if same(each, const)]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A list as it is, anything else as the only item of one."""
+    if isinstance(value, list):
+        return value
+    return [value]
+
+
+def _kinds(value: Any, where: str) -> list[str]:
+    """The types that `type` names."""
+    kinds = list(_as_list(value))
+    for kind in kinds:
+        if kind not in KINDS and kind != "any":
+            raise UnsupportedSchemaError(
+                f"type {kind!r} is not known; use one of {', '.join(KINDS)}",
+                pointer(where, "type"),
+            )
+    return kinds
 
 
 def same(one: Any, other: Any) -> bool:
@@ -401,8 +504,11 @@ def same(one: Any, other: Any) -> bool:
 def _kinds_told(plain: Plain) -> list[str]:
     """The types that keywords speak of, or all where they speak of none."""
     if "enum" in plain:
-        return list(dict.fromkeys(kind_of(value) for value in plain["enum"]))
-    told = [kind for kind, names in ABOUT.items() if any(name in plain for name in names)]
+        return list(dict.fromkeys(map(kind_of, plain["enum"])))
+    told = []
+    for kind, names in ABOUT.items():
+        if not plain.keys().isdisjoint(names):
+            told.append(kind)
     return told or ["string", "number", "boolean", "null", "object", "array"]
 
 
@@ -422,8 +528,11 @@ def _denials(schema: Mapping[str, Any]) -> Iterator[Any]:
     """The values that `not` lists, in the schema and the parts that all must fit."""
     denied = schema.get("not")
     if isinstance(denied, Mapping) and set(denied) <= {"enum", "const"}:
-        yield from denied["enum"] if isinstance(denied.get("enum"), list) else [denied.get("const")]
-    for part in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
+        if isinstance(denied.get("enum"), list):
+            yield from denied["enum"]
+        else:
+            yield denied.get("const")
+    for part in _listed_schemas(schema, "allOf"):
         if isinstance(part, Mapping):
             yield from _denials(part)
 
@@ -433,33 +542,11 @@ def merge(one: Plain, other: Plain) -> Plain | None:
     if not one or not other:
         return dict(one or other)
     made = {**one, **other}
-    for key in one.keys() & other.keys():
-        mine, others = one[key], other[key]
-        if key == "type":
-            made[key] = _common_kinds(mine, others)
-            if not made[key]:
-                return None
-        elif key == "enum":
-            common = {identity(each) for each in others}
-            made[key] = [each for each in mine if identity(each) in common]
-        elif key in LEAST:
-            made[key] = max(mine, others)
-        elif key in GREATEST:
-            made[key] = min(mine, others)
-        elif key == "multipleOf":
-            made[key] = _common_multiple(mine, others)
-        elif key in ("pattern", "format", "contains", "propertyNames") or key in (
-            "required",
-            "excluded",
-            "unequal",
-        ):
-            made[key] = [*mine, *(each for each in others if each not in mine)]
-        elif key == "patternProperties":
-            made[key] = _joined(mine, others)
-        elif key == "uniqueItems":
-            made[key] = bool(mine) or bool(others)
-        elif key not in ("properties", "additionalProperties", "prefixItems", "items"):
-            made[key] = others
+    for key in one.keys() & other.keys() & JOINS.keys():
+        made[key] = JOINS[key](one[key], other[key])
+    for key in ("type", "enum"):
+        if key in one and key in other and not made[key]:
+            return None
     if "enum" in made and not made["enum"]:
         return None
     _merge_members(made, one, other)
@@ -470,9 +557,9 @@ def merge(one: Plain, other: Plain) -> Plain | None:
 def _merge_members(made: Plain, one: Plain, other: Plain) -> None:
     if "properties" in one or "properties" in other:
         names = [*one.get("properties", {}), *other.get("properties", {})]
-        made["properties"] = {
-            name: all_of(_about(one, name), _about(other, name)) for name in dict.fromkeys(names)
-        }
+        made["properties"] = {}
+        for name in dict.fromkeys(names):
+            made["properties"][name] = all_of(_about(one, name), _about(other, name))
     if "additionalProperties" in one and "additionalProperties" in other:
         made["additionalProperties"] = all_of(
             one["additionalProperties"], other["additionalProperties"]
@@ -502,17 +589,19 @@ def may_match(source: str, name: str) -> bool:
 
 def _merge_items(made: Plain, one: Plain, other: Plain) -> None:
     if "prefixItems" in one or "prefixItems" in other:
-        length = max(len(each.get("prefixItems", ())) for each in (one, other))
-        made["prefixItems"] = [
-            all_of(_item(one, number), _item(other, number)) for number in range(length)
-        ]
+        length = max(len(one.get("prefixItems", ())), len(other.get("prefixItems", ())))
+        made["prefixItems"] = []
+        for number in range(length):
+            made["prefixItems"].append(all_of(_item(one, number), _item(other, number)))
     if "items" in one and "items" in other:
         made["items"] = all_of(one["items"], other["items"])
 
 
 def _item(plain: Plain, number: int) -> Schema:
     first = plain.get("prefixItems", ())
-    return first[number] if number < len(first) else plain.get("items", True)
+    if number < len(first):
+        return first[number]
+    return plain.get("items", True)
 
 
 def all_of(one: Schema, other: Schema) -> Schema:
@@ -523,36 +612,56 @@ def all_of(one: Schema, other: Schema) -> Schema:
         return other
     if other is True or other == {}:
         return one
-    return _narrowed(one, other) if "enum" in one else {"allOf": [one, other]}
+    if "enum" in one:
+        return _narrowed(one, other)
+    return {"allOf": [one, other]}
 
 
 def _narrowed(one: Mapping[str, Any], other: Schema) -> Schema:
     """As `all_of`: the list of one's values is made shorter where the other lists values, or values
     that are not."""
     lists = ({"const"}, {"enum"})
-    denied = other.get("not") if isinstance(other, Mapping) and set(other) == {"not"} else None
-    told = denied if denied is not None else other
+    denied = None
+    if isinstance(other, Mapping) and set(other) == {"not"}:
+        denied = other.get("not")
+    told = other
+    if denied is not None:
+        told = denied
     if not (isinstance(one["enum"], list) and isinstance(told, Mapping) and set(told) in lists):
         return {"allOf": [one, other]}
     known = set(map(identity, _listed(told)))
-    values = [value for value in one["enum"] if (identity(value) in known) == (denied is None)]
-    return {**one, "enum": values} if values else False
+    values = []
+    for value in one["enum"]:
+        if (identity(value) in known) == (denied is None):
+            values.append(value)
+    if values:
+        return {**one, "enum": values}
+    return False
 
 
 def _listed(schema: Mapping[str, Any]) -> list[Any]:
     values = schema.get("enum", [schema.get("const")])
-    return values if isinstance(values, list) else []
+    if isinstance(values, list):
+        return values
+    return []
 
 
 def _joined(some: Mapping[str, Schema], others: Mapping[str, Schema]) -> dict[str, Schema]:
     names = dict.fromkeys((*some, *others))
-    return {name: all_of(some.get(name, True), others.get(name, True)) for name in names}
+    found = {}
+    for name in names:
+        found[name] = all_of(some.get(name, True), others.get(name, True))
+    return found
 
 
 def _common_kinds(some: list[str], others: list[str]) -> list[str]:
-    common = [kind for kind in some if kind in others]
-    pairs = {("integer", "number"), ("number", "integer")}
-    if "integer" not in common and pairs & {(one, other) for one in some for other in others}:
+    common = []
+    for kind in some:
+        if kind in others:
+            common.append(kind)
+    # Integers are numbers: they are common to a list of the one and a list of the other.
+    mixed = ("integer" in some and "number" in others) or ("number" in some and "integer" in others)
+    if "integer" not in common and mixed:
         common.append("integer")
     return common
 
@@ -563,12 +672,49 @@ def _common_multiple(one: float, other: float) -> float | int:
         math.lcm(a.numerator * b.denominator, b.numerator * a.denominator),
         a.denominator * b.denominator,
     )
-    return int(common) if common.denominator == 1 else float(common)
+    if common.denominator == 1:
+        return int(common)
+    return float(common)
+
+
+def _common_values(some: list[Any], others: list[Any]) -> list[Any]:
+    known = set(map(identity, others))
+    return [value for value in some if identity(value) in known]
+
+
+def _all_items(some: list[Any], others: list[Any]) -> list[Any]:
+    """The items of both lists, those of both once."""
+    found = list(some)
+    for each in others:
+        if each not in some:
+            found.append(each)
+    return found
+
+
+def _either(one: Any, other: Any) -> bool:
+    return bool(one) or bool(other)
+
+
+# How the values of a keyword that stands in both schemas are joined. The later one counts for
+# those that are not here; members and items are merged apart, as they depend on each other.
+JOINS: dict[str, Callable[[Any, Any], Any]] = {
+    "type": _common_kinds,
+    "enum": _common_values,
+    "multipleOf": _common_multiple,
+    "patternProperties": _joined,
+    "uniqueItems": _either,
+    **dict.fromkeys(LEAST, max),
+    **dict.fromkeys(GREATEST, min),
+    **dict.fromkeys(("pattern", "format", "contains", "propertyNames"), _all_items),
+    **dict.fromkeys(("required", "excluded", "unequal"), _all_items),
+}
 
 
 def _merged(one: Plain, other: Plain) -> list[Plain]:
     made = merge(one, other)
-    return [] if made is None else [made]
+    if made is None:
+        return []
+    return [made]
 
 
 def _deny(plain: Plain, denied: Schema) -> list[Plain]:
@@ -580,33 +726,36 @@ def _deny(plain: Plain, denied: Schema) -> list[Plain]:
         return [plain]
     keys = set(denied) - NOTES
     if keys == {"type"}:
-        kinds = denied["type"] if isinstance(denied["type"], list) else [denied["type"]]
-        return [{**plain, "excluded": [*plain.get("excluded", ()), *kinds]}]
+        excluded = [*plain.get("excluded", ()), *_as_list(denied["type"])]
+        return [{**plain, "excluded": excluded}]
     if keys in ({"enum"}, {"const"}):
         values = denied.get("enum", [denied.get("const")])
         return [{**plain, "unequal": [*plain.get("unequal", ()), *values]}]
     if keys <= {"required", "type", "properties"} and denied.get("required"):
-        left = []
-        for name in denied["required"]:
-            if (without := merge(plain, {"properties": {name: False}})) is not None:
-                left.append(without)
-        for name, each in denied.get("properties", {}).items():
-            if each not in (True, {}):
-                left += _merged(plain, {"properties": {name: {"not": each}}})
-        return left or [plain]
+        return _deny_members(plain, denied) or [plain]
     if keys <= {"anyOf"} and denied.get("anyOf"):
         left = [plain]
         for each in denied["anyOf"]:
-            left = [other for one in left for other in _deny(one, each)]
+            left = list(itertools.chain.from_iterable(_deny(one, each) for one in left))
         return left[:MOST]
-    if keys <= {"properties"} and denied.get(
-        "properties"
-    ):  # it does not fit where any of them is there and differs
+    # It does not fit where any of the members is there and differs.
+    if keys <= {"properties"} and denied.get("properties"):
         left = []
         for name, each in denied["properties"].items():
             left += _merged(plain, {"required": [name], "properties": {name: {"not": each}}})
         return left or [plain]
     return [plain]
+
+
+def _deny_members(plain: Plain, denied: Mapping[str, Any]) -> list[Plain]:
+    """What lacks one of the members that `denied` requires, or has another value for one."""
+    left = []
+    for name in denied["required"]:
+        left += _merged(plain, {"properties": {name: False}})
+    for name, each in denied.get("properties", {}).items():
+        if each not in (True, {}):
+            left += _merged(plain, {"properties": {name: {"not": each}}})
+    return left
 
 
 def _dependencies(schema: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:

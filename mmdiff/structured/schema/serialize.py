@@ -88,7 +88,9 @@ def outline(schema: Any, depth: int = 4) -> str:
     """A line that shows what is wanted: names, and an example of each type. References are not
     followed."""
     if not isinstance(schema, Mapping):
-        return "null" if schema is False else '""'
+        if schema is False:
+            return "null"
+        return '""'
     for several in ("anyOf", "oneOf"):
         if schema.get(several):
             return "|".join(dict.fromkeys(outline(each, depth) for each in schema[several]))

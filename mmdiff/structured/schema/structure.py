@@ -1,4 +1,4 @@
-"""What a schema is lowered to: a tree of literals, slots and structural decisions, and walks
+"""The tree that a schema is compiled to: literals, slots and structural decisions, and walks
 through it.
 
 A walk, given what is decided, writes out literals and slots in order, takes the shortest way
@@ -20,7 +20,6 @@ from mmdiff.structured.schema.serialize import dumps, pointer
 
 DEEP = 120  # values inside each other
 SHOWN = 6  # values or members of an option that its label names
-Node = "Text | Choices | Words | Run | Either | Array | Object | Ref"
 Name = tuple[str, str, int]  # of a decision: where, of what kind, and which one there
 NOWHERE = float("inf")  # cost of what has no finite spelling
 
@@ -48,10 +47,15 @@ class EnumNode:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        if self.spelling == "plain":
-            return tuple(self.before + value for value in self.values)
-        inside = slice(1, -1) if self.spelling == "json" else slice(None)
-        return tuple(dumps(value)[inside] for value in self.values)
+        found = []
+        for value in self.values:
+            if self.spelling == "plain":
+                found.append(self.before + value)
+            elif self.spelling == "json":
+                found.append(dumps(value)[1:-1])
+            else:
+                found.append(dumps(value))
+        return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +177,9 @@ class Tree:
         self.notes = notes  # what of the schema is not all in the tree
         self.costs: dict[str, float] = dict.fromkeys(refs, NOWHERE)
         for _ in range(len(refs) + 1):  # each round lets finite costs reach one reference further
-            found = {key: self._cost(node, {}) for key, node in refs.items()}
+            found = {}
+            for key, node in refs.items():
+                found[key] = self._cost(node, {})
             if found == self.costs:
                 break
             self.costs = found
@@ -211,37 +217,38 @@ class Tree:
             case UnionNode():
                 return min((self._cost(option, known) for option in node.options), default=NOWHERE)
             case ArrayNode():
-                first = [self._cost(item, known) for item in node.first[: node.least]]
-                more = node.least - len(first)
-                rest = (
-                    0.0
-                    if more <= 0
-                    else NOWHERE
-                    if node.rest is None
-                    else more * self._cost(node.rest, known)
-                )
-                return 2 + sum(first) + rest + max(node.least - 1, 0)
+                return self._count_array(node, known)
             case ObjectNode():
-                told = [
-                    len(dumps(member.name)) + 2 + self._cost(member.node, known)
-                    for member in node.members
-                    if member.required
-                ]
-                spare = sorted(
-                    len(dumps(member.name)) + 2 + self._cost(member.node, known)
-                    for member in node.members
-                    if not member.required
-                )
-                missing = max(node.least - len(told), 0)
-                told += spare[:missing]
-                if missing > len(spare):
-                    sums = (
-                        sum(self._cost(part, known) for part in entry) for entry in node.entries
-                    )
-                    told += [2 + min(sums, default=NOWHERE)] * (missing - len(spare))
-                return 2 + sum(told)
+                return self._count_object(node, known)
             case _:
                 return NOWHERE
+
+    def _count_array(self, node: ArrayNode, known: dict[int, float]) -> float:
+        first = [self._cost(item, known) for item in node.first[: node.least]]
+        more = node.least - len(first)
+        rest = 0.0
+        if more > 0 and node.rest is None:
+            rest = NOWHERE
+        elif more > 0:
+            rest = more * self._cost(node.rest, known)
+        return 2 + sum(first) + rest + max(node.least - 1, 0)
+
+    def _count_object(self, node: ObjectNode, known: dict[int, float]) -> float:
+        told, spare = [], []
+        for member in node.members:
+            cost = len(dumps(member.name)) + 2 + self._cost(member.node, known)
+            if member.required:
+                told.append(cost)
+            else:
+                spare.append(cost)
+        missing = max(node.least - len(told), 0)
+        told += sorted(spare)[:missing]
+        if missing > len(spare):
+            cheapest = NOWHERE
+            for key, value in node.entries:
+                cheapest = min(cheapest, self._cost(key, known) + self._cost(value, known))
+            told += [2 + cheapest] * (missing - len(spare))
+        return 2 + sum(told)
 
     def _walk(
         self,
@@ -261,10 +268,7 @@ class Tree:
             case LiteralNode():
                 _write(walk, node.text)
             case EnumNode() | RegularNode():
-                if isinstance(node, EnumNode) and len(node.values) == 1:
-                    _write(walk, node.texts[0])
-                else:
-                    walk.pieces.append(SlotRef(node, path))
+                _write_slot(walk, node, path)
             case ConcatNode():
                 for part in node.parts:
                     self._walk(part, path, nested, depth + 1, decisions, walk)
@@ -275,7 +279,7 @@ class Tree:
                     decisions,
                     (path, "either", nested),
                     order,
-                    lambda option: self._label(node.options[option]),
+                    lambda option: _label(node.options[option], self.refs),
                 )
                 self._walk(node.options[chosen], path, nested + 1, depth + 1, decisions, walk)
             case ArrayNode():
@@ -286,61 +290,21 @@ class Tree:
     def _order(self, node: UnionNode) -> list[int]:
         """The options that have a spelling, the shortest first."""
         if id(node) not in self._orders:
-            finite = [
-                number for number, option in enumerate(node.options) if self.cost(option) < NOWHERE
-            ]
+            finite = []
+            for number, option in enumerate(node.options):
+                if self.cost(option) < NOWHERE:
+                    finite.append(number)
             self._orders[id(node)] = sorted(
                 finite, key=lambda number: self.cost(node.options[number])
             )
         return self._orders[id(node)]
-
-    def _values(self, node: Any, depth: int = 0) -> tuple[Any, ...]:
-        """The values of a slot of choices, with quotes or without; none for what is no such
-        slot."""
-        match node:
-            case Ref() if depth < SHOWN:
-                return self._values(self.refs[node.key], depth + 1)
-            case ConcatNode() if len(node.parts) == 3:
-                return self._values(node.parts[1], SHOWN)
-            case EnumNode():
-                return node.values
-            case _:
-                return ()
-
-    def _label(self, node: Any, depth: int = 0) -> str:
-        """What values of a node are, in short."""
-        match node:
-            case Ref() if depth < SHOWN:
-                return self._label(self.refs[node.key], depth + 1)
-            case UnionNode() if depth < SHOWN:
-                return " or ".join(
-                    dict.fromkeys(self._label(option, depth + 1) for option in node.options[:SHOWN])
-                )
-            case EnumNode():
-                return ", ".join(node.texts[:SHOWN])
-            case RegularNode():
-                return "number"
-            case ConcatNode():
-                return (
-                    "string"
-                    if isinstance(node.parts[1], RegularNode)
-                    else self._label(node.parts[1])
-                )
-            case ArrayNode():
-                return "array"
-            case ObjectNode():
-                return f"object of {', '.join(member.name for member in node.members[:SHOWN])}".removesuffix(
-                    " of "
-                )
-            case _:
-                return "value"
 
     def _walk_array(
         self, node: ArrayNode, path: str, depth: int, decisions: Mapping[Name, int], walk: Expansion
     ) -> None:
         _write(walk, "[")
         number, most = 0, node.most
-        if node.distinct and (values := self._values(node.rest)):
+        if node.distinct and (values := _values(node.rest, self.refs)):
             most = min(most, len(node.first) + len(values))
         while True:
             item = node.first[number] if number < len(node.first) else node.rest
@@ -367,16 +331,19 @@ class Tree:
     ) -> None:
         _write(walk, "{")
         at = present = 0
-        members = [
-            member for member in node.members if self.cost(member.node) < NOWHERE or member.required
-        ]
+        members = []
+        for member in node.members:
+            if self.cost(member.node) < NOWHERE or member.required:
+                members.append(member)
         while at < len(members):
             end = next((n for n in range(at, len(members)) if members[n].required), len(members))
             if at < end:  # optional members, then one that is not; which comes next is one decision
                 required = sum(member.required for member in members[end:])
                 spare = sum(not member.required for member in members[at:])
                 short = node.least - present - required
-                options = [*range(at, end)] if present + required < node.most else []
+                options = []
+                if present + required < node.most:
+                    options = [*range(at, end)]
                 # Skipping is no option where as many members are missing as optional ones are left
                 # after it.
                 if node.entries or short <= spare - (end - at) or not options:
@@ -402,10 +369,12 @@ class Tree:
         decisions: Mapping[Name, int],
         walk: Expansion,
     ) -> None:
-        costs = {kind: sum(map(self.cost, entry)) for kind, entry in enumerate(node.entries)}
-        kinds = sorted(
-            (kind for kind, cost in costs.items() if cost < NOWHERE), key=lambda kind: costs[kind]
-        )
+        costs = {}
+        for kind, (key, value) in enumerate(node.entries):
+            cost = self.cost(key) + self.cost(value)
+            if cost < NOWHERE:
+                costs[kind] = cost
+        kinds = sorted(costs, key=lambda kind: costs[kind])
         number = 0
         while present + number < node.most and kinds:
             if present + number >= node.least and not (
@@ -425,9 +394,52 @@ class Tree:
             number += 1
 
 
+def _values(node: Any, refs: Mapping[str, Any], depth: int = 0) -> tuple[Any, ...]:
+    """The values of a slot of choices, with quotes or without; none for what is not such a
+    slot."""
+    match node:
+        case Ref() if depth < SHOWN:
+            return _values(refs[node.key], refs, depth + 1)
+        case ConcatNode() if len(node.parts) == 3:
+            return _values(node.parts[1], refs, SHOWN)
+        case EnumNode():
+            return node.values
+        case _:
+            return ()
+
+
+def _label(node: Any, refs: Mapping[str, Any], depth: int = 0) -> str:
+    """What values of a node are, in short."""
+    match node:
+        case Ref() if depth < SHOWN:
+            return _label(refs[node.key], refs, depth + 1)
+        case UnionNode() if depth < SHOWN:
+            labels: dict[str, None] = {}
+            for option in node.options[:SHOWN]:
+                labels[_label(option, refs, depth + 1)] = None
+            return " or ".join(labels)
+        case EnumNode():
+            return ", ".join(node.texts[:SHOWN])
+        case RegularNode():
+            return "number"
+        case ConcatNode():
+            if isinstance(node.parts[1], RegularNode):
+                return "string"
+            return _label(node.parts[1], refs)
+        case ArrayNode():
+            return "array"
+        case ObjectNode():
+            names = [member.name for member in node.members[:SHOWN]]
+            return f"object of {', '.join(names)}".removesuffix(" of ")
+        case _:
+            return "value"
+
+
 def _name(members: list[Member], option: int) -> str:
     """The name of a member; none for what stands behind them."""
-    return members[option].name if option < len(members) else ""
+    if option < len(members):
+        return members[option].name
+    return ""
 
 
 def _group(walk: Expansion, start: int, path: str, group: str) -> None:
@@ -444,6 +456,14 @@ def _write(walk: Expansion, text: str) -> None:
         walk.pieces[-1] = last + text
     elif text:
         walk.pieces.append(text)
+
+
+def _write_slot(walk: Expansion, node: EnumNode | RegularNode, path: str) -> None:
+    """A slot, or the only value it can have."""
+    if isinstance(node, EnumNode) and len(node.values) == 1:
+        _write(walk, node.texts[0])
+    else:
+        walk.pieces.append(SlotRef(node, path))
 
 
 def _decide(

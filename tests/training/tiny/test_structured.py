@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from mmdiff.config import PRESETS
 from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline, pieces
-from mmdiff.training.datasets import DECISION_ROOMS, Turn, _laid_out
+from mmdiff.training.packing import DECISION_LENGTHS, Turn, _laid_out
 from mmdiff.training.tiny.scenes import random_scene, scene_json
 from mmdiff.training.tiny.structured import FORMS, scene_schema, structured
 
@@ -60,7 +60,7 @@ def test_scaffolds_show_literals_and_decisions_show_no_values(tokenizer: Tokeniz
             behind = next(
                 number for number, token in enumerate(reversed(canvas)) if token != TOKENS.mask
             )
-            assert sum(is_open) <= 2 and behind + 2 in DECISION_ROOMS
+            assert sum(is_open) <= 2 and behind + 2 in DECISION_LENGTHS
             seen = {canvas[place] for place in range(len(canvas)) if not is_open[place]}
             assert TOKENS.mask in seen and tokenizer.token_to_id("circle") not in seen
         else:
@@ -69,7 +69,7 @@ def test_scaffolds_show_literals_and_decisions_show_no_values(tokenizer: Tokeniz
 
 
 def test_the_length_of_a_canvas_does_not_tell_a_decision(tokenizer: Tokenizer) -> None:
-    rooms: dict[bool, set[int]] = {True: set(), False: set()}
+    lengths: dict[bool, set[int]] = {True: set(), False: set()}
     for seed in range(400):
         rng = np.random.default_rng(seed)
         prompt, parts, laid_out = structured(random_scene(seed), rng)
@@ -77,8 +77,8 @@ def test_the_length_of_a_canvas_does_not_tell_a_decision(tokenizer: Tokenizer) -
             canvas, is_open, _, _ = _laid_out(
                 Turn(prompt, "", parts=parts, num_scaffolded=laid_out), tokenizer, TOKENS, rng
             )
-            rooms["},{" in parts[laid_out].text].add(len(canvas) - is_open.index(True))
-    assert rooms[True] == rooms[False] == set(DECISION_ROOMS)
+            lengths["},{" in parts[laid_out].text].add(len(canvas) - is_open.index(True))
+    assert lengths[True] == lengths[False] == set(DECISION_LENGTHS)
 
 
 def test_outlines_are_those_of_extract() -> None:
