@@ -42,6 +42,7 @@ PAGES = [
             "speech",
             "structured",
             "training",
+            "usage",
         )
     ),
 ]
