@@ -287,10 +287,13 @@ def check_values(name: str, values: dict[str, Any]) -> None:
     from mmdiff.pipeline import CAPTION_PROMPTS
     from mmdiff.training.recipes import RECIPES
 
-    pictures = values.get("pictures") or (values.get("pictures_and_question") or [])[:-1]
-    assert [
-        path for path in pictures if path.startswith("examples/") and not (ROOT / path).is_file()
-    ] == []
+    given = [
+        word
+        for value in values.values()
+        for word in (value if isinstance(value, list) else [value])
+    ]
+    files = [word for word in given if str(word).startswith("examples/")]
+    assert [file for file in files if not (ROOT / file).is_file()] == []
     assert values.get("length", "short") in CAPTION_PROMPTS
     if name == "train":
         assert values["recipe"] in {*RECIPES, "NAME"}
@@ -342,7 +345,7 @@ def test_readme_shows_what_make_demo_asks() -> None:
     assert f"$$ {shown}'" in read("Makefile")
 
 
-# Python and pictures
+# Python and images
 
 
 @pytest.fixture
@@ -384,19 +387,19 @@ def test_finetuning_writes_a_model(
     assert (tmp_path / "mine" / "metrics.jsonl").is_file()
 
 
-def test_the_pictures_are_made_by_the_script() -> None:
-    made = runpy.run_path(str(ROOT / "examples" / "make_pictures.py"))["pictures"]()
+def test_the_images_are_made_by_the_script() -> None:
+    made = runpy.run_path(str(ROOT / "examples" / "make_images.py"))["images"]()
     assert set(made) == {path.name for path in (ROOT / "examples").glob("*.png")}
-    for name, picture in made.items():
+    for name, image in made.items():
         with Image.open(ROOT / "examples" / name) as stored:
-            assert stored.mode == "RGB" and stored.size == picture.size
-            assert ImageChops.difference(stored, picture).getbbox() is None, name
+            assert stored.mode == "RGB" and stored.size == image.size
+            assert ImageChops.difference(stored, image).getbbox() is None, name
 
 
 def test_the_shapes_can_be_asked_about_without_doubt() -> None:
     from mmdiff.training.tiny.questions import captions
 
-    scenes = runpy.run_path(str(ROOT / "examples" / "make_pictures.py"))["SCENES"]
+    scenes = runpy.run_path(str(ROOT / "examples" / "make_images.py"))["SCENES"]
     assert [thing.shape for thing in scenes["shapes.png"].things].count("circle") == 1
     assert (
         captions(scenes["shapes.png"])["short"] == "a red circle, a yellow triangle and a blue star"
