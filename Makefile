@@ -1,4 +1,4 @@
-# From nothing, with Python 3.11 or later, pip and git: `make demo` asks the default model about a picture, `make test`
+# From nothing, with Python 3.11 or later, pip and git: `make demo` asks the default model about an image, `make test`
 # runs the whole check. Both set up .venv first, once, and again when pyproject.toml or constraints.txt changes.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 .PHONY: help demo test check check-bare test-floors clean
 
 help:
-	@echo 'make demo    set up .venv and answer a question about a picture'
+	@echo 'make demo    set up .venv and answer a question about an image'
 	@echo 'make test    set up .venv and run every check'
 	@echo 'make check   run every check in the .venv that is there'
 	@echo 'make check-bare   run the tests that use system programs as if there were none'
@@ -25,7 +25,7 @@ test: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory check
 
 check:
-	@echo '== ruff';           $(BIN)/ruff check
+	@echo '== ruff';           $(BIN)/ruff check && $(BIN)/ruff format --check
 	@echo '== mypy';           $(BIN)/mypy
 	@echo '== import-linter';  $(BIN)/lint-imports --no-logo
 	@echo '== pytest';         $(BIN)/pytest -q -n 2

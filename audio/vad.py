@@ -1,7 +1,7 @@
-"""Cut a long sound into segments that the encoder can take: at pauses of the speech, or without a
-gate at quiet points.
+"""Voice activity detection (VAD): cuts long audio into segments that the encoder can take, at
+pauses of the speech, or without the VAD at quiet points.
 
-The gate is silero-vad (snakers4/silero-vad, MIT); what it hears no speech in is never shown to the
+The VAD is silero-vad (snakers4/silero-vad, MIT); what it finds no speech in is never shown to the
 model, which would otherwise invent words for it.
 
 All bounds are samples at 16 kHz.

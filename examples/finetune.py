@@ -1,7 +1,7 @@
-"""Fine-tune a model on pictures and questions of your own, beside generated ones so that it forgets
+"""Fine-tune a model on images and questions of your own, beside generated ones so that it forgets
 less.
 
-Put your pictures, questions and answers into `ROWS`. Needs `pip install 'mmdiff[train]'`.
+Put your images, questions and answers into `ROWS`. Needs `pip install 'mmdiff[train]'`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from mmdiff.training.objectives import Stage, denoising_loss
 from mmdiff.training.packing import Row, Turn
 from mmdiff.vision.image_io import open_image
 
-PICTURES = Path(__file__).parent
+IMAGES = Path(__file__).parent
 ROWS = [
     ("shapes.png", [Turn("which picture is this?", "a red circle and its friends")]),
     ("busy.png", [Turn("which picture is this?", "the crowded one")]),
@@ -28,14 +28,14 @@ ROWS = [
 
 
 def my_row(rng: np.random.Generator) -> Row:
-    """One of my pictures with its questions and answers; only `rng` decides which, so a run can be
+    """One of my images with its questions and answers; only `rng` decides which, so a run can be
     repeated."""
     name, turns = ROWS[int(rng.integers(len(ROWS)))]
-    return open_image(PICTURES / name), turns
+    return open_image(IMAGES / name), turns
 
 
 def mine(model: ModelConfig, steps: int) -> Stage:
-    """All of the model learns, the vision tower at a fifth of the rate."""
+    """All of the model learns, the vision encoder at a fifth of the rate."""
     config = TrainConfig(
         steps=steps, learning_rate=3e-4, rates={"vision_tower": 0.2}, warmup_steps=10
     )

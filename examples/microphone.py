@@ -1,4 +1,4 @@
-"""Ask about a picture aloud: `python examples/microphone.py PICTURE [SECONDS]`, four seconds by
+"""Ask about an image aloud: `python examples/microphone.py IMAGE [SECONDS]`, four seconds by
 default.
 
 Needs `pip install sounddevice`, and on Linux PortAudio (Debian: `apt-get install libportaudio2`).
@@ -15,15 +15,16 @@ RATE = 16_000  # samples in a second
 
 
 def main() -> None:
-    picture, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 4.0
+    image = sys.argv[1]
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 4.0
     pipeline = mmdiff.load("tiny")
     print("speak now")
     samples = sounddevice.rec(
         int(seconds * RATE), samplerate=RATE, channels=1, dtype="float32", blocking=True
     )
     try:
-        answer = pipeline.ask(picture, speech=samples[:, 0], sample_rate=RATE)
-    except MMDiffError as error:  # nobody spoke, for example
+        answer = pipeline.ask(image, speech=samples[:, 0], sample_rate=RATE)
+    except MMDiffError as error:  # there was no speech, for example
         sys.exit(str(error))
     print(f"{answer.heard}? {answer.text}")
 

@@ -1,4 +1,4 @@
-"""What the pages say is so: names, links, commands and options exist, Python runs, pictures can be
+"""What the pages say is so: names, links, commands and options exist, Python runs, images can be
 made again.
 
 Commands are parsed by the real command line and not run. Python runs on random weights of the
@@ -36,11 +36,13 @@ PAGES = [
             "batch",
             "decoding",
             "install",
+            "model",
             "performance",
             "serving",
             "speech",
             "structured",
             "training",
+            "usage",
         )
     ),
 ]
@@ -86,20 +88,8 @@ def modules() -> list[ModuleType]:
 @pytest.fixture(scope="module")
 def sources() -> str:
     """Every line in which a name may be defined: our modules, and what builds and checks them."""
-    folders = [
-        ROOT / name
-        for name in (
-            "mmdiff",
-            "mmdiff/scaffold",
-            "mmdiff/serve",
-            "vision",
-            "training",
-            "eval",
-            "audio",
-            "examples",
-        )
-    ]
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    rooms = ("mmdiff", "vision", "training", "eval", "audio", "examples")
+    files = [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
     return "\n".join(
         path.read_text(encoding="utf-8")
         for path in [*files, ROOT / "pyproject.toml", ROOT / "Makefile"]
@@ -146,7 +136,8 @@ def test_names_exist(page: str, modules: list[ModuleType], sources: str) -> None
 
 
 def test_names_in_diagrams_exist(modules: list[ModuleType], sources: str) -> None:
-    diagrams = "\n".join(blocks("docs/architecture.md", "text"))
+    pages = ("docs/architecture.md", "docs/model.md")
+    diagrams = "\n".join(text for page in pages for text in blocks(page, "text"))
     names = re.findall(r"\b(?:[A-Z]\w+\.\w+|[A-Z]+[a-z]+[A-Z]\w+|\w+_\w+)", diagrams)
     assert len(names) > 10
     assert [name for name in names if not exists(name, modules, sources)] == []
@@ -175,16 +166,33 @@ def test_the_rows_are_those_that_are_checked() -> None:
         if c["type"] == "layers"
     ]
     built = [re.findall(r"\w+", re.sub(r"\(\w+\)", "", row)) for row in contract["layers"]]
-    rows = [
-        re.findall(r"\w+", row) for row in blocks("docs/architecture.md", "text")[0].splitlines()
-    ]
+    diagram = blocks("docs/architecture.md", "text")[0]
+    # a row and what it holds stand at least two blanks apart
+    rows = [re.findall(r"\w+", row.split("  ")[0]) for row in diagram.splitlines()]
     assert rows == [row for row in built if row]
 
 
-def test_every_file_of_the_core_has_its_job() -> None:
-    page = read("docs/architecture.md")
-    names = [path.name for path in (ROOT / "mmdiff").glob("*.py") if path.name != "__init__.py"]
-    assert [name for name in names if f"| `mmdiff/{name}` |" not in page] == []
+def test_the_architecture_is_short() -> None:
+    assert len(read("docs/architecture.md").split()) < 1000
+
+
+def found_by() -> list[tuple[str, str, str]]:
+    """The rows of "Find it": question, file, and what to look for there."""
+    return re.findall(
+        r"^\| ([^|]+\?) \| `([^`|]+)` \| `([^`|]+)` \|$", read("docs/architecture.md"), re.MULTILINE
+    )
+
+
+def test_twenty_questions_are_answered() -> None:
+    questions = [question for question, _, _ in found_by()]
+    assert len(set(questions)) >= 20 and len(set(questions)) == len(questions)
+    section = read("docs/architecture.md").partition("## Find it")[2]
+    assert section.count("\n| ") == len(questions) + 1, "a row without question, file and word"
+
+
+@pytest.mark.parametrize(("question", "file", "word"), found_by())
+def test_what_is_asked_for_is_found(question: str, file: str, word: str) -> None:
+    assert re.search(rf"\b{re.escape(word)}\b", read(file)), f"{question} {file} lacks {word}"
 
 
 def test_readme_names_all_that_the_default_model_knows() -> None:
@@ -200,16 +208,16 @@ def test_the_numbers_of_embeddings_are_right() -> None:
     from mmdiff.config import PRESETS
     from mmdiff.vision.anyres import count_tokens
 
-    page = " ".join(read("docs/architecture.md").split())
+    page = " ".join(read("docs/model.md").split())
     tiny, large = PRESETS["tiny"].vision, PRESETS["llada-v-8b"].vision
     assert tiny is not None and large is not None
     pixels, patch, patches = tiny.image_size, tiny.patch_size, tiny.patches_per_side**2
     assert (
         f"{pixels} x {pixels} pixels in patches of {patch} x {patch}, so {patches} patches" in page
     )
-    assert f"a picture is {count_tokens((64, 64), tiny)} embeddings" in page
+    assert f"an image is {count_tokens((64, 64), tiny)} embeddings" in page
     each, example = large.tokens_per_side**2, count_tokens((640, 480), large)
-    assert f"{each} per view, and for example {example:,} for a picture of 640 x 480 pixels" in page
+    assert f"{each} per view, and for example {example:,} for an image of 640 x 480 pixels" in page
 
 
 # Links
@@ -279,10 +287,13 @@ def check_values(name: str, values: dict[str, Any]) -> None:
     from mmdiff.pipeline import CAPTION_PROMPTS
     from mmdiff.training.recipes import RECIPES
 
-    pictures = values.get("pictures") or (values.get("pictures_and_question") or [])[:-1]
-    assert [
-        path for path in pictures if path.startswith("examples/") and not (ROOT / path).is_file()
-    ] == []
+    given = [
+        word
+        for value in values.values()
+        for word in (value if isinstance(value, list) else [value])
+    ]
+    files = [word for word in given if str(word).startswith("examples/")]
+    assert [file for file in files if not (ROOT / file).is_file()] == []
     assert values.get("length", "short") in CAPTION_PROMPTS
     if name == "train":
         assert values["recipe"] in {*RECIPES, "NAME"}
@@ -334,7 +345,7 @@ def test_readme_shows_what_make_demo_asks() -> None:
     assert f"$$ {shown}'" in read("Makefile")
 
 
-# Python and pictures
+# Python and images
 
 
 @pytest.fixture
@@ -376,19 +387,19 @@ def test_finetuning_writes_a_model(
     assert (tmp_path / "mine" / "metrics.jsonl").is_file()
 
 
-def test_the_pictures_are_made_by_the_script() -> None:
-    made = runpy.run_path(str(ROOT / "examples" / "make_pictures.py"))["pictures"]()
+def test_the_images_are_made_by_the_script() -> None:
+    made = runpy.run_path(str(ROOT / "examples" / "make_images.py"))["images"]()
     assert set(made) == {path.name for path in (ROOT / "examples").glob("*.png")}
-    for name, picture in made.items():
+    for name, image in made.items():
         with Image.open(ROOT / "examples" / name) as stored:
-            assert stored.mode == "RGB" and stored.size == picture.size
-            assert ImageChops.difference(stored, picture).getbbox() is None, name
+            assert stored.mode == "RGB" and stored.size == image.size
+            assert ImageChops.difference(stored, image).getbbox() is None, name
 
 
 def test_the_shapes_can_be_asked_about_without_doubt() -> None:
     from mmdiff.training.tiny.questions import captions
 
-    scenes = runpy.run_path(str(ROOT / "examples" / "make_pictures.py"))["SCENES"]
+    scenes = runpy.run_path(str(ROOT / "examples" / "make_images.py"))["SCENES"]
     assert [thing.shape for thing in scenes["shapes.png"].things].count("circle") == 1
     assert (
         captions(scenes["shapes.png"])["short"] == "a red circle, a yellow triangle and a blue star"

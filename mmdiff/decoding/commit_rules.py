@@ -1,5 +1,5 @@
-"""Which positions a step commits, and which it takes back: functions and small classes chosen by
-name.
+"""Commit rules: which masked positions a step unmasks, and which it remasks. Functions and small
+classes, chosen by name.
 
 An order scores the positions, and a rule says how many of the best are committed. All of them
 commit at least one position of each row, and ties go to the lowest index. Rules that take commits

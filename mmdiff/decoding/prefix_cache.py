@@ -1,5 +1,5 @@
-"""What requests may share: encoded pictures and sounds, and keys and values of prompts, by what
-they were made from.
+"""Prefix caching: encoded images and audio, and keys and values of prompts, which requests share,
+by what they were made from.
 
 Keys are hashes of contents (pixels or spectrograms, and token ids), so a picture is known again
 whatever its file is called. A segment's key holds all segments before it, as its keys and values

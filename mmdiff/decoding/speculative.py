@@ -1,5 +1,5 @@
-"""Draft and verify without loss: likely next canvases are computed beside the one that is asked
-for.
+"""Speculative decoding without loss: likely next canvases are drafted beside the one that is asked
+for, and verified.
 
 The sampler asks for what it would have asked for, and gets the model's own logits; where a guess
 was right they are there already, and no pass is needed. So the answer is that of the sampler

@@ -1,4 +1,4 @@
-"""Rotary positions, who may look at whom, and the one attention call.
+"""Rotary positions, the attention mask, and the one attention call.
 
 Left out: key/value caches and kernels of our own; `scaled_dot_product_attention` chooses the
 kernel.

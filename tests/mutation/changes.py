@@ -29,7 +29,8 @@ def of(file: str, near: str, wide: str, changes: Sequence[tuple[str, ...]]) -> l
 
 CACHES = "tests/decoding/test_kv_cache.py tests/decoding/test_cached_runner.py"
 LOADING = (
-    "tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py tests/modeling/test_families.py tests/modeling/test_published.py "
+    "tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py "
+    "tests/modeling/test_families.py tests/modeling/test_published.py "
     "tests/modeling/test_llada_v.py"
 )
 SERVED = (
@@ -45,13 +46,13 @@ CHANGES: list[Change] = [
         [
             ("self.logits_NV.gather(1, self.ids_N[:, None])[:, 0]", "self.logits_NV.amax(-1)"),
             ("best_N2[:, 0] - best_N2[:, 1]", "best_N2[:, 0]"),
-            ('"left_to_right": lambda votes: -votes.', '"left_to_right": lambda votes: votes.'),
+            ("-votes.scatter(torch.arange", "votes.scatter(torch.arange"),
             (
                 "self.eligible_AG.int().argmax(1, keepdim=True) //",
                 "self.eligible_AG.int().argmin(1, keepdim=True) //",
             ),
             ("votes.confidence_AG >= self.threshold", "votes.confidence_AG > self.threshold"),
-            ("Threshold(0.9 if", "Threshold(0.95 if"),
+            ("Threshold(\n        0.9 if", "Threshold(\n        0.95 if"),
             ("self.factor / (ranks_AG + 2)", "self.factor / (ranks_AG + 1)"),
             ("before_AG <= self.gamma", "before_AG < self.gamma"),
             ("(sorted_AG.cumsum(1) - sorted_AG)", "(sorted_AG.cumsum(1))"),
@@ -60,8 +61,8 @@ CHANGES: list[Change] = [
             ("near: float = 0.75", "near: float = 0.7"),
             ("votes.confidence_AG >= self.near", "votes.confidence_AG > self.near"),
             (
-                "votes.eligible_AG, torch.ones_like(votes.quota_A))\n\n\n@dataclass(frozen=True)\nclass Running",
-                "votes.eligible_AG, votes.quota_A)\n\n\n@dataclass(frozen=True)\nclass Running",
+                "torch.ones_like(votes.quota_A))\n\n\n@dataclass(frozen=True)\nclass Running",
+                "votes.quota_A)\n\n\n@dataclass(frozen=True)\nclass Running",
             ),
             (
                 "votes.eligible_AG.sum(1) - votes.quota_A",
@@ -79,7 +80,7 @@ CHANGES: list[Change] = [
             ("self.keep), (commits_A - 1)", "self.keep), 0 * (commits_A - 1)"),
             ("self.keep), (commits_A - 1)", "self.keep), commits_A"),
             ("likely_AG < self.keep", "likely_AG > self.keep"),
-            ("_first(-likely_AG", "_first(likely_AG"),
+            ("_first(\n            -likely_AG", "_first(likely_AG"),
             (".clamp(self.least, self.most)", ".clamp(max=self.most)"),
             ("share: float = 0.7", "share: float = 0.8"),
             ("votes.confidence_AG > self.take", "votes.confidence_AG >= self.take"),
@@ -105,7 +106,10 @@ CHANGES: list[Change] = [
     *of(
         "mmdiff/decoding/sampler.py",
         "tests/decoding/test_sampler.py",
-        "tests/decoding/test_commit_rules.py tests/decoding/test_batching.py -k 'rules or grow or ragged or guesses or none-'",
+        (
+            "tests/decoding/test_commit_rules.py tests/decoding/test_batching.py -k 'rules or "
+            "grow or ragged or guesses or none-'"
+        ),
         [
             ("self.growing_B[rows_A] & ~hurried_A", "self.growing_B[rows_A]"),
             ("eligible_AG |= part.open_BG & hurried_A", "eligible_AG |= part.open_BG & ~hurried_A"),
@@ -113,15 +117,15 @@ CHANGES: list[Change] = [
             ("(self.steps_B - self.growth_B)[rows_A", "self.steps_B[rows_A"),
             ("self.order(votes)) | eligible_AG & hurried_A[:, None]", "self.order(votes))"),
             (
-                "constraint.widen(here_AG[number]) & eligible_AG[number]",
-                "constraint.widen(here_AG[number])",
+                "constraint.expand(here_AG[number]) & eligible_AG[number]",
+                "constraint.expand(here_AG[number])",
             ),
-            (" & ~hurried_A[:, None]\n            self.canvas", "\n            self.canvas"),
+            ("self.canvas.select(rows_A)) & ~hurried_A[:, None]", "self.canvas.select(rows_A))"),
             ("ids_AG, votes.confidence_AG, steps_A)", "ids_AG, votes.confidence_AG, steps_A + 1)"),
             ("self.growth_B[rows_A] += growing_A", "self.growth_B[rows_A] = growing_A.long()"),
             ("self._next_name += len(names)", "self._next_name += 1"),
-            ("self.draws + other.draws", "other.draws + self.draws"),
-            ("self._finished() | self._named(also)", "self._finished()"),
+            ("self.generators + other.generators", "other.generators + self.generators"),
+            ("self._finished() | self._named(abort)", "self._finished()"),
             ("self.predict.passes_B[gone_A.cpu()]", "self.predict.passes_B[: len(gone_A)]"),
             ("torch.where(free_B, ended_B, full_B)", "ended_B"),
             ("chunk_NV, temperature, draws[number][0]", "chunk_NV, temperature, draws[0][0]"),
@@ -138,16 +142,22 @@ CHANGES: list[Change] = [
             (
                 " & eligible_AG.any(1, keepdim=True)\n",
                 "\n",
-                "an active row without eligible positions is growing, and nothing of it is decided yet",
+                (
+                    "an active row without eligible positions is growing, and nothing of it is "
+                    "decided yet"
+                ),
             ),
             ("temperature * noise_NV", "noise_NV"),
             (
                 "dtype=torch.float64).exp",
                 "dtype=torch.float32).exp",
-                "torch draws them in double precision on a processor, and rounds what is as small as it should be",
+                (
+                    "torch draws them in double precision on a processor, and rounds what is as "
+                    "small as it should be"
+                ),
             ),
             ("decoding.steps < len(blocks)", "decoding.steps <= len(blocks)"),
-            ("schedule(block, steps) if quota]", "schedule(block, steps)]"),
+            ("schedule(block, steps)\n            if quota\n        ]", "schedule(block, steps)]"),
             ("max(1, share) for", "share for"),
             ("(tokens.eos, tokens.eot) if decoding.stop", "(tokens.eos,) if decoding.stop"),
             ("(~self._finished()).nonzero()", "torch.ones_like(self._finished()).nonzero()"),
@@ -167,7 +177,7 @@ CHANGES: list[Change] = [
             (" | progress.entered_A", ""),
             (" | progress.grown_A", ""),
             ("return torch.ones_like(progress.open_AG)", "return progress.open_AG"),
-            ("all(old >= new for", "any(old >= new for"),
+            ("all(\n            old >= new for", "any(\n            old >= new for"),
             ("self.length += before + after", "self.length += after"),
             ("self._room[:, :, self.rows : wanted] = 0", "pass"),
             ("(0, 0, before, after, 0, 0, 0, rows)", "(0, 0, after, before, 0, 0, 0, rows)"),
@@ -185,20 +195,32 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/decoding/cached_runner.py",
-        f"{CACHES} tests/decoding/test_prefix_cache.py -k 'published or leave or exact or parts or store or shifted'",
-        "tests/decoding/test_kv_cache.py tests/decoding/test_prefix_cache.py tests/decoding/test_batching.py -k 'store or quota'",
+        (
+            f"{CACHES} tests/decoding/test_prefix_cache.py -k 'published or leave or exact or "
+            "parts or store or shifted'"
+        ),
+        (
+            "tests/decoding/test_kv_cache.py tests/decoding/test_prefix_cache.py "
+            "tests/decoding/test_batching.py -k 'store or quota'"
+        ),
         [
             ("torch.where(stale_A, 1, progress", "torch.where(stale_A, 0, progress"),
             ("progress.age_A + 1)", "progress.age_A)"),
             (
-                "(self.cache.columns(progress) | select_AG)",
-                "self.cache.columns(progress)",
-                "every cache's columns hold the open positions of the block, and rows in a hurry are computed anew",
+                "(self.cache.positions_to_recompute(progress) | select_AG)",
+                "self.cache.positions_to_recompute(progress)",
+                (
+                    "every cache's columns hold the open positions of the block, and rows in a "
+                    "hurry are computed anew"
+                ),
             ),
             (
-                " & (ids_AG != ABSENT)",
+                " & (\n            ids_AG != PAD_POSITION\n        )",
                 "",
-                "more is computed, but nothing looks at an absent column, and growth makes a row stale",
+                (
+                    "more is computed, but nothing looks at an absent column, and growth makes a "
+                    "row stale"
+                ),
             ),
             ("(False, ~stale_A)", "(False, stale_A)"),
             ("self._rows.index(row) if row in", "0 if row in"),
@@ -212,11 +234,14 @@ CHANGES: list[Change] = [
             (
                 "(0, more), value=True)\n        rows",
                 "(0, more), value=False)\n        rows",
-                "the canvas becomes wider where longer rows join, and those are computed anew first",
+                (
+                    "the canvas becomes wider where longer rows join, and those are computed anew "
+                    "first"
+                ),
             ),
             ("length_A != self._length_B[rows_A]", "length_A < self._length_B[rows_A]"),
             ("block_A != self._block_B[rows_A]", "block_A < self._block_B[rows_A]"),
-            ("open_AG, self._open_BG[rows_A], numbers", "open_AG, open_AG, numbers"),
+            ("self._open_BG[rows_A],\n            numbers_G", "open_AG,\n            numbers_G"),
             ("if end - first == len(places)", "if end - first >= len(places)"),
             (" and not model.backbone.shifted\n", "\n"),
             ("exact[-1])", "exact[0])"),
@@ -243,9 +268,12 @@ CHANGES: list[Change] = [
             ),
             (" and self._accepts(class_L, asked, best_N)", ""),
             (
-                "len(asked) == open_L.sum() and self",
+                "len(asked) == open_L.sum()\n            and self",
                 "self",
-                "an open position that is not asked for has no class, and what has none is not accepted",
+                (
+                    "an open position that is not asked for has no class, and what has none is "
+                    "not accepted"
+                ),
             ),
             ("            if all_but:\n", "            if not all_but:\n"),
             ("if not np.isfinite(rows_NV[np.arange(len(asked)), best_N]).all()", "if False"),
@@ -272,9 +300,12 @@ CHANGES: list[Change] = [
             ("left_K & ~np.isin(columns, others)", "left_K"),
             ("apart_K if apart_K.any() else left_K", "apart_K"),
             (
-                "and other != number]",
+                "and other != number\n            ]",
                 "]",
-                "a slot that holds a value has only that one left, and keeps it for want of another",
+                (
+                    "a slot that holds a value has only that one left, and keeps it for want of "
+                    "another"
+                ),
             ),
             ("None if open_L.any() else", "None if open_L.all() else"),
             ("found = assignment(gain_NM)\n", "found = gain_NM.argmax(1)\n"),
@@ -288,8 +319,8 @@ CHANGES: list[Change] = [
             ("(slot.first, slot.first + slot.room))", "(slot.first, slot.first + slot.room - 1))"),
             ("isinstance(slot, ChoiceSlot) and bool", "bool"),
             (
-                "slot.first + place: token for place, token in slot",
-                "place: token for place, token in slot",
+                "slot.first + place: token\n                        for place, token in slot",
+                "place: token\n                        for place, token in slot",
             ),
             ("score_LC[place] + values[place + 1]", "score_LC[place] + values[place]"),
             (
@@ -370,7 +401,10 @@ CHANGES: list[Change] = [
             ),
             (' or "*" in self.options.allowed_origins', ""),
             ("path in self.files and method in", "method in"),
-            ('if path in self.files and method in ("GET", "HEAD"):', "if path in self.files:"),
+            (
+                'and method in (\n            "GET",\n            "HEAD",\n        ):',
+                ":",
+            ),
             ('== "same-origin"', '!= "cross-site"'),
             (" or host in self.hosts", ""),
             ("PREFIX.fullmatch(prefix)", "PREFIX.match(prefix)"),
@@ -415,7 +449,8 @@ CHANGES: list[Change] = [
     ),
     *of(
         "mmdiff/modeling/checkpoint.py",
-        "tests/modeling/test_checkpoint_details.py tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py "
+        "tests/modeling/test_checkpoint_details.py tests/modeling/test_checkpoint.py "
+        "tests/modeling/test_checkpoint_folder.py "
         "tests/modeling/test_chat_format.py",
         LOADING,
         [
@@ -431,25 +466,29 @@ CHANGES: list[Change] = [
             ("if tensor.dtype not in WEIGHT_TYPES:", "if False:"),
             ("all(map(torch.isfinite", "any(map(torch.isfinite"),
             ("if not _names_end_of_turn(folder):", "if False:"),
-            ("suit_processors(model)\n", "pass\n"),
+            ("use_onednn(model)\n", "pass\n"),
             ("    refuse_adapter(folder)\n", ""),
             ("trust_remote_code=False", "trust_remote_code=True"),
         ],
     ),
     *of(
         "mmdiff/modeling/checkpoint_folder.py",
-        "tests/modeling/test_checkpoint_details.py tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py "
+        "tests/modeling/test_checkpoint_details.py tests/modeling/test_checkpoint.py "
+        "tests/modeling/test_checkpoint_folder.py "
         "tests/modeling/test_chat_format.py",
         LOADING,
         [
             ("Path(file).name != file or ", ""),
-            ("not isinstance(listed, dict) or not listed or", "not isinstance(listed, dict) or"),
+            (
+                "not isinstance(listed, dict)\n        or not listed\n        or",
+                "not isinstance(listed, dict)\n        or",
+            ),
             ("if single.is_file() and SINGLE not in listed.values():", "if single.is_file():"),
             ("if listed.keys() <= set(held):", "if listed.keys() >= set(held):"),
             ("if name not in held_by[file]", "if name in held_by[file]"),
             ("len(names) - most", "len(names)"),
             ("return first if len(names) <= most", "return first if len(names) < most"),
-            ("if pickles else", "if not pickles else"),
+            ("if pickles\n        else", "if not pickles\n        else"),
             ("if not isinstance(value, dict):", "if isinstance(value, list):"),
             ("            if not is_fresh:\n", "            if is_fresh:\n"),
         ],
@@ -538,7 +577,10 @@ CHANGES: list[Change] = [
         "tests/serve/engine/test_process.py",
         "tests/serve/test_faults.py -k too_long",
         [
-            ('finish_reason="length" if full or row.expired else', 'finish_reason="length" if full else'),
+            (
+                'finish_reason="length" if full or row.expired else',
+                'finish_reason="length" if full else',
+            ),
             ("group.rows[name].expired = True", "pass"),
         ],
     ),

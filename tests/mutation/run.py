@@ -1,7 +1,7 @@
 """Would the tests notice? Makes one small change to the code at a time (changes.py) and runs the
 tests nearest to it.
 
-    python tests/mutation/run.py [--only FILE]
+    python tests/mutation/run.py [--only FILE] [--check]
 
 The tree is copied to a temporary folder, and each change is made, tried and undone there. A change
 that the near tests let through is tried on the wide ones: it is caught, late (by the wide ones
@@ -15,6 +15,7 @@ trials take a second or two. It runs where there is `os.fork`.
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import os
 import shlex
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -52,10 +54,8 @@ OTHERS = (
     "fastapi",
     "httpx",
 )
-PATIENCE, LEAST = (
-    5,
-    30.0,
-)  # how many times the seconds that the tests take without a change, and how many at least
+PATIENCE = 5  # how many times the seconds that the tests take without a change
+LEAST = 30.0  # how many seconds at least
 
 
 class ListError(Exception):
@@ -70,15 +70,21 @@ def main() -> int:
         metavar="FILE",
         help="changes whose file or old text contains this; may be given several times",
     )
-    only = parser.parse_args().only or [""]
+    parser.add_argument(
+        "--check", action="store_true", help="only whether the list fits the code; nothing is run"
+    )
+    arguments = parser.parse_args()
+    only = arguments.only or [""]
     chosen = [
         change
         for change in CHANGES
         if any(part in change.file or part in change.old for part in only)
     ]
     try:
-        for change in CHANGES:
-            check(change)
+        check(CHANGES)
+        if arguments.check:
+            print(f"{len(CHANGES)} changes fit the code")
+            return 0
         if not chosen:
             raise ListError(
                 f"no change is listed for {only}; name a file of tests/mutation/changes.py"
@@ -97,14 +103,28 @@ def main() -> int:
     return 1 if counts["missed"] else 0
 
 
-def check(change: Change) -> None:
-    """Raises ListError where the old text is not in its file exactly once."""
+def check(changes: Sequence[Change]) -> None:
+    """Raises ListError with everything that does not fit."""
+    if wrong := [fault for change in changes for fault in faults(change)]:
+        raise ListError("\n".join([*wrong, "correct tests/mutation/changes.py"]))
+
+
+def faults(change: Change) -> Iterator[str]:
+    """The old text must be in its file once, what comes out must be Python, and the tests exist."""
     path = ROOT / change.file
-    count = path.read_text(encoding="utf-8").count(change.old) if path.is_file() else 0
+    code = path.read_text(encoding="utf-8") if path.is_file() else ""
+    count = code.count(change.old)
     if count != 1:
-        raise ListError(
-            f"{change.file} holds {change.old!r} {count} times, not once; correct the list"
-        )
+        yield f"{change.file} holds {change.old!r} {count} times, not once"
+        return
+    try:
+        ast.parse(code.replace(change.old, change.new))
+    except SyntaxError as error:
+        yield f"{change.file} is not Python with {change.new!r} for {change.old!r}: {error}"
+    named = [word for word in shlex.split(f"{change.near} {change.wide}") if word.endswith(".py")]
+    for name in named:
+        if not (ROOT / name).is_file():
+            yield f"{name}, which {change.file} names, does not exist"
 
 
 def load_others() -> None:
@@ -198,25 +218,13 @@ def run_tests(tree: Path, tests: str, log: Path) -> None:
         os.dup2(held, 1)
         os.dup2(held, 2)
         os.environ["PYTHONPATH"] = str(tree)  # for the processes that tests start
-        os.environ["PYTHONDONTWRITEBYTECODE"] = (
-            "1"  # or a change of the same second and length would not be seen
-        )
+        # or a change of the same second and length would not be seen
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.dont_write_bytecode = True
         sys.path.insert(0, str(tree))
         pytest = importlib.import_module("pytest")
-        code = int(
-            pytest.main(
-                [
-                    "-xq",
-                    "--tb=no",
-                    "-p",
-                    "no:cacheprovider",
-                    "--hypothesis-seed=0",
-                    "-rfE",
-                    *shlex.split(tests),
-                ]
-            )
-        )
+        options = shlex.split("-xq --tb=no -p no:cacheprovider --hypothesis-seed=0 -rfE")
+        code = int(pytest.main([*options, *shlex.split(tests)]))
         assert str(tree) in str(sys.modules["mmdiff"].__file__) if code in (0, 1) else True
     finally:
         os._exit(code)

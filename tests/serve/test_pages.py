@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.programs import needs
 from tests.helpers.serving import Served, asking
 
-PAGES = ("README.md", "docs/serving.md")
+PAGES = ("docs/usage.md", "docs/serving.md")
 OURS = "127.0.0.1:8000"
 
 

@@ -1,4 +1,4 @@
-"""Have flite read the example sounds beside this file: `python examples/make_sounds.py [FOLDER]`.
+"""Have flite read the example audio beside this file: `python examples/make_audio.py [FOLDER]`.
 
 The voice is slt, which no model here is trained on. On Debian: `apt-get install flite`.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 PAUSE = 1.2  # seconds between sentences
-SOUNDS = {
+SENTENCES = {
     "question.flac": ["what color is the circle"],
     "talk.flac": ["please turn on the kitchen lights", "is there a red triangle at the top"],
 }
@@ -28,7 +28,7 @@ def say(sentence: str) -> tuple[np.ndarray, int]:
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
-    for name, sentences in SOUNDS.items():
+    for name, sentences in SENTENCES.items():
         read = [say(sentence) for sentence in sentences]
         rate = read[0][1]
         parts = [part for samples, _ in read for part in (np.zeros(int(PAUSE * rate)), samples)]

@@ -1,4 +1,4 @@
-"""Draw the example pictures beside this file: `python examples/make_pictures.py [FOLDER]`.
+"""Draw the example images beside this file: `python examples/make_images.py [FOLDER]`.
 
 Their contents are fixed here. Edges and exact hues come from seeds that no model is trained on.
 """
@@ -65,16 +65,16 @@ SCENES = {
 }
 
 
-def pictures() -> dict[str, Image.Image]:
-    """Every example picture by its file name."""
+def images() -> dict[str, Image.Image]:
+    """Every example image by its file name."""
     seeds = iter(TEST_SEEDS)
     return {name: draw(scene, np.random.default_rng(next(seeds))) for name, scene in SCENES.items()}
 
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
-    for name, picture in pictures().items():
-        picture.save(folder / name)
+    for name, image in images().items():
+        image.save(folder / name)
 
 
 if __name__ == "__main__":
