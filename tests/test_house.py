@@ -7,12 +7,12 @@ import pytest
 
 from tests.helpers.house import ROOT, Counts, count, python_files
 
-# At most so many of the package. The aim: 1.5, 2.5, and none of the last three.
-TERNARIES_PER_100 = 2.6
-COMPREHENSIONS_PER_100 = 4.3
-WIDE_LINES = 112
-LONG_FUNCTIONS = 11
-LONG_CLASSES = 7
+# At most this of the package, as it is; the aim is 1.5, 2.5, and none of the last three.
+TERNARIES_PER_100 = 1.6
+COMPREHENSIONS_PER_100 = 2.9
+WIDE_LINES = 82
+LONG_FUNCTIONS = 4
+LONG_CLASSES = 2
 
 # CONTRIBUTING.md has the same words. A folder stands for any of its modules.
 WORDS = {
@@ -43,10 +43,6 @@ WORDS = {
     "forward process": "training/forward_process.py",
     "SpecAugment": "training/tiny/augment.py",
 }
-
-
-# Not said there yet: to be emptied.
-TO_BE_SAID = {"continuous batching", "heartbeat", "sandbox", "file lock"}
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +89,6 @@ def test_what_is_counted() -> None:
 
 @pytest.mark.parametrize(("word", "home"), WORDS.items(), ids=list(WORDS))
 def test_a_word_is_found_where_its_thing_lives(word: str, home: str) -> None:
-    if word in TO_BE_SAID:
-        pytest.skip("to be said")
     texts = (path.read_text(encoding="utf-8") for path in python_files([ROOT / home]))
     assert any(found(word, text) for text in texts), f"nothing in {home} says {word!r}"
 

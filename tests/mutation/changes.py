@@ -275,7 +275,7 @@ CHANGES: list[Change] = [
                     "not accepted"
                 ),
             ),
-            ("            if all_but:\n", "            if not all_but:\n"),
+            ("    if all_but:\n        row_V", "    if not all_but:\n        row_V"),
             ("if not np.isfinite(rows_NV[np.arange(len(asked)), best_N]).all()", "if False"),
             ("if not np.isfinite(best_NC[allowed_LC[asked]]).all()", "if False"),
             ("np.where(allowed_LC, 0.0, NEVER)", "np.zeros(allowed_LC.shape)"),
@@ -283,8 +283,8 @@ CHANGES: list[Change] = [
             ("class_L[: self.solid][open_L[: self.solid]] = SOLID", "pass"),
             ("return solid and self.automaton.accepts", "return self.automaton.accepts"),
             ("if not all_but and len(tokens) == 1", "if len(tokens) == 1"),
-            ("if open_L[place]:", "if True:"),
-            ("if open_L.all() and len(asked) == self.room:", "if open_L.all():"),
+            ("if open_L[position]:", "if True:"),
+            ("if open_L.all() and len(asked) == self.length:", "if open_L.all():"),
             (
                 "if open_L.all() and len(self.values) > 1:",
                 "if open_L.all() and len(self.values) > 2:",
@@ -296,33 +296,39 @@ CHANGES: list[Change] = [
             ),
             ("gain_K[choices] = sums", "gain_K[: len(sums)] = sums"),
             ("gain_K = gain_K / temperature + _gumbel", "gain_K = gain_K * temperature + _gumbel"),
-            ("else gain_K / temperature + _gumbel", "else gain_K + _gumbel"),
+            (
+                "row_M[columns] = gain_K / temperature + _gumbel",
+                "row_M[columns] = gain_K + _gumbel",
+            ),
             ("left_K & ~np.isin(columns, others)", "left_K"),
             ("apart_K if apart_K.any() else left_K", "apart_K"),
             (
-                "and other != number\n            ]",
-                "]",
+                "each is not None and other != number",
+                "each is not None",
                 (
                     "a slot that holds a value has only that one left, and keeps it for want of "
                     "another"
                 ),
             ),
-            ("None if open_L.any() else", "None if open_L.all() else"),
+            ("if open_L.any():\n                taken", "if open_L.all():\n                taken"),
             ("found = assignment(gain_NM)\n", "found = gain_NM.argmax(1)\n"),
             ("not (open_L.all() and allowed_K.sum() > 1)", "not open_L.all()"),
             ("if rows > columns:", "if rows >= columns:"),
             ("price_M[~open_M] -= step", "price_M[~open_M] += step"),
-            ("found_N if finite[np.arange(rows), found_N].all() else None", "found_N"),
+            ("if finite[np.arange(rows), found_N].all():", "if True:"),
             ("-np.log(-np.log(", "np.log(-np.log("),
-            ("            if not np.isfinite(kept).all():\n", "            if False:\n"),
-            ("places_N[first:end] - slot.first", "places_N[first:end] * 1"),
-            ("(slot.first, slot.first + slot.room))", "(slot.first, slot.first + slot.room - 1))"),
+            ("            if not np.isfinite(row_V[tokens]).all():\n", "            if False:\n"),
+            ("positions_N[first:end] - slot.first", "positions_N[first:end] * 1"),
+            (
+                "(slot.first, slot.first + slot.length))",
+                "(slot.first, slot.first + slot.length - 1))",
+            ),
             ("isinstance(slot, ChoiceSlot) and bool", "bool"),
             (
-                "slot.first + place: token\n                        for place, token in slot",
-                "place: token\n                        for place, token in slot",
+                "open_L).items():\n                    found[slot.first + position]",
+                "open_L).items():\n                    found[position]",
             ),
-            ("score_LC[place] + values[place + 1]", "score_LC[place] + values[place]"),
+            ("score_LC[position] + values[position + 1]", "score_LC[position] + values[position]"),
             (
                 "_log_masses(values / np.float64(temperature), starts)",
                 "_log_masses(values, starts)",
@@ -335,7 +341,7 @@ CHANGES: list[Change] = [
             ("posinf=WORST", "posinf=-WORST"),
             ("neginf=-WORST", "neginf=WORST"),
             ("row_V[members] / np.float64(temperature)", "row_V[members]"),
-            ("score_LC[place][:, None] + value[automaton.next_CS]", "value[automaton.next_CS]"),
+            ("score_LC[position][:, None] + value[automaton.next_CS]", "value[automaton.next_CS]"),
         ],
     ),
     *of(
@@ -353,14 +359,17 @@ CHANGES: list[Change] = [
             ),
             ("(self.class_V >= 0) & classes_C[self.class_V]", "classes_C[self.class_V]"),
             ("sizes > BIG)", "sizes >= BIG)"),
-            ("if state >= 0 and chosen >= 0 else -1", "if chosen >= 0 else -1"),
-            ("if state >= 0 and chosen >= 0 else -1", "if state >= 0 else -1"),
+            ("if state >= 0 and chosen >= 0:", "if chosen >= 0:"),
+            ("if state >= 0 and chosen >= 0:", "if state >= 0:"),
             ("return state >= 0 and bool(self.accepts_S[state])", "return state >= 0"),
         ],
     ),
     *of(
         "mmdiff/serve/http/limiter.py",
-        "tests/serve/test_parts.py tests/serve/http/test_limiter.py -k 'rows or counted or limiter'",
+        (
+            "tests/serve/test_parts.py tests/serve/http/test_limiter.py -k 'rows or counted or "
+            "limiter'"
+        ),
         "",
         [
             ("if not self._waiting and self.free >= count:", "if self.free >= count:"),
@@ -402,7 +411,7 @@ CHANGES: list[Change] = [
             (' or "*" in self.options.allowed_origins', ""),
             ("path in self.files and method in", "method in"),
             (
-                'and method in (\n            "GET",\n            "HEAD",\n        ):',
+                'and method in ("GET", "HEAD"):',
                 ":",
             ),
             ('== "same-origin"', '!= "cross-site"'),
@@ -629,7 +638,7 @@ CHANGES: list[Change] = [
             ("room = min(places, FREE_DIGITS - whole)", "room = min(places, FREE_DIGITS)"),
             ('fraction.rstrip("0")', "fraction"),
             ("10 ** (places - written)", "10 ** places"),
-            ("after = NOTHING if opened else repeat", "after = repeat"),
+            ("    if opened:\n        after = NOTHING", "    if False:\n        after = NOTHING"),
             ("least, above = zero, bool(sign)", "least, above = zero, False"),
         ],
     ),
