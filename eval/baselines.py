@@ -11,11 +11,12 @@ Shapes: B rows, T positions, D width, H heads, K head width, V vocabulary, G can
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mmdiff.decoding.schedule import even_shares
 from mmdiff.modeling.attention import attention, rotary_tables, rotate
-from mmdiff.modeling.backbone import MLP, Backbone, Block
+from mmdiff.modeling.backbone import Attention, Backbone, Block
 
 Pair = tuple[Tensor, Tensor]
 
@@ -33,8 +34,17 @@ def llada_loop(
     for block in range(blocks):
         end = start + (block + 1) * block_length
         for quota in even_shares(block_length, steps // blocks):
-            hidden_BTD = backbone(backbone.embed_tokens(ids_BT), positions_BT)
-            _commit(ids_BT, backbone.lm_head(hidden_BTD), quota, end, mask)
+            x_BTD, config = backbone.embed_tokens(ids_BT), backbone.config
+            tables = rotary_tables(
+                positions_BT, config.head_dim, config.rope_theta, config.rope_ntk_factor
+            )
+            for layer in backbone.layers:
+                assert isinstance(layer, Block)
+                q, k, v = _project(layer, x_BTD)
+                x_BTD = _finish(
+                    layer, x_BTD, attention(rotate(q, tables), rotate(k, tables), v, None)
+                )
+            _commit(ids_BT, backbone.lm_head(backbone.norm(x_BTD)), quota, end, mask)
     return ids_BT
 
 
@@ -80,11 +90,7 @@ def _joined(
     positions_1T = torch.arange(length, device=ids_BT.device)[None]
     for number, layer in enumerate(backbone.layers):
         assert isinstance(layer, Block)
-        own, h_BTD = layer.self_attn, layer.input_layernorm(x_BTD)
-        q, k, v = (
-            proj(h_BTD).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
-            for proj in (own.q_proj, own.k_proj, own.v_proj)
-        )
+        q, k, v = _project(layer, x_BTD)
         made.append((k, v))
         if before:
             k, v = (
@@ -100,10 +106,29 @@ def _joined(
         )
         own_tables = tuple(table[:, :, first : first + ids_BT.shape[1]] for table in tables)
         out_BHTK = attention(rotate(q, (own_tables[0], own_tables[1])), rotate(k, tables), v, None)
-        x_BTD = x_BTD + own.o_proj(out_BHTK.transpose(1, 2).flatten(2))
-        # The plain form, also where the model holds one that is faster on processors.
-        x_BTD = x_BTD + MLP.forward(layer.mlp, layer.post_attention_layernorm(x_BTD))
+        x_BTD = _finish(layer, x_BTD, out_BHTK)
     return backbone.lm_head(backbone.norm(x_BTD)), made
+
+
+def _project(layer: Block, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unrotated queries, keys and values (B, H, T, K), with a product for each."""
+    own, h_BTD = layer.self_attn, layer.input_layernorm(x_BTD)
+    assert isinstance(own, Attention)
+
+    def heads(proj: nn.Linear) -> Tensor:
+        return proj(h_BTD).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
+
+    return heads(own.q_proj), heads(own.k_proj), heads(own.v_proj)
+
+
+def _finish(layer: Block, x_BTD: Tensor, out_BHTK: Tensor) -> Tensor:
+    """The rest of a layer. Written out here, so that a faster layer of the model does not speed up
+    what it is measured against."""
+    x_BTD = x_BTD + layer.self_attn.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+    h_BTD, mlp = layer.post_attention_layernorm(x_BTD), layer.mlp
+    inner_BTD = F.silu(mlp.gate_proj(h_BTD)) * mlp.up_proj(h_BTD)
+    out_BTD: Tensor = x_BTD + mlp.down_proj(inner_BTD)
+    return out_BTD
 
 
 def _commit(ids_BT: Tensor, logits_BTV: Tensor, quota: int, end: int, mask: int) -> None:

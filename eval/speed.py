@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mmdiff.config import PRESETS, BackboneConfig, DecodingConfig, ModelConfig, TokenIds
 from mmdiff.decoding.cached_runner import make_runner
-from mmdiff.decoding.canvas import Canvas
+from mmdiff.decoding.canvas import Array, Canvas
 from mmdiff.decoding.commit_rules import rule_name
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import Sampler, denoise
@@ -190,9 +190,10 @@ def divergence(model: MMDiffModel, load: Load) -> dict[str, float]:
     off: list[float] = []
 
     def both(
-        ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+        ids_AG: Array, rows: Sequence[int], select_AG: Array, hidden_AG: Array | None = None
     ) -> Tensor:
-        wanted, got = exact(ids_AG, rows_A, select_AG), kept(ids_AG, rows_A, select_AG)
+        wanted = exact(ids_AG, [exact.prompts[row] for row in rows], select_AG)
+        got = kept(ids_AG, [kept.prompts[row] for row in rows], select_AG)
         off.append(float((wanted - got).abs().mean() / wanted.std()))
         return got
 
@@ -373,7 +374,7 @@ def _answer(model: MMDiffModel, load: Load, seed: int) -> dict[str, Any]:
     return {
         "seconds": times[-1] - started,
         "first_ms": 1000 * (times[0] - started),
-        "passes": int(predict.passes_B.max()),
+        "passes": max(each.passes for each in predict.prompts),
         "steps_ms": [1000 * (after - before) for before, after in itertools.pairwise(times)]
         or [0.0],
         "useful": sum(map(len, batch.canvas.token_ids(ends))),

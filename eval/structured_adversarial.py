@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.config import DecodingConfig, TokenIds
-from mmdiff.decoding.canvas import Canvas
+from mmdiff.decoding.canvas import Array, Canvas
 from mmdiff.decoding.commit_rules import RULES
 from mmdiff.decoding.sampler import Sampler
 from mmdiff.errors import require_posix
@@ -284,7 +284,7 @@ def generate(
         return _probe(fake, rng, rows)
 
     def predict(
-        ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+        ids_AG: Array, rows: Sequence[int], select_AG: Array, hidden_AG: Array | None = None
     ) -> Tensor:
         count = int(select_AG.sum()) + (0 if hidden_AG is None else int(hidden_AG.sum()))
         return fake(count, rng)

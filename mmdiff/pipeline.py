@@ -30,7 +30,7 @@ from mmdiff.decoding.canvas import Canvas
 from mmdiff.decoding.guidance import Guided
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.prefix_cache import PrefixCache
-from mmdiff.decoding.sampler import Batch, FinishedSequences, Sampler, denoise, seed_of
+from mmdiff.decoding.sampler import FinishedSequences, Runner, Sampler, denoise, seed_of
 from mmdiff.errors import CheckpointError, ContextError, MMDiffError, NoSpeechError
 from mmdiff.modeling.checkpoint import WEIGHT_TYPES, config_of, load_folder
 from mmdiff.modeling.multimodal import MMDiffModel
@@ -386,14 +386,16 @@ class Pipeline:
                 sorted(range(len(ids)), key=lambda place: likely[place])[: round(share * len(ids))]
             )
             canvas = self._reopen(prompted, [ids], [doubted], slack, settings)
-            return self._answers(canvas, prompted.passes_B.tolist(), revised=True)[0]
+            return self._answers(canvas, [each.passes for each in prompted.prompts], revised=True)[
+                0
+            ]
         ends = [len(ids) * part // chunks for part in range(chunks + 1)]
         for first, end in reversed(
             list(zip(ends, ends[1:], strict=False))
         ):  # from behind, so that places stay
             canvas = self._reopen(prompted, [ids], [set(range(first, end))], slack, settings)
             ids = self._kept(canvas)[0]
-        return self._answers(canvas, prompted.passes_B.tolist(), revised=True)[0]
+        return self._answers(canvas, [each.passes for each in prompted.prompts], revised=True)[0]
 
     def chat(self, messages: Messages, *, seed: int = 0, **decoding: Any) -> Answer:
         """Answer a conversation in the chat format: roles, and contents with text and image
@@ -433,7 +435,7 @@ class Pipeline:
         """The answers to several conversations before their first step, for whoever steps them: a
         server, say.
 
-        Batches that were started with the same settings may `join`; those with scaffolds join each
+        Batches that were started with the same settings may `add` each other; those with scaffolds join each
         other where the scaffolds have the same budget.
 
         Args:
@@ -449,10 +451,10 @@ class Pipeline:
         if scaffolds is not None:
             return self._start_scaffolds(conversations, scaffolds, settings, seeds)
         prompted = self._prompt(conversations, settings.gen_length)
-        batch: Batch = make_runner(prompted, settings)
+        runner: Runner = make_runner(prompted, settings)
         if settings.cfg_scale > 0:
-            batch = Guided(
-                batch, make_runner(prompted.unconditional(), settings), settings.cfg_scale
+            runner = Guided(
+                runner, make_runner(prompted.unconditional(), settings), settings.cfg_scale
             )
         tokens, most = self.model.model_config.tokens, settings.gen_length
         if limits is None:
@@ -464,7 +466,7 @@ class Pipeline:
             )
         lengths = [min(limit, settings.start_length or most) for limit in limits]
         canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
-        return Sampler(batch, canvas, settings, tokens, seeds, limits)
+        return Sampler(runner, canvas, settings, tokens, seeds, limits)
 
     def _start_scaffolds(
         self,
@@ -486,7 +488,7 @@ class Pipeline:
             if batch is None:
                 batch = one
             else:
-                batch.join(one)
+                batch.add(one)
         assert batch is not None
         return batch
 
@@ -709,7 +711,7 @@ class Pipeline:
             return [None] * len(window)
         sounds = [samples[span.start : span.end] for span in short]
         prompted = self._prompt([[_listener(sound, REFINE_PROMPT)] for sound in sounds], 1)
-        rows = prompted.prompt_logits(prompted.audio_BP).split(prompted.audio_BP.sum(1).tolist())
+        rows = prompted.audio_logits()
         read = {
             span: self._spelled(span, logits_TV)
             for span, logits_TV in zip(short, rows, strict=True)
@@ -740,12 +742,12 @@ class Pipeline:
         other one hidden."""
         device, mask = self.model.device, self.model.model_config.tokens.mask
         row_G = torch.tensor([*ids, self.model.model_config.tokens.eot], device=device)
-        first_row = torch.zeros(1, dtype=torch.long, device=device)
         likely = torch.zeros(len(row_G), device=device)
         for turn in (0, 1):
             hidden_G = torch.arange(len(row_G), device=device) % 2 == turn
+            seen_1G = row_G.masked_fill(hidden_G, mask)[None].numpy(force=True)
             logits_NV = prompted(
-                row_G.masked_fill(hidden_G, mask)[None], first_row, hidden_G[None]
+                seen_1G, prompted.prompts, hidden_G[None].numpy(force=True)
             ).float()
             likely[hidden_G] = logits_NV.softmax(-1).gather(1, row_G[hidden_G, None])[:, 0]
         return likely[:-1].tolist()

@@ -3,22 +3,43 @@ commit was.
 
 A free answer, an infill or a scaffold are different canvases for the same sampler: fixed positions
 are simply not open. Rows may be shorter than the canvas: behind a row's last position its ids are
-`ABSENT`, which no model sees. A canvas is never changed; `commit`, `reopen` and `extended` give
+`PAD_POSITION`, which no model sees. A canvas is never changed; `commit` and `reopen` give
 the next one.
 
-Shapes: B rows, G positions of the canvas, A active rows.
+Shapes: B sequences, G positions of the canvas, A chosen ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+Array = NDArray[Any]
 PAD_POSITION = -1  # stands where a row has no position
+
+
+class DenoisedSequence(Protocol):
+    """What a canvas reads of a sequence (sequence.py)."""
+
+    ids_G: Array
+    open_G: Array
+    confidence_G: Array
+    step_G: Array
+
+
+def stacked(arrays: Sequence[Array], behind: float) -> Array:
+    """Arrays of several lengths as the rows of one, padded behind."""
+    width = max(map(len, arrays), default=0)
+    made = np.full((len(arrays), width), behind, arrays[0].dtype if arrays else np.int64)
+    for row, array in zip(made, arrays, strict=True):
+        row[: len(array)] = array
+    return made
 
 
 @dataclass(frozen=True)
@@ -61,22 +82,21 @@ class Canvas:
         """How many positions each row has."""
         return torch.ne(self.ids_BG, PAD_POSITION).sum(dim=1)
 
-    def eligible(self, block_length: int) -> Tensor:
-        """Open positions of each row's current block (B, G): the block of its first open
-        position."""
-        index_G = torch.arange(self.ids_BG.shape[1], device=self.ids_BG.device)
-        first_B1 = self.open_BG.int().argmax(dim=1, keepdim=True)
-        return self.open_BG & (index_G < (first_B1 // block_length + 1) * block_length)
+    @classmethod
+    def stacked(
+        cls, sequences: Sequence[DenoisedSequence], device: torch.device | str = "cpu"
+    ) -> Canvas:
+        """The canvases of some sequences side by side, padded behind."""
 
-    def finished(self, end_ids: Sequence[int]) -> Tensor:
-        """Rows (B) without an open position before their first end token, or without any."""
-        ends = torch.tensor(end_ids, dtype=torch.long, device=self.ids_BG.device)
-        ended_BG = (torch.isin(self.ids_BG, ends) & ~self.open_BG).cumsum(dim=1) > 0
-        return ~(self.open_BG & ~ended_BG).any(dim=1)
+        def rows(arrays: list[Array], behind: float) -> Tensor:
+            return torch.from_numpy(stacked(arrays, behind)).to(device)
 
-    def tail(self, length: int) -> Tensor:
-        """The last open positions of each row (B, G), at most so many."""
-        return self.open_BG & (self.open_BG.flip(1).cumsum(1).flip(1) <= length)
+        return cls(
+            rows([each.ids_G for each in sequences], PAD_POSITION),
+            rows([each.open_G for each in sequences], False),
+            rows([each.confidence_G for each in sequences], 1.0),
+            rows([each.step_G for each in sequences], -1),
+        )
 
     def select(self, rows_A: Tensor) -> Canvas:
         """The canvas of some rows."""
@@ -87,56 +107,30 @@ class Canvas:
             self.step_BG[rows_A],
         )
 
-    def concatenated(self, other: Canvas) -> Canvas:
-        """The rows of both, as wide as the wider."""
-        width = max(self.ids_BG.shape[1], other.ids_BG.shape[1])
-
-        def both(mine: Tensor, others: Tensor, behind: float) -> Tensor:
-            return torch.cat(
-                [F.pad(each, (0, width - each.shape[1]), value=behind) for each in (mine, others)]
-            )
-
-        return Canvas(
-            both(self.ids_BG, other.ids_BG, PAD_POSITION),
-            both(self.open_BG, other.open_BG, False),
-            both(self.confidence_BG, other.confidence_BG, 1.0),
-            both(self.step_BG, other.step_BG, -1),
-        )
-
-    def extended(self, rows_A: Tensor, length_A: Tensor, mask_id: int) -> Canvas:
-        """The next canvas: the rows `rows_A` have so many positions, the new ones open."""
-        part, index_G = (
-            self.select(rows_A),
-            torch.arange(self.ids_BG.shape[1], device=self.ids_BG.device),
-        )
-        new_AG = torch.eq(part.ids_BG, PAD_POSITION) & (index_G < length_A[:, None])
-        return self.reopen(rows_A, new_AG, mask_id)
-
     def commit(
-        self, rows_A: Tensor, here_AG: Tensor, ids_AG: Tensor, confidence_AG: Tensor, step_A: Tensor
+        self, here_BG: Tensor, ids_BG: Tensor, confidence_BG: Tensor, step_B: Tensor
     ) -> Canvas:
-        """The next canvas: the positions `here_AG` of the rows `rows_A` are decided, each row at
-        its own step."""
-        part = self.select(rows_A)
+        """The next canvas: the positions `here_BG` are decided, each row at its own step."""
         return Canvas(
-            self.ids_BG.index_copy(0, rows_A, torch.where(here_AG, ids_AG, part.ids_BG)),
-            self.open_BG.index_copy(0, rows_A, part.open_BG & ~here_AG),
-            self.confidence_BG.index_copy(
-                0, rows_A, torch.where(here_AG, confidence_AG, part.confidence_BG)
-            ),
-            self.step_BG.index_copy(0, rows_A, torch.where(here_AG, step_A[:, None], part.step_BG)),
+            torch.where(here_BG, ids_BG, self.ids_BG),
+            self.open_BG & ~here_BG,
+            torch.where(here_BG, confidence_BG, self.confidence_BG),
+            torch.where(here_BG, step_B[:, None], self.step_BG),
         )
 
-    def reopen(self, rows_A: Tensor, here_AG: Tensor, mask_id: int) -> Canvas:
-        """The next canvas: what was decided at the positions `here_AG` of the rows `rows_A` is
-        taken back."""
-        part = self.select(rows_A)
+    def reopen(self, here_BG: Tensor, mask_id: int) -> Canvas:
+        """The next canvas: what was decided at the positions `here_BG` is taken back."""
         return Canvas(
-            self.ids_BG.index_copy(0, rows_A, part.ids_BG.masked_fill(here_AG, mask_id)),
-            self.open_BG.index_copy(0, rows_A, part.open_BG | here_AG),
-            self.confidence_BG.index_copy(0, rows_A, part.confidence_BG.masked_fill(here_AG, 0.0)),
-            self.step_BG.index_copy(0, rows_A, part.step_BG.masked_fill(here_AG, -1)),
+            self.ids_BG.masked_fill(here_BG, mask_id),
+            self.open_BG | here_BG,
+            self.confidence_BG.masked_fill(here_BG, 0.0),
+            self.step_BG.masked_fill(here_BG, -1),
         )
+
+    def packed(self) -> Tensor:
+        """All four tensors as whole numbers (4, B, G), to be read in one transfer."""
+        bits_BG = self.confidence_BG.float().view(torch.int32).long()
+        return torch.stack((self.ids_BG, self.open_BG.long(), bits_BG, self.step_BG))
 
     def token_ids(self, end_ids: Sequence[int]) -> list[list[int]]:
         """The ids of each row before its first end token, or to its end."""

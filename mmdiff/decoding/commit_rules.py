@@ -39,7 +39,9 @@ class Proposal:
     ]  # each row's own, and how many of its positions are eligible
     names: Sequence[int]  # of the rows; a row keeps its name
     decided_AG: Tensor  # decided positions of the block, where a rule reads them
-    decided_MV: Tensor  # the logits there, as `RemaskingRule.reads` says
+    decided_ids_M: Tensor  # the ids there
+    decided_MV: Tensor  # the logits there, as `RemaskingRule.needs` says
+    expired_A: Tensor  # sequences past their deadline
 
     def scatter(self, values_N: Tensor, elsewhere: float = -torch.inf) -> Tensor:
         """Values at the eligible positions, (A, G)."""
@@ -242,6 +244,14 @@ class RunningConfidence:
         return _first(-after.confidence_BG, made_AG, count_A.clamp(min=0))
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """Beside any other rule: all of what a sequence asked for, once it cannot wait longer."""
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        return votes.eligible_AG & votes.expired_A[:, None]
+
+
 class Saber:
     """Saber (arXiv 2510.18165): the two best and all above the mean confidence so far; then some
     older ones go back.
@@ -302,7 +312,7 @@ class WideInNarrowOut:
         return _best(votes, score_AG) | _first(votes.confidence_AG, sure_AG, most_A)
 
     def remask(self, votes: Proposal, after: Canvas) -> Tensor:
-        ids_M1 = votes.canvas.ids_BG[votes.decided_AG][:, None]
+        ids_M1 = votes.decided_ids_M[:, None]
         likely_M = votes.decided_MV.log_softmax(-1).gather(1, ids_M1)[:, 0].exp()
         likely_AG = torch.ones_like(votes.confidence_AG).masked_scatter(votes.decided_AG, likely_M)
         commits_A = votes.eligible_AG.sum(1) - (after.open_BG & votes.eligible_AG).sum(1)

@@ -1,29 +1,32 @@
-"""The one denoising loop: rows of canvases, and rules that choose positions.
+"""The one denoising loop: sequences with open positions, and rules that choose among these.
 
 Semantics are LLaDA's (arXiv 2502.09992; ML-GSAI/LLaDA `generate.py`): a quota of commits per step,
-blocks from left to right, committed tokens are final. Added: a row stops as soon as everything
-before its end token is decided, every row has its own seed, rows may start short and grow, rows
-join and leave between steps, and a row never depends on its neighbours. Which positions are
-committed is decided in commit_rules.py, what is computed for it in kv_cache.py.
+blocks from left to right, committed tokens are final. Added: a sequence stops as soon as everything
+before its end token is decided, every one has its own seed, may start short and grow, joins and
+leaves between steps, and never depends on its neighbours. Which positions are committed is decided
+in commit_rules.py, what is computed for it in kv_cache.py.
 
-Shapes: B rows, A rows still at work, G canvas positions, N eligible positions of the active rows in
-reading order, S positions whose logits are asked for, V vocabulary.
+Shapes: B sequences, A of them still at work, G canvas positions, N eligible positions of the active
+sequences in reading order, M decided ones that a rule looks back at, S positions whose logits are
+asked for, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.config import DecodingConfig, TokenIds, shown
-from mmdiff.decoding.canvas import Canvas
-from mmdiff.decoding.commit_rules import ORDERS, Proposal, RemaskingRule, make_rule, rule_name
-from mmdiff.decoding.schedule import SCHEDULES, even_shares
+from mmdiff.decoding import sequence
+from mmdiff.decoding.canvas import Array, Canvas, stacked
+from mmdiff.decoding.commit_rules import ORDERS, Deadline, Proposal, RemaskingRule, make_rule
+from mmdiff.decoding.sequence import Constraint
 from mmdiff.errors import MMDiffError
 
 # DAEDAL's first stage (arXiv 2508.00819): a canvas is long enough when its last positions expect
@@ -34,68 +37,35 @@ GROWTH = 8  # positions
 
 
 class Predict(Protocol):
-    """A model with its prompts: logits (S, V) at the True positions of `select_AG`, for the canvas
-    ids of some rows.
+    """Logits (S, V) at the True positions of `select_AG`, for the canvas ids of some prompts.
 
-    For a rule that reads tokens as if they were hidden, the positions of `hidden_AG` follow, in
-    reading order too.
+    Ids and positions are on the host. For a rule that reads tokens as if they were hidden, the
+    positions of `hidden_AG` follow, in reading order too.
     """
 
     def __call__(
-        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+        self,
+        ids_AG: Array,
+        prompts: Sequence[Any],
+        select_AG: Array,
+        hidden_AG: Array | None = None,
+        /,
     ) -> Tensor: ...
 
 
 @runtime_checkable
-class Batch(Predict, Protocol):
-    """A `Predict` whose rows can change between steps."""
+class Runner(Predict, Protocol):
+    """A `Predict` with the prompts that it was made for; it serves those of its kind from others,
+    too."""
 
     @property
-    def passes_B(self) -> Tensor:
-        """How many passes through the backbone each row took part in."""
-        ...
-
-    @property
-    def prompt_length_B(self) -> Tensor:
-        """Positions of each row's prompt."""
-        ...
-
-    def take(self, rows_A: Tensor) -> None:
-        """Keep these rows only, in this order; a row may be named several times."""
-        ...
-
-    def join(self, other: Batch) -> None:
-        """Take the rows of another batch of the same kind behind these."""
-        ...
-
-
-class Constraint(Protocol):
-    """What may stand in the open positions of one row, whatever the model says."""
-
-    def decide(
-        self,
-        ids_G: Tensor,
-        places: Sequence[int],
-        logits_NV: Tensor,
-        temperature: float,
-        draws: torch.Generator,
-    ) -> Tensor:
-        """Ids (N) for the places, of which any part may be committed; the logits (N, V) lose in
-        place what may not."""
-        ...
-
-    def expand(self, here_G: Tensor) -> Tensor:
-        """The positions (G) to be committed, and those that are only decided together with one of
-        them."""
-        ...
-
-    def forced(self, ids_G: Tensor) -> dict[int, int]:
-        """The open positions that nothing is left to decide about, and what must stand there."""
+    def prompts(self) -> Sequence[Any]:
+        """Each has its `length` in positions, and the `passes` that it took part in."""
         ...
 
 
 def seed_of(value: object, row: int = 0) -> int:
-    """The seed of a row, `row` places behind that of the first one.
+    """The seed of a sequence, `row` positions behind that of the first one.
 
     Raises:
         MMDiffError: the value is no whole number of 64 bits, signed or not.
@@ -106,8 +76,8 @@ def seed_of(value: object, row: int = 0) -> int:
         or not -(2**63) <= int(value) < 2**64
     ):
         raise MMDiffError(
-            f"seed={shown(value)} does not fit: it must be a whole number of 64 bits, from -2^63 to "
-            "2^64 - 1"
+            f"seed={shown(value)} does not fit: it must be a whole number of 64 bits, from -2^63 "
+            "to 2^64 - 1"
         )
     seed = int(value) + row
     return seed if seed < 2**64 else seed - 2**64
@@ -121,15 +91,16 @@ def denoise(
     seeds: Sequence[int] | None = None,
     limits: Sequence[int] | None = None,
 ) -> Iterator[Canvas]:
-    """Yield the canvas after every step until all rows are finished; arguments and errors as of
-    `Sampler`."""
-    batch = Sampler(predict, canvas, decoding, tokens, seeds, limits)
-    while batch.working:
-        yield batch.step()
+    """Yield the canvas after every step until all sequences are finished; arguments and errors as
+    of `Sampler`."""
+    sampler = Sampler(predict, canvas, decoding, tokens, seeds, limits)
+    while sampler.working:
+        yield sampler.step()
 
 
 class FinishedSequences(NamedTuple):
-    """Rows that have left: their names, their canvases, and the passes that each took part in."""
+    """Sequences that have left: their names, their canvases, and the passes that each took part
+    in."""
 
     names: list[int]
     canvas: Canvas
@@ -137,15 +108,40 @@ class FinishedSequences(NamedTuple):
     constraints: list[Constraint | None]
 
 
-class Sampler:
-    """Rows being denoised together: each step is one pass for all that are not finished.
+@dataclass(frozen=True)
+class Asked:
+    """Positions (A, G) whose logits a step asks for, and those among them for each use."""
 
-    Between steps rows may `join`, and those that are finished may `pop_finished`.
+    eligible_AG: Array
+    tail_AG: Array
+    decided_AG: Array
+    hidden: bool  # whether the decided ones are asked for as if they were hidden
+
+    @property
+    def select_AG(self) -> Array:
+        found: Array = self.eligible_AG | self.tail_AG
+        return found if self.hidden else found | self.decided_AG
+
+    def logits_at(self, here_AG: Array, logits_SV: Tensor) -> Tensor:
+        """Of the logits at all that was asked for, those at some positions."""
+        select_AG = self.select_AG
+        if self.hidden and here_AG is self.decided_AG:
+            return logits_SV[int(select_AG.sum()) :]
+        here_S = here_AG[select_AG]
+        if here_S.all():
+            return logits_SV[: len(here_S)]
+        return logits_SV[torch.from_numpy(here_S.nonzero()[0]).to(logits_SV.device)]
+
+
+class Sampler:
+    """Sequences being denoised together: each step is one pass for all that are not finished.
+
+    Between steps others may be added (`add`), and those that are finished leave (`pop_finished`).
     """
 
     def __init__(
         self,
-        predict: Predict,
+        runner: Predict,
         canvas: Canvas,
         decoding: DecodingConfig,
         tokens: TokenIds,
@@ -155,107 +151,94 @@ class Sampler:
     ) -> None:
         """
         Args:
-            predict: logits at the positions that may be committed now; nothing else is computed.
+            runner: logits at the positions that may be committed now; nothing else is computed.
             canvas: what is fixed and what is open.
             decoding: its `gen_length` is not read here, the canvas has its own.
-            seeds: one per row, for temperature and random order; row number by default.
-            limits: positions that each row may grow to, where the model expects its answer to be
+            seeds: one per sequence, for temperature and random order; its number by default.
+            limits: positions that each may grow to, where the model expects its answer to be
                 longer.
-            constraints: of each row, or None; a row that has one ends when nothing is open, end
+            constraints: of each, or None; a sequence that has one ends when nothing is open, end
                 tokens or not.
 
         Raises:
-            MMDiffError: fewer steps than blocks, or another number of seeds than of rows.
+            MMDiffError: fewer steps than blocks, or another number of seeds than of sequences.
         """
-        num_rows = len(canvas.ids_BG)
-        seeds = range(num_rows) if seeds is None else seeds
-        if len(seeds) != num_rows:
-            raise MMDiffError(f"{len(seeds)} seeds for {num_rows} rows; give one seed per row")
-        self.predict, self.canvas, self.decoding, self.tokens = predict, canvas, decoding, tokens
+        count, lengths = len(canvas.ids_BG), canvas.length_B.tolist()
+        seeds = range(count) if seeds is None else seeds
+        if len(seeds) != count:
+            raise MMDiffError(f"{len(seeds)} seeds for {count} rows; give one seed per row")
+        self.runner, self.decoding, self.tokens = runner, decoding, tokens
         self.rule, self.order = make_rule(decoding), ORDERS[decoding.order]
-        self.names = list(range(num_rows))  # of the rows, also when others have left
-        self.generators = [torch.Generator().manual_seed(seed_of(seed)) for seed in seeds]
-        self.constraints = [None] * num_rows if constraints is None else list(constraints)
-        self.quotas_BS = plan_quotas(canvas, decoding)
-        self.steps_B = torch.zeros(
-            num_rows, dtype=torch.long, device=canvas.ids_BG.device
-        )  # of each row so far
-        self.growth_B = torch.zeros_like(self.steps_B)  # those of them in which it grew
-        self.limits_B = (
-            canvas.length_B if limits is None else torch.tensor(limits, device=canvas.ids_BG.device)
-        )
-        self.growing_B = canvas.length_B < self.limits_B
-        self._banned = torch.tensor(tokens.never, dtype=torch.long, device=canvas.ids_BG.device)
+        self.device, self._next_name = canvas.ids_BG.device, count
         self._end_ids = (tokens.eos, tokens.eot) if decoding.stop else ()
-        self._next_name = num_rows
+        self._banned = torch.tensor(tokens.never, dtype=torch.long, device=self.device)
+        self._growth_ends = torch.tensor(sorted({tokens.eos, tokens.eot}), device=self.device)
+        prompts = runner.prompts if isinstance(runner, Runner) else range(count)
+        self.running = [
+            sequence.Sequence(
+                row,
+                prompts[row],
+                canvas.ids_BG[row, :length].numpy(force=True).copy(),
+                canvas.open_BG[row, :length].numpy(force=True).copy(),
+                canvas.confidence_BG[row, :length].numpy(force=True).copy(),
+                canvas.step_BG[row, :length].numpy(force=True).copy(),
+                canvas.ids_BG.shape[1],
+                length if limits is None else limits[row],
+                torch.Generator().manual_seed(seed_of(seeds[row])),
+                None if constraints is None else constraints[row],
+            )
+            for row, length in enumerate(lengths)
+        ]
+        for each in self.running:
+            each.growing = each.length < each.limit
+            each.plan(decoding)
+
+    @property
+    def names(self) -> list[int]:
+        """Of the sequences here; one keeps its name when others leave."""
+        return [each.name for each in self.running]
+
+    @property
+    def canvas(self) -> Canvas:
+        """All sequences as they stand, on the host."""
+        return Canvas.stacked(self.running)
 
     @property
     def working(self) -> bool:
-        """Whether any row is not finished."""
-        return not bool(self._finished().all())
+        """Whether any sequence is not finished."""
+        return any(not each.finished(self._end_ids) for each in self.running)
 
     def step(self, expired: Collection[int] = ()) -> Canvas:
         """One pass, and what it decides.
 
         Args:
-            hurried: names of rows that cannot wait longer; all of their open positions are decided
+            expired: names of sequences past their deadline; all of their open positions are decided
                 at once.
         """
-        rows_A = (~self._finished()).nonzero()[:, 0]
-        if not len(rows_A):  # a scaffold may leave nothing to decide
+        active = [each for each in self.running if not each.finished(self._end_ids)]
+        if not active:  # a scaffold may leave nothing to decide
             return self.canvas
-        hurried_A = self._named(expired)[rows_A]
-        part, growing_A = self.canvas.select(rows_A), self.growing_B[rows_A] & ~hurried_A
-        eligible_AG = part.eligible(self.decoding.block_length) & ~growing_A[:, None]
-        eligible_AG |= part.open_BG & hurried_A[:, None]
-        tail_AG = part.tail(END_WINDOW) & growing_A[:, None]
-        logits_SV, logits_MV, decided_AG = self._predict(part, rows_A, eligible_AG, tail_AG)
-        counts = zip(rows_A.tolist(), eligible_AG.sum(dim=1).tolist(), strict=True)
-        draws = [(self.generators[row], count) for row, count in counts]
-        asked_AG = eligible_AG | tail_AG
-        if growing_A.any():
-            self._grow(
-                rows_A[growing_A],
-                logits_SV[tail_AG[asked_AG]].split(tail_AG.sum(1)[growing_A].tolist()),
-            )
-        logits_NV = logits_SV[eligible_AG[asked_AG]]
-        ids_N = self._draw(part, rows_A, eligible_AG, logits_NV, draws)
-        places_A1 = (self.steps_B - self.growth_B)[rows_A, None].clamp(
-            max=self.quotas_BS.shape[1] - 1
-        )
-        votes = Proposal(
-            part,
-            eligible_AG,
-            logits_NV,
-            ids_N,
-            self.quotas_BS[rows_A].gather(1, places_A1)[:, 0],
-            self.decoding.block_length,
-            draws,
-            [self.names[row] for row in rows_A.tolist()],
-            decided_AG,
-            logits_MV,
-        )
-        here_AG = self.rule(votes, self.order(votes)) | eligible_AG & hurried_A[:, None]
-        if constrained := self._constrained(rows_A):
-            here_AG = here_AG.clone()
-            for number, constraint in constrained:
-                here_AG[number] = constraint.expand(here_AG[number]) & eligible_AG[number]
-        ids_AG = part.ids_BG.masked_scatter(eligible_AG, ids_N)
-        steps_A = self.steps_B[rows_A]
-        self.canvas = self.canvas.commit(rows_A, here_AG, ids_AG, votes.confidence_AG, steps_A)
+        for each in active:
+            each.expired = each.expired or each.name in expired
+        canvas, asked = Canvas.stacked(active, self.device), self._ask(active)
+        logits_SV = self._process(self._forward(active, asked))
+        votes = self._propose(active, canvas, asked, logits_SV)
+        here_AG = self.rule(votes, self.order(votes)) | Deadline()(votes, votes.confidence_AG)
+        here_AG = self._expand(active, here_AG, votes.eligible_AG)
+        ids_AG = canvas.ids_BG.masked_scatter(votes.eligible_AG, votes.ids_N)
+        steps_A = self._up([each.steps for each in active])
+        after = canvas.commit(here_AG, ids_AG, votes.confidence_AG, steps_A)
         if isinstance(self.rule, RemaskingRule):
-            taken_back_AG = (
-                self.rule.remask(votes, self.canvas.select(rows_A)) & ~hurried_A[:, None]
-            )
-            self.canvas = self.canvas.reopen(rows_A, taken_back_AG, self.tokens.mask)
-        for number, constraint in self._constrained(rows_A):
-            self._commit_forced(rows_A[number : number + 1], constraint)
-        self.steps_B[rows_A] = steps_A + 1
-        self.growth_B[rows_A] += growing_A
+            back_AG = self.rule.remask(votes, after) & ~votes.expired_A[:, None]
+            after = after.reopen(back_AG, self.tokens.mask)
+        self._update(active, after, self._too_short(asked, logits_SV))
+        for each in active:
+            each.commit_forced()
+            each.steps += 1
         return self.canvas
 
-    def join(self, other: Sampler) -> list[int]:
-        """Take over the rows of another one; gives their names. The other is used up.
+    def add(self, other: Sampler) -> list[int]:
+        """Take over the sequences of another one; gives their names. The other is used up.
 
         Raises:
             MMDiffError: its settings are others.
@@ -264,160 +247,144 @@ class Sampler:
             raise MMDiffError(
                 f"rows with other settings cannot join: {other.decoding} is not {self.decoding}"
             )
-        assert isinstance(self.predict, Batch) and isinstance(other.predict, Batch)
-        self.predict.join(other.predict)
-        names = [self._next_name + number for number in range(len(other.names))]
-        self._next_name += len(names)
-        self.names, self.generators = self.names + names, self.generators + other.generators
-        self.constraints = self.constraints + other.constraints
-        self.canvas = self.canvas.concatenated(other.canvas)
-        width = max(self.quotas_BS.shape[1], other.quotas_BS.shape[1])
-        self.quotas_BS = torch.cat(
-            [F.pad(each.quotas_BS, (0, width - each.quotas_BS.shape[1])) for each in (self, other)]
-        )
-        self.steps_B, self.growth_B, self.limits_B, self.growing_B = (
-            torch.cat(pair) for pair in zip(self._row_state(), other._row_state(), strict=True)
-        )
-        return names
+        for number, each in enumerate(other.running):
+            each.name = self._next_name + number
+        self._next_name += len(other.running)
+        self.running += other.running
+        return other.names
 
     def pop_finished(self, abort: Collection[int] = ()) -> FinishedSequences:
-        """Let the finished rows go.
+        """Let the finished sequences go.
 
         Args:
-            also: names of rows that go as they are, because nobody waits for them any more.
+            abort: names of sequences that go as they are.
         """
-        assert isinstance(self.predict, Batch)
-        finished_B = self._finished() | self._named(abort)
-        gone_A, rest_A = (here_B.nonzero()[:, 0] for here_B in (finished_B, ~finished_B))
-        passes = self.predict.passes_B[gone_A.cpu()].tolist()
-        names, constraints = (
-            [each[row] for row in gone_A.tolist()] for each in (self.names, self.constraints)
-        )
-        finished = FinishedSequences(names, self.canvas.select(gone_A), passes, constraints)
-        if finished.names:
-            self.predict.take(rest_A)
-            self.canvas, self.quotas_BS = self.canvas.select(rest_A), self.quotas_BS[rest_A]
-            self.names, self.generators, self.constraints = (
-                [each[row] for row in rest_A.tolist()]
-                for each in (self.names, self.generators, self.constraints)
-            )
-            self.steps_B, self.growth_B, self.limits_B, self.growing_B = (
-                each[rest_A] for each in self._row_state()
-            )
-        return finished
-
-    def _named(self, names: Collection[int]) -> Tensor:
-        return torch.tensor(
-            [name in names for name in self.names], dtype=torch.bool, device=self.steps_B.device
+        gone, rest = list[sequence.Sequence](), list[sequence.Sequence]()
+        for each in self.running:
+            (gone if each.name in abort or each.finished(self._end_ids) else rest).append(each)
+        self.running = rest
+        return FinishedSequences(
+            [each.name for each in gone],
+            Canvas.stacked(gone),
+            [each.prompt.passes for each in gone],
+            [each.constraint for each in gone],
         )
 
-    def _row_state(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.steps_B, self.growth_B, self.limits_B, self.growing_B
+    def _up(self, values: Any) -> Tensor:
+        return torch.as_tensor(values).to(self.device, non_blocking=True)
 
-    def _finished(self) -> Tensor:
-        ended_B, full_B = self.canvas.finished(self._end_ids), self.canvas.finished(())
-        free = [constraint is None for constraint in self.constraints]
-        free_B = torch.tensor(free, dtype=torch.bool, device=full_B.device)
-        return torch.where(free_B, ended_B, full_B)
+    def _ask(self, active: Sequence[sequence.Sequence]) -> Asked:
+        """Where this step needs logits."""
+        needs = self.rule.needs if isinstance(self.rule, RemaskingRule) else None
+        length = self.decoding.block_length
+        eligible_AG = stacked([each.eligible(length) for each in active], False)
+        tail_AG = stacked([each.tail(END_WINDOW) for each in active], False)
+        decided_AG = np.zeros_like(eligible_AG)
+        if needs is not None:
+            decided_AG = stacked([each.decided(length) for each in active], False)
+        return Asked(eligible_AG, tail_AG, decided_AG, needs == "hidden" and bool(decided_AG.any()))
 
-    def _constrained(self, rows_A: Tensor) -> list[tuple[int, Constraint]]:
-        """The active rows that have constraints, by their number among the active ones."""
-        given = ((number, self.constraints[row]) for number, row in enumerate(rows_A.tolist()))
-        return [(number, constraint) for number, constraint in given if constraint is not None]
+    def _forward(self, active: Sequence[sequence.Sequence], asked: Asked) -> Tensor:
+        ids_AG = stacked([each.ids_G for each in active], -1)
+        prompts = [each.prompt for each in active]
+        hidden = (asked.decided_AG,) if asked.hidden else ()
+        return self.runner(ids_AG, prompts, asked.select_AG, *hidden)
+
+    def _process(self, logits_SV: Tensor) -> Tensor:
+        """Without what is banned, and of the rest the likeliest."""
+        logits_SV = logits_SV.float().index_fill(1, self._banned, -torch.inf)
+        count = self.decoding.top_k
+        return logits_SV if count is None else keep_top_k(logits_SV, count)
+
+    def _propose(
+        self, active: Sequence[sequence.Sequence], canvas: Canvas, asked: Asked, logits_SV: Tensor
+    ) -> Proposal:
+        """What would be committed at the eligible positions."""
+        counts = asked.eligible_AG.sum(1).tolist()
+        draws = [(each.generator, count) for each, count in zip(active, counts, strict=True)]
+        logits_NV = asked.logits_at(asked.eligible_AG, logits_SV)
+        return Proposal(
+            canvas,
+            self._up(asked.eligible_AG),
+            logits_NV,
+            self._draw(active, canvas, asked, logits_NV, draws),
+            self._up([each.quota for each in active]),
+            self.decoding.block_length,
+            draws,
+            [each.name for each in active],
+            self._up(asked.decided_AG),
+            self._up(stacked([each.ids_G for each in active], -1)[asked.decided_AG]),
+            asked.logits_at(asked.decided_AG, logits_SV),
+            self._up([each.expired for each in active]),
+        )
 
     def _draw(
         self,
-        part: Canvas,
-        rows_A: Tensor,
-        eligible_AG: Tensor,
+        active: Sequence[sequence.Sequence],
+        canvas: Canvas,
+        asked: Asked,
         logits_NV: Tensor,
         draws: Sequence[tuple[torch.Generator, int]],
     ) -> Tensor:
-        """What would be committed at the eligible positions; the logits lose what may not."""
-        temperature, constrained = self.decoding.temperature, dict(self._constrained(rows_A))
-        if not constrained:
-            return sample(logits_NV, self.tokens.mask, temperature, draws)
-        drawn = []
-        for number, chunk_NV in enumerate(logits_NV.split([count for _, count in draws])):
-            if number in constrained and len(chunk_NV):
-                places = eligible_AG[number].nonzero()[:, 0].tolist()
-                drawn.append(
-                    constrained[number].decide(
-                        part.ids_BG[number], places, chunk_NV, temperature, draws[number][0]
-                    )
-                )
-            else:
-                drawn.append(sample(chunk_NV, self.tokens.mask, temperature, [draws[number]]))
+        """Ids (N) at the eligible positions; the logits lose what a constraint does not allow."""
+        mask, temperature = self.tokens.mask, self.decoding.temperature
+        if all(each.constraint is None for each in active):
+            return sample(logits_NV, mask, temperature, draws)
+        drawn, chunks = [], logits_NV.split([count for _, count in draws])
+        for row, (each, chunk_NV) in enumerate(zip(active, chunks, strict=True)):
+            if each.constraint is None or not len(chunk_NV):
+                drawn.append(sample(chunk_NV, mask, temperature, [draws[row]]))
+                continue
+            places = asked.eligible_AG[row].nonzero()[0].tolist()
+            ids_G = canvas.ids_BG[row, : each.length]
+            drawn.append(
+                each.constraint.decide(ids_G, places, chunk_NV, temperature, each.generator)
+            )
         return torch.cat(drawn)
 
-    def _commit_forced(self, row_1: Tensor, constraint: Constraint) -> None:
-        """Commit what nothing is left to decide about, without a pass."""
-        forced = constraint.forced(self.canvas.ids_BG[row_1[0]])
-        if forced:
-            ids_1G, here_1G = (
-                self.canvas.ids_BG[row_1].clone(),
-                torch.zeros_like(self.canvas.open_BG[row_1]),
-            )
-            ids_1G[0, list(forced)] = torch.tensor(list(forced.values()), device=ids_1G.device)
-            here_1G[0, list(forced)] = True
-            sure_1G = torch.ones_like(self.canvas.confidence_BG[row_1])
-            self.canvas = self.canvas.commit(row_1, here_1G, ids_1G, sure_1G, self.steps_B[row_1])
+    def _expand(
+        self, active: Sequence[sequence.Sequence], here_AG: Tensor, eligible_AG: Tensor
+    ) -> Tensor:
+        """With what constraints only decide together with what is to be committed."""
+        for row, each in enumerate(active):
+            if each.constraint is not None:
+                here_AG = here_AG.clone()
+                here_AG[row] = each.constraint.expand(here_AG[row]) & eligible_AG[row]
+        return here_AG
 
-    def _predict(
-        self, part: Canvas, rows_A: Tensor, eligible_AG: Tensor, tail_AG: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits at the eligible positions and the tails, those at what the rule looks back at, and
-        where that is."""
-        reads = self.rule.needs if isinstance(self.rule, RemaskingRule) else None
-        decided_AG = torch.zeros_like(eligible_AG)
-        if reads is not None:
-            decided_AG = _decided(part, eligible_AG, self.decoding.block_length)
-        asked_AG = eligible_AG | tail_AG
-        if reads == "hidden" and decided_AG.any():
-            both_SV = self._usable(self.predict(part.ids_BG, rows_A, asked_AG, decided_AG))
-            count = int(asked_AG.sum())
-            return both_SV[:count], both_SV[count:], decided_AG
-        select_AG = asked_AG | decided_AG
-        both_SV = self._usable(self.predict(part.ids_BG, rows_A, select_AG))
-        return both_SV[asked_AG[select_AG]], both_SV[decided_AG[select_AG]], decided_AG
+    def _too_short(self, asked: Asked, logits_SV: Tensor) -> Tensor:
+        """Of the growing sequences, whether their last positions do not expect the end."""
+        counts = [count for count in asked.tail_AG.sum(1).tolist() if count]
+        tails = asked.logits_at(asked.tail_AG, logits_SV).split(counts) if counts else ()
+        ends = self._growth_ends
+        short = [_end_expected(tail_NV, ends) < END_EXPECTED for tail_NV in tails]
+        return torch.stack(short) if short else torch.zeros(0, device=self.device)
 
-    def _usable(self, logits_SV: Tensor) -> Tensor:
-        logits_SV = logits_SV.float().index_fill(1, self._banned, -torch.inf)
-        return (
-            logits_SV if self.decoding.top_k is None else keep_top_k(logits_SV, self.decoding.top_k)
-        )
-
-    def _grow(self, rows_A: Tensor, tails: Sequence[Tensor]) -> None:
-        """Lengthen the rows whose tails (n, V) do not expect the end; the others have their
-        length."""
-        ends = torch.tensor((self.tokens.eos, self.tokens.eot), device=rows_A.device).unique()
-        expected = [_end_expected(tail_NV, ends) for tail_NV in tails]
-        length_A = self.canvas.length_B[rows_A]
-        wanted_A = torch.minimum(length_A + GROWTH, self.limits_B[rows_A])
-        short_A = torch.tensor([share < END_EXPECTED for share in expected], device=rows_A.device)
-        self.canvas = self.canvas.extended(
-            rows_A, torch.where(short_A, wanted_A, length_A), self.tokens.mask
-        )
-        self.growing_B[rows_A] = short_A & (wanted_A < self.limits_B[rows_A])
-        quotas_BS = plan_quotas(self.canvas.select(rows_A), self.decoding)
-        width = max(quotas_BS.shape[1], self.quotas_BS.shape[1])
-        self.quotas_BS = F.pad(self.quotas_BS, (0, width - self.quotas_BS.shape[1]))
-        self.quotas_BS[rows_A] = F.pad(quotas_BS, (0, width - quotas_BS.shape[1]))
+    def _update(self, active: Sequence[sequence.Sequence], after: Canvas, short_A: Tensor) -> None:
+        """Bring the host up to date: the one transfer of a step."""
+        packed = torch.cat((after.packed().flatten(), short_A.long())).numpy(force=True)
+        size = 4 * after.ids_BG.numel()
+        ids_AG, open_AG, bits_AG, step_AG = packed[:size].reshape(4, *after.ids_BG.shape)
+        sure_AG = bits_AG.astype(np.int32).view(np.float32)
+        short = iter(packed[size:].tolist())
+        for row, each in enumerate(active):
+            each.update(ids_AG[row], open_AG[row], sure_AG[row], step_AG[row])
+            if each.growing and not each.expired:
+                if next(short):
+                    each.grow(GROWTH, self.tokens.mask)
+                    each.growing = each.length < each.limit
+                else:
+                    each.growing = False
+                each.growth += 1
+                each.plan(self.decoding)
 
 
-def _end_expected(tail_NV: Tensor, end_ids: Tensor) -> float:
+def _end_expected(tail_NV: Tensor, end_ids: Tensor) -> Tensor:
     """The mean probability of the end tokens over the last positions, those counted at whose
     likeliest token is one."""
     probs_NV = tail_NV.softmax(dim=-1)
     expects_N = torch.isin(tail_NV.argmax(dim=-1), end_ids).flip(0).cumprod(0).flip(0)
-    return float((probs_NV[:, end_ids].sum(1) * expects_N).mean())
-
-
-def _decided(part: Canvas, eligible_AG: Tensor, block_length: int) -> Tensor:
-    """Positions of each row's current block (A, G) that were decided here."""
-    numbers_G = torch.arange(eligible_AG.shape[1], device=eligible_AG.device) // block_length
-    block_A1 = eligible_AG.int().argmax(dim=1, keepdim=True) // block_length
-    return (numbers_G == block_A1) & (part.step_BG >= 0) & eligible_AG.any(1, keepdim=True)
+    return (probs_NV[:, end_ids].sum(1) * expects_N).mean()
 
 
 def keep_top_k(logits_SV: Tensor, count: int) -> Tensor:
@@ -439,54 +406,17 @@ def sample(
     saturate: float32 uniforms would cut off the tail (arXiv 2409.02908).
 
     Args:
-        draws: one generator and its number of positions per row, so that a row's noise depends on
-            its seed alone.
+        draws: one generator and its number of positions per sequence, so that a sequence's noise
+            depends on its seed alone.
     """
     noisy_NV = logits_NV.index_fill(1, torch.tensor(mask_id, device=logits_NV.device), -torch.inf)
     if temperature > 0:
-        noise_NV = (
-            torch.cat(
-                [
-                    torch.empty(n, logits_NV.shape[1], dtype=torch.float64).exponential_(
-                        generator=generator
-                    )
-                    for generator, n in draws
-                ]
-            )
-            .log()
-            .neg()
-        )
-        exact = (
-            torch.device("cpu") if logits_NV.device.type == "mps" else logits_NV.device
-        )  # MPS has no float64
-        noisy_NV = noisy_NV.to(exact).double() + temperature * noise_NV.to(exact)
+        noise = []
+        for generator, count in draws:
+            drawn = torch.empty(count, logits_NV.shape[1], dtype=torch.float64)
+            noise.append(drawn.exponential_(generator=generator))
+        # MPS has no float64.
+        exact = "cpu" if logits_NV.device.type == "mps" else logits_NV.device
+        noise_NV = torch.cat(noise).log().neg().to(exact)
+        noisy_NV = noisy_NV.to(exact).double() + temperature * noise_NV
     return noisy_NV.argmax(dim=-1).to(logits_NV.device)
-
-
-def plan_quotas(canvas: Canvas, decoding: DecodingConfig) -> Tensor:
-    """How many positions each row commits at each step (B, S), by the schedule within every block.
-
-    Steps are shared evenly over the blocks; neither need divide the other.
-    """
-    blocks, schedule = (
-        canvas.open_BG.split(decoding.block_length, dim=1),
-        SCHEDULES[decoding.schedule],
-    )
-    if decoding.steps < len(blocks) and rule_name(decoding) == "quota":
-        raise MMDiffError(
-            f"steps={decoding.steps} is fewer than the {len(blocks)} blocks of length {decoding.block_length}; "
-            f"raise steps or block_length"
-        )
-    block_steps = [max(1, share) for share in even_shares(decoding.steps, len(blocks))]
-    rows = [
-        [
-            quota
-            for block, steps in zip(row, block_steps, strict=True)
-            for quota in schedule(block, steps)
-            if quota
-        ]
-        for row in torch.stack([block.sum(dim=1) for block in blocks], dim=1).tolist()
-    ]
-    longest = max(map(len, rows), default=0)
-    padded = [row + [0] * (max(longest, 1) - len(row)) for row in rows]
-    return torch.tensor(padded, device=canvas.ids_BG.device)

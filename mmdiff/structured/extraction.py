@@ -5,7 +5,6 @@ Shapes: B rows, G canvas positions, N positions asked about, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -14,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.decoding.cached_runner import make_runner
-from mmdiff.decoding.canvas import PAD_POSITION, Canvas
+from mmdiff.decoding.canvas import PAD_POSITION, Array, Canvas, stacked
 from mmdiff.decoding.guidance import Guided
 from mmdiff.decoding.model_runner import ModelRunner
-from mmdiff.decoding.sampler import Batch, Sampler, seed_of
+from mmdiff.decoding.sampler import Runner, Sampler, seed_of
 from mmdiff.structured.constraint.compiled import CompiledSchema
 from mmdiff.structured.constraint.slots import ChoiceSlot, SlotsConstraint, WordSlot
 from mmdiff.structured.constraint.structure_search import (
@@ -213,12 +211,12 @@ def start_scaffold(
         canvas=canvas,
         decisions=decided.decisions,
     )
-    ids_BG = canvas.begun().to(prompted.embeds_BPD.device)
-    batch: Batch = make_runner(prompted, decoding)
+    ids_BG = canvas.begun().to(prompted.device)
+    runner: Runner = make_runner(prompted, decoding)
     if decoding.cfg_scale > 0:
-        batch = Guided(batch, make_runner(prompted.unconditional(), decoding), decoding.cfg_scale)
+        runner = Guided(runner, make_runner(prompted.unconditional(), decoding), decoding.cfg_scale)
     return Sampler(
-        batch, Canvas.of(ids_BG, tokens.mask), decoding, tokens, [seed], constraints=[filling]
+        runner, Canvas.of(ids_BG, tokens.mask), decoding, tokens, [seed], constraints=[filling]
     )
 
 
@@ -242,26 +240,21 @@ def _probe(
     told: list[np.ndarray[Any, Any]] = []
     for first in range(0, len(rows), AT_ONCE):
         some = rows[first : first + AT_ONCE]
-        batch = copy.copy(prompted)
-        batch.take(torch.zeros(len(some), dtype=torch.long, device=prompted.embeds_BPD.device))
-        ids_BG, select_BG = _padded(some, prompted.embeds_BPD.device)
-        rows_B = torch.arange(len(some), device=ids_BG.device)
-        logits_NV = make_runner(batch, dataclasses.replace(decoding, lookahead=0))(
-            ids_BG, rows_B, select_BG
-        )
+        forks = [prompted.prompts[0].fork() for _ in some]
+        runner = make_runner(prompted, dataclasses.replace(decoding, lookahead=0))
+        ids_BG, select_BG = _padded(some)
+        logits_NV = runner(ids_BG, forks, select_BG)
         logs = logits_NV.float().log_softmax(-1).cpu()
         for part in logs.split([len(row.positions) for row in some]):
             told.append(part.numpy())
-        prompted.passes_B += 1
+        prompted.prompts[0].passes += 1
     return told
 
 
-def _padded(rows: Sequence[ProbeRow], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(row.ids) for row in rows)
-    ids_BG = torch.tensor(
-        [[*row.ids, *[PAD_POSITION] * (width - len(row.ids))] for row in rows], device=device
-    )
-    select_BG = torch.zeros_like(ids_BG, dtype=torch.bool)
+def _padded(rows: Sequence[ProbeRow]) -> tuple[Array, Array]:
+    """Ids and positions of canvases of several lengths."""
+    ids_BG = stacked([np.array(row.ids) for row in rows], PAD_POSITION)
+    select_BG = np.zeros_like(ids_BG, dtype=bool)
     for select_G, row in zip(select_BG, rows, strict=True):  # each row asks about its own positions
         select_G[list(row.positions)] = True
     return ids_BG, select_BG

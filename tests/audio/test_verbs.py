@@ -100,7 +100,9 @@ def test_likelihoods_hide_every_place_once(pipeline: Pipeline) -> None:
     for place, token in enumerate(ids):
         hidden = torch.arange(6) % 2 == place % 2
         here = torch.arange(6) == place
-        logits = prompted(row.masked_fill(hidden, mask)[None], torch.tensor([0]), here[None])
+        logits = prompted(
+            row.masked_fill(hidden, mask)[None].numpy(), prompted.prompts, here[None].numpy()
+        )
         assert likely[place] == pytest.approx(logits.softmax(-1)[0, token].item(), rel=1e-3)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdiff import config
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.decoding.cached_runner import make_runner
-from mmdiff.decoding.canvas import PAD_POSITION, Canvas
+from mmdiff.decoding.canvas import PAD_POSITION, Array, Canvas
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import END_WINDOW, GROWTH, Sampler, denoise
 from mmdiff.decoding.speculative import SpeculativeRunner
@@ -73,7 +73,7 @@ def test_rows_join_and_leave_between_steps(pipeline: Pipeline, cache: str, rule:
     step()
     step()
     for row in (2, 3):
-        names += running.join(
+        names += running.add(
             pipeline.start([ROWS[row]], seeds=[row], limits=[limits[row]], **settings)
         )
         step()
@@ -94,7 +94,7 @@ def test_guided_rows_join_too(pipeline: Pipeline) -> None:
     settings: dict[str, Any] = {"gen_length": 8, "block_length": 8, "steps": 8, "cfg_scale": 1.0}
     running = pipeline.start(ROWS[:1], **settings)
     running.step()
-    running.join(pipeline.start(ROWS[1:2], **settings))
+    running.add(pipeline.start(ROWS[1:2], **settings))
     while running.working:
         running.step()
     wanted = [pipeline.chat(row, **settings) for row in ROWS[:2]]
@@ -111,7 +111,7 @@ def test_rows_join_after_others_have_finished(pipeline: Pipeline) -> None:
     running = pipeline.start(ROWS[:2], limits=limits[:2], **settings)
     for _ in range(3):
         running.step()
-    names = [0, 1, *running.join(pipeline.start(ROWS[2:3], limits=limits[2:], **settings))]
+    names = [0, 1, *running.add(pipeline.start(ROWS[2:3], limits=limits[2:], **settings))]
     while running.working:
         running.step()
     left = running.pop_finished()
@@ -128,7 +128,7 @@ def test_rows_with_other_settings_do_not_join(pipeline: Pipeline, change: dict[s
     settings: dict[str, Any] = {"gen_length": 8, "block_length": 8, "steps": 8}
     running = pipeline.start(ROWS[:1], **settings)
     with pytest.raises(MMDiffError, match="rows with other settings cannot join"):
-        running.join(pipeline.start(ROWS[1:2], **{**settings, **change}))
+        running.add(pipeline.start(ROWS[1:2], **{**settings, **change}))
     assert running.names == [0] and len(running.canvas.ids_BG) == 1
 
 
@@ -148,11 +148,11 @@ class Ending:
     def __init__(self, ends: Sequence[int]) -> None:
         self.ends, self.widths = ends, []  # type: ignore[var-annotated]
 
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Tensor:
+    def __call__(self, ids_AG: Array, rows: Sequence[int], select_AG: Array) -> Tensor:
         self.widths.append((ids_AG != PAD_POSITION).sum(1).tolist())
         logits = torch.zeros(*ids_AG.shape, 10)
         logits[..., 1] = 5.0
-        for row, number in enumerate(rows_A.tolist()):
+        for row, number in enumerate(rows):
             logits[row, self.ends[number] :, 8] = 12.0
         return logits[select_AG]
 
@@ -256,30 +256,30 @@ def test_right_guesses_save_all_but_one_pass_in_each_block() -> None:
     """A model whose logits never change is guessed right every time."""
     logits = torch.randn(1, 12, 10, generator=torch.Generator().manual_seed(0))
 
+    class Prompt:
+        length = passes = 0
+
+        def fork(self) -> "Prompt":
+            return Prompt()
+
     class Still:
         def __init__(self) -> None:
-            self.passes_B, self.rows = torch.zeros(1, dtype=torch.long), 1
+            self.prompts = [Prompt()]
 
         def __call__(
-            self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Any = None
+            self, ids_AG: Array, prompts: Any, select_AG: Array, hidden_AG: Any = None
         ) -> Tensor:
-            self.passes_B[rows_A] += 1
-            return logits.expand(len(rows_A), -1, -1)[select_AG]
-
-        def take(self, rows_A: Tensor) -> None:
-            self.passes_B = self.passes_B[rows_A]
-
-        def join(self, other: Any) -> None:
-            raise NotImplementedError
+            for each in prompts:
+                each.passes += 1
+            return logits.expand(len(prompts), -1, -1)[select_AG]
 
     plain, ahead = Still(), SpeculativeRunner(Still(), 5, TOKENS)
     decoding = DecodingConfig(12, 6, 12, stop=False)
     *_, one = denoise(plain, Canvas.blank(1, 12, 9), decoding, TOKENS)
     *_, other = denoise(ahead, Canvas.blank(1, 12, 9), decoding, TOKENS)
     assert torch.equal(one.ids_BG, other.ids_BG) and torch.equal(one.step_BG, other.step_BG)
-    assert plain.passes_B.tolist() == [12] and ahead.passes_B.tolist() == [
-        4
-    ]  # a first one, and one with guesses
+    assert plain.prompts[0].passes == 12
+    assert ahead.prompts[0].passes == 4  # for each block a first one, and one with guesses
 
 
 def test_guesses_need_an_exact_cache(pipeline: Pipeline) -> None:
@@ -295,17 +295,19 @@ def test_the_verify_lane_tells_what_a_hidden_token_would_be(pipeline: Pipeline) 
     try:
         prompted = pipeline._prompt(ROWS[:2], 6)
         ids = torch.tensor([[30, 31, 0, 33, 0, 35], [40, 0, 42, 43, 0, 0]])
-        rows, select = torch.arange(2), ids == 0
+        select = ids == 0
         hidden = torch.tensor([[1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0]]).bool()
-        made = prompted(ids, rows, select, hidden)
-        torch.testing.assert_close(
-            made[: int(select.sum())], prompted(ids, rows, select), rtol=1e-4, atol=1e-5
-        )
+        made = prompted(ids.numpy(), prompted.prompts, select.numpy(), hidden.numpy())
+        plain = prompted(ids.numpy(), prompted.prompts, select.numpy())
+        torch.testing.assert_close(made[: int(select.sum())], plain, rtol=1e-4, atol=1e-5)
         for number, (row, place) in enumerate(hidden.nonzero().tolist()):
             one = torch.zeros_like(hidden)
             one[row, place] = True
+            chosen = slice(row, row + 1)
             alone = prompted(
-                ids.masked_fill(one, 0)[row : row + 1], rows[row : row + 1], one[row : row + 1]
+                ids.masked_fill(one, 0)[chosen].numpy(),
+                prompted.prompts[chosen],
+                one[chosen].numpy(),
             )
             torch.testing.assert_close(
                 made[int(select.sum()) + number], alone[0], rtol=1e-4, atol=1e-5
@@ -328,9 +330,18 @@ def test_ragged_canvases() -> None:
         [9, 9, PAD_POSITION, PAD_POSITION, PAD_POSITION],
         [9, 9, 9, 9, PAD_POSITION],
     ]
-    assert canvas.length_B.tolist() == [2, 4] and canvas.tail(3).sum(1).tolist() == [2, 3]
-    longer = canvas.extended(torch.tensor([0]), torch.tensor([3]), 9)
+    assert canvas.length_B.tolist() == [2, 4]
+
+    def sampler(canvas: Canvas, limits: list[int]) -> Sampler:
+        decoding = DecodingConfig()
+        return Sampler(lambda *_: torch.zeros(0, 10), canvas, decoding, TOKENS, limits=limits)
+
+    running = sampler(canvas, [6, 6])
+    assert running.working
+    assert [each.tail(3).sum() for each in running.running] == [2, 3]
+    running.running[0].grow(1, 9)
+    longer = running.canvas
     assert longer.length_B.tolist() == [3, 4] and longer.open_BG.sum().item() == 7
-    both = canvas.concatenated(Canvas.blank(1, 7, 9))
-    assert both.length_B.tolist() == [2, 4, 7] and not both.open_BG[:2, 4:].any()
-    assert Sampler(lambda *_: torch.zeros(0, 10), canvas, DecodingConfig(), TOKENS).working
+    running.add(sampler(Canvas.blank(1, 7, 9), [7]))
+    both = running.canvas
+    assert both.length_B.tolist() == [3, 4, 7] and not both.open_BG[:2, 4:].any()

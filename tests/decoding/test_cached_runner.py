@@ -3,21 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mmdiff.config import BackboneConfig, DecodingConfig
 from mmdiff.decoding.cached_runner import CachedRunner, make_runner
-from mmdiff.decoding.canvas import PAD_POSITION
+from mmdiff.decoding.canvas import PAD_POSITION, Array
 from mmdiff.decoding.kv_cache import (
     BlockPolicy,
     CachePolicy,
     CacheState,
     DelayedPolicy,
     DualPolicy,
-    KVCache,
+    KVPool,
     PrefixPolicy,
 )
 from mmdiff.decoding.model_runner import ModelRunner
@@ -27,15 +27,15 @@ from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Pipeline
 
 
-def progress(**changes: Tensor) -> CacheState:
+def progress(**changes: Array) -> CacheState:
     """One row in the middle of three blocks of two; one of them was decided at the step before."""
     usual = {
-        "open_AG": torch.tensor([[0, 0, 0, 1, 1, 1]]).bool(),
-        "open_before_AG": torch.tensor([[0, 0, 1, 1, 1, 1]]).bool(),
-        "block_AG": torch.tensor([[0, 0, 1, 1, 0, 0]]).bool(),
-        "entered_A": torch.tensor([False]),
-        "age_A": torch.tensor([3]),
-        "grown_A": torch.tensor([False]),
+        "open_AG": np.array([[0, 0, 0, 1, 1, 1]]).astype(bool),
+        "open_before_AG": np.array([[0, 0, 1, 1, 1, 1]]).astype(bool),
+        "block_AG": np.array([[0, 0, 1, 1, 0, 0]]).astype(bool),
+        "entered_A": np.array([False]),
+        "age_A": np.array([3]),
+        "grown_A": np.array([False]),
     }
     return CacheState(**{**usual, **changes})
 
@@ -50,10 +50,10 @@ def progress(**changes: Tensor) -> CacheState:
     ],
 )
 def test_positions_that_are_recomputed(cache: CachePolicy, positions: list[int]) -> None:
-    assert cache.positions_to_recompute(progress()).int().tolist() == [positions]
-    reopened = torch.tensor(
-        [[0, 1, 0, 1, 1, 1]]
-    ).bool()  # a token that was taken back is open again, and was not before
+    assert cache.positions_to_recompute(progress()).astype(int).tolist() == [positions]
+    reopened = np.array([[0, 1, 0, 1, 1, 1]]).astype(
+        bool
+    )  # a token that was taken back is open again, and was not before
     assert isinstance(cache, DualPolicy) or cache.positions_to_recompute(
         progress(open_AG=reopened)
     )[0, 1] == (not isinstance(cache, BlockPolicy) or isinstance(cache, DelayedPolicy))
@@ -64,7 +64,7 @@ def test_rows_that_are_computed_anew(cache: type[PrefixPolicy] | type[BlockPolic
     def stale(interval: int | None, **changes: Any) -> bool:
         return bool(
             cache(interval).needs_refresh(
-                progress(**{name: torch.tensor([value]) for name, value in changes.items()})
+                progress(**{name: np.array([value]) for name, value in changes.items()})
             )
         )
 
@@ -75,65 +75,52 @@ def test_rows_that_are_computed_anew(cache: type[PrefixPolicy] | type[BlockPolic
             cache is not PrefixPolicy
         )  # which computes the whole canvas at every step
     usual = cache()
-    assert [bool(usual.needs_refresh(progress(age_A=torch.tensor([age])))) for age in (7, 8)] == [
+    assert [bool(usual.needs_refresh(progress(age_A=np.array([age])))) for age in (7, 8)] == [
         False,
         cache is DelayedPolicy,
     ]
 
 
+SIZES = BackboneConfig(
+    vocab_size=8,
+    hidden_size=4,
+    intermediate_size=4,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+)
+
+
 def test_keys_and_values_are_written_and_given_back_where_they_belong() -> None:
     """Of some rows and of all, at a run of columns and at scattered ones; padding is not read."""
-    sizes = BackboneConfig(
-        vocab_size=8,
-        hidden_size=4,
-        intermediate_size=4,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
-    kept = KVCache(sizes, 3, 4, torch.device("cpu"), torch.float32)
+    pool = KVPool(SIZES, torch.device("cpu"), torch.float32)
+    pool.reserve(3, 4)
     with torch.inference_mode():
-        for where, rows in (
+        for where, slots in (
             (slice(1, 3), slice(0, 3)),
-            (torch.tensor([[3, 0], [2, 4]]), torch.tensor([2, 0])),
+            (np.array([[3, 0], [2, -1]]), np.array([2, 0])),
         ):
-            before, count = kept.stored.clone(), 3 if isinstance(rows, slice) else 2
+            before, count = pool.stored.clone(), 3 if isinstance(slots, slice) else 2
             k, v = torch.rand(count, 2, 2, 2), torch.rand(count, 2, 2, 2)
-            got_k, got_v = kept.writers(where, rows)[0](k, v)
+            got_k, got_v = pool.writers(where, slots, 4)[0](k, v)
             assert got_k.shape == got_v.shape == (count, 2, 4, 2)
-            for number, row in enumerate(range(3) if isinstance(rows, slice) else [2, 0]):
+            for number, row in enumerate(range(3) if isinstance(slots, slice) else [2, 0]):
                 places = [1, 2] if isinstance(where, slice) else where[number].tolist()
                 for new, place in enumerate(places):
-                    before[0, 0, row, :, place], before[0, 1, row, :, place] = (
-                        k[number, :, new],
-                        v[number, :, new],
-                    )
+                    before[0, 0, row, :, place] = k[number, :, new]
+                    before[0, 1, row, :, place] = v[number, :, new]
                 torch.testing.assert_close(got_k[number], before[0, 0, row, :, :4])
                 torch.testing.assert_close(got_v[number], before[0, 1, row, :, :4])
-            torch.testing.assert_close(kept.stored, before)
+            torch.testing.assert_close(pool.stored, before)
 
 
-def test_columns_are_added_on_the_side_that_is_asked_for() -> None:
-    sizes = BackboneConfig(
-        vocab_size=8,
-        hidden_size=4,
-        intermediate_size=4,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
-    kept = KVCache(sizes, 1, 2, torch.device("cpu"), torch.float32)
+def test_columns_are_added_behind() -> None:
+    pool = KVPool(SIZES, torch.device("cpu"), torch.float32)
+    pool.reserve(1, 2)
     with torch.inference_mode():
-        kept.stored[..., :2, :] = 1.0
-        kept.extend(before=1, after=2)
-    assert kept.length == 5 and kept.stored[0, 0, 0, 0, :, 0].tolist() == [
-        0.0,
-        1.0,
-        1.0,
-        0.0,
-        0.0,
-        0.0,
-    ]
+        pool.stored[..., :2, :] = 1.0
+        pool.reserve(1, 4)
+    assert pool.length == 4 and pool.stored[0, 0, 0, 0, :, 0].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +137,7 @@ class Noted(BlockPolicy):
         super().__init__(3)
         object.__setattr__(self, "told", [])
 
-    def needs_refresh(self, progress: CacheState) -> Tensor:
+    def needs_refresh(self, progress: CacheState) -> Array:
         self.told.append(progress)  # type: ignore[attr-defined]
         return super().needs_refresh(progress)
 
@@ -158,10 +145,7 @@ class Noted(BlockPolicy):
 def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
     """Blocks of two: the row grows at the third step, and enters its next block at the fourth."""
     mask, noted = llada.model_config.tokens.mask, Noted()
-    batch, row = (
-        CachedRunner(ModelRunner(llada, torch.tensor([[1, 2, 3]])), noted, 2),
-        torch.tensor([0]),
-    )
+    runner = CachedRunner(ModelRunner(llada, torch.tensor([[1, 2, 3]])), noted, 2)
     canvases = [
         [mask, mask, mask, PAD_POSITION, PAD_POSITION],
         [5, mask, mask, PAD_POSITION, PAD_POSITION],
@@ -172,19 +156,27 @@ def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
         [5, 6, 7, 8, mask],
     ]
     for canvas in canvases:
-        ids = torch.tensor([canvas])
+        ids = np.array([canvas])
         first = canvas.index(mask)
-        select = (ids == mask) & (torch.arange(5) < (first // 2 + 1) * 2)
-        batch(ids, row, select)
+        select = (ids == mask) & (np.arange(5) < (first // 2 + 1) * 2)
+        runner(ids, runner.prompts, select)
     told = noted.told  # type: ignore[attr-defined]
-    assert [bool(each.grown_A) for each in told] == [True, False, True, False, False, False, False]
-    assert [bool(each.entered_A) for each in told] == [True, False, False, True, False, True, False]
+    assert [each.grown_A.item() for each in told] == [True, False, True, False, False, False, False]
+    assert [each.entered_A.item() for each in told] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     # Anew when it is first seen, grows, or enters a block; three steps later for its age.
-    assert [int(each.age_A) for each in told] == [-1, 1, 2, 1, 1, 2, 1]
+    assert [each.age_A.item() for each in told] == [-1, 1, 2, 1, 1, 2, 1]
     assert told[1].open_before_AG[0, :3].tolist() == [True, True, True]
     assert told[2].open_before_AG[0, :3].tolist() == [False, True, True]
     assert told[1].open_AG[0].tolist() == [False, True, True, False, False]
-    assert told[3].block_AG.int().tolist() == [[0, 0, 1, 1, 0]]
+    assert told[3].block_AG.astype(int).tolist() == [[0, 0, 1, 1, 0]]
 
 
 @pytest.mark.parametrize("refresh", [1, 2, 3])
@@ -206,9 +198,9 @@ def test_everything_is_computed_anew_every_so_many_steps(
         ModelRunner(llada, torch.tensor([[1, 2, 3]])),
         DecodingConfig(8, 8, 8, cache="dual", refresh=refresh),
     )
-    ids = torch.full((1, 8), mask)
+    ids = np.full((1, 8), mask)
     for place in range(7):
-        batch(ids, torch.tensor([0]), ids == mask)
+        batch(ids, batch.prompts, ids == mask)
         ids[0, place] = place
     assert made == ["prefill" if step % refresh == 0 else "decode" for step in range(7)]
 
@@ -228,19 +220,19 @@ def test_rows_that_join_are_computed_anew_and_the_others_stay(endless: Pipeline)
             make_runner(pipeline._prompt([row], 4), decoding)
             for row in (user("a"), user("is it?", "red"))
         )
-        ids = torch.tensor([[mask] * 4])
-        running(ids, torch.tensor([0]), torch.tensor([[1, 1, 0, 0]]).bool())
-        running.join(joining)
-        both = torch.tensor([[30, mask, mask, mask], [mask] * 4])
-        select = torch.tensor([[0, 1, 0, 0], [1, 1, 0, 0]]).bool()
-        made = running(both, torch.tensor([0, 1]), select)
-        exact = pipeline._prompt([user("is it?", "red")], 4)(
-            both[1:], torch.tensor([0]), select[1:]
-        )
+        ids = np.array([[mask] * 4])
+        running(ids, running.prompts, np.array([[1, 1, 0, 0]], dtype=bool))
+        prompts = [*running.prompts, *joining.prompts]
+        both = np.array([[30, mask, mask, mask], [mask] * 4])
+        select = np.array([[0, 1, 0, 0], [1, 1, 0, 0]], dtype=bool)
+        made = running(both, prompts, select)
+        alone = pipeline._prompt([user("is it?", "red")], 4)
+        exact = alone(both[1:], alone.prompts, select[1:])
         torch.testing.assert_close(made[1:], exact, rtol=1e-4, atol=1e-4)
         if cache == "prefix":  # exact for the other, too
-            alone = pipeline._prompt([user("a")], 4)(both[:1], torch.tensor([0]), select[:1])
-            torch.testing.assert_close(made[:1], alone, rtol=1e-4, atol=1e-4)
+            alone = pipeline._prompt([user("a")], 4)
+            exact = alone(both[:1], alone.prompts, select[:1])
+            torch.testing.assert_close(made[:1], exact, rtol=1e-4, atol=1e-4)
 
 
 def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless: Pipeline) -> None:
@@ -252,7 +244,7 @@ def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless:
         lambda module, args: calls.append(args[0].shape[1])
     )
     wanted = pipeline.chat(row, **settings)
-    parts = pipeline._prompt([row], 4).blocks[0]
+    parts = pipeline._prompt([row], 4).prompts[0].blocks
     assert len(parts) > 2
     pipeline.store._kept.pop(b"kv" + parts[1].key)
     assert all(b"kv" + part.key in pipeline.store for part in (parts[0], *parts[2:]))

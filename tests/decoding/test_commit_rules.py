@@ -64,7 +64,9 @@ def votes_of(
         draws,
         [0],
         nothing,
+        torch.zeros(0, dtype=torch.long),
         logits_NV[:0],
+        torch.tensor([False]),
     )
 
 
@@ -249,8 +251,8 @@ def revised(
     confidence_1G = torch.tensor([[decided.get(place, 0.0) for place in range(len(now))]])
     canvas = Canvas(torch.where(open_1G, 9, 0), open_1G, confidence_1G, torch.where(open_1G, -1, 0))
     probs_GV = torch.tensor([[chance, 1 - chance] for chance in now])
-    eligible_1G = canvas.eligible(block_length)
     blocks_G = torch.arange(len(now)) // block_length
+    eligible_1G = open_1G & (blocks_G == blocks_G[open_1G[0]][0])
     decided_1G = torch.zeros_like(open_1G)
     if rule.needs is not None:
         decided_1G = ~open_1G & (blocks_G == blocks_G[eligible_1G[0]][0])
@@ -265,13 +267,13 @@ def revised(
         [(torch.Generator(), len(logits_NV))],
         [0],
         decided_1G,
+        canvas.ids_BG[decided_1G],
         probs_GV[decided_1G[0]].log(),
+        torch.tensor([False]),
     )
     here_1G = rule(votes, votes.confidence_AG)
     ids_1G = canvas.ids_BG.masked_scatter(eligible_1G, votes.ids_N)
-    after = canvas.commit(
-        torch.tensor([0]), here_1G, ids_1G, votes.confidence_AG, torch.tensor([1])
-    )
+    after = canvas.commit(here_1G, ids_1G, votes.confidence_AG, torch.tensor([1]))
     back_1G = rule.remask(votes, after)
     return here_1G[0].nonzero()[:, 0].tolist(), back_1G[0].nonzero()[:, 0].tolist()
 

@@ -16,7 +16,7 @@ from mmdiff import config
 from mmdiff.config import BackboneConfig, DecodingConfig
 from mmdiff.decoding.cached_runner import CachedRunner, make_runner
 from mmdiff.decoding.canvas import Canvas
-from mmdiff.decoding.kv_cache import CACHES, KVCache
+from mmdiff.decoding.kv_cache import CACHES, KVPool
 from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import denoise
 from mmdiff.decoding.speculative import SpeculativeRunner
@@ -169,8 +169,10 @@ class Both:
             0.0,
         )
 
-    def __call__(self, *state: Any) -> torch.Tensor:
-        logits, wanted = self.cached(*state), self.exact(*state)
+    def __call__(self, ids_AG: Any, rows: Any, select_AG: Any) -> torch.Tensor:
+        prompts = [self.exact.prompts[row] for row in rows]
+        logits = self.cached(ids_AG, prompts, select_AG)
+        wanted = self.exact(ids_AG, prompts, select_AG)
         self.largest = max(self.largest, float((logits - wanted).abs().max()))
         self.scale = max(self.scale, float(wanted.abs().max()))
         return logits
@@ -230,26 +232,28 @@ def test_rows_that_leave_make_room_for_others() -> None:
         num_key_value_heads=2,
     )
     draw = random.Random(0)
-    kept = KVCache(sizes, 3, 5, torch.device("cpu"), torch.float32)
-    wanted = torch.zeros(2, 2, 3, 2, 6, 2)
+    pool, wanted = KVPool(sizes, torch.device("cpu"), torch.float32), torch.zeros(2, 2, 0, 2, 1, 2)
     for _ in range(200):
-        number = len(wanted[0, 0])
-        if number and draw.random() < 0.5:
-            rows = torch.tensor(
-                sorted(draw.sample(range(number), draw.randint(0, number))), dtype=torch.long
-            )
-            rows = rows.flip(0) if draw.random() < 0.2 else rows
-            kept.take(rows)
+        count = len(pool.slots)
+        assert wanted.shape[2] == count and [slot.index for slot in pool.slots] == [*range(count)]
+        if count and draw.random() < 0.5:
+            rows = sorted(draw.sample(range(count), draw.randint(0, count)))
+            if draw.random() < 0.2:
+                rows.reverse()
+            pool.keep([pool.slots[row] for row in rows])
             wanted = wanted[:, :, rows]
         else:
-            more, before = (
-                draw.randint(0 if number else 1, 3),
-                draw.randint(0, 1) if draw.random() < 0.2 else 0,
-            )
-            kept.extend(rows=more, before=before)
-            wanted = torch.nn.functional.pad(wanted, (0, 0, before, 0, 0, 0, 0, more))
-        assert torch.equal(kept.stored, wanted)
+            more, length = draw.randint(0, 3), pool.length + (draw.random() < 0.1)
+            pool.reserve(count + more, length)
+            wanted = torch.nn.functional.pad(wanted, (0, 0, 0, length + 1 - wanted.shape[4]))
+            for _ in range(more):
+                slot = pool.add()
+                with torch.inference_mode():
+                    pool.stored[:, :, slot.index] = 0.0  # what is left there is never read
+            wanted = torch.nn.functional.pad(wanted, (0, 0, 0, 0, 0, 0, 0, more))
+        held = pool.stored[:, :, : len(pool.slots)]
+        assert torch.equal(held, wanted)
         value = draw.random()
         with torch.inference_mode():
-            kept.stored[:] += value
+            held += value
         wanted = wanted + value

@@ -5,17 +5,18 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mmdiff.config import DecodingConfig, TokenIds
-from mmdiff.decoding.canvas import Canvas
+from mmdiff.decoding.canvas import Array, Canvas
 from mmdiff.decoding.guidance import Guided
 from mmdiff.decoding.model_runner import ModelRunner
-from mmdiff.decoding.sampler import Sampler, _end_expected, denoise, keep_top_k, plan_quotas, sample
+from mmdiff.decoding.sampler import Sampler, _end_expected, denoise, keep_top_k, sample
+from mmdiff.decoding.sequence import plan_quotas
 from mmdiff.errors import MMDiffError
 from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
@@ -77,9 +78,9 @@ class Mock:
     def __init__(self, logits_BGV: Tensor) -> None:
         self.logits_BGV, self.asked = logits_BGV, []  # type: ignore[var-annotated]
 
-    def __call__(self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor) -> Tensor:
-        self.asked.append((rows_A.tolist(), select_AG.clone()))
-        return self.logits_BGV[rows_A][select_AG]
+    def __call__(self, ids_AG: Array, rows: Sequence[int], select_AG: Array) -> Tensor:
+        self.asked.append((list(rows), select_AG.copy()))
+        return self.logits_BGV[list(rows), : select_AG.shape[1]][torch.from_numpy(select_AG)]
 
 
 def mock(rows: int, length: int, seed: int = 0) -> Mock:
@@ -199,10 +200,10 @@ def test_noise_does_not_saturate() -> None:
 )
 def test_quotas_fill_the_canvas_whatever_divides_what(length: int, block: int, steps: int) -> None:
     decoding = DecodingConfig(length, block, steps, stop=False)
-    quotas = plan_quotas(Canvas.blank(2, length, 9), decoding)
-    assert quotas.sum(dim=1).tolist() == [length, length] and quotas.shape[1] <= max(steps, 1)
+    quotas = plan_quotas(np.ones(length, dtype=bool), decoding)
+    assert sum(quotas) == length and len(quotas) <= max(steps, 1)
     canvas = last(mock(2, length), Canvas.blank(2, length, 9), decoding, TOKENS)
-    assert not canvas.open_BG.any() and canvas.step_BG.max() + 1 == quotas.shape[1]
+    assert not canvas.open_BG.any() and canvas.step_BG.max() + 1 == len(quotas)
 
 
 def test_fewer_steps_than_blocks_is_refused() -> None:
@@ -216,45 +217,46 @@ def test_seeds_must_fit_the_rows() -> None:
 
 
 def test_guidance_of_scale_0_is_the_model_itself() -> None:
-    one, other = mock(1, 6, 1), mock(1, 6, 2)
-    select = torch.ones(1, 6, dtype=torch.bool)
-    rows, ids = torch.tensor([0]), torch.zeros(1, 6, dtype=torch.long)
-    torch.testing.assert_close(Guided(one, other, 0.0)(ids, rows, select), one(ids, rows, select))
-    pushed = Guided(one, other, 1.0)(ids, rows, select)
-    torch.testing.assert_close(pushed, 2 * one(ids, rows, select) - other(ids, rows, select))
+    one, other = still(1, 6, 1), still(1, 6, 2)
+    ids, select = np.zeros((1, 6), dtype=np.int64), np.ones((1, 6), dtype=bool)
+    plain, without = (each(ids, each.prompts, select) for each in (one, other))
+    for scale, wanted in ((0.0, plain), (1.0, 2 * plain - without)):
+        guided = Guided(one, other, scale)
+        torch.testing.assert_close(guided(ids, guided.prompts, select), wanted)
+
+
+class Fixed:
+    """A prompt with fixed logits at each position, and others for tokens that are hidden."""
+
+    def __init__(self, logits_GV: Tensor, hidden_GV: Tensor) -> None:
+        self.logits_GV, self.hidden_GV = logits_GV, hidden_GV
+        self.passes = self.length = 0
 
 
 class Still:
-    """A batch with fixed logits per row and position, and others for tokens that are hidden."""
+    """A runner of prompts with fixed logits."""
 
     def __init__(self, logits_BGV: Tensor, hidden_BGV: Tensor | None = None) -> None:
-        self.logits_BGV, self.hidden_BGV = (
-            logits_BGV,
-            logits_BGV if hidden_BGV is None else hidden_BGV,
-        )
-        self.passes_B = torch.zeros(len(logits_BGV), dtype=torch.long)
-        self.prompt_length_B = torch.zeros_like(self.passes_B)
+        hidden_BGV = logits_BGV if hidden_BGV is None else hidden_BGV
+        self.prompts = [Fixed(*pair) for pair in zip(logits_BGV, hidden_BGV, strict=True)]
         self.hidden: list[list[int]] = []  # positions of the first row that were asked for so
 
     def __call__(
-        self, ids_AG: Tensor, rows_A: Tensor, select_AG: Tensor, hidden_AG: Tensor | None = None
+        self,
+        ids_AG: Array,
+        prompts: Sequence[Fixed],
+        select_AG: Array,
+        hidden_AG: Array | None = None,
     ) -> Tensor:
-        self.passes_B[rows_A] += 1
-        made = self.logits_BGV[rows_A][select_AG]
-        if hidden_AG is None:
-            return made
-        self.hidden.append(hidden_AG[0].nonzero()[:, 0].tolist())
-        return torch.cat((made, self.hidden_BGV[rows_A][hidden_AG]))
-
-    def take(self, rows_A: Tensor) -> None:
-        self.logits_BGV, self.hidden_BGV = self.logits_BGV[rows_A], self.hidden_BGV[rows_A]
-        self.passes_B, self.prompt_length_B = self.passes_B[rows_A], self.prompt_length_B[rows_A]
-
-    def join(self, other: Any) -> None:
-        self.logits_BGV = torch.cat((self.logits_BGV, other.logits_BGV))
-        self.hidden_BGV = torch.cat((self.hidden_BGV, other.hidden_BGV))
-        self.passes_B = torch.cat((self.passes_B, other.passes_B))
-        self.prompt_length_B = torch.cat((self.prompt_length_B, other.prompt_length_B))
+        made = []
+        for each, select_G in zip(prompts, select_AG, strict=True):
+            each.passes += 1
+            made.append(each.logits_GV[: len(select_G)][torch.from_numpy(select_G)])
+        for each, hidden_G in zip(prompts, () if hidden_AG is None else hidden_AG, strict=False):
+            made.append(each.hidden_GV[: len(hidden_G)][torch.from_numpy(hidden_G)])
+        if hidden_AG is not None:
+            self.hidden.append(hidden_AG[0].nonzero()[0].tolist())
+        return torch.cat(made)
 
 
 def still(rows: int, length: int, seed: int = 0) -> Still:
@@ -299,7 +301,8 @@ class Whole:
 
 def test_the_end_is_expected_as_far_as_it_is_likeliest_from_the_back() -> None:
     probs_NV = torch.tensor([[0.05, 0.9, 0.05], [0.5, 0.4, 0.1], [0.1, 0.7, 0.2], [0.1, 0.1, 0.8]])
-    assert _end_expected(probs_NV.log(), torch.tensor([1, 2])) == pytest.approx((0.9 + 0.9) / 4)
+    expected = float(_end_expected(probs_NV.log(), torch.tensor([1, 2])))
+    assert expected == pytest.approx((0.9 + 0.9) / 4)
 
 
 @pytest.mark.parametrize(
@@ -331,11 +334,12 @@ def test_growth_ends_at_the_limit_and_the_schedule_begins_after_it() -> None:
     while batch.working:
         assert len(commits) < 9
         before = batch.canvas.open_BG & (batch.canvas.step_BG < 0)
-        commits.append((before & ~batch.step().open_BG).sum(1).tolist())
+        after = batch.step().open_BG[:, : before.shape[1]]  # it may have become wider
+        commits.append((before & ~after).sum(1).tolist())
     assert batch.canvas.length_B.tolist() == [18, 6]
     first, other = [[made[row] for made in commits] for row in (0, 1)]
-    assert first == [0, 0, *plan_quotas(Canvas.blank(1, 18, 9), decoding)[0].tolist()]
-    quotas = plan_quotas(Canvas.blank(1, 6, 9), decoding)[0].tolist()
+    assert first == [0, 0, *plan_quotas(np.ones(18, dtype=bool), decoding)]
+    quotas = plan_quotas(np.ones(6, dtype=bool), decoding)
     assert other == quotas + [0] * (len(commits) - len(quotas))
 
 
@@ -343,7 +347,8 @@ def test_growth_ends_at_the_limit_and_the_schedule_begins_after_it() -> None:
 def test_a_row_in_a_hurry_is_decided_in_one_step(rule: str) -> None:
     """Also one that was to grow, over all its blocks, and with a rule that takes commits back."""
     model = still(3, 12)
-    model.hidden_BGV = torch.zeros_like(model.logits_BGV)  # bears nothing out
+    for each in model.prompts:
+        each.hidden_GV = torch.zeros_like(each.logits_GV)  # bears nothing out
     decoding = DecodingConfig(12, 4, 12, rule=rule, stop=False)  # type: ignore[arg-type]
     batch = Sampler(model, Canvas.ragged([12, 12, 8], 12, 9), decoding, TOKENS, limits=[12, 12, 12])
     for hurried in ([1, 2], [0]):
@@ -380,9 +385,7 @@ def test_a_constrained_row_ends_when_nothing_is_open_and_a_free_one_at_its_end_t
     assert batch.pop_finished().names == [0]
 
 
-def test_constrained_rows_draw_with_their_own_seeds_and_forced_tokens_have_the_step_that_forced_them() -> (
-    None
-):
+def test_constrained_rows_draw_with_their_own_seeds_and_forced_tokens_have_their_step() -> None:
     constraints = [Whole({7: 3}), Whole()]
     batch = Sampler(
         still(2, 8),
@@ -422,9 +425,9 @@ def test_rows_that_join_keep_their_names_seeds_and_passes() -> None:
     running.step()
     gone = running.pop_finished(abort=[1])  # after two steps of six
     assert gone.names == [1] and gone.passes == [2] and gone.canvas.open_BG.sum() == 4
-    assert running.join(batch(2, 3)) == [2, 3]
+    assert running.add(batch(2, 3)) == [2, 3]
     running.step()
-    assert running.join(batch(4)) == [4]
+    assert running.add(batch(4)) == [4]
     assert running.pop_finished(abort=[3]).passes == [1]
     found: dict[int, list[int]] = {}
     while running.working:

@@ -245,7 +245,9 @@ def test_packed_logits_are_those_of_the_sampler(
         _, answer = positions(batch, row, branch)
         prompted = ModelRunner(model, **prompt(processor, [(image, turns[branch - 1].question)]))
         canvas = ids[row : row + 1, answer]
-        alone = prompted(canvas, torch.tensor([0]), torch.ones_like(canvas, dtype=torch.bool))
+        alone = prompted(
+            canvas.numpy(), prompted.prompts, torch.ones_like(canvas, dtype=torch.bool).numpy()
+        )
         torch.testing.assert_close(packed[row, answer], alone, rtol=1e-4, atol=1e-4)
 
 

@@ -62,7 +62,7 @@ class StreamingText:
 
 def settled_text(pipeline: Pipeline, batch: Sampler, row: int) -> str:
     """The text of an answer's decided tokens that no later step changes."""
-    if batch.constraints[row] is not None:
+    if batch.running[row].constraint is not None:
         return ""  # it may be repaired in the end
     tokens, open_G = pipeline.model.model_config.tokens, batch.canvas.open_BG[row]
     end = int(open_G.int().argmax()) if bool(open_G.any()) else len(open_G)
@@ -80,10 +80,10 @@ def draft(pipeline: Pipeline, batch: Sampler, row: int, offset: int) -> dict[str
     Args:
         offset: how much of the text was emitted, in characters.
     """
-    constraint = batch.constraints[row]
+    constraint = batch.running[row].constraint
     structured = constraint if isinstance(constraint, StructuredSequence) else None
     positions = pipeline.draft(batch.canvas, row, structured).tokens
-    return _draft_body(positions, int(batch.steps_B[row]), batch.decoding, offset)
+    return _draft_body(positions, batch.running[row].steps, batch.decoding, offset)
 
 
 def last_draft(

@@ -26,7 +26,6 @@ from typing import Any, TypeAlias
 import torch
 
 from mmdiff.config import DecodingConfig
-from mmdiff.decoding.sampler import Batch
 from mmdiff.errors import ContextError, MMDiffError
 from mmdiff.pipeline import Answer, Pipeline, Token, load
 from mmdiff.serve.engine import ipc
@@ -220,14 +219,13 @@ class Engine:
             **given,
             seeds=[(row.job.request.seed + row.index) % 2**63 for row in rows],
         )
-        assert isinstance(batch.predict, Batch)
         settings = batch.decoding
-        lengths = batch.predict.prompt_length_B.tolist()
+        lengths = [each.prompt.length for each in batch.running]
         group, names = self.groups.get(settings), batch.names
         if group is None:
             group = self.groups[settings] = Group(batch)
         else:
-            names = group.batch.join(batch)
+            names = group.batch.add(batch)
         for row, name, length in zip(rows, names, lengths, strict=True):
             group.rows[name] = row
             if row.index == 0:
@@ -294,7 +292,7 @@ class Engine:
 
     def _finish(self, group: Group, stopped: Sequence[int] = ()) -> None:
         """Let go of finished sequences, and of those that reached a stop string."""
-        steps = dict(zip(group.batch.names, group.batch.steps_B.tolist(), strict=True))
+        steps = {each.name: each.steps for each in group.batch.running}
         finished = group.batch.pop_finished(abort=stopped)
         if not finished.names:
             return

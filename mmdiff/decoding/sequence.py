@@ -1,0 +1,165 @@
+"""One request while it is denoised: its canvas on the host, its prompt, and what it alone is
+subject to.
+
+All that decides which positions a step looks at is NumPy on the host, so that no step waits for
+the device to tell it; tensors are made of several sequences at once, in sampler.py.
+
+Shapes: G positions of this sequence's canvas.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmdiff.config import DecodingConfig
+from mmdiff.decoding.commit_rules import rule_name
+from mmdiff.decoding.schedule import SCHEDULES, even_shares
+from mmdiff.errors import MMDiffError
+
+Array = NDArray[Any]
+
+
+class Constraint(Protocol):
+    """What may stand in the open positions of one sequence, whatever the model says."""
+
+    def decide(
+        self,
+        ids_G: Tensor,
+        places: abc.Sequence[int],
+        logits_NV: Tensor,
+        temperature: float,
+        draws: torch.Generator,
+    ) -> Tensor:
+        """Ids (N) for the positions, of which any part may be committed; the logits (N, V) lose in
+        place what may not."""
+        ...
+
+    def expand(self, here_G: Tensor) -> Tensor:
+        """The positions (G) to be committed, and those that are only decided together with one of
+        them."""
+        ...
+
+    def forced(self, ids_G: Tensor) -> dict[int, int]:
+        """The open positions that nothing is left to decide about, and what must stand there."""
+        ...
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request: ids (the mask id where open), open positions, and the confidence (0 to 1) and
+    step (from 0) of each commit."""
+
+    name: int
+    prompt: Any  # whatever its runner computes with
+    ids_G: Array
+    open_G: Array
+    confidence_G: Array
+    step_G: Array
+    capacity: int  # positions that its schedule counts blocks over
+    limit: int  # positions that it may grow to
+    generator: torch.Generator
+    constraint: Constraint | None
+    quotas: abc.Sequence[int] = ()
+    growing: bool = False
+    steps: int = 0
+    growth: int = 0  # those of the steps in which it grew
+    expired: bool = False  # past its deadline: all that is open is decided at the next step
+
+    @property
+    def length(self) -> int:
+        return len(self.ids_G)
+
+    @property
+    def quota(self) -> int:
+        """How many positions the schedule commits at the next step."""
+        return self.quotas[min(self.steps - self.growth, len(self.quotas) - 1)]
+
+    def plan(self, decoding: DecodingConfig) -> None:
+        """Make the schedule for the canvas as it is."""
+        open_G = np.pad(self.open_G, (0, max(0, self.capacity - self.length)))
+        self.quotas = plan_quotas(open_G, decoding)
+
+    def finished(self, end_ids: abc.Sequence[int]) -> bool:
+        """Whether nothing is open, or without a constraint nothing before the first end token."""
+        places = self.open_G.nonzero()[0]
+        if not len(places):
+            return True
+        ahead_G = self.ids_G[: places[0]]
+        return self.constraint is None and any((ahead_G == each).any() for each in end_ids)
+
+    def block(self, block_length: int) -> slice:
+        """Positions of the current block: that of the first open position."""
+        first = int(self.open_G.argmax()) // block_length * block_length
+        return slice(first, first + block_length)
+
+    def eligible(self, block_length: int) -> Array:
+        """Positions (G) that may be committed now."""
+        here_G = np.zeros_like(self.open_G)
+        if self.expired:
+            here_G |= self.open_G
+        elif not self.growing:
+            block = self.block(block_length)
+            here_G[block] = self.open_G[block]
+        return here_G
+
+    def tail(self, length: int) -> Array:
+        """The last open positions (G), at most `length`, of a sequence that may still grow."""
+        here_G = np.zeros_like(self.open_G)
+        if self.growing and not self.expired:
+            here_G[self.open_G.nonzero()[0][-length:]] = True
+        return here_G
+
+    def decided(self, block_length: int) -> Array:
+        """Positions (G) of the current block that were decided by earlier steps."""
+        here_G = np.zeros_like(self.open_G)
+        if not self.growing or self.expired:
+            block = self.block(block_length)
+            here_G[block] = self.step_G[block] >= 0
+        return here_G
+
+    def update(self, ids_G: Array, open_G: Array, sure_G: Array, step_G: Array) -> None:
+        """Take over what a step made of the canvas; padding behind is cut off."""
+        length = self.length
+        self.ids_G, self.open_G = ids_G[:length], open_G[:length] != 0
+        self.confidence_G, self.step_G = sure_G[:length], step_G[:length]
+
+    def grow(self, more: int, mask_id: int) -> None:
+        """Add open positions, at most to the limit."""
+        more = min(more, self.limit - self.length)
+        self.ids_G = np.pad(self.ids_G, (0, more), constant_values=mask_id)
+        self.open_G = np.pad(self.open_G, (0, more), constant_values=True)
+        self.confidence_G = np.pad(self.confidence_G, (0, more))
+        self.step_G = np.pad(self.step_G, (0, more), constant_values=-1)
+
+    def commit_forced(self) -> None:
+        """Commit what nothing is left to decide about, without a pass."""
+        if self.constraint is None:
+            return
+        for place, token in self.constraint.forced(torch.from_numpy(self.ids_G)).items():
+            self.ids_G[place], self.open_G[place] = token, False
+            self.confidence_G[place], self.step_G[place] = 1.0, self.steps
+
+
+def plan_quotas(open_G: Array, decoding: DecodingConfig) -> list[int]:
+    """How many positions are committed at each step, by the schedule within every block.
+
+    Steps are shared evenly over the blocks; neither need divide the other.
+    """
+    length, schedule = decoding.block_length, SCHEDULES[decoding.schedule]
+    blocks = [int(open_G[first : first + length].sum()) for first in range(0, len(open_G), length)]
+    if decoding.steps < len(blocks) and rule_name(decoding) == "quota":
+        raise MMDiffError(
+            f"steps={decoding.steps} is fewer than the {len(blocks)} blocks of length {length}; "
+            f"raise steps or block_length"
+        )
+    quotas: list[int] = []
+    for block, steps in zip(blocks, even_shares(decoding.steps, len(blocks)), strict=True):
+        quotas += [quota for quota in schedule(block, max(1, steps)) if quota]
+    return quotas or [0]
