@@ -432,10 +432,7 @@ def coverage(
                         turn,
                     )[0].text
                 )
-            wrong = []
-            for text in texts:
-                if not judge(text):
-                    wrong.append(text)
+            wrong = [text for text in texts if not judge(text)]
             yield Covered(name, "invalid" if wrong else "valid", seconds, wrong[0] if wrong else "")
         except (jsonschema.exceptions.SchemaError, jsonschema_rs.ValidationError) as error:
             yield Covered(name, "malformed", seconds, str(error).splitlines()[0])

@@ -58,10 +58,7 @@ class Phrase:
     place: str | None = None
 
     def text(self) -> str:
-        adjectives = []
-        for word in (self.size, self.colour):
-            if word:
-                adjectives.append(word)
+        adjectives = [word for word in (self.size, self.colour) if word]
         noun = self.shape or "something"
         if self.shape:
             head = _a(" ".join([*adjectives, noun]))
@@ -809,10 +806,7 @@ def phrases(scene: Scene, rng: Rng, count: int) -> list[Phrase]:
         phrase = replace(full, **{name: None for name in ATTRIBUTES if name not in kept})
         if i % 2 == 1:
             changed = pick(rng, sorted(kept))
-            others = []
-            for value in ATTRIBUTES[changed]:
-                if value != getattr(full, changed):
-                    others.append(value)
+            others = [value for value in ATTRIBUTES[changed] if value != getattr(full, changed)]
             phrase = replace(phrase, **{changed: pick(rng, others)})
         made.append(phrase)
     return made

@@ -107,10 +107,7 @@ def prepare(
     """Make the clips that `folder` does not hold yet; stop at any time, finished shards are
     kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    missing = []
-    for n in range(-(-count // SHARD)):
-        if not _shard(folder, n).is_dir():
-            missing.append(n)
+    missing = [n for n in range(-(-count // SHARD)) if not _shard(folder, n).is_dir()]
     if missing:
         first = SEEDS[split].start
         seeds = []

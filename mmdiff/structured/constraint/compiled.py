@@ -368,10 +368,7 @@ def _words(
     walk: Expansion, rng: random.Random, times: int, deadline: CompileLimits
 ) -> Iterator[list[str]]:
     """What the slots of a walk might say: the shortest, then drawn."""
-    refs = []
-    for piece in walk.pieces:
-        if isinstance(piece, SlotRef):
-            refs.append(piece)
+    refs = [piece for piece in walk.pieces if isinstance(piece, SlotRef)]
     groups: dict[str, list[int]] = {}
     for number, ref in enumerate(refs):
         if ref.group:

@@ -262,6 +262,7 @@ def _shares(heads: list[list[int]], logs_NV: Array, at: int = 0) -> list[float]:
         groups.setdefault(head[at] if at < len(head) else None, []).append(number)
     mass: dict[int | None, float] = {}
     for token in groups:
+        mass[token] = 0.0
         if token is not None:
             mass[token] = float(np.exp(logs_NV[at, token]))
     if None in groups:
@@ -376,11 +377,7 @@ def _counts(
 
 def _choices(canvas: Template) -> list[ChoiceSlot]:
     """The bounded choices of a value, among them those that speak of the whole, such as a count."""
-    found = []
-    for piece in canvas.pieces:
-        if isinstance(piece, ChoiceSlot):
-            found.append(piece)
-    return found
+    return [piece for piece in canvas.pieces if isinstance(piece, ChoiceSlot)]
 
 
 def _likeliest(slot: ChoiceSlot, row: ProbeRow, logs_NV: Array) -> float:

@@ -455,10 +455,7 @@ def _byte_letters() -> dict[str, int]:
     """The letter that stands for each byte in byte-level BPE (GPT-2): itself where it is
     printable."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = []
-    for byte in range(256):
-        if byte not in printable:
-            rest.append(byte)
+    rest = [byte for byte in range(256) if byte not in printable]
     return {
         **{chr(byte): byte for byte in printable},
         **{chr(256 + number): byte for number, byte in enumerate(rest)},

@@ -94,11 +94,7 @@ class _Derivatives:
         for held, letter, ranges in self.classes:
             groups.setdefault(held & mask, ([], letter))[0].append(ranges)
         behind = ((ranges, letter, self.derive(one, letter)) for ranges, letter in groups.values())
-        found = []
-        for each in behind:
-            if each[2] is not NOTHING:
-                found.append(each)
-        return found
+        return [each for each in behind if each[2] is not NOTHING]
 
     def _mask(self, one: Language) -> int:
         """The sets that a first code point is looked up in; those that no set tells apart lead to
@@ -306,10 +302,7 @@ def walk(machine: CharDfa, rng: random.Random, most: int) -> str:
         state in machine.accepts
         and (not machine.edges[state] or rng.random() < 0.1 or len(letters) >= most)
     ):
-        ways = []
-        for way in machine.edges[state]:
-            if left[way[1]] < most - len(letters):
-                ways.append(way)
+        ways = [way for way in machine.edges[state] if left[way[1]] < most - len(letters)]
         nearest = min(machine.edges[state], key=lambda way: left[way[1]])
         if ways:
             ranges, state = rng.choice(ways)

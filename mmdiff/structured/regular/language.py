@@ -232,11 +232,7 @@ def _flattened(kind: str, parts: Iterable[Language]) -> dict[Language, None]:
 
 
 def _of_kind(parts: Iterable[Language], kind: str) -> list[Language]:
-    found = []
-    for part in parts:
-        if part.kind == kind:
-            found.append(part)
-    return found
+    return [part for part in parts if part.kind == kind]
 
 
 def _factor_heads(flat: dict[Language, None]) -> None:

@@ -365,11 +365,7 @@ class Schemas(References):
                 lists.append(self._values_of_any(schema[several], depth))
         if isinstance(schema.get("$ref"), str):
             lists.append(self._values(self.resolve(schema["$ref"], "", schema)[0], depth + 1))
-        told = []
-        for each in lists:
-            if each is not None:
-                told.append(each)
-        return told
+        return [each for each in lists if each is not None]
 
     def _values_of_any(self, options: list[Schema], depth: int) -> list[Any] | None:
         """The values of all options; None where one of them does not list its own."""
@@ -630,10 +626,7 @@ def _narrowed(one: Mapping[str, Any], other: Schema) -> Schema:
     if not (isinstance(one["enum"], list) and isinstance(told, Mapping) and set(told) in lists):
         return {"allOf": [one, other]}
     known = set(map(identity, _listed(told)))
-    values = []
-    for value in one["enum"]:
-        if (identity(value) in known) == (denied is None):
-            values.append(value)
+    values = [value for value in one["enum"] if (identity(value) in known) == (denied is None)]
     if values:
         return {**one, "enum": values}
     return False
@@ -655,10 +648,7 @@ def _joined(some: Mapping[str, Schema], others: Mapping[str, Schema]) -> dict[st
 
 
 def _common_kinds(some: list[str], others: list[str]) -> list[str]:
-    common = []
-    for kind in some:
-        if kind in others:
-            common.append(kind)
+    common = [kind for kind in some if kind in others]
     # Integers are numbers: they are common to a list of the one and a list of the other.
     mixed = ("integer" in some and "number" in others) or ("number" in some and "integer" in others)
     if "integer" not in common and mixed:
