@@ -225,7 +225,7 @@ def test_rows_that_join_are_computed_anew_and_the_others_stay(endless: Pipeline)
     for cache in ("prefix", "block", "dual", "delayed"):
         decoding = DecodingConfig(4, 2, 4, cache=cache)  # type: ignore[arg-type]
         running, joining = (
-            make_runner(pipeline._prompt([row], 4), decoding)
+            make_runner(pipeline.prefill([row], 4), decoding)
             for row in (user("a"), user("is it?", "red"))
         )
         ids = torch.tensor([[mask] * 4])
@@ -234,12 +234,12 @@ def test_rows_that_join_are_computed_anew_and_the_others_stay(endless: Pipeline)
         both = torch.tensor([[30, mask, mask, mask], [mask] * 4])
         select = torch.tensor([[0, 1, 0, 0], [1, 1, 0, 0]]).bool()
         made = running(both, torch.tensor([0, 1]), select)
-        exact = pipeline._prompt([user("is it?", "red")], 4)(
+        exact = pipeline.prefill([user("is it?", "red")], 4)(
             both[1:], torch.tensor([0]), select[1:]
         )
         torch.testing.assert_close(made[1:], exact, rtol=1e-4, atol=1e-4)
         if cache == "prefix":  # exact for the other, too
-            alone = pipeline._prompt([user("a")], 4)(both[:1], torch.tensor([0]), select[:1])
+            alone = pipeline.prefill([user("a")], 4)(both[:1], torch.tensor([0]), select[:1])
             torch.testing.assert_close(made[:1], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -252,7 +252,7 @@ def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless:
         lambda module, args: calls.append(args[0].shape[1])
     )
     wanted = pipeline.chat(row, **settings)
-    parts = pipeline._prompt([row], 4).blocks[0]
+    parts = pipeline.prefill([row], 4).blocks[0]
     assert len(parts) > 2
     pipeline.store._kept.pop(b"kv" + parts[1].key)
     assert all(b"kv" + part.key in pipeline.store for part in (parts[0], *parts[2:]))
