@@ -108,7 +108,8 @@ class TextGenerator:
         length, room = inputs["input_ids"].shape[1], config.backbone.max_position_embeddings
         if length + gen_length > room:
             raise ContextError(
-                f"gen_length={gen_length} and a prompt of {length} tokens exceed the model's {room} "
+                f"gen_length={gen_length} and a prompt of {length} tokens exceed the model's "
+                f"{room} "
                 "positions; ask for a shorter answer or give fewer pictures and shorter sounds"
             )
         with (
@@ -155,7 +156,8 @@ class TextGenerator:
         limits = [min(check_count("limits", each), most) for each in limits]
         if len(limits) != len(conversations):
             raise MMDiffError(
-                f"limits={limits} do not fit {len(conversations)} conversations; give a number for each"
+                f"limits={limits} do not fit {len(conversations)} conversations; give a number "
+                "for each"
             )
         lengths = [min(limit, settings.start_length or most) for limit in limits]
         canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
@@ -170,7 +172,8 @@ class TextGenerator:
     ) -> Sampler:
         if not conversations or len(scaffolds) != len(conversations):
             raise MMDiffError(
-                f"{len(scaffolds)} scaffolds for {len(conversations)} conversations; give one for each"
+                f"{len(scaffolds)} scaffolds for {len(conversations)} conversations; give one "
+                "for each"
             )
         settings, batch = settings_for(scaffolds, decoding), None
         for messages, scaffold, seed in zip(

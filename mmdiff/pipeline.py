@@ -62,7 +62,7 @@ class Pipeline(SpeechPipeline):
     ) -> None:
         """
         Args:
-            store_bytes: capacity for what later questions share, such as encoded images; 0 for none.
+            store_bytes: bytes to keep for later questions, such as encoded images; 0 for none.
             speech_model: a folder or hub name of the Whisper that writes speech down; tiny.en by
                 default.
         """

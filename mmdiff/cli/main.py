@@ -915,7 +915,8 @@ def _transcript_files(names: list[str], out: Path | None, form: str) -> list[Pat
     for number, file in enumerate(files):
         if file in files[:number]:
             raise _refuse(
-                f"{names[number]!r} and {names[files.index(file)]!r} would both be written to {file}; "
+                f"{names[number]!r} and {names[files.index(file)]!r} would both be written to "
+                f"{file}; "
                 "transcribe them one after the other"
             )
     _check_sources(names, files)
@@ -932,7 +933,8 @@ def _check_sources(names: Iterable[str | Path], outputs: Iterable[Path]) -> None
     for file in outputs:
         if file.is_file() and os.path.realpath(file) in sources:
             raise _refuse(
-                f"{shorten(str(file))} is read, and would be written over; give another name for the output"
+                f"{shorten(str(file))} is read, and would be written over; give another name for "
+                "the output"
             )
 
 

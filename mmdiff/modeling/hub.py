@@ -30,7 +30,8 @@ def find(name: str | Path, weights: bool = True) -> Path:
         return Path(name)
     if str(name) in PRESETS:
         raise CheckpointError(
-            f"mmdiff ships no weights for {str(name)!r}; give the path of a checkpoint folder, trained or downloaded"
+            f"mmdiff ships no weights for {str(name)!r}; give the path of a checkpoint folder, "
+            "trained or downloaded"
         )
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
         folder = _fetch(str(name), SETTINGS)
