@@ -127,9 +127,8 @@ class Pipeline(SpeechPipeline):
                 raise MMDiffError("give the question in words or as speech, not both")
             if isinstance(speech, list):
                 heard = [self.heard(sound, sample_rate) for sound in speech]
-                answers = self.ask(
-                    image, [transcript.text for transcript in heard], seed=seed, **decoding
-                )
+                questions = [transcript.text for transcript in heard]
+                answers = self.ask(image, questions, seed=seed, **decoding)
                 return list(map(_with_heard, answers, heard))
             heard_once = self.heard(speech, sample_rate)
             return _with_heard(self.ask(image, heard_once.text, seed=seed, **decoding), heard_once)
@@ -138,9 +137,8 @@ class Pipeline(SpeechPipeline):
         if isinstance(question, str):
             return self.chat([user_message(image, question)], seed=seed, **decoding)
         if not isinstance(question, list):
-            raise MMDiffError(
-                f"question={shown(question)} does not fit; give a text, or a list of texts"
-            )
+            asked = shown(question)
+            raise MMDiffError(f"question={asked} does not fit; give a text, or a list of texts")
         if not isinstance(image, list) or len(image) != len(question):
             count = len(question)
             raise MMDiffError(
@@ -157,14 +155,13 @@ class Pipeline(SpeechPipeline):
         """Describe a picture in a word, briefly, or in detail; a list of pictures gives a list of
         answers."""
         if not isinstance(length, str) or length not in CAPTION_PROMPTS:
-            raise MMDiffError(
-                f"length={shown(length)} is not known; use one of {', '.join(CAPTION_PROMPTS)}"
-            )
+            known = ", ".join(CAPTION_PROMPTS)
+            raise MMDiffError(f"length={shown(length)} is not known; use one of {known}")
         prompt = CAPTION_PROMPTS[length]
         options.setdefault("gen_length", CAPTION_ROOM[length])
-        return self.ask(
-            image, [prompt] * len(image) if isinstance(image, list) else prompt, **options
-        )
+        if isinstance(image, list):
+            return self.ask(image, [prompt] * len(image), **options)
+        return self.ask(image, prompt, **options)
 
     def stream(
         self, image: Any, question: str, *, seed: int = 0, **decoding: Any
@@ -215,9 +212,8 @@ class Pipeline(SpeechPipeline):
         prompt = "\n".join(part for part in (text, question and question.strip(), wanted) if part)
         if audio is not None:
             self._audio_config()
-            return self._filled(
-                [audio_message(audio_samples(audio, sample_rate), prompt)], scaffold, seed, decoding
-            )
+            message = audio_message(audio_samples(audio, sample_rate), prompt)
+            return self._filled([message], scaffold, seed, decoding)
         return self._filled([user_message(image, prompt)], scaffold, seed, decoding)
 
     def choose(
@@ -271,10 +267,8 @@ def load(
         device: "cpu", "cuda", "mps", ...; CUDA where there is it, else the CPU.
         dtype: of the weights; "auto" is float32 on CPU and MPS (bfloat16 is slow on most) and
             bfloat16 elsewhere.
-        device_map: "auto" spreads a large model over the GPUs there are, and what they cannot hold
-            over the processor's memory (Accelerate).
-        quantize: "8bit" or "4bit" keeps the layers' weights smaller (bitsandbytes), at some loss of
-            quality.
+        device_map: "auto" spreads a large model over all GPUs and the host's memory (Accelerate).
+        quantize: "8bit" or "4bit" makes the layers' weights smaller (bitsandbytes), and less exact.
         store_bytes, speech_model: as for `Pipeline`.
 
     Raises:

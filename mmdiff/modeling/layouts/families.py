@@ -3,9 +3,9 @@ it may have.
 
 A setting of config.json is in one of three tables. What has a size or an id is read
 (`published_config.py`). What changes the maths is in `Family.settings` with the values that the
-backbone here computes, and any other value is refused by name. Bookkeeping of training and libraries is
-passed over. What is in none of them is refused where it is switched on, unless its name says that
-it is bookkeeping: a model must not load and compute something else in silence.
+backbone here computes, and any other value is refused by name. Bookkeeping of training and of
+libraries is passed over. What is in none of them is refused where it is switched on, unless its
+name says that it is bookkeeping: a model must not load and compute something else in silence.
 """
 
 from __future__ import annotations
