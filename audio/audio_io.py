@@ -291,7 +291,8 @@ def _mono_16_khz(blocks: Blocks, rate: float, channels: int, name: str, limits: 
             )
         if (most := float(np.abs(block).max(initial=0))) > LARGEST:
             raise AudioError(
-                f"{name} holds values up to {most:,.0f}, but floats go from -1 to 1: divide them by their full scale, "
+                f"{name} holds values up to {most:,.0f}, but floats go from -1 to 1: divide them "
+                "by their full scale, "
                 "which is 32,768 for 16-bit values"
             )
         mono = mix(block)
@@ -353,12 +354,14 @@ def _array(source: object) -> npt.NDArray[np.generic]:
         array = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
     except Exception as error:  # whatever a class of others raises in its conversion
         raise AudioError(
-            f"a {type(source).__name__} cannot be made an array ({_first_line(error)[:80]}): give a NumPy array of "
+            f"a {type(source).__name__} cannot be made an array ({_first_line(error)[:80]}): "
+            "give a NumPy array of "
             "float32 or int16"
         ) from error
     if array.dtype.kind == "O" and not isinstance(source, np.ndarray):
         raise AudioError(
-            f"{shorten(repr(source))} is no sound: give a path, bytes, a stream, or a NumPy array with its sample_rate"
+            f"{shorten(repr(source))} is no sound: give a path, bytes, a stream, or a NumPy "
+            "array with its sample_rate"
         )
     return array
 
@@ -369,13 +372,15 @@ def _check_scale(array: npt.NDArray[np.generic], name: str) -> None:
         return
     if array.dtype.itemsize > 4:
         raise AudioError(
-            f"{name} holds integers of {8 * array.dtype.itemsize} bits, which audio does not come in: give 16-bit "
+            f"{name} holds integers of {8 * array.dtype.itemsize} bits, which audio does not "
+            "come in: give 16-bit "
             "values as numpy.int16, or floats from -1 to 1"
         )
     low, high = int(array.min()), int(array.max())
     if array.dtype.itemsize == 4 and max(-low, high) <= 32_768 and (low, high) != (0, 0):
         raise AudioError(
-            f"{name} holds values from {low:,} to {high:,}, which is silence in a type that goes to 2,147,483,647: "
+            f"{name} holds values from {low:,} to {high:,}, which is silence in a type that goes "
+            "to 2,147,483,647: "
             "give 16-bit values as numpy.int16"
         )
 
@@ -395,7 +400,8 @@ def _check_kind(rate: float, channels: int, name: str) -> None:
         raise AudioError(f"{name} has a rate of {rate:,} Hz: give {MIN_RATE:,} to {MAX_RATE:,} Hz")
     if not 1 <= channels <= MAX_CHANNELS:
         raise AudioError(
-            f"{name} has {channels:,} channels: give 1 to {MAX_CHANNELS}, in an array as (samples, channels)"
+            f"{name} has {channels:,} channels: give 1 to {MAX_CHANNELS}, in an array as "
+            "(samples, channels)"
         )
 
 
@@ -403,7 +409,8 @@ def _check_length(samples: int, rate: float, name: str, limits: Limits) -> None:
     seconds = samples / rate
     if seconds > limits.seconds:
         raise AudioTooLong(
-            f"{name} lasts {seconds:,.0f} seconds or more, longer than the {limits.seconds:,.0f} allowed: "
+            f"{name} lasts {seconds:,.0f} seconds or more, longer than the {limits.seconds:,.0f} "
+            "allowed: "
             "cut it into parts"
         )
     held = int(seconds * SAMPLE_RATE) * 4

@@ -83,8 +83,10 @@ class WhisperTower(nn.Module):
 def _check(mels_NMF: Tensor, config: AudioConfig) -> None:
     if mels_NMF.shape[1] != config.num_mels or mels_NMF.shape[2] > 2 * config.max_positions:
         raise ValueError(
-            f"spectrograms of shape {tuple(mels_NMF.shape)} do not fit: this encoder takes (windows, "
-            f"{config.num_mels}, at most {2 * config.max_positions} frames); cut sounds with split_windows"
+            f"spectrograms of shape {tuple(mels_NMF.shape)} do not fit: this encoder takes "
+            "(windows, "
+            f"{config.num_mels}, at most {2 * config.max_positions} frames); cut sounds with "
+            "split_windows"
         )
 
 
@@ -106,7 +108,8 @@ def whisper_config(published: Mapping[str, Any], **changes: Any) -> AudioConfig:
     """
     if published.get("model_type") != "whisper":
         raise CheckpointError(
-            f"model_type {published.get('model_type')!r} is no Whisper model: name such a checkpoint"
+            f"model_type {published.get('model_type')!r} is no Whisper model: name such a "
+            "checkpoint"
         )
     sizes = {
         "hidden_size": published["d_model"],

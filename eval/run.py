@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mmdiff.answers import Answer
 from mmdiff.eval import speech
 from mmdiff.eval.evidence import (
     Evidence,
@@ -29,7 +30,7 @@ from mmdiff.eval.evidence import (
 )
 from mmdiff.eval.tasks import TASKS as PICTURE_TASKS
 from mmdiff.eval.tasks import Question
-from mmdiff.pipeline import Answer, Pipeline
+from mmdiff.pipeline import Pipeline
 
 Rows = Callable[[Pipeline, int | None, int, Container[str]], Iterator[list[EvidenceRow]]]
 

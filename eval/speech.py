@@ -26,10 +26,11 @@ from warnings import warn
 
 import numpy as np
 
+from mmdiff.answers import Answer
 from mmdiff.audio.audio_io import SAMPLE_RATE, AudioSource, Samples, load_audio
 from mmdiff.errors import MMDiffError, NoSpeechError, require_extra
 from mmdiff.eval.evidence import EvidenceRow
-from mmdiff.pipeline import Answer, Pipeline
+from mmdiff.pipeline import Pipeline
 from mmdiff.training.tiny import easy_vqa
 from mmdiff.training.tiny.scenes import TEST_SEEDS
 from mmdiff.training.tiny.sentences import KINDS, spoken

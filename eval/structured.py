@@ -25,11 +25,13 @@ from rich.progress import track
 from mmdiff.eval import structured_adversarial
 from mmdiff.eval.evidence import processor_name
 from mmdiff.eval.expressible import Instance, expressible
-from mmdiff.pipeline import SHIPPED, Pipeline, load
+from mmdiff.modeling.hub import SHIPPED
+from mmdiff.pipeline import Pipeline, load
+from mmdiff.prompts import EXTRACT_PROMPT
 from mmdiff.structured.constraint.compiled import compile_schema
 from mmdiff.structured.constraint.template import TemplateBuilder
 from mmdiff.structured.constraint.token_dfa import Vocabulary
-from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
+from mmdiff.structured.schema.serialize import outline
 from mmdiff.training.tiny.scenes import MAX_THINGS, TEST_SEEDS, example, scene_json
 from mmdiff.training.tiny.structured import scene_schema
 

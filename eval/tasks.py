@@ -12,7 +12,7 @@ from functools import partial
 
 from PIL import Image
 
-from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
+from mmdiff.prompts import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.training.tiny import easy_vqa
 from mmdiff.training.tiny.questions import captions, questions, score_caption
 from mmdiff.training.tiny.scenes import TEST_SEEDS, Scene, example

@@ -13,7 +13,7 @@ import numpy as np
 import mmdiff
 from mmdiff.config import ModelConfig
 from mmdiff.modeling.checkpoint import save_folder
-from mmdiff.pipeline import find
+from mmdiff.modeling.hub import find
 from mmdiff.training.datasets import ConversationDataset, scene_row
 from mmdiff.training.loop import TrainConfig, train
 from mmdiff.training.objectives import Stage, denoising_loss

@@ -1,29 +1,50 @@
-"""mmdiff answers questions about pictures with a masked-diffusion language model.
+"""mmdiff answers questions about images with a masked-diffusion language model.
 
 `mmdiff.load("tiny")` gives a pipeline with `.ask(image, question)` and `.caption(image)`. Importing
-this package is
-cheap: PyTorch and its relatives come with the first use of `load`.
+this package is cheap: PyTorch and its relatives come with the first use of `load`.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from mmdiff import torchvision_fix
 from mmdiff.modeling import auto_classes
 
 if TYPE_CHECKING:
-    from mmdiff.pipeline import load
+    from mmdiff.answers import Answer, Draft, Extraction, Token
+    from mmdiff.errors import MMDiffError
+    from mmdiff.pipeline import Pipeline, load
+    from mmdiff.transcript import Transcript
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+_PUBLIC = {  # what users import from here, by the file that it is in
+    "Answer": "answers",
+    "Draft": "answers",
+    "Extraction": "answers",
+    "MMDiffError": "errors",
+    "Pipeline": "pipeline",
+    "Token": "answers",
+    "Transcript": "transcript",
+    "load": "pipeline",
+}
+__all__ = [
+    "Answer",
+    "Draft",
+    "Extraction",
+    "MMDiffError",
+    "Pipeline",
+    "Token",
+    "Transcript",
+    "__version__",
+    "load",
+]
 
 torchvision_fix.install()  # before anything can import torchvision; does nothing until then
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from mmdiff.pipeline import load
-
-        return load
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"mmdiff.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

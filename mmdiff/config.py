@@ -477,7 +477,8 @@ SO400M_PENULTIMATE = VisionConfig(
     max_base_areas=4,
 )  # google/siglip2-so400m-patch14-384 without its last layer
 _LLADA_V_SYSTEM = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
 

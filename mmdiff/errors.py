@@ -28,7 +28,8 @@ class OldPackageError(MMDiffError):
 
     def __init__(self, package: str, version: str, least: str) -> None:
         super().__init__(
-            f"mmdiff needs {package} {least} or later, and {version} is installed: pip install '{package}>={least}'"
+            f"mmdiff needs {package} {least} or later, and {version} is installed: pip install "
+            f"'{package}>={least}'"
         )
 
 
@@ -54,7 +55,8 @@ def require_extra(module: str, extra: str, purpose: str) -> Any:
         )  # a system library that is missing, or a build for another torch
     command = f"pip install --force-reinstall --no-deps {package.replace('_', '-')}"
     raise MMDiffError(
-        f"{purpose} needs {package}, which is installed but cannot be imported ({reason}); try {command}"
+        f"{purpose} needs {package}, which is installed but cannot be imported ({reason}); try "
+        f"{command}"
     )
 
 
@@ -69,7 +71,8 @@ def require_posix(purpose: str) -> None:
         import resource  # noqa: F401
     except ImportError as error:
         raise MMDiffError(
-            f"{purpose} needs Linux or macOS (this Python has no module {error.name}); on Windows use WSL"
+            f"{purpose} needs Linux or macOS (this Python has no module {error.name}); on "
+            "Windows use WSL"
         ) from None
 
 

@@ -118,7 +118,8 @@ def decode_data_url(url: str, error_type: type[MMDiffError]) -> bytes:
     head = data_url_head(url)
     if head is None:
         raise error_type(
-            f"{shorten(url)!r} is not a data URL in base64: give one such as data:image/png;base64,iVBO..."
+            f"{shorten(url)!r} is not a data URL in base64: give one such as "
+            "data:image/png;base64,iVBO..."
         )
     try:
         return decode_base64(url[head:])

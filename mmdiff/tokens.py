@@ -47,27 +47,33 @@ CHAT_TEMPLATE = (
     "{% elif part['type'] == 'text' %}{{ part['text'] | trim }}"
     "{% else %}{{ raise_exception('unknown content part: ' + part['type']) }}{% endif %}"
     "{% endfor %}{% endif %}{{ '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
 )
 
 # Before a template that knows texts alone: each message's parts joined to one text, media as marks.
 FLATTENED = (
-    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- set flat = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
     "{%- set text = namespace(content='') -%}"
-    "{%- if message['content'] is string -%}{%- set text.content = message['content'] -%}{%- else -%}"
+    "{%- if message['content'] is string -%}{%- set text.content = message['content'] -%}"
+    "{%- else -%}"
     "{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'image' -%}{%- set text.content = text.content + '<|image|>\n' -%}"
     "{%- elif part['type'] == 'audio' -%}{%- set text.content = text.content + '<|audio|>\n' -%}"
     "{%- elif part['type'] == 'text' -%}{%- set text.content = text.content + part['text'] -%}"
     "{%- else -%}{{- raise_exception('unknown content part: ' + part['type']) -}}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}"
-    "{%- set flat.messages = flat.messages + [dict(message, content=text.content)] -%}{%- endfor -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=text.content)] -%}"
+    "{%- endfor -%}"
     "{%- set messages = flat.messages -%}"
 )
 CHATML_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
     "{% endif %}{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 

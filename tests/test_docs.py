@@ -284,7 +284,7 @@ def check(command: str) -> None:
 def check_values(name: str, values: dict[str, Any]) -> None:
     from mmdiff.config import PRESETS
     from mmdiff.eval.run import GROUPS, TASKS
-    from mmdiff.pipeline import CAPTION_PROMPTS
+    from mmdiff.prompts import CAPTION_PROMPTS
     from mmdiff.training.recipes import RECIPES
 
     given = [

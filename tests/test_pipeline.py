@@ -2,6 +2,7 @@
 in a batch."""
 
 import dataclasses
+import importlib
 import math
 import pickle
 import re
@@ -14,8 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+import mmdiff
+from mmdiff.answers import Answer
 from mmdiff.errors import CheckpointError, MMDiffError
-from mmdiff.pipeline import Answer, Pipeline, find, load
+from mmdiff.modeling.hub import find
+from mmdiff.pipeline import Pipeline, load
 
 RED, BLUE = Image.new("RGB", (70, 40), "red"), Image.new("RGB", (64, 64), "blue")
 
@@ -414,3 +418,13 @@ def test_settings_are_fetched_before_weights(
     with pytest.raises(CheckpointError, match="LlamaForCausalLM"):
         load("some/model", device="cpu")
     assert len(asked) == 1 and "*.safetensors" not in asked[0]
+
+
+def test_moved_names_are_found_for_one_release() -> None:
+    for name in ("Token", "SHIPPED", "REFINE_PROMPT", "Channels", "RefineMode"):
+        with pytest.warns(DeprecationWarning, match=f"mmdiff.pipeline.{name} is now mmdiff"):
+            getattr(importlib.import_module("mmdiff.pipeline"), name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        importlib.import_module("mmdiff.pipeline").nothing  # noqa: B018
+    for name in mmdiff.__all__:
+        assert getattr(mmdiff, name) is not None

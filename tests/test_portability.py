@@ -22,8 +22,9 @@ from mmdiff.config import PRESETS
 from mmdiff.errors import MMDiffError, OldPackageError, require_extra
 from mmdiff.modeling import auto_config
 from mmdiff.modeling.checkpoint import save_folder
+from mmdiff.modeling.device import choose_device
 from mmdiff.modeling.quantize import quantize
-from mmdiff.pipeline import choose_device, load
+from mmdiff.pipeline import load
 from mmdiff.training.checkpoints import save_checkpoint
 from mmdiff.vision.tower import BUILDERS
 from tests.helpers import programs

@@ -13,7 +13,8 @@ from safetensors import safe_open
 import mmdiff
 from mmdiff.eval.run import TASKS
 from mmdiff.eval.structured import score_scenes
-from mmdiff.pipeline import SHIPPED, Pipeline
+from mmdiff.modeling.hub import SHIPPED
+from mmdiff.pipeline import Pipeline
 from mmdiff.training.tiny import easy_vqa
 from mmdiff.training.tiny.scenes import VALID_SEEDS, example
 from mmdiff.training.tiny.structured import scene_schema

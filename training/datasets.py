@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from mmdiff.config import ModelConfig
 from mmdiff.errors import MMDiffError
-from mmdiff.pipeline import CAPTION_ROOM, REFINE_PROMPT
+from mmdiff.prompts import CAPTION_ROOM, REFINE_PROMPT
 from mmdiff.training.batches import TrainingBatch
 from mmdiff.training.packing import Row, Turn, audio_inputs, pack, pad, patch_owners, pixels
 from mmdiff.training.tiny import easy_vqa

@@ -97,7 +97,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         return _from_file(io.BytesIO(source), "the picture", max_pixels)
     if not callable(getattr(source, "read", None)):
         raise ImageError(
-            f"a {type(source).__name__} is no picture: give a path, bytes, a Pillow picture or an array"
+            f"a {type(source).__name__} is no picture: give a path, bytes, a Pillow picture or "
+            "an array"
         )
     name = str(getattr(source, "name", "the picture"))
     return _from_file(read_stream(source, name, ImageError), name, max_pixels)
@@ -153,7 +154,8 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
             ) as error:  # decoders raise whatever their reading of damaged bytes ends in
                 if "unknown pixel mode" in str(error) or isinstance(error, KeyError):
                     raise ImageError(
-                        f"{name} is a {format_name} file of a kind that is not read here (its samples are "
+                        f"{name} is a {format_name} file of a kind that is not read here (its "
+                        "samples are "
                         "of an unusual type or number): save it as PNG with 8 or 16 bits"
                     ) from error
                 raise ImageError(
@@ -174,7 +176,8 @@ def _through_plugin(
             plugin.register_heif_opener()
     except (ImportError, AttributeError) as error:
         raise ImageError(
-            f"{name} is a {format_name} file, which needs another package: pip install '{package}', "
+            f"{name} is a {format_name} file, which needs another package: pip install "
+            f"'{package}', "
             "or save it as PNG or JPEG"
         ) from error
     file.seek(0)
@@ -205,16 +208,19 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
             isinstance(error, AssertionError | AttributeError) and not left_open
         ):
             raise ImageError(
-                f"{name} was closed before its pixels were read: open it again, and call its load() "
+                f"{name} was closed before its pixels were read: open it again, and call its "
+                "load() "
                 "before closing it"
             ) from error
         if "truncated" in str(error):
             raise ImageError(
-                f"{name} is cut short: its header says {width} x {height} pixels, and it ends before the "
+                f"{name} is cut short: its header says {width} x {height} pixels, and it ends "
+                "before the "
                 "last of them; save or download it again"
             ) from error
         raise ImageError(
-            f"{name} is damaged, cut short or of an unknown kind and cannot be decoded ({width} x {height} pixels, "
+            f"{name} is damaged, cut short or of an unknown kind and cannot be decoded ({width} "
+            f"x {height} pixels, "
             f"mode {image.mode}): save or download it again"
         ) from error
     method = UPRIGHT.get(_orientation(image))
@@ -244,7 +250,8 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         )
     if width * height > max_pixels:
         raise ImageError(
-            f"{name} has {width} x {height} = {width * height:,} pixels, more than the {max_pixels:,} allowed: "
+            f"{name} has {width} x {height} = {width * height:,} pixels, more than the "
+            f"{max_pixels:,} allowed: "
             "make it smaller, such as with Pillow's thumbnail"
         )
 

@@ -42,7 +42,8 @@ def merge_views(
     side, (columns, rows) = config.tokens_per_side, grid
     if features_VND.shape[:2] != (1 + columns * rows, side**2):
         raise ValueError(
-            f"features of shape {tuple(features_VND.shape)} do not fit a grid of {columns} x {rows} tiles: "
+            f"features of shape {tuple(features_VND.shape)} do not fit a grid of {columns} x "
+            f"{rows} tiles: "
             f"({1 + columns * rows}, {side**2}, width) is needed"
         )
     if (newline_D is not None) != config.newline:

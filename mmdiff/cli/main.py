@@ -26,10 +26,10 @@ from mmdiff.files import shorten
 from mmdiff.serve.options import ServerOptions, with_flags
 
 if TYPE_CHECKING:
-    from mmdiff.pipeline import Answer, Draft, Pipeline
+    from mmdiff.answers import Answer, Draft, Extraction
+    from mmdiff.pipeline import Pipeline
     from mmdiff.serve.batch.worker_pool import JobOutcome
     from mmdiff.serve.options import Replicas
-    from mmdiff.structured.extraction import Extraction
     from mmdiff.transcript import Transcript
 
 app = typer.Typer(
@@ -331,7 +331,7 @@ def caption(
     max_num_seqs: MaxNumSeqs = 16,
 ) -> None:
     """Describe each picture."""
-    from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
+    from mmdiff.prompts import CAPTION_PROMPTS, CAPTION_ROOM
 
     known = next((name for name in CAPTION_PROMPTS if name == length), None)
     if known is None:
@@ -495,7 +495,7 @@ def train(
 ) -> None:
     """Train a model from data that is generated or installed. Stop with Ctrl-C; the same command
     goes on."""
-    from mmdiff.pipeline import find
+    from mmdiff.modeling.hub import find
     from mmdiff.training.recipes import RECIPES, run
 
     if recipe not in RECIPES:
@@ -622,7 +622,9 @@ def bench(
     from mmdiff.config import DecodingConfig, from_dict
     from mmdiff.eval.speed import SIZES, Load, bench, compile_layers, picture_length, random_model
     from mmdiff.modeling.checkpoint import config_of
-    from mmdiff.pipeline import choose_device, find, load
+    from mmdiff.modeling.device import choose_device
+    from mmdiff.modeling.hub import find
+    from mmdiff.pipeline import load
 
     _check_outputs(out)
     if model is None and preset not in SIZES:
@@ -735,7 +737,7 @@ def info(
     """Say what a model is made of, without loading its weights."""
     from mmdiff.config import PRESETS
     from mmdiff.modeling.checkpoint import config_of, describe
-    from mmdiff.pipeline import SHIPPED, find
+    from mmdiff.modeling.hub import SHIPPED, find
 
     only_preset = model in PRESETS and not (SHIPPED / model / "config.json").is_file()
     stored = PRESETS[model] if only_preset else config_of(find(model, weights=False))
@@ -913,7 +915,8 @@ def _transcript_files(names: list[str], out: Path | None, form: str) -> list[Pat
     for number, file in enumerate(files):
         if file in files[:number]:
             raise _refuse(
-                f"{names[number]!r} and {names[files.index(file)]!r} would both be written to {file}; "
+                f"{names[number]!r} and {names[files.index(file)]!r} would both be written to "
+                f"{file}; "
                 "transcribe them one after the other"
             )
     _check_sources(names, files)
@@ -930,7 +933,8 @@ def _check_sources(names: Iterable[str | Path], outputs: Iterable[Path]) -> None
     for file in outputs:
         if file.is_file() and os.path.realpath(file) in sources:
             raise _refuse(
-                f"{shorten(str(file))} is read, and would be written over; give another name for the output"
+                f"{shorten(str(file))} is read, and would be written over; give another name for "
+                "the output"
             )
 
 

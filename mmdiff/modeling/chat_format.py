@@ -83,5 +83,6 @@ def _written(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the chat template of {tokenizer.name_or_path} cannot be used ({str(error)[:80]}); fetch it again"
+            f"the chat template of {tokenizer.name_or_path} cannot be used ({str(error)[:80]}); "
+            "fetch it again"
         ) from None

@@ -97,7 +97,8 @@ def _number_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor
     if tensor.dtype not in WEIGHT_TYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise CheckpointError(
-            f"{name} is stored as {kind}: quantized weights are not read; load the checkpoint in bfloat16 or float32, "
+            f"{name} is stored as {kind}: quantized weights are not read; load the checkpoint in "
+            "bfloat16 or float32, "
             "with quantize='8bit' or '4bit' to make it smaller"
         )
     made = tensor.to(dtype)
@@ -107,7 +108,8 @@ def _number_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor
                 f"{name} has numbers that {dtype} cannot hold; use bfloat16 or float32"
             )
         raise CheckpointError(
-            f"{name} holds numbers that are not finite (NaN or infinite); fetch the checkpoint again"
+            f"{name} holds numbers that are not finite (NaN or infinite); fetch the checkpoint "
+            "again"
         )
     return made
 
@@ -234,7 +236,8 @@ def _cure(folder: Path) -> str:
         saved_with = str(read_json(folder / "config.json").get("transformers_version"))
         if Version(saved_with) > Version(transformers.__version__):
             return (
-                f"it was saved with transformers {saved_with}, and {transformers.__version__} is installed: "
+                f"it was saved with transformers {saved_with}, and {transformers.__version__} is "
+                "installed: "
                 f"pip install 'transformers>={saved_with}'"
             )
     return "fetch it again"

@@ -68,7 +68,8 @@ def weight_map(folder: Path) -> dict[str, Path]:
         f"{name} in {file}" for name, file in sorted(listed.items()) if name not in held_by[file]
     ]:
         raise CheckpointError(
-            f"{folder} is incomplete: {INDEX} names tensors that are not there: {some(ghosts)}; fetch it again"
+            f"{folder} is incomplete: {INDEX} names tensors that are not there: {some(ghosts)}; "
+            "fetch it again"
         )
     return {name: folder / file for name, file in listed.items()}
 
@@ -81,7 +82,8 @@ def _read_index(index: Path) -> dict[str, str]:
         or not all(isinstance(file, str) for file in listed.values())
     ):
         raise CheckpointError(
-            f"{index} has no weight_map from tensor names to file names ({shown(listed)}); fetch it again, or delete "
+            f"{index} has no weight_map from tensor names to file names ({shown(listed)}); fetch "
+            "it again, or delete "
             f"it where {SINGLE} is whole"
         )
     return listed
@@ -138,8 +140,10 @@ def refuse_adapter(folder: Path) -> None:
     ):
         base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
         raise CheckpointError(
-            f"{folder} is a PEFT adapter, not a whole model: load its base, pipeline = mmdiff.load({shown(base)}), "
-            f"and put it on with peft.PeftModel.from_pretrained(pipeline.model, {shown(str(folder))})"
+            f"{folder} is a PEFT adapter, not a whole model: load its base, pipeline = "
+            f"mmdiff.load({shown(base)}), "
+            "and put it on with peft.PeftModel.from_pretrained(pipeline.model, "
+            f"{shown(str(folder))})"
         )
 
 

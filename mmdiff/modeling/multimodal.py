@@ -96,7 +96,8 @@ class MMDiffModel(PreTrainedModel):
         """
         if any(type(module).__module__.startswith("bitsandbytes") for module in self.modules()):
             raise MMDiffError(
-                f"a model with layers in 8 or 4 bits is not saved in {str(save_directory)!r}: load it without "
+                f"a model with layers in 8 or 4 bits is not saved in {str(save_directory)!r}: "
+                "load it without "
                 "quantize and save that; every load can quantize it again"
             )
         with replacing_weights(Path(save_directory)):
@@ -251,6 +252,7 @@ def merge_media_embeddings(embeds_BTD: Tensor, here_BT: Tensor, media_ND: Tensor
     """
     if int(here_BT.sum()) != media_ND.shape[0]:
         raise ValueError(
-            f"{int(here_BT.sum())} placeholders in the prompt for {media_ND.shape[0]} media embeddings"
+            f"{int(here_BT.sum())} placeholders in the prompt for {media_ND.shape[0]} media "
+            "embeddings"
         )
     return torch.masked_scatter(embeds_BTD, here_BT[..., None], media_ND.to(embeds_BTD.dtype))

@@ -155,7 +155,8 @@ class MMDiffProcessor(ProcessorMixin):
             isinstance(prompt, str) for prompt in texts
         ):
             raise MMDiffError(
-                f"text={shown(text)} does not fit; give a prompt in the chat format, or a list of them"
+                f"text={shown(text)} does not fit; give a prompt in the chat format, or a list "
+                "of them"
             )
         pictures, sounds = (
             _rows_of_pictures(images, len(texts), single),
@@ -314,7 +315,8 @@ def check_messages(messages: Any) -> None:
         or not all(isinstance(m, Mapping) for m in messages)
     ):
         raise MMDiffError(
-            f"{shown(messages)} is not a conversation; give a list of messages, each a dictionary with a "
+            f"{shown(messages)} is not a conversation; give a list of messages, each a "
+            "dictionary with a "
             "role and a content"
         )
     for message in messages:
@@ -325,13 +327,15 @@ def check_messages(messages: Any) -> None:
             continue
         if not isinstance(content, list | tuple):
             raise MMDiffError(
-                f"content={shown(content)} of the message of role {role!r} does not fit; give a text, "
+                f"content={shown(content)} of the message of role {role!r} does not fit; give a "
+                "text, "
                 "or a list of parts"
             )
         for part in content:
             if not isinstance(part, Mapping) or part.get("type") not in PARTS:
                 raise MMDiffError(
-                    f"{shown(part)} is not a part of a message; give a dictionary whose type is one of "
+                    f"{shown(part)} is not a part of a message; give a dictionary whose type is "
+                    "one of "
                     f"{', '.join(PARTS)}"
                 )
             if part["type"] == "text" and not isinstance(part.get("text"), str):

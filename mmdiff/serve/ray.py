@@ -83,7 +83,7 @@ def serve(options: ServerOptions, replicas: Replicas) -> int:
     Raises:
         MMDiffError: no replica starts, or Ray is missing or cannot be reached.
     """
-    from mmdiff.pipeline import find
+    from mmdiff.modeling.hub import find
 
     if options.uds is not None:
         raise MMDiffError(f"--uds {options.uds} is for one machine; leave it out with --ray")

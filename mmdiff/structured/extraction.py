@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmdiff.answers import Decision, Extraction, FieldResult, Repair
 from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import PAD_POSITION, Array, Canvas, stacked
@@ -24,7 +25,6 @@ from mmdiff.structured.constraint.compiled import CompiledSchema
 from mmdiff.structured.constraint.slots import ChoiceSlot, SlotsConstraint, WordSlot
 from mmdiff.structured.constraint.structure_search import (
     Decided,
-    Decision,
     ProbeRow,
     search_structure,
 )
@@ -33,64 +33,6 @@ from mmdiff.structured.schema.serialize import pointer
 
 SHOWN = 40  # characters of a value in a sentence
 AT_ONCE = 32  # rows of a pass that asks about the structure
-
-
-@dataclass(frozen=True)
-class FieldResult:
-    """A value that was decided: how sure (0 to 1), and of a choice the chance of each (value,
-    chance), best first."""
-
-    confidence: float
-    probabilities: tuple[tuple[Any, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Repair:
-    """What was changed for a value to fit: where (a JSON pointer), and a sentence about it."""
-
-    pointer: str
-    what: str
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """A value that fits its schema.
-
-    `fields` has, by JSON pointer, the values that were decided; several slots of one pointer, as
-    the holes of a text, are numbered behind it. `decisions` has what was decided about the
-    structure, and its chances. `repairs` says what is not the model's: a slot that had to be
-    changed, or all of the value, where nothing like the model's would fit; the confidence of these
-    is 0. `notes` says what of the schema could not be worked in. `passes` counts the forward
-    passes, those that decide the structure among them.
-    """
-
-    value: Any
-    text: str
-    fields: dict[str, FieldResult]
-    steps: int
-    passes: int
-    repairs: tuple[Repair, ...] = ()
-    decisions: tuple[Decision, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def confidence(self) -> float:
-        """The least of any field or decision."""
-        fields, decisions = self.fields.values(), self.decisions
-        return min(
-            [1.0, *(each.confidence for each in fields), *(each.confidence for each in decisions)]
-        )
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a user should know of, in sentences: the repairs and the notes."""
-        return (
-            *(
-                f"at {each.pointer or 'the root'} of the value: {each.what}"
-                for each in self.repairs
-            ),
-            *self.notes,
-        )
 
 
 @dataclass(eq=False)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdiff import pipeline as verbs
+from mmdiff.answers import Answer
 from mmdiff.errors import MMDiffError
-from mmdiff.pipeline import Answer, Pipeline, _opened, load
-from mmdiff.transcript import Transcript
+from mmdiff.generation import audio_message
+from mmdiff.pipeline import Pipeline, load
+from mmdiff.refinement import token_likelihoods, with_open_slots
+from mmdiff.transcript import Segment, Transcript
 
 RED = Image.new("RGB", (64, 64), "red")
 
@@ -54,9 +56,7 @@ def test_a_spoken_question_is_written_down_and_asked(
         pipeline,
         "transcribe",
         lambda speech, **_: Transcript(
-            (verbs.Segment(0, 1, "what is it", 0.6),)
-            if speech is not None and speech.any()
-            else (),
+            (Segment(0, 1, "what is it", 0.6),) if speech is not None and speech.any() else (),
             1.0,
         ),
     )
@@ -87,15 +87,15 @@ def test_refining_opens_what_it_should(pipeline: Pipeline, mode: Any) -> None:
 
 
 def test_runs_get_slack_behind_them() -> None:
-    assert _opened([5, 6, 7, 8, 9], {1, 2, 4}, 2, 0) == [5, 0, 0, 0, 0, 8, 0, 0, 0]
-    assert _opened([5, 6], set(), 2, 0) == [5, 6]
+    assert with_open_slots([5, 6, 7, 8, 9], {1, 2, 4}, 2, 0) == [5, 0, 0, 0, 0, 8, 0, 0, 0]
+    assert with_open_slots([5, 6], set(), 2, 0) == [5, 6]
 
 
 def test_likelihoods_hide_every_place_once(pipeline: Pipeline) -> None:
     """The obvious version: for each place, the row with every other place of its parity hidden."""
-    prompted = pipeline._prompt([[verbs._listener(noise(1), "x")]], 8)
+    prompted = pipeline.prefill([[audio_message(noise(1), "x")]], 8)
     ids, mask = [20, 30, 40, 50, 60], pipeline.model.model_config.tokens.mask
-    likely = pipeline._likelihoods(prompted, ids)
+    likely = token_likelihoods(prompted, ids, pipeline.model.model_config.tokens)
     row = torch.tensor([*ids, pipeline.model.model_config.tokens.eot])
     for place, token in enumerate(ids):
         hidden = torch.arange(6) % 2 == place % 2

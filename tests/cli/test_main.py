@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from mmdiff.answers import Draft, Token
 from mmdiff.cli.main import _json, _paint, app, main
 from mmdiff.config import PRESETS
 from mmdiff.eval import speed
@@ -26,7 +27,7 @@ from mmdiff.eval.speed import picture_length, random_model
 from mmdiff.modeling.checkpoint import load_folder, save_folder
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.processor import MMDiffProcessor
-from mmdiff.pipeline import Draft, Pipeline, Token
+from mmdiff.pipeline import Pipeline
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.vision.image_io import open_image
 

@@ -293,7 +293,7 @@ def test_the_verify_lane_tells_what_a_hidden_token_would_be(pipeline: Pipeline) 
     model = pipeline.model
     layers, model.backbone.layers = model.backbone.layers, model.backbone.layers[:1]
     try:
-        prompted = pipeline._prompt(ROWS[:2], 6)
+        prompted = pipeline.prefill(ROWS[:2], 6)
         ids = torch.tensor([[30, 31, 0, 33, 0, 35], [40, 0, 42, 43, 0, 0]])
         select = ids == 0
         hidden = torch.tensor([[1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0]]).bool()
@@ -318,7 +318,7 @@ def test_the_verify_lane_tells_what_a_hidden_token_would_be(pipeline: Pipeline) 
 
 def test_wino_refuses_caches(pipeline: Pipeline) -> None:
     assert isinstance(
-        make_runner(pipeline._prompt(ROWS[:1], 8), DecodingConfig(rule="wino")), ModelRunner
+        make_runner(pipeline.prefill(ROWS[:1], 8), DecodingConfig(rule="wino")), ModelRunner
     )
     with pytest.raises(MMDiffError, match="cache='dual' does not fit rule='wino'"):
         pipeline.chat(ROWS[0], rule="wino", cache="dual")

@@ -217,7 +217,7 @@ def test_rows_that_join_are_computed_anew_and_the_others_stay(endless: Pipeline)
     for cache in ("prefix", "block", "dual", "delayed"):
         decoding = DecodingConfig(4, 2, 4, cache=cache)  # type: ignore[arg-type]
         running, joining = (
-            make_runner(pipeline._prompt([row], 4), decoding)
+            make_runner(pipeline.prefill([row], 4), decoding)
             for row in (user("a"), user("is it?", "red"))
         )
         ids = np.array([[mask] * 4])
@@ -226,11 +226,11 @@ def test_rows_that_join_are_computed_anew_and_the_others_stay(endless: Pipeline)
         both = np.array([[30, mask, mask, mask], [mask] * 4])
         select = np.array([[0, 1, 0, 0], [1, 1, 0, 0]], dtype=bool)
         made = running(both, prompts, select)
-        alone = pipeline._prompt([user("is it?", "red")], 4)
+        alone = pipeline.prefill([user("is it?", "red")], 4)
         exact = alone(both[1:], alone.prompts, select[1:])
         torch.testing.assert_close(made[1:], exact, rtol=1e-4, atol=1e-4)
         if cache == "prefix":  # exact for the other, too
-            alone = pipeline._prompt([user("a")], 4)
+            alone = pipeline.prefill([user("a")], 4)
             exact = alone(both[:1], alone.prompts, select[:1])
             torch.testing.assert_close(made[:1], exact, rtol=1e-4, atol=1e-4)
 
@@ -244,7 +244,7 @@ def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless:
         lambda module, args: calls.append(args[0].shape[1])
     )
     wanted = pipeline.chat(row, **settings)
-    parts = pipeline._prompt([row], 4).prompts[0].blocks
+    parts = pipeline.prefill([row], 4).prompts[0].blocks
     assert len(parts) > 2
     pipeline.store._kept.pop(b"kv" + parts[1].key)
     assert all(b"kv" + part.key in pipeline.store for part in (parts[0], *parts[2:]))
@@ -259,7 +259,7 @@ def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless:
 
 def test_the_usual_cache_is_exact(endless: Pipeline, llada: MMDiffModel) -> None:
     """The prompt is kept where it does not see the answer, and nothing is where it does."""
-    usual = make_runner(endless._prompt([user("a")], 4), DecodingConfig())
+    usual = make_runner(endless.prefill([user("a")], 4), DecodingConfig())
     assert isinstance(usual, CachedRunner) and usual.cache == PrefixPolicy()
     assert isinstance(
         make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig()), ModelRunner
@@ -269,4 +269,4 @@ def test_the_usual_cache_is_exact(endless: Pipeline, llada: MMDiffModel) -> None
             ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig(cache="prefix", lookahead=2)
         )
     for cache in ("none", "prefix"):
-        make_runner(endless._prompt([user("a")], 4), DecodingConfig(cache=cache, lookahead=2))  # type: ignore[arg-type]
+        make_runner(endless.prefill([user("a")], 4), DecodingConfig(cache=cache, lookahead=2))  # type: ignore[arg-type]

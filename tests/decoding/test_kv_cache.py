@@ -100,7 +100,7 @@ def prompts() -> list[Any]:
 def steps(
     pipeline: Pipeline, rows: list[Any], decoding: DecodingConfig, seeds: list[int]
 ) -> Iterator[Canvas]:
-    prompted = pipeline._prompt(rows, decoding.gen_length)
+    prompted = pipeline.prefill(rows, decoding.gen_length)
     tokens = pipeline.model.model_config.tokens
     canvas = Canvas.blank(len(rows), decoding.gen_length, tokens.mask)
     return denoise(make_runner(prompted, decoding), canvas, decoding, tokens, seeds)
@@ -133,7 +133,7 @@ def test_fixed_positions_stay_and_every_step_commits(
     )
     ids = torch.full((1, 20), tokens.mask)
     ids[0, [0, 3, 11]] = torch.tensor([40, 41, 42])
-    predict = make_runner(pipeline._prompt(prompts()[:1], 20), decoding)
+    predict = make_runner(pipeline.prefill(prompts()[:1], 20), decoding)
     before, count = Canvas.of(ids, tokens.mask), 0
     for canvas in denoise(predict, before, decoding, tokens, [5]):
         kept = ~before.open_BG & ((before.step_BG < 0) | torch.tensor(rule not in REVISING))
@@ -148,7 +148,7 @@ def test_fixed_positions_stay_and_every_step_commits(
     assert not isinstance(predict, CachedRunner) or predict.calls == count
     again = list(
         denoise(
-            make_runner(pipeline._prompt(prompts()[:1], 20), decoding),
+            make_runner(pipeline.prefill(prompts()[:1], 20), decoding),
             Canvas.of(ids, tokens.mask),
             decoding,
             tokens,
@@ -189,7 +189,7 @@ def difference(
 
 
 def test_prefix_is_exact_where_the_prompt_does_not_see_the_answer(pipeline: Pipeline) -> None:
-    prompted = pipeline._prompt(prompts(), 20)
+    prompted = pipeline.prefill(prompts(), 20)
     assert (
         difference(prompted, pipeline.model.model_config.tokens, settings_for("prefix", "quota"), 8)
         < 2e-6

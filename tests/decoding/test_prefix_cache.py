@@ -121,7 +121,7 @@ def test_full_attention_shares_encoded_media_only(
     )
     monkeypatch.setattr(pipeline.model, "model_config", full)
     content = [{"type": "image", "image": picture()}, {"type": "text", "text": "what is it?"}]
-    prompted = pipeline._prompt([[{"role": "user", "content": content}]], 8)
+    prompted = pipeline.prefill([[{"role": "user", "content": content}]], 8)
     assert prompted.prompts[0].blocks == [] and len(pipeline.store) == 1
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from mmdiff.answers import Answer
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import MMDiffError
 from mmdiff.eval import accuracy_vs_passes
 from mmdiff.eval.accuracy_vs_passes import ONE_A_STEP, SETTINGS, compare
-from mmdiff.pipeline import Answer
 
 
 class Fake:

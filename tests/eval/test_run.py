@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 import mmdiff
+from mmdiff.answers import Answer
 from mmdiff.config import DecodingConfig
 from mmdiff.eval import tasks
 from mmdiff.eval.run import ask_all, evaluate
 from mmdiff.eval.tasks import NUM_SCENES, QUESTIONS_PER_SCENE, TASKS, Question, exact
-from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, Answer
+from mmdiff.prompts import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.training.tiny import easy_vqa
 from mmdiff.training.tiny.scenes import TEST_SEEDS, TRAIN_SEEDS, Scene, example
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from mmdiff.answers import Answer
 from mmdiff.errors import MMDiffError, NoSpeechError
 from mmdiff.eval import speech
 from mmdiff.eval.speech import Recording, normalise, recorded, word_errors
-from mmdiff.pipeline import Answer
 from mmdiff.training.tiny.sentences import KINDS
 from mmdiff.transcript import Segment, Transcript
 from tests.helpers.programs import needs

@@ -415,7 +415,7 @@ def test_outputs_can_be_compiled_and_pickled(random_tiny: Path) -> None:
 # https://github.com/foundation-model-stack/foundation-model-stack/pull/373: weights came with the
 # settings
 def test_settings_do_not_bring_weights(monkeypatch: pytest.MonkeyPatch, reference: Path) -> None:
-    from mmdiff.pipeline import find
+    from mmdiff.modeling.hub import find
 
     asked: list[str] = []
     monkeypatch.setattr(

@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 from mmdiff.decoding import sampler
 from mmdiff.errors import MMDiffError, OldPackageError, require_extra, require_posix
 from mmdiff.modeling.checkpoint import save_folder
-from mmdiff.pipeline import choose_device, load
+from mmdiff.modeling.device import choose_device
+from mmdiff.pipeline import load
 from tests.helpers import programs
 
 

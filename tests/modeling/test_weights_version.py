@@ -267,11 +267,11 @@ def test_layers_through_onednn_are_noticed(pipeline: Pipeline) -> None:
 
 
 def test_the_vocabulary_of_structured_answers_follows_the_tokenizer(pipeline: Pipeline) -> None:
-    layouts = pipeline._layouts
-    assert pipeline._layouts is layouts
+    layouts = pipeline.layouts
+    assert pipeline.layouts is layouts
     pipeline.processor = copy.copy(pipeline.processor)
     pipeline.processor.tokenizer = copy.deepcopy(pipeline.processor.tokenizer)
-    assert pipeline._layouts is not layouts
+    assert pipeline.layouts is not layouts
 
 
 def test_a_store_is_pickled_without_what_it_keeps(pipeline: Pipeline) -> None:

@@ -16,7 +16,8 @@ from mmdiff.config import PRESETS
 from mmdiff.decoding.commit_rules import RULES
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.structured_adversarial import SCHEMAS, Judge
-from mmdiff.pipeline import Pipeline, _finish, load
+from mmdiff.generation import collect
+from mmdiff.pipeline import Pipeline, load
 from mmdiff.serve.engine.detokenizer import draft
 from mmdiff.structured.schema.errors import BudgetError, UnsupportedSchemaError
 from mmdiff.structured.schema.inputs import compile_template
@@ -103,11 +104,11 @@ def test_rows_with_scaffolds_join_and_do_not_change_each_other(pipeline: Pipelin
     messages = [[{"role": "user", "content": f"number {n}"}] for n in range(3)]
     alone = []
     for message, scaffold in zip(messages, scaffolds, strict=True):
-        finished = _finish(
+        finished = collect(
             pipeline.start([message], seeds=[5], scaffolds=[scaffold], threshold=0.5)
         )
         alone.append(pipeline.answers(finished)[0].text)
-    finished = _finish(pipeline.start(messages, seeds=[5] * 3, scaffolds=scaffolds, threshold=0.5))
+    finished = collect(pipeline.start(messages, seeds=[5] * 3, scaffolds=scaffolds, threshold=0.5))
     together = [answer.text for answer in pipeline.answers(finished)]
     assert [together[finished.names.index(name)] for name in range(3)] == alone
     for text, name in zip(alone, ("receipt", "lengths", "one of"), strict=True):
@@ -142,7 +143,7 @@ def test_choices_come_back_as_they_were_given(pipeline: Pipeline, text: str) -> 
 
 def test_a_space_before_a_hole_is_part_of_what_is_filled_in(pipeline: Pipeline) -> None:
     tokens = pipeline.processor.tokenizer
-    scaffold = compile_template("a [[red|blue]] [[/[a-z]+/]] [[ ]]", pipeline._layouts, 64)
+    scaffold = compile_template("a [[red|blue]] [[/[a-z]+/]] [[ ]]", pipeline.layouts, 64)
     literals = [piece for piece in scaffold.witness.pieces if isinstance(piece, str)]
     assert literals == ["a"]
     choices = scaffold.layouts.choices(scaffold.witness.pieces[1].node)
@@ -209,7 +210,7 @@ def test_holes_have_fields_of_their_own(pipeline: Pipeline) -> None:
 def test_literals_hold_no_control_tokens(pipeline: Pipeline) -> None:
     """One would end the answer, or claim an image, where a name or a choice is spelled."""
     text, tokens = "a <|eot_id|> <|image|> <|mdm_mask|>", pipeline.model.model_config.tokens
-    ids = pipeline._layouts.vocabulary.encode(text)
+    ids = pipeline.layouts.vocabulary.encode(text)
     assert not {tokens.eot, tokens.image, tokens.mask} & set(ids)
     assert pipeline.processor.tokenizer.decode(ids) == text
     assert pipeline.choose(None, "which?", ["<|eot_id|> it", "<|image|>"]).text in (

@@ -18,7 +18,7 @@ from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.errors import MMDiffError
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.processor import MMDiffProcessor
-from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM
+from mmdiff.prompts import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.tokens import segment_ids
 from mmdiff.training import datasets
 from mmdiff.training.batches import TrainingBatch

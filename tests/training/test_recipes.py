@@ -15,11 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperModel
 
+from mmdiff.answers import Answer
 from mmdiff.config import PRESETS, ModelConfig
 from mmdiff.errors import CheckpointError
 from mmdiff.modeling.checkpoint import canonical_state
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
-from mmdiff.pipeline import Answer, load
+from mmdiff.pipeline import load
 from mmdiff.training import recipes
 from mmdiff.training.checkpoints import checkpoints, load_checkpoint
 from mmdiff.training.datasets import (

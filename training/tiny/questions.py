@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mmdiff import pipeline
+from mmdiff import prompts as shared_prompts
 from mmdiff.training.tiny.scenes import (
     COLOURS,
     MAX_THINGS,
@@ -636,17 +636,17 @@ def _cell(thing: Thing, scene: Scene) -> tuple[int, ...]:
 
 CAPTION_PROMPTS: dict[Length, tuple[str, ...]] = {  # the first of each is the one to test with
     "word": (
-        pipeline.CAPTION_PROMPTS["word"],
+        shared_prompts.CAPTION_PROMPTS["word"],
         "Name the main object in one word.",
         "What is it? One word.",
     ),
     "short": (
-        pipeline.CAPTION_PROMPTS["short"],
+        shared_prompts.CAPTION_PROMPTS["short"],
         "Write a short caption.",
         "What is in the picture?",
     ),
     "long": (
-        pipeline.CAPTION_PROMPTS["long"],
+        shared_prompts.CAPTION_PROMPTS["long"],
         "Write a long caption.",
         "Describe every object in the picture.",
     ),

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmdiff.config import ModelConfig
-from mmdiff.pipeline import REFINE_PROMPT
+from mmdiff.prompts import REFINE_PROMPT
 from mmdiff.training.datasets import (
     ConversationDataset,
     RegionTextDataset,

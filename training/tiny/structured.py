@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, Piece, dumps, outline, pieces
+from mmdiff.prompts import EXTRACT_PROMPT
+from mmdiff.structured.schema.serialize import Piece, dumps, outline, pieces
 from mmdiff.training.tiny.questions import Facts, facts_of
 from mmdiff.training.tiny.scenes import (
     COLOURS,

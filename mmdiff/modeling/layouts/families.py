@@ -2,10 +2,10 @@
 it may have.
 
 A setting of config.json is in one of three tables. What has a size or an id is read
-(`published_config.py`). What changes the maths is in `Family.settings` with the values that the backbone
-here computes, and any other value is refused by name. Bookkeeping of training and of libraries is
-passed over. What is in none of them is refused where it is switched on, unless its name says that
-it is bookkeeping: a model must not load and compute something else in silence.
+(`published_config.py`). What changes the maths is in `Family.settings` with the values that the
+backbone here computes, and any other value is refused by name. Bookkeeping of training and of
+libraries is passed over. What is in none of them is refused where it is switched on, unless its
+name says that it is bookkeeping: a model must not load and compute something else in silence.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def family_of(published: Mapping[str, Any]) -> Family:
     named = named if isinstance(named, list) else [named]
     if named and not any(name in ARCHITECTURES for name in named):
         raise CheckpointError(
-            f"config.json names the architecture {shown(named[0])}, which mmdiff does not compute; it loads "
+            f"config.json names the architecture {shown(named[0])}, which mmdiff does not "
+            "compute; it loads "
             f"{', '.join(ARCHITECTURES)}"
         )
     kind = published.get("model_type") or MODEL_TYPES[0]
@@ -220,7 +221,8 @@ def check_settings(published: Mapping[str, Any], family: Family) -> None:
             raise _refusal(
                 key,
                 value,
-                "a setting that mmdiff does not know; take it out if it changes nothing that the model computes",
+                "a setting that mmdiff does not know; take it out if it changes nothing that the "
+                "model computes",
             )
 
 
@@ -480,6 +482,8 @@ def _is_bookkeeping(key: str, value: object) -> bool:
 
 # Published name -> ours, as regular expressions that must match the whole name; a target of None is
 # dropped on purpose.
+_LLADA_BLOCK = r"model\.transformer\.blocks\.(\d+)\."
+_LLADA_V_TOWER = r"model\.vision_tower\.vision_tower\.vision_model\."
 LAYOUTS: dict[str, dict[str, str | None]] = {
     "mmdiff": {
         r"(backbone|vision_tower|connector|audio_tower|audio_connector)\..*": r"\g<0>",
@@ -490,12 +494,12 @@ LAYOUTS: dict[str, dict[str, str | None]] = {
         r"model\.transformer\.ln_f\.weight": "backbone.norm.weight",
         r"model\.transformer\.ff_out\.weight": "backbone.lm_head.weight",
         r"model\.transformer\.blocks\.(\d+)\.([qkv]_proj\..*)": r"backbone.layers.\1.self_attn.\2",
-        r"model\.transformer\.blocks\.(\d+)\.attn_out\.(.*)": r"backbone.layers.\1.self_attn.o_proj.\2",
+        _LLADA_BLOCK + r"attn_out\.(.*)": r"backbone.layers.\1.self_attn.o_proj.\2",
         r"model\.transformer\.blocks\.(\d+)\.ff_proj\.(.*)": r"backbone.layers.\1.mlp.gate_proj.\2",
         r"model\.transformer\.blocks\.(\d+)\.up_proj\.(.*)": r"backbone.layers.\1.mlp.up_proj.\2",
         r"model\.transformer\.blocks\.(\d+)\.ff_out\.(.*)": r"backbone.layers.\1.mlp.down_proj.\2",
-        r"model\.transformer\.blocks\.(\d+)\.attn_norm\.(.*)": r"backbone.layers.\1.input_layernorm.\2",
-        r"model\.transformer\.blocks\.(\d+)\.ff_norm\.(.*)": r"backbone.layers.\1.post_attention_layernorm.\2",
+        _LLADA_BLOCK + r"attn_norm\.(.*)": r"backbone.layers.\1.input_layernorm.\2",
+        _LLADA_BLOCK + r"ff_norm\.(.*)": r"backbone.layers.\1.post_attention_layernorm.\2",
     },
     "llada-v": {
         r"model\.(embed_tokens|norm)\.weight": r"backbone.\1.weight",
@@ -505,7 +509,7 @@ LAYOUTS: dict[str, dict[str, str | None]] = {
         r"model\.(layers\.\d+\..*)": r"backbone.\1",
         # of old versions
         r"model\.vision_tower\.vision_tower\.vision_model\.embeddings\.position_ids": None,
-        r"model\.vision_tower\.vision_tower\.vision_model\.(embeddings\..*|encoder\..*)": r"vision_tower.\1",
+        _LLADA_V_TOWER + r"(embeddings\..*|encoder\..*)": r"vision_tower.\1",
         # behind what we take
         r"model\.vision_tower\.vision_tower\.vision_model\.(post_layernorm|head)\..*": None,
         r"model\.mm_projector\.([02]\..*)": r"connector.\1",
@@ -526,7 +530,8 @@ def recognise(names: Iterable[str]) -> str:
         if mark in names:
             return layout
     raise CheckpointError(
-        f"unknown architecture: none of {sorted(_MARKS.values())} is among its {len(names)} names, such as "
+        f"unknown architecture: none of {sorted(_MARKS.values())} is among its {len(names)} "
+        "names, such as "
         f"{some(sorted(names), 3)}"
     )
 

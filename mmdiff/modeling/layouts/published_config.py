@@ -118,7 +118,8 @@ def _backbone_of(published: Mapping[str, Any], family: Family) -> BackboneConfig
     )
     if published.get("head_dim") not in (None, backbone.head_dim):
         raise CheckpointError(
-            f"config.json says head_dim={shown(published['head_dim'])}, but mmdiff's heads are hidden_size / "
+            f"config.json says head_dim={shown(published['head_dim'])}, but mmdiff's heads are "
+            "hidden_size / "
             f"num_attention_heads = {backbone.head_dim} wide"
         )
     return backbone
@@ -134,7 +135,8 @@ def _tokens_of(
     eos = _id(published, "eos_token_id")
     if mask is None or eos is None:
         raise CheckpointError(
-            f"config.json names no {'mask' if mask is None else 'eos'}_token_id, and a vocabulary of {vocab_size} is "
+            f"config.json names no {'mask' if mask is None else 'eos'}_token_id, and a "
+            f"vocabulary of {vocab_size} is "
             f"not that of {family.name}"
         )
     for key, token in (("mask_token_id", mask), ("eos_token_id", eos)):
@@ -177,7 +179,8 @@ def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
     tower = _tower_of(published["mm_vision_tower"], folder)
     if published.get("mm_hidden_size") not in (None, tower.hidden_size):
         raise CheckpointError(
-            f"config.json says mm_hidden_size={shown(published['mm_hidden_size'])}, but its vision tower "
+            f"config.json says mm_hidden_size={shown(published['mm_hidden_size'])}, but its "
+            "vision tower "
             f"{shown(published['mm_vision_tower'])} gives {tower.hidden_size}"
         )
     aspect, merge = published.get("image_aspect_ratio"), published.get("mm_patch_merge_type")
@@ -189,8 +192,10 @@ def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
     tiled = re.fullmatch(r"anyres(?:_max_([1-9]\d*))?", str(aspect))
     if tiled is None or merge != "spatial_unpad":
         raise CheckpointError(
-            f"config.json says image_aspect_ratio={shown(aspect)} and mm_patch_merge_type={shown(merge)}, a way of "
-            "cutting images that mmdiff does not know; it knows anyres_max_N, anyres, pad and square with "
+            f"config.json says image_aspect_ratio={shown(aspect)} and "
+            f"mm_patch_merge_type={shown(merge)}, a way of "
+            "cutting images that mmdiff does not know; it knows anyres_max_N, anyres, pad and "
+            "square with "
             "spatial_unpad, and pad and square with flat"
         )
     grids = grids_of(published.get("image_grid_pinpoints"), tower.image_size)
@@ -216,7 +221,8 @@ def _tower_of(name: object, folder: Path) -> VisionConfig:
     if "siglip" in path.lower() and (patches is None or patches[0].startswith("patch14-384")):
         return SO400M_PENULTIMATE
     raise CheckpointError(
-        f"unknown vision tower {shown(name)}; known are SigLIP and SigLIP 2 so400m-patch14-384, or a SigLIP tower "
+        f"unknown vision tower {shown(name)}; known are SigLIP and SigLIP 2 so400m-patch14-384, "
+        "or a SigLIP tower "
         "whose own folder, with its config.json, lies beside the weights"
     )
 
@@ -259,13 +265,15 @@ def grids_of(pinpoints: object, side: int) -> tuple[tuple[int, int], ...]:
         pairs = _literal(pinpoints) if isinstance(pinpoints, str) else pinpoints
         if not isinstance(pairs, Sequence) or not all(_is_size(pair, side) for pair in pairs):
             raise CheckpointError(
-                f"config.json says image_grid_pinpoints={shown(pinpoints)}; give pairs of pixels that are multiples "
+                f"config.json says image_grid_pinpoints={shown(pinpoints)}; give pairs of pixels "
+                "that are multiples "
                 f"of {side}, or '(1x1),...,(6x6)'"
             )
         grids = [(width // side, height // side) for width, height in pairs]
     if not 0 < len(grids) <= _MOST_GRIDS:
         raise CheckpointError(
-            f"config.json says image_grid_pinpoints={shown(pinpoints)}, which is {len(grids)} grids; give 1 to "
+            f"config.json says image_grid_pinpoints={shown(pinpoints)}, which is {len(grids)} "
+            "grids; give 1 to "
             f"{_MOST_GRIDS}"
         )
     return tuple(grids)

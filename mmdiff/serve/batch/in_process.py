@@ -93,7 +93,7 @@ def local_options(
 def identity(options: ServerOptions) -> list[Any]:
     """What the answers depend on beside the bodies."""
     from mmdiff.audio.whisper_decoder import find_folder  # PyTorch comes with it
-    from mmdiff.pipeline import find
+    from mmdiff.modeling.hub import find
 
     identities = [fingerprint(find(options.model)), list(options.names)]
     if options.speech_model is not None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from PIL import Image
 
+from mmdiff.prompts import EXTRACT_PROMPT
 from mmdiff.serve.engine import ipc
-from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline
+from mmdiff.structured.schema.serialize import outline
 
 
 def with_outline(messages: Sequence[Any], schema: Any) -> list[dict[str, Any]]:

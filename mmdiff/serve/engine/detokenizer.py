@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmdiff.answers import Answer, Extraction, Token
 from mmdiff.config import DecodingConfig
 from mmdiff.decoding.canvas import PAD_POSITION
 from mmdiff.decoding.commit_rules import RemaskingRule
 from mmdiff.decoding.sampler import Sampler
-from mmdiff.pipeline import Answer, Pipeline, Token
-from mmdiff.structured.extraction import Extraction, StructuredSequence
+from mmdiff.pipeline import Pipeline
+from mmdiff.structured.extraction import StructuredSequence
 
 OPEN = "▒"
 

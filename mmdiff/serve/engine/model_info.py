@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from mmdiff.errors import MMDiffError
-from mmdiff.pipeline import CAPTION_PROMPTS, CAPTION_ROOM, Pipeline
+from mmdiff.pipeline import Pipeline
+from mmdiff.prompts import CAPTION_PROMPTS, CAPTION_ROOM
 from mmdiff.serve.engine.messages import ModelInfo
 
 

@@ -25,9 +25,10 @@ from typing import Any, TypeAlias
 
 import torch
 
+from mmdiff.answers import Answer, Token
 from mmdiff.config import DecodingConfig
 from mmdiff.errors import ContextError, MMDiffError
-from mmdiff.pipeline import Answer, Pipeline, Token, load
+from mmdiff.pipeline import Pipeline, load
 from mmdiff.serve.engine import ipc
 from mmdiff.serve.engine.conversations import with_media, with_outline
 from mmdiff.serve.engine.detokenizer import (

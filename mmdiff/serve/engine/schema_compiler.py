@@ -12,7 +12,8 @@ from functools import partial
 
 from cachetools import LRUCache
 
-from mmdiff.pipeline import MAX_TOKENS, Pipeline
+from mmdiff.generation import MAX_TOKENS
+from mmdiff.pipeline import Pipeline
 from mmdiff.serve.engine.jobs import AnswerJob
 from mmdiff.serve.engine.messages import AnswerRequest
 from mmdiff.serve.engine.time_slices import SlicedWork

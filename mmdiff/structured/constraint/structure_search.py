@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from mmdiff.answers import Decision
 from mmdiff.structured.constraint.compiled import CompiledSchema
 from mmdiff.structured.constraint.slots import ChoiceSlot, WordSlot
 from mmdiff.structured.constraint.template import Template
@@ -53,30 +54,6 @@ class ProbeRow(NamedTuple):
 
     ids: Sequence[int]
     positions: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A structural decision that the model was asked about.
-
-    `kind` is "present" (whether an optional member is there, given what was decided before it),
-    "items" (how many, of an array or a map) or "alternative" (which one of a union); `chances` has
-    the chance of each (option, chance), the chosen one first.
-    """
-
-    pointer: str
-    kind: Literal["present", "items", "alternative"]
-    probabilities: tuple[tuple[Any, float], ...]
-
-    @property
-    def chosen(self) -> Any:
-        """The option that was taken."""
-        return self.probabilities[0][0]
-
-    @property
-    def confidence(self) -> float:
-        """The chance of the option that was taken."""
-        return self.probabilities[0][1]
 
 
 @dataclass(frozen=True)

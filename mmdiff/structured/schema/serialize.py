@@ -11,8 +11,6 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-EXTRACT_PROMPT = "Answer as JSON: {}"  # with an outline
-
 
 class Piece(NamedTuple):
     """A stretch of text that is tokenised by itself; `path` is the JSON pointer of the value that

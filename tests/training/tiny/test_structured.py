@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from mmdiff.config import PRESETS
-from mmdiff.structured.schema.serialize import EXTRACT_PROMPT, outline, pieces
+from mmdiff.prompts import EXTRACT_PROMPT
+from mmdiff.structured.schema.serialize import outline, pieces
 from mmdiff.training.packing import DECISION_LENGTHS, Turn, _laid_out
 from mmdiff.training.tiny.scenes import random_scene, scene_json
 from mmdiff.training.tiny.structured import FORMS, scene_schema, structured
