@@ -23,7 +23,8 @@ class LinksHook(BuildHookInterface):
         ]
         if broken:
             raise RuntimeError(
-                f"{', '.join(broken)}: not a link to a folder. git has checked this out without symbolic links; turn "
-                "them on (on Windows: Developer Mode, then git config core.symlinks true and git checkout -- mmdiff), "
-                "or install a wheel, which holds folders"
+                f"{', '.join(broken)}: not a link to a folder. git has checked this out without "
+                "symbolic links; turn them on (on Windows: Developer Mode, then git config "
+                "core.symlinks true and git checkout -- mmdiff), or install a wheel, which holds "
+                "folders"
             )

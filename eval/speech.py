@@ -455,7 +455,7 @@ def _asterisk_texts() -> Iterator[tuple[str, str]]:
     like."""
     if not ASTERISK_TEXTS.is_file():
         return
-    for line in gzip.open(ASTERISK_TEXTS, "rt", encoding="utf-8", errors="replace"):
+    for line in gzip.decompress(ASTERISK_TEXTS.read_bytes()).decode(errors="replace").splitlines():
         key, _, text = line.strip().partition(": ")
         words = re.sub(r"\[.{1,3}\]$", "", text).strip()  # "dash [-]" is said "dash"
         if (

@@ -258,8 +258,8 @@ def compile_layers(model: MMDiffModel) -> None:
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if model.device.type == "cpu" and sys.platform != "win32" and shutil.which(compiler) is None:
         raise MMDiffError(
-            f"compiling needs the C++ compiler {compiler}, which is not installed; install it or name "
-            "another one in CXX"
+            f"compiling needs the C++ compiler {compiler}, which is not installed; install it "
+            "or name another one in CXX"
         )
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"
     for layer in model.backbone.layers:
@@ -338,9 +338,10 @@ def _check_plain(decoding: DecodingConfig) -> None:
     blocks, rest = divmod(decoding.gen_length, decoding.block_length)
     if rest or decoding.steps % max(blocks, 1) or rule_name(decoding) != "quota":
         raise MMDiffError(
-            f"the obvious versions take the rule quota and whole blocks with as many steps each, not {decoding.steps} "
-            f"steps, gen_length={decoding.gen_length} and block_length={decoding.block_length} with "
-            f"{rule_name(decoding)}; leave out --baselines"
+            "the obvious versions take the rule quota and whole blocks with as many steps each, "
+            f"not {decoding.steps} steps, gen_length={decoding.gen_length} and "
+            f"block_length={decoding.block_length} with {rule_name(decoding)}; "
+            "leave out --baselines"
         )
 
 

@@ -7,6 +7,7 @@ others that must not.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import random
@@ -407,10 +408,8 @@ def test_a_name_does_not_send_a_pattern_searching_without_end(layouts: TemplateB
         "patternProperties": {"^(a|a)*$": {}},
     }
     started = time.thread_time()
-    try:
+    with contextlib.suppress(ScaffoldError):
         compile_schema(schema, layouts, 400)
-    except ScaffoldError:
-        pass
     assert time.thread_time() - started < 3
 
 

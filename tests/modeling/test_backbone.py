@@ -15,9 +15,13 @@ from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weight
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.onednn_linear import OneDNNLinear, use_onednn
 
-SMALL = dict(
-    vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
-)
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 def backbone(**changes: object) -> Backbone:

@@ -111,57 +111,47 @@ CHANGES: list[Change] = [
             "grow or ragged or guesses or none-'"
         ),
         [
-            ("self.growing_B[rows_A] & ~hurried_A", "self.growing_B[rows_A]"),
-            ("eligible_AG |= part.open_BG & hurried_A", "eligible_AG |= part.open_BG & ~hurried_A"),
-            ("part.tail(END_WINDOW)", "part.tail(END_WINDOW // 2)"),
-            ("(self.steps_B - self.growth_B)[rows_A", "self.steps_B[rows_A"),
-            ("self.order(votes)) | eligible_AG & hurried_A[:, None]", "self.order(votes))"),
+            ("each.tail(END_WINDOW)", "each.tail(END_WINDOW // 2)"),
+            ("self.order(votes)) | Deadline()(votes, votes.confidence_AG)", "self.order(votes))"),
             (
-                "constraint.expand(here_AG[number]) & eligible_AG[number]",
-                "constraint.expand(here_AG[number])",
+                "constraint.expand(here_AG[row]) & eligible_AG[row]",
+                "constraint.expand(here_AG[row])",
             ),
-            ("self.canvas.select(rows_A)) & ~hurried_A[:, None]", "self.canvas.select(rows_A))"),
+            (
+                "self.rule.remask(votes, after) & ~votes.expired_A[:, None]",
+                "self.rule.remask(votes, after)",
+            ),
             ("ids_AG, votes.confidence_AG, steps_A)", "ids_AG, votes.confidence_AG, steps_A + 1)"),
-            ("self.growth_B[rows_A] += growing_A", "self.growth_B[rows_A] = growing_A.long()"),
-            ("self._next_name += len(names)", "self._next_name += 1"),
-            ("self.generators + other.generators", "other.generators + self.generators"),
-            ("self._finished() | self._named(abort)", "self._finished()"),
-            ("self.predict.passes_B[gone_A.cpu()]", "self.predict.passes_B[: len(gone_A)]"),
-            ("torch.where(free_B, ended_B, full_B)", "ended_B"),
-            ("chunk_NV, temperature, draws[number][0]", "chunk_NV, temperature, draws[0][0]"),
-            ("sure_1G, self.steps_B[row_1])", "sure_1G, self.steps_B[row_1] + 1)"),
-            ("both_SV[:count], both_SV[count:]", "both_SV[-count:], both_SV[:-count]"),
+            ("each.growth += 1", "each.growth = 1"),
+            ("self._next_name += len(other.running)", "self._next_name += 1"),
+            ("self.running += other.running", "self.running = other.running + self.running"),
+            ("each.name in abort or each.finished", "each.finished"),
+            ("temperature, [draws[row]]", "temperature, [draws[0]]"),
+            ("logits_SV[int(select_AG.sum()) :]", "logits_SV[: -int(select_AG.sum())]"),
             ("logits_SV < least_S1", "logits_SV <= least_S1"),
-            ("torch.minimum(length_A + GROWTH, self.limits_B[rows_A])", "length_A + GROWTH"),
-            ("short_A & (wanted_A < self.limits_B[rows_A])", "short_A"),
-            ("share < END_EXPECTED", "share > END_EXPECTED"),
+            (
+                "each.growing = each.length < each.limit\n                else",
+                "each.growing = True\n                else",
+            ),
+            ("< END_EXPECTED for", "> END_EXPECTED for"),
             ("END_EXPECTED = 0.5", "END_EXPECTED = 0.6"),
             (".flip(0).cumprod(0).flip(0)", ".cumprod(0)"),
             ("expects_N).mean()", "expects_N).max()"),
-            ("(part.step_BG >= 0) & eligible_AG", "~part.open_BG & eligible_AG"),
-            (
-                " & eligible_AG.any(1, keepdim=True)\n",
-                "\n",
-                (
-                    "an active row without eligible positions is growing, and nothing of it is "
-                    "decided yet"
-                ),
-            ),
             ("temperature * noise_NV", "noise_NV"),
             (
-                "dtype=torch.float64).exp",
-                "dtype=torch.float32).exp",
+                "dtype=torch.float64)\n            noise",
+                "dtype=torch.float32)\n            noise",
                 (
                     "torch draws them in double precision on a processor, and rounds what is as "
                     "small as it should be"
                 ),
             ),
-            ("decoding.steps < len(blocks)", "decoding.steps <= len(blocks)"),
-            ("schedule(block, steps)\n            if quota\n        ]", "schedule(block, steps)]"),
-            ("max(1, share) for", "share for"),
             ("(tokens.eos, tokens.eot) if decoding.stop", "(tokens.eos,) if decoding.stop"),
-            ("(~self._finished()).nonzero()", "torch.ones_like(self._finished()).nonzero()"),
-            ("seeds = range(num_rows) if", "seeds = [0] * num_rows if"),
+            (
+                "active = [each for each in self.running if not each.finished(self._end_ids)]",
+                "active = list(self.running)",
+            ),
+            ("seeds = range(count) if", "seeds = [0] * count if"),
         ],
     ),
     *of(
@@ -176,20 +166,17 @@ CHANGES: list[Change] = [
             ("age_A >= interval", "age_A > interval"),
             (" | progress.entered_A", ""),
             (" | progress.grown_A", ""),
-            ("return torch.ones_like(progress.open_AG)", "return progress.open_AG"),
-            ("all(\n            old >= new for", "any(\n            old >= new for"),
-            ("self.length += before + after", "self.length += after"),
-            ("self._room[:, :, self.rows : wanted] = 0", "pass"),
-            ("(0, 0, before, after, 0, 0, 0, rows)", "(0, 0, after, before, 0, 0, 0, rows)"),
+            ("np.ones_like(progress.open_AG)", "progress.open_AG"),
+            ("if moved == sorted(moved):", "if True:"),
             (
-                "wanted > self._room.shape[2]",
-                "wanted >= self._room.shape[2]",
+                "if more > 0 or columns > 0:",
+                "if more > 0:",
                 "new room is made a row early, and the numbers in it are the same",
             ),
-            ("if isinstance(self.rows_A, Tensor):", "if not isinstance(self.rows_A, Tensor):"),
+            ("if isinstance(self.slots_A, Tensor):", "if not isinstance(self.slots_A, Tensor):"),
             (
-                "return both[0][:, :, : self.length], both[1]",
-                "return both[1][:, :, : self.length], both[0]",
+                "return both[0][:, :, : self.total], both[1]",
+                "return both[1][:, :, : self.total], both[0]",
             ),
         ],
     ),
@@ -204,45 +191,34 @@ CHANGES: list[Change] = [
             "tests/decoding/test_batching.py -k 'store or quota'"
         ),
         [
-            ("torch.where(stale_A, 1, progress", "torch.where(stale_A, 0, progress"),
-            ("progress.age_A + 1)", "progress.age_A)"),
+            ("1 if anew else slot.age + 1", "0 if anew else slot.age + 1"),
+            ("1 if anew else slot.age + 1", "1 if anew else slot.age"),
             (
-                "(self.cache.positions_to_recompute(progress) | select_AG)",
-                "self.cache.positions_to_recompute(progress)",
+                "(progress) | select_AG",
+                "(progress)",
                 (
                     "every cache's columns hold the open positions of the block, and rows in a "
                     "hurry are computed anew"
                 ),
             ),
             (
-                " & (\n            ids_AG != PAD_POSITION\n        )",
+                "        columns_AG &= ids_AG != PAD_POSITION\n",
                 "",
                 (
                     "more is computed, but nothing looks at an absent column, and growth makes a "
                     "row stale"
                 ),
             ),
-            ("(False, ~stale_A)", "(False, stale_A)"),
-            ("self._rows.index(row) if row in", "0 if row in"),
-            ("(0, more), value=-1)", "(0, more), value=1)"),
-            ("                    break\n", "                    continue\n"),
-            ("return min(ends)", "return max(ends)"),
+            ("(False, ~anew_A)", "(False, anew_A)"),
+            ("                break\n", "                continue\n"),
+            ("first = min(self._recall", "first = max(self._recall"),
+            ("length_A != [slot.length", "length_A < [slot.length"),
+            ("block_A != [slot.block", "block_A < [slot.block"),
             (
-                "padding + part.first : padding + part.end] = found",
-                "part.first : part.end] = found",
+                "            before_AG,\n            numbers_G",
+                "            open_AG,\n            numbers_G",
             ),
-            (
-                "(0, more), value=True)\n        rows",
-                "(0, more), value=False)\n        rows",
-                (
-                    "the canvas becomes wider where longer rows join, and those are computed anew "
-                    "first"
-                ),
-            ),
-            ("length_A != self._length_B[rows_A]", "length_A < self._length_B[rows_A]"),
-            ("block_A != self._block_B[rows_A]", "block_A < self._block_B[rows_A]"),
-            ("self._open_BG[rows_A],\n            numbers_G", "open_AG,\n            numbers_G"),
-            ("if end - first == len(places)", "if end - first >= len(places)"),
+            ("same = (slots_A == np.arange(run.start, run.stop)).all()", "same = True"),
             (" and not model.backbone.shifted\n", "\n"),
             ("exact[-1])", "exact[0])"),
             (
@@ -703,6 +679,29 @@ CHANGES: list[Change] = [
             ("        if name not in OPTIONS:\n", "        if False:\n"),
             ("if self.media_first:", "if not self.media_first:"),
             ("mel.shape[1], self._audio", "mel.shape[0], self._audio"),
+        ],
+    ),
+    *of(
+        "mmdiff/decoding/sequence.py",
+        "tests/decoding/test_sampler.py",
+        (
+            "tests/decoding/test_commit_rules.py tests/decoding/test_batching.py -k 'rules or "
+            "grow or ragged or guesses or none-'"
+        ),
+        [
+            ("if self.growing and not self.expired:", "if self.growing:"),
+            (
+                "        if self.expired:\n            here_G",
+                "        if False:\n            here_G",
+            ),
+            ("self.steps - self.growth", "self.steps"),
+            ("self.constraint is None and any(", "any("),
+            ("= 1.0, self.steps", "= 1.0, self.steps + 1"),
+            ("min(more, self.limit - self.length)", "more"),
+            ("self.step_G[block] >= 0", "~self.open_G[block]"),
+            ("decoding.steps < len(blocks)", "decoding.steps <= len(blocks)"),
+            ("max(1, steps)) if quota]", "max(1, steps))]"),
+            ("max(1, steps)", "steps"),
         ],
     ),
 ]
