@@ -210,7 +210,7 @@ def _through_soundfile(file: BinaryIO, name: str, limits: Limits) -> tuple[Block
         opened = soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
         raise AudioError(
-            f"{name} is no sound that can be read ({_reason(error)}): {USE}"
+            f"{name} is not audio that can be read ({_reason(error)}): {USE}"
         ) from error
     rate, channels = int(opened.samplerate), int(opened.channels)
     _check_kind(rate, channels, name)
@@ -331,7 +331,7 @@ def _from_array(source: object, rate: object, limits: Limits) -> Samples:
     array = _array(source)
     name = f"the array of shape {array.shape} and type {array.dtype}"
     if array.dtype.kind not in "uif" or array.ndim not in (1, 2):
-        raise AudioError(f"{name} is no sound: give numbers as (samples,) or (samples, channels)")
+        raise AudioError(f"{name} is not audio: give numbers as (samples,) or (samples, channels)")
     if rate is None:
         raise AudioError(f"{name} does not tell its rate: give sample_rate, in Hz")
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.integer | np.floating):
@@ -360,7 +360,7 @@ def _array(source: object) -> npt.NDArray[np.generic]:
         ) from error
     if array.dtype.kind == "O" and not isinstance(source, np.ndarray):
         raise AudioError(
-            f"{shorten(repr(source))} is no sound: give a path, bytes, a stream, or a NumPy "
+            f"{shorten(repr(source))} is not audio: give a path, bytes, a stream, or a NumPy "
             "array with its sample_rate"
         )
     return array

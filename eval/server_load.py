@@ -202,7 +202,7 @@ def hard_schema(number: int) -> dict[str, Any]:
 async def measure_beside_schemas(
     url: str, key: str | None, schemas: int, seconds: float
 ) -> dict[str, Any]:
-    """The times of a plain request alone, then beside so many clients that ask for what cannot be
+    """The times of a plain request alone, then beside clients that ask for what cannot be
     compiled.
 
     Each of their requests has a schema that was not asked for before.
@@ -288,12 +288,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--soak",
         type=int,
-        help="so many requests instead, with the memory of --pid before and after",
+        help="number of requests to send instead, with the memory of --pid before and after",
     )
     parser.add_argument(
         "--schemas",
         type=int,
-        help="so many clients beside a plain one ask for what does not compile",
+        help="number of clients beside a plain one that ask for what does not compile",
     )
     parser.add_argument("--pid", type=int, help="of the server")
     options = parser.parse_args(argv)
