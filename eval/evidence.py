@@ -231,6 +231,8 @@ def summary(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, Any]:
     }
     if all("confidence" in row.details for row in rows):
         made["confidence_auc"] = _auc_with_interval(rows, errors)
+    if all("valid" in row.details for row in rows):  # of structured answers
+        made["valid"] = {"count": sum(row.details["valid"] for row in rows), "of": len(rows)}
     by_kind = {}
     for kind, some in sorted(kinds.items()):
         by_kind[kind] = {"questions": len(some), **_scored(some)}

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mmdiff.answers import Answer
-from mmdiff.eval import speech
+from mmdiff.eval import commands, speech
 from mmdiff.eval.evidence import (
     Evidence,
     EvidenceRow,
@@ -180,6 +180,9 @@ TASKS: dict[str, Task] = {
     "speech-none": Task(speech.no_speech, errors=True),
     "speech-confidence": Task(speech.confidences, errors=True),
     "speech-times": Task(speech.word_times, errors=True),
+    commands.TASK: Task(commands.spoken_commands),
+    commands.VALID_TASK: Task(partial(commands.spoken_commands, validation=True)),
+    commands.CHOICES: Task(commands.spoken_choices),
 }
 GROUPS = {
     "pictures": tuple(PICTURE_TASKS),
@@ -215,6 +218,9 @@ def _table(report: Mapping[str, Any]) -> Table:
         table.add_row(name, "all", *_cells(task, mark), steps)
         for kind, scored in task["kinds"].items():
             table.add_row("", kind, *_cells(scored, mark), "")
+        if (valid := task.get("valid")) is not None:
+            counts = f"{valid['count']} / {valid['of']}"
+            table.add_row("", "valid", f"{valid['count'] / valid['of']:.2%}", "", counts, "")
         if (found := task.get("confidence_auc")) is not None:
             low, high = found["interval"]
             counts = f"{found['right']} / {found['of']}"

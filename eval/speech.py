@@ -392,7 +392,7 @@ def recorded(limit: int | None) -> Iterator[Recording]:
         kind = folders.get(key.split("/")[0] if "/" in key else "", "people: prompts")
         if kind != "people: prompts" or ("/" not in key and len(text.split()) >= MIN_WORDS):
             rows.setdefault(kind, []).append(
-                Recording(partial(_asterisk_file, key), text, kind, f"asterisk {key}")
+                Recording(partial(asterisk_file, key), text, kind, f"asterisk {key}")
             )
     for kind, folder in (("people: LibriVox", "librivox"), ("people: cards", "cards")):
         rows[kind] = [
@@ -462,12 +462,12 @@ def _asterisk_texts() -> Iterator[tuple[str, str]]:
             text
             and not line.startswith(";")
             and not re.search(r"[\[\]<>()]", words)
-            and _asterisk_file(key).is_file()
+            and asterisk_file(key).is_file()
         ):
             yield key, words
 
 
-def _asterisk_file(key: str) -> Path:
+def asterisk_file(key: str) -> Path:
     return next(
         (file for end in ("g722", "wav") if (file := ASTERISK / f"{key}.{end}").is_file()),
         ASTERISK / key,

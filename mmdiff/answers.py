@@ -67,6 +67,8 @@ class Extraction:
     repairs: tuple[Repair, ...] = ()
     decisions: tuple[Decision, ...] = ()
     notes: tuple[str, ...] = ()
+    heard: str = ""
+    heard_confidence: float = 1.0
 
     @property
     def confidence(self) -> float:

@@ -8,36 +8,27 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 
-from mmdiff.answers import Answer, Draft, Extraction
-from mmdiff.audio.audio_io import AudioSource
+from mmdiff.answers import Answer, Draft
 from mmdiff.config import shown
 from mmdiff.decoding.sampler import seed_of
 from mmdiff.errors import MMDiffError
 from mmdiff.generation import (
-    MAX_TOKENS,
-    audio_message,
-    audio_samples,
-    check_text,
-    collect,
     user_message,
 )
 from mmdiff.modeling.checkpoint import load_folder
 from mmdiff.modeling.device import check_placement, choose_device, choose_dtype
-from mmdiff.modeling.hub import find
+from mmdiff.modeling.hub import find_base
 from mmdiff.modeling.multimodal import MMDiffModel
-from mmdiff.modeling.processor import Messages, MMDiffProcessor
+from mmdiff.modeling.processor import MMDiffProcessor
 from mmdiff.modeling.quantize import Bits
-from mmdiff.prompts import CAPTION_PROMPTS, CAPTION_ROOM, EXTRACT_PROMPT, FILL_PROMPT, CaptionLength
-from mmdiff.speech import SpeechPipeline
-from mmdiff.structured.constraint.compiled import CompiledSchema
-from mmdiff.structured.schema.inputs import blanks, compile_choices, compile_template, schema_of
-from mmdiff.structured.schema.serialize import outline
+from mmdiff.prompts import CAPTION_PROMPTS, CAPTION_ROOM, CaptionLength
+from mmdiff.structured_verbs import StructuredPipeline
 from mmdiff.transcript import Transcript
 
 _MOVED = {  # names that were public here, and go with the next release
@@ -49,7 +40,7 @@ _MOVED = {  # names that were public here, and go with the next release
 }
 
 
-class Pipeline(SpeechPipeline):
+class Pipeline(StructuredPipeline):
     """A model ready to be asked. Every verb takes decoding settings by name (`steps=16`,
     `temperature=0.7`)."""
 
@@ -171,84 +162,6 @@ class Pipeline(SpeechPipeline):
         while batch.working:
             yield self.draft(batch.step())
 
-    def extract(
-        self,
-        image: Any,
-        schema: Any,
-        *,
-        audio: AudioSource | None = None,
-        text: str | None = None,
-        question: str | None = None,
-        sample_rate: int | None = None,
-        max_tokens: int = MAX_TOKENS,
-        seed: int = 0,
-        **decoding: Any,
-    ) -> Extraction:
-        """A value that fits a schema, from a picture (or several in a list), a sound, or a text.
-
-        Args:
-            image: as for `ask`; None for none.
-            schema: a JSON Schema, or a type that pydantic knows (a model, a dataclass, list[int],
-                ...), of which the value then is.
-            audio: a sound instead, in any form that `audio.decode.load_audio` takes; an array with
-                its `sample_rate`.
-            text: words to take the values from, besides or instead.
-            question: what is wanted, in words; the schema's names are shown in any case.
-            max_tokens: that the value may take.
-
-        Raises:
-            ScaffoldError: the schema cannot be honoured; nothing was asked of the model then.
-            MMDiffError: a source cannot be read, or a setting does not fit.
-        """
-        for name, given in {"text": text, "question": question}.items():
-            if given is not None:
-                check_text(name, given)
-        if audio is None and not text and not question and (image is None or image == []):
-            raise MMDiffError(
-                "there is nothing to extract from; give an image, audio, a text or a question"
-            )
-        scaffold = self.compile(schema, max_tokens)
-        wanted = EXTRACT_PROMPT.format(outline(schema_of(schema)[0]))
-        prompt = "\n".join(part for part in (text, question and question.strip(), wanted) if part)
-        if audio is not None:
-            self._audio_config()
-            message = audio_message(audio_samples(audio, sample_rate), prompt)
-            return self._filled([message], scaffold, seed, decoding)
-        return self._filled([user_message(image, prompt)], scaffold, seed, decoding)
-
-    def choose(
-        self, image: Any, question: str, choices: Sequence[str], *, seed: int = 0, **decoding: Any
-    ) -> Extraction:
-        """One of some answers to a question, with the chance of each: `fields[""].chances`. It
-        takes one pass."""
-        if not isinstance(choices, str):
-            choices = [check_text("choice", choice, exact=True) for choice in choices or ()]
-        scaffold = compile_choices(choices, self.layouts, MAX_TOKENS)
-        return self._filled([user_message(image, question)], scaffold, seed, decoding)
-
-    def fill(
-        self,
-        text: str,
-        *,
-        image: Any = None,
-        question: str | None = None,
-        seed: int = 0,
-        **decoding: Any,
-    ) -> Extraction:
-        """A text with its holes filled, in any order: `[[ ]]`, `[[red|green]]` or
-        `[[/[0-9]+/]]`."""
-        scaffold = compile_template(check_text("text", text, exact=True), self.layouts, MAX_TOKENS)
-        prompt = question or FILL_PROMPT.format(blanks(text))
-        return self._filled([user_message(image, prompt)], scaffold, seed, decoding)
-
-    def _filled(
-        self, messages: Messages, scaffold: CompiledSchema, seed: int, decoding: dict[str, Any]
-    ) -> Extraction:
-        finished = collect(self.start([messages], seeds=[seed], scaffolds=[scaffold], **decoding))
-        made = self.answers(finished)[0].structured
-        assert made is not None
-        return made
-
 
 def load(
     name: str | Path = "tiny",
@@ -262,6 +175,8 @@ def load(
 ) -> Pipeline:
     """A pipeline from a shipped model's name, a checkpoint folder, or a hub name such as
     "GSAI-ML/LLaDA-V".
+
+    A folder with a LoRA adapter of PEFT is merged into the model that it names as its base.
 
     Args:
         device: "cpu", "cuda", "mps", ...; CUDA where there is it, else the CPU.
@@ -278,7 +193,8 @@ def load(
     place = choose_device(device)
     number_type = choose_dtype(dtype, place)
     check_placement(device_map, quantize)
-    loaded = load_folder(find(name), place, number_type, device_map, quantize)
+    folder, adapter = find_base(name)
+    loaded = load_folder(folder, place, number_type, device_map, quantize, adapter)
     return Pipeline(*loaded, store_bytes, speech_model)
 
 

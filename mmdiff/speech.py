@@ -27,6 +27,7 @@ from mmdiff.transcription import Reader, RecognitionOptions, transcribe_audio
 FRAMES_PER_SECOND = 50  # of Whisper's encoder
 RefineMode = Literal["low_confidence", "chunks"]
 Channels = Literal["mix", "separate"]
+NO_SPEECH = "no speech was found in the audio; say it again, nearer to the microphone"
 
 
 class SpeechPipeline(TextGenerator):
@@ -110,12 +111,11 @@ class SpeechPipeline(TextGenerator):
         return load_recognizer(self.speech_model, self.model.device)
 
     def heard(self, speech: AudioSource, sample_rate: int | None = None) -> Transcript:
-        """A spoken question in words; a NoSpeechError where there is no speech."""
+        """What is said, a spoken question for one, in words; a NoSpeechError where there is no
+        speech."""
         transcript = self.transcribe(speech, sample_rate=sample_rate)
         if not transcript.text:
-            raise NoSpeechError(
-                "no speech was found in the spoken question; say it again, nearer to the microphone"
-            )
+            raise NoSpeechError(NO_SPEECH)
         return transcript
 
     def listen(

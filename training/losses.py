@@ -52,6 +52,12 @@ def late_times(t: Tensor) -> Tensor:
     return t.sqrt()
 
 
+def last_time(t: Tensor) -> Tensor:
+    """The last time alone: all is hidden, as where a scaffold of bounded choices is decided in one
+    step."""
+    return torch.ones_like(t)
+
+
 @dataclass(frozen=True)
 class Weighting:
     """How times are drawn, from uniform ones, and what a token that is hidden at its time
@@ -71,6 +77,7 @@ WEIGHTINGS: dict[str, Weighting] = {
     "response": Weighting(uniform_times, response_weights, bound=True),
     "mean": Weighting(uniform_times, mean_weights, bound=False),
     "late_mean": Weighting(late_times, mean_weights, bound=False),
+    "one_step": Weighting(last_time, mean_weights, bound=False),
 }
 
 

@@ -74,16 +74,12 @@ def pack(
     (N, K) holds what is to be told there, in reading order.
     """
     assert config.vision is not None and config.tokens.image is not None
-    before, after = _prompt_parts()
-    opening = tokenizer.encode(before).ids
-    shown = opening + [config.tokens.image] * config.vision.tokens_per_side**2
     packed = []
     images = []
     clips = []
     for image, turns in rows:
-        start = opening
+        start, after = _prompt_parts(image is not None, turns, tokenizer, config)
         if image is not None:
-            start = shown
             images.append(image)
         packed.append(_pack_row(turns, start, after, tokenizer, config, rng))
         clips += [turn for turn in turns if isinstance(turn, Turn) and turn.mel is not None]
@@ -213,7 +209,7 @@ def _pack_row(
         if isinstance(turn, GroundingPhrase):
             branch = _phrase_branch(turn, tokenizer)
         elif turn.parts:
-            branch = _structured_branch(turn, question, tokenizer, tokens, rng)
+            branch = _structured_branch(turn, question, tokenizer, config, rng)
         else:
             branch = _answer_branch(turn, question, tokenizer, config, rng)
         row.add(number, branch, start, tokens)
@@ -232,10 +228,10 @@ def _phrase_branch(phrase: GroundingPhrase, tokenizer: Tokenizer) -> _Branch:
 
 
 def _structured_branch(
-    turn: Turn, question: str, tokenizer: Tokenizer, tokens: TokenIds, rng: np.random.Generator
+    turn: Turn, question: str, tokenizer: Tokenizer, config: ModelConfig, rng: np.random.Generator
 ) -> _Branch:
-    prompt = tokenizer.encode(question.format(turn.question)).ids
-    canvas, open_here, weights, about = _laid_out(turn, tokenizer, tokens, rng)
+    prompt = _placeholders(turn, config) + tokenizer.encode(question.format(turn.question)).ids
+    canvas, open_here, weights, about = _laid_out(turn, tokenizer, config.tokens, rng)
     facts: list[Facts | None] = [None] * len(prompt)
     return _Branch(prompt, canvas, open_here, weights, facts + about)
 
@@ -424,7 +420,27 @@ def _shown_facts(scene: Scene, config: ModelConfig) -> list[Facts]:
     return told
 
 
-def _prompt_parts() -> tuple[str, str]:
+def _prompt_parts(
+    with_image: bool,
+    turns: Sequence[Turn | GroundingPhrase | Scene],
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+) -> tuple[list[int], str]:
+    """The chat prompt before a row's questions as tokens, and after them, with a {} for the
+    question."""
+    assert config.vision is not None and config.tokens.image is not None
+    before, after = _template_parts()
+    if with_image:
+        placeholders = [config.tokens.image] * config.vision.tokens_per_side**2
+        return tokenizer.encode(before).ids + placeholders, after
+    if any(isinstance(turn, Turn) and turn.mel is not None for turn in turns):
+        return tokenizer.encode(before).ids, after
+    # New lines and the words behind them are one text to the tokenizer.
+    header = before.rstrip("\n")
+    return tokenizer.encode(header).ids, before[len(header) :] + after.removeprefix("\n")
+
+
+def _template_parts() -> tuple[str, str]:
     """The chat prompt of one image and a question, before the image and (with a {} for the
     question) after it."""
     from jinja2 import Template

@@ -88,6 +88,9 @@ SpeechModel = Annotated[
     str | None,
     typer.Option(help="Whisper that writes speech down: a folder or hub name (default: tiny.en)."),
 ]
+AudioAs = Annotated[
+    str, typer.Option(help="transcript: what is said, as text; or embeddings: the audio itself.")
+]
 Quantize = Annotated[
     str | None, typer.Option(help="8bit or 4bit: the layers' weights in fewer bits.")
 ]
@@ -402,13 +405,17 @@ def run_batch(
 def extract(
     source: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="A picture or a sound; - for text on standard input."),
+        typer.Argument(
+            metavar="FILE", help="An image or audio, such as speech; - for text on standard input."
+        ),
     ],
     schema: Annotated[
         str, typer.Option(help="A JSON Schema file, or module:Type of a type that pydantic knows.")
     ],
     question: Annotated[str | None, typer.Option(help="What is wanted, in words.")] = None,
+    audio_as: AudioAs = "transcript",
     max_tokens: Annotated[int, typer.Option(help="Tokens that the value may take.")] = 256,
+    speech_model: SpeechModel = None,
     model: Model = "tiny",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print confidences and chances as well.")
@@ -418,10 +425,11 @@ def extract(
     seed: Seed = 0,
     quantize: Quantize = None,
 ) -> None:
-    """Fill in a JSON Schema from a picture, a sound or a text; the value always fits."""
+    """Fill in a JSON Schema from an image, from speech or other audio, or from a text; the value
+    always fits."""
     wanted = _schema(schema)
-    given = _source(source)
-    made = _load(model, device, quantize).extract(
+    given = _source(source, audio_as)
+    made = _load(model, device, quantize, speech_model).extract(
         given.pop("image"),
         wanted,
         question=question,
@@ -430,16 +438,20 @@ def extract(
         **given,
         **_settings(settings),
     )
-    _print_extraction(made, as_json)
+    _print_extraction(source, made, as_json)
 
 
 @app.command()
 def choose(
-    picture: Annotated[str, typer.Argument(metavar="PICTURE")],
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="An image or audio, such as speech.")
+    ],
     question: Annotated[str, typer.Argument()],
     choices: Annotated[
         list[str], typer.Argument(metavar="CHOICE...", help="The answers to choose from.")
     ],
+    audio_as: AudioAs = "transcript",
+    speech_model: SpeechModel = None,
     model: Model = "tiny",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the chance of each choice.")
@@ -448,12 +460,14 @@ def choose(
     seed: Seed = 0,
     quantize: Quantize = None,
 ) -> None:
-    """Answer a question about a picture with one of the choices."""
+    """Answer a question about an image, or about speech or other audio, with one of the choices."""
     if not question.strip():
         raise _refuse("the question is empty; say what you want to know")
-    _print_extraction(
-        _load(model, device, quantize).choose(picture, question, choices, seed=seed), as_json
+    given = {"image": source} if source == "-" else _source(source, audio_as)
+    made = _load(model, device, quantize, speech_model).choose(
+        given.pop("image"), question, choices, seed=seed, **given
     )
+    _print_extraction(source, made, as_json)
 
 
 @app.command()
@@ -474,7 +488,7 @@ def fill(
     made = _load(model, device, quantize).fill(
         text, image=picture, question=question, seed=seed, **_settings(settings)
     )
-    _print_extraction(made, as_json)
+    _print_extraction(picture, made, as_json)
 
 
 @app.command()
@@ -623,7 +637,7 @@ def bench(
     from mmdiff.eval.speed import SIZES, Load, bench, compile_layers, picture_length, random_model
     from mmdiff.modeling.checkpoint import config_of
     from mmdiff.modeling.device import choose_device
-    from mmdiff.modeling.hub import find
+    from mmdiff.modeling.hub import find_base
     from mmdiff.pipeline import load
 
     _check_outputs(out)
@@ -639,7 +653,7 @@ def bench(
     for name, values in counts.items():
         if min(values) < 1:
             raise _refuse(f"{name} {min(values)} does not fit; it must be at least 1")
-    sizes = config_of(find(model, weights=not random)) if model else SIZES[preset]
+    sizes = config_of(find_base(model, weights=not random)[0]) if model else SIZES[preset]
     seen = picture_length(picture, sizes) if picture else 0
     trained = (
         model is not None and not random
@@ -737,10 +751,10 @@ def info(
     """Say what a model is made of, without loading its weights."""
     from mmdiff.config import PRESETS
     from mmdiff.modeling.checkpoint import config_of, describe
-    from mmdiff.modeling.hub import SHIPPED, find
+    from mmdiff.modeling.hub import SHIPPED, find_base
 
     only_preset = model in PRESETS and not (SHIPPED / model / "config.json").is_file()
-    stored = PRESETS[model] if only_preset else config_of(find(model, weights=False))
+    stored = PRESETS[model] if only_preset else config_of(find_base(model, weights=False)[0])
     typer.echo(_json(describe(stored), indent=1))
 
 
@@ -997,9 +1011,12 @@ def _stdin() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _source(name: str) -> dict[str, Any]:
-    """What `Pipeline.extract` is to look at: a file's sound where its name says so, else its
-    picture."""
+def _source(name: str, audio_as: str) -> dict[str, Any]:
+    """What is to be looked at: a file's audio where its name says so, else its image."""
+    from mmdiff.structured_verbs import AUDIO_AS
+
+    if audio_as not in AUDIO_AS:
+        raise _refuse(f"--audio-as {shorten(audio_as)!r} is not known; use {' or '.join(AUDIO_AS)}")
     if name == "-":
         try:
             return {"image": None, "text": _stdin().decode()}
@@ -1008,9 +1025,10 @@ def _source(name: str) -> dict[str, Any]:
                 "standard input is not text in UTF-8; name the file where it is an image or audio"
             ) from None
     kind = mimetypes.guess_type(name)[0] or ""
-    return (
-        {"image": None, "audio": name} if kind.startswith(("audio/", "video/")) else {"image": name}
-    )
+    if not kind.startswith(("audio/", "video/")):
+        return {"image": name}
+    _check_sounds([name])
+    return {"image": None, "audio": name, "audio_as": audio_as}
 
 
 def _json(value: Any, **options: Any) -> str:
@@ -1026,7 +1044,17 @@ def _finite(value: Any) -> Any:
     return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _print_extraction(made: Extraction, as_json: bool) -> None:
+def _print_extraction(source: str, made: Extraction, as_json: bool) -> None:
+    from mmdiff.transcript import UNSURE
+
+    if made.heard:
+        typer.echo(f"heard: {made.heard}", err=True)
+        if made.heard_confidence < UNSURE:
+            typer.echo(
+                f"mmdiff: {source}: not sure of these words "
+                f"(confidence {made.heard_confidence:.2f})",
+                err=True,
+            )
     for warning in made.warnings:
         typer.echo(f"note: {warning}", err=True)
     if not as_json:
@@ -1062,6 +1090,8 @@ def _print_extraction(made: Extraction, as_json: bool) -> None:
         "repairs": repairs,
         "notes": list(made.notes),
     }
+    if made.heard:
+        told |= {"heard": made.heard, "heard_confidence": round(made.heard_confidence, 4)}
     typer.echo(_json(told, ensure_ascii=False))
 
 

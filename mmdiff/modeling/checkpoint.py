@@ -28,6 +28,7 @@ from transformers import (
 from mmdiff.audio.tower import WhisperTower, encoder_state, whisper_config
 from mmdiff.config import ModelConfig, to_dict
 from mmdiff.errors import CheckpointError
+from mmdiff.modeling.adapters import merge_adapter
 from mmdiff.modeling.chat_format import chat_template, with_end_of_turn
 from mmdiff.modeling.checkpoint_folder import CheckpointTensors, read_json, refuse_adapter, some
 from mmdiff.modeling.layouts.families import recognise, translate
@@ -136,9 +137,13 @@ def load_folder(
     dtype: torch.dtype,
     device_map: str | None = None,
     bits: Bits | None = None,
+    adapter: Path | None = None,
 ) -> tuple[MMDiffModel, MMDiffProcessor]:
     """A model and its processor from a folder of ours or of a published layout, every weight
     accounted for.
+
+    Args:
+        adapter: a folder with a LoRA adapter that is merged into the weights.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or of another architecture.
@@ -147,6 +152,8 @@ def load_folder(
     with torch.device("meta"):
         model = MMDiffModel(MMDiffConfig.of(config))
     load_weights(model, CheckpointTensors(folder), dtype=dtype)
+    if adapter is not None:
+        merge_adapter(model, adapter)
     tokenizer = _tokenizer(folder)
     template = chat_template(folder, tokenizer)
     if not _names_end_of_turn(folder):

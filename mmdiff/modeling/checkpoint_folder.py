@@ -127,18 +127,25 @@ def _written_at(file: Path) -> tuple[int, int] | None:
     return file.stat().st_mtime_ns, file.stat().st_ino
 
 
+def adapter_base(folder: Path) -> str | None:
+    """The model that a folder with a PEFT adapter alone was made for; None for the folder of a
+    whole model."""
+    if (
+        not (folder / ADAPTER).is_file()
+        or (folder / SINGLE).is_file()
+        or (folder / INDEX).is_file()
+    ):
+        return None
+    return str(read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE")
+
+
 def refuse_adapter(folder: Path) -> None:
     """Say how a folder that holds a PEFT adapter alone is used.
 
     Raises:
         CheckpointError: it is one.
     """
-    if (
-        (folder / ADAPTER).is_file()
-        and not (folder / SINGLE).is_file()
-        and not (folder / INDEX).is_file()
-    ):
-        base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
+    if (base := adapter_base(folder)) is not None:
         raise CheckpointError(
             f"{folder} is a PEFT adapter, not a whole model: load its base, pipeline = "
             f"mmdiff.load({shown(base)}), "

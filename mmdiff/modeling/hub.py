@@ -7,10 +7,19 @@ from pathlib import Path
 from mmdiff.config import PRESETS, shown
 from mmdiff.errors import CheckpointError
 from mmdiff.modeling.checkpoint import config_of
+from mmdiff.modeling.checkpoint_folder import adapter_base
 
 SHIPPED = Path(__file__).parent.parent / "models"
 FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # of a checkpoint on the hub
 SETTINGS = ["config.json", "*/config.json", "adapter_config.json"]
+
+
+def find_base(name: str | Path, weights: bool = True) -> tuple[Path, Path | None]:
+    """The folder of a whole model, and where the name is that of an adapter, the adapter's; see
+    `find`."""
+    folder = find(name, weights)
+    base = adapter_base(folder)
+    return (folder, None) if base is None else (find(base, weights), folder)
 
 
 def find(name: str | Path, weights: bool = True) -> Path:
@@ -37,7 +46,8 @@ def find(name: str | Path, weights: bool = True) -> Path:
         folder = _fetch(str(name), SETTINGS)
         if not weights:
             return folder
-        config_of(folder)  # what is not loaded is refused before its weights are fetched
+        if adapter_base(folder) is None:
+            config_of(folder)  # what is not loaded is refused before its weights are fetched
         return _fetch(str(name), FETCHED)
     shipped = ", ".join(
         preset for preset in PRESETS if (SHIPPED / preset / "config.json").is_file()

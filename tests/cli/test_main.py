@@ -700,6 +700,48 @@ def test_extract_prints_the_value(
     ) == pytest.approx(1)
 
 
+def test_what_was_said_is_extracted(
+    monkeypatch, capsys, sound: Path, schema: Path, random_tiny: Path
+) -> None:  # type: ignore
+    heard_as(monkeypatch, UNSURE)
+    model = ("--model", random_tiny, "--json")
+    code, out, err = call(monkeypatch, capsys, "extract", sound, "--schema", schema, *model)
+    assert (
+        code == 0
+        and err.startswith("heard: kitchen might\n")
+        and "not sure of these words (confidence 0.20)" in err
+    )
+    assert (json.loads(out)["heard"], json.loads(out)["heard_confidence"]) == ("kitchen might", 0.2)
+    code, out, err = call(
+        monkeypatch, capsys, "choose", sound, "which room?", "kitchen", "hall", *model
+    )
+    assert (
+        code == 0
+        and json.loads(out)["heard"] == "kitchen might"
+        and json.loads(out)["value"] in ("kitchen", "hall")
+    )
+    whole = ("--audio-as", "embeddings")
+    code, out, err = call(monkeypatch, capsys, "extract", sound, "--schema", schema, *model, *whole)
+    assert code == 0 and "heard" not in out + err
+    heard_as(monkeypatch)
+    for verb in (
+        ("extract", sound, "--schema", schema),
+        ("choose", sound, "which room?", "kitchen", "hall"),
+    ):
+        code, out, err = call(monkeypatch, capsys, *verb, *model)
+        assert (
+            code == 2
+            and out == ""
+            and "no speech was found in the audio" in err
+            and err.count("\n") == 1
+        )
+        code, _, err = call(monkeypatch, capsys, *verb, "--audio-as", "words", *model)
+        assert (
+            code == 2
+            and err == "mmdiff: --audio-as 'words' is not known; use transcript or embeddings\n"
+        )
+
+
 def test_extract_takes_a_type_and_a_text(
     monkeypatch, capsys, tmp_path: Path, random_tiny: Path
 ) -> None:  # type: ignore

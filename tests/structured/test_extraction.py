@@ -3,11 +3,13 @@ texts."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import AfterValidator, Field
@@ -22,6 +24,7 @@ from mmdiff.serve.engine.detokenizer import draft
 from mmdiff.structured.schema.errors import BudgetError, UnsupportedSchemaError
 from mmdiff.structured.schema.inputs import compile_template
 from mmdiff.training.tiny.structured import scene_schema
+from mmdiff.transcript import Segment, Transcript
 
 PICTURE = Path(__file__).parents[2] / "examples" / "shapes.png"
 CACHES = ("prefix", "block", "dual", "delayed")
@@ -92,11 +95,66 @@ def test_each_source_is_looked_at(pipeline: Pipeline, root: Path) -> None:
     )
     made = [
         pipeline.extract(PICTURE, schema),
-        pipeline.extract(None, schema, audio=str(speech)),
+        pipeline.extract(None, schema, audio=str(speech), audio_as="embeddings"),
         pipeline.extract(None, schema, text="A red circle."),
         pipeline.extract([PICTURE, PICTURE], schema, question="What is the difference?"),
     ]
     assert all(Judge(schema)(each.text) for each in made)
+
+
+def said(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Whatever the audio, this is transcribed."""
+    segments = (Segment(0, 1, text, 0.75),) if text else ()
+    monkeypatch.setattr(Pipeline, "transcribe", lambda self, speech, **_: Transcript(segments, 1.0))
+
+
+NOISE: Any = {
+    "audio": np.random.default_rng(0).normal(size=16_000).astype(np.float32),
+    "sample_rate": 16_000,
+}
+
+
+def test_speech_is_read_as_a_text_or_looked_at_as_it_is(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(monkeypatch, "a red circle")
+    ways: Any = ((None, {}, ()), (PICTURE, {"question": "which?", "text": "A star."}, ("A star.",)))
+    for image, more, extra in ways:
+        made = pipeline.extract(image, SCHEMAS["choices"], **NOISE, **more)
+        typed = pipeline.extract(
+            image, SCHEMAS["choices"], **{**more, "text": "\n".join(("a red circle", *extra))}
+        )
+        assert made == dataclasses.replace(typed, heard="a red circle", heard_confidence=0.75)
+    whole = pipeline.extract(None, SCHEMAS["choices"], audio_as="embeddings", **NOISE)
+    assert (
+        whole.heard == ""
+        and whole.fields != pipeline.extract(None, SCHEMAS["choices"], **NOISE).fields
+    )
+    colors, question = ["red", "blue"], "What color is named?"
+    chosen = pipeline.choose(None, question, colors, **NOISE)
+    assert chosen.heard == "a red circle"
+    assert chosen.fields == pipeline.choose(None, f"a red circle\n{question}", colors).fields
+    assert pipeline.choose(None, question, colors, audio_as="embeddings", **NOISE).value in colors
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"audio_as": "sound"}, "audio_as='sound' is not known; use transcript or embeddings"),
+        ({"audio_as": None}, "audio_as=None is not known"),
+        ({"image": PICTURE, "audio_as": "embeddings"}, "do not go together"),
+        ({}, "no speech was found in the audio"),
+    ],
+)
+def test_audio_that_cannot_be_used_is_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], match: str
+) -> None:
+    said(monkeypatch, "")
+    given = {"image": None, **NOISE, **more}
+    with pytest.raises(MMDiffError, match=match):
+        pipeline.extract(schema=SCHEMAS["choices"], **given)
+    with pytest.raises(MMDiffError, match=match):
+        pipeline.choose(question="which?", choices=["a", "b"], **given)
 
 
 def test_rows_with_scaffolds_join_and_do_not_change_each_other(pipeline: Pipeline) -> None:
