@@ -11,21 +11,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
-from torch import Tensor
 
-from mmdiff.audio.log_mel import log_mel_spectrogram
+from mmdiff.audio.audio_io import SAMPLE_RATE
+from mmdiff.pipeline import load
 from mmdiff.prompts import EXTRACT_PROMPT
 from mmdiff.structured.schema.serialize import dumps, outline, pieces
 from mmdiff.training.packing import Row, Turn
-from mmdiff.training.tiny.augment import augment
 from mmdiff.training.tiny.scenes import TRAIN_SEEDS, pick
 from mmdiff.training.tiny.sentences import cardinal
 from mmdiff.training.tiny.speech import clip
@@ -79,6 +80,7 @@ ROOMS = (
     "attic",
     "nursery",
 )
+SHARD = 100  # commands that are transcribed in one go
 MOST = 100  # percent, degrees or minutes
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -188,8 +190,8 @@ def command(rng: Rng) -> Command:
         "number": number if "{number}" in text else None,
     }
     text = " ".join(text.replace("{number}", cardinal(number)).split())
-    polite = "politely" if intent != "status" else "politely asked"
-    if rng.random() < (0.4 if intent != "status" else 0.2):
+    polite, share = ("politely asked", 0.2) if intent == "status" else ("politely", 0.4)
+    if rng.random() < share:
         text = pick(rng, words[polite]).format(text)
     return Command(text, value)
 
@@ -204,30 +206,36 @@ def _number(device: str, rng: Rng) -> int:
 
 
 def _step(device: str) -> str:
-    return f"by {{n}} {'{deg}' if device == 'thermostat' else wordings()['<percent>']}"
+    unit = "{deg}" if device == "thermostat" else wordings()["<percent>"]
+    return f"by {{n}} {unit}"
 
 
 def _somewhere(device: str, room: str) -> str:
-    return (
-        f"{'in' if device == 'timer' else '(in|in|in|in|of|for|at|on)'} [the|the|the|my|our] {room}"
-    )
+    preposition = "in" if device == "timer" else "(in|in|in|in|of|for|at|on)"
+    return f"{preposition} [the|the|the|my|our] {room}"
 
 
 def _wording(intent: str, rng: Rng) -> tuple[str, Sequence[str]]:
     """A device that the intent goes with, and the templates of both."""
     words = wordings()
     if intent in ("turn_on", "turn_off"):
-        timer = ("timer",) if intent == "turn_off" else ()
-        device = pick(rng, (*SWITCHED, "light", "light", "fan", *timer))
-        own = words.get(f"{intent} {device}", ())
-        return device, own if device == "timer" or (own and rng.random() < 0.35) else words[intent]
+        switched: tuple[str, ...] = (*SWITCHED, "light", "light", "fan")
+        if intent == "turn_off":
+            switched += ("timer",)  # it is cancelled
+        device = pick(rng, switched)
+        own: Sequence[str] = words.get(f"{intent} {device}", ())
+        if device == "timer" or (own and rng.random() < 0.35):
+            return device, own
+        return device, words[intent]
     if intent in ("open", "close"):
         return pick(rng, OPENED), words[intent]
     if intent in ("lock", "unlock"):
         return pick(rng, (*LOCKED, "door", "door")), words[intent]
     if intent == "set":
         device = pick(rng, SET)
-        return device, words[f"set {'blinds' if device in ('curtains', 'window') else device}"]
+        if device in ("curtains", "window"):
+            return device, words["set blinds"]
+        return device, words[f"set {device}"]
     if intent != "status":
         device = pick(rng, TURNED)
         return device, words[f"{intent} {device}"]
@@ -255,9 +263,14 @@ def wordings() -> dict[str, Any]:
             found[line[2:]] = section
         elif line and not line.startswith("#"):
             section.append(re.sub("|".join(short), lambda name: short[name[0]], line))
-    for heading in ("devices", "rooms"):
-        found[heading] = dict(line.split(": ") for line in found[heading])
-    found["misheard"] = [tuple(line.split(": ")) for line in found["misheard"]]
+    pairs = {}
+    for heading in ("devices", "rooms", "misheard"):
+        pairs[heading] = [tuple(line.split(": ")) for line in found[heading]]
+    found |= {
+        "devices": dict(pairs["devices"]),
+        "rooms": dict(pairs["rooms"]),
+        "misheard": pairs["misheard"],
+    }
     return found | short
 
 
@@ -270,8 +283,10 @@ def expand(template: str, rng: Rng, said: dict[str, Callable[[], str]]) -> str:
             made = said[name]()
         elif options is not None:
             made = pick(rng, options.split("|"))
+        elif rng.random() < 0.6:
+            made = pick(rng, maybe.split("|"))
         else:
-            made = pick(rng, maybe.split("|")) if rng.random() < 0.6 else ""
+            made = ""
         template = template[: found.start()] + made + template[found.end() :]
     return template
 
@@ -281,7 +296,9 @@ def heard(text: str, rng: Rng) -> str:
     times with slips."""
     if rng.random() < 0.25:
         text = _slipped(text, rng)
-    return written(text, rng) if rng.random() < 0.65 else text
+    if rng.random() < 0.65:
+        return written(text, rng)
+    return text
 
 
 def written(text: str, rng: Rng) -> str:
@@ -302,17 +319,28 @@ def written(text: str, rng: Rng) -> str:
             text,
         )
         text = re.sub(r" (please|thanks|thank you|now)$", r", \1", text)
-    if text.startswith(
-        ("is ", "are ", "did ", "what", "how", "which", "can ", "could ", "would ", "will ", "when")
-    ):
-        mark = "?" if rng.random() < 0.85 else "."
-    else:
-        mark = pick(rng, (".", ".", ".", ".", "", "!"))
+    marks = (".", ".", ".", ".", "", "!")
+    if text.startswith(ASKING):
+        marks = ("?", "?", "?", "?", "?", ".")
+    mark = pick(rng, marks)
     if rng.random() < 0.1:
         return text + mark
     return text[0].upper() + text[1:] + mark
 
 
+ASKING = (
+    "is ",
+    "are ",
+    "did ",
+    "what",
+    "how",
+    "which",
+    "can ",
+    "could ",
+    "would ",
+    "will ",
+    "when",
+)
 WORD_VALUES = {cardinal(number): str(number) for number in range(MOST + 1)} | {"a hundred": "100"}
 _NUMBERS = re.compile(r"\b(" + "|".join(sorted(WORD_VALUES, key=len, reverse=True)) + r")\b")
 
@@ -330,27 +358,27 @@ def _slipped(text: str, rng: Rng) -> str:
         right, wrong = pick(rng, found)
         return re.sub(rf"\b{right}\b", wrong, text, count=1)
     words = text.split()
-    places = [
-        place for place, word in enumerate(words) if len(word) > 2 and word not in _NUMBER_WORDS
-    ]
+    places = []
+    for place, word in enumerate(words):
+        if len(word) > 2 and word not in _NUMBER_WORDS:
+            places.append(place)
     if not places:
         return text
     place = pick(rng, places)
     word, at = words[place], int(rng.integers(len(words[place])))
     kind = rng.random()
     if kind < 0.15 and len(words) > 1:
-        words[place] = ""
+        del words[place]
+    elif kind < 0.6:
+        words[place] = word[:at] + pick(rng, "aeiourstnldm") + word[at + 1 :]
+    elif kind < 0.85:
+        words[place] = word[:at] + word[at + 1 :]
     else:
-        letter = pick(rng, "aeiourstnldm")
-        words[place] = (
-            word[:at]
-            + (letter if kind < 0.6 else "" if kind < 0.85 else word[at] * 2)
-            + word[at + 1 :]
-        )
-    return " ".join(" ".join(words).split())
+        words[place] = word[: at + 1] + word[at:]
+    return " ".join(words)
 
 
-_NUMBER_WORDS = frozenset(word for text in WORD_VALUES for word in text.split())
+_NUMBER_WORDS = frozenset(" ".join(WORD_VALUES).split())
 _SPELLED = {
     "/device": tuple(map(dumps, (*DEVICES, None))),
     "/room": tuple(map(dumps, (*ROOMS, None))),
@@ -370,25 +398,22 @@ def schema_of(fields: Sequence[str] = tuple(SCHEMA["properties"])) -> dict[str, 
 
 def parts(value: dict[str, Any]) -> list[AnswerPart]:
     """The pieces of a command's JSON, laid out as `extract` does."""
-    return [
-        AnswerPart(
-            piece.text, piece.slot, int(piece.slot), _SPELLED[piece.path] if piece.slot else ()
-        )
-        for piece in pieces(value, ("/device", "/room"))
-    ]
+    laid_out = []
+    for piece in pieces(value, ("/device", "/room")):
+        spelled: Sequence[str] = ()
+        if piece.slot:
+            spelled = _SPELLED[piece.path]
+        laid_out.append(AnswerPart(piece.text, piece.slot, int(piece.slot), spelled))
+    return laid_out
 
 
 def command_turn(said: str, value: dict[str, Any], **more: Any) -> Turn:
     """A command, and its JSON to be filled in."""
     asked = EXTRACT_PROMPT.format(outline(schema_of(tuple(value))))
+    if said:
+        asked = f"{said}\n{asked}"
     laid_out = parts(value)
-    return Turn(
-        f"{said}\n{asked}" if said else asked,
-        "",
-        parts=laid_out,
-        num_scaffolded=len(laid_out),
-        **more,
-    )
+    return Turn(asked, "", parts=laid_out, num_scaffolded=len(laid_out), **more)
 
 
 def command_row(rng: Rng) -> Row:
@@ -412,9 +437,9 @@ PARTS = (("number",), ("intent",), ("intent",), ("intent", "number"))
 
 def _is_easy(value: dict[str, Any], fields: Sequence[str]) -> bool:
     """Nothing where a number is asked, and among intents those without a counterpart."""
-    return (
-        value["intent"] in ("set", "status") if fields == ("intent",) else value["number"] is None
-    )
+    if fields == ("intent",):
+        return value["intent"] in ("set", "status")
+    return value["number"] is None
 
 
 def _trained(rng: Rng) -> Command:
@@ -424,34 +449,46 @@ def _trained(rng: Rng) -> Command:
 
 
 @dataclass(frozen=True)
-class SpokenCommands:
-    """A source of commands that are heard: the first `count` of a folder, read by voices of the
-    training."""
+class HeardCommands:
+    """A source of commands as speech recognition wrote them down, with its own mistakes."""
 
-    folder: Path
-    count: int
+    commands: Sequence[Command]
 
     def __call__(self, rng: Rng) -> Row:
-        mel, value = self._clip(int(rng.integers(self.count)))
-        return None, [command_turn("", value, mel=augment(mel, rng))]
+        made = self.commands[int(rng.integers(len(self.commands)))]
+        return None, [command_turn(made.text, made.value)]
 
-    def prepare(self, num_mels: int) -> SpokenCommands:
-        """Make the clips that are not there yet."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for number in track(range(self.count), "spoken commands"):
-            file = self._file(number)
-            if not file.is_file():
-                made = command(np.random.default_rng((number, 8)))
-                mel = log_mel_spectrogram(clip(number, made.text).samples, num_mels).half()
-                new = file.with_suffix(".new")
-                with new.open("wb") as opened:
-                    np.savez(opened, mel=mel.numpy(), value=json.dumps(made.value))
-                new.replace(file)
-        return self
 
-    def _file(self, number: int) -> Path:
-        return self.folder / f"{number:05}.npz"
+def heard_commands(folder: Path, count: int, workers: int = 2) -> HeardCommands:
+    """The first `count` commands of a folder, read by voices of the training and transcribed with
+    `tiny` by the ears of `Pipeline.transcribe`.
 
-    def _clip(self, number: int) -> tuple[Tensor, dict[str, Any]]:
-        with np.load(self._file(number)) as held:
-            return torch.from_numpy(held["mel"].astype(np.float32)), json.loads(str(held["value"]))
+    What the folder does not hold yet is made; stop at any time, finished shards are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number:04}.json" for number in range(-(-count // SHARD))]
+    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    if missing:
+        # A forked process would hang in threads that the parent has started.
+        pool = ProcessPoolExecutor(workers, get_context("spawn"))
+        with pool:
+            made = pool.map(_transcribe_shard, [files[number] for number in missing], missing)
+            for _ in track(made, "commands heard", len(missing)):
+                pass
+    found = []
+    for file in files:
+        found += [Command(text, value) for text, value in json.loads(file.read_text()) if text]
+    return HeardCommands(found[:count])
+
+
+def _transcribe_shard(file: Path, number: int) -> None:
+    torch.set_num_threads(1)
+    pipeline = load("tiny", dtype="float32")
+    heard = []
+    for seed in range(number * SHARD, (number + 1) * SHARD):
+        made = command(np.random.default_rng((seed, 8)))
+        samples = clip(TRAIN_SEEDS.start + seed, made.text, indoors=False).samples
+        heard.append((pipeline.transcribe(samples, sample_rate=SAMPLE_RATE).text, made.value))
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(heard))
+    new.replace(file)

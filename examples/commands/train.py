@@ -1,7 +1,7 @@
 """Tune `tiny` into an adapter that fills in the JSON of spoken commands for a house.
 
-Needs `pip install 'mmdiff[train]' peft`, and the voices espeak-ng and flite for what is learned by
-sound. On one core it takes about an hour; stop it at any time, the same command goes on.
+Needs `pip install 'mmdiff[train]'`, and the voices of espeak-ng and flite for commands as they are
+heard. On two cores it takes an hour and a half; stop it at any time, the same command goes on.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from mmdiff.config import ModelConfig
 from mmdiff.modeling.hub import find
 from mmdiff.modeling.multimodal import MMDiffModel
 from mmdiff.training.batches import TrainingBatch
-from mmdiff.training.commands import SpokenCommands, command_row, part_row
+from mmdiff.training.commands import command_row, heard_commands, part_row
 from mmdiff.training.datasets import ConversationDataset
 from mmdiff.training.loop import TrainConfig, train
 from mmdiff.training.objectives import Stage, denoising_loss
@@ -35,24 +35,23 @@ class InTurn(Dataset[TrainingBatch]):
         return self.turns[number % len(self.turns)][number]
 
 
-def commands(model: ModelConfig, steps: int, clips: Path, spoken: int) -> Stage:
-    """What is adapted learns from written commands, from parts of them, and from spoken ones."""
-    assert model.audio is not None
+def commands(model: ModelConfig, steps: int, folder: Path, spoken: int) -> Stage:
+    """What is adapted learns from written commands, from parts of them, and from transcripts."""
     config = TrainConfig(
         steps=steps,
         learning_rate=1.6e-3,
         rates={},
         warmup_steps=50,
         final_rate=0.01,
-        save_every=100,
+        save_every=250,
     )
-    heard = SpokenCommands(clips, spoken).prepare(model.audio.num_mels)
+    transcripts = heard_commands(folder, spoken)
 
     def data(tokenizer_file: Path) -> InTurn:
         whole = ConversationDataset(model, tokenizer_file, [command_row] * 16, seed=200)
         part = ConversationDataset(model, tokenizer_file, [part_row] * 32, seed=201)
-        sound = ConversationDataset(model, tokenizer_file, [heard] * 16, seed=202)
-        return InTurn([whole, part, whole, part, sound, whole, part, whole, part, whole])
+        heard = ConversationDataset(model, tokenizer_file, [transcripts] * 16, seed=202)
+        return InTurn([whole, part, heard, whole, part])
 
     return Stage(
         "commands", lambda whole: whole, denoising_loss("one_step", model.tokens.mask), data, config
@@ -83,15 +82,15 @@ def save(model: Any, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/commands"))
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--spoken", type=int, default=1500, help="clips to learn from by sound")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--spoken", type=int, default=2400, help="commands that are read aloud")
     options = parser.parse_args()
 
     torch.manual_seed(0)  # the adapter starts at random
     pipeline = mmdiff.load("tiny", dtype="float32")
     model = adapted(pipeline.model)
     config = pipeline.model.model_config
-    stage = commands(config, options.steps, options.out / "clips", options.spoken)
+    stage = commands(config, options.steps, options.out / "heard", options.spoken)
     data = stage.data(find("tiny") / "tokenizer.json")
     train(stage.wrap(model), stage.loss, data, stage.config, options.out / stage.name, stage.name)
     save(model, options.out / "adapter")

@@ -39,7 +39,11 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
         )
         adapted = peft.get_peft_model(model, settings)
         found = peft.set_peft_model_state_dict(adapted, state)
-    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except KeyError as error:
+        raise CheckpointError(
+            f"the adapter {folder} does not fit its base: it lacks {error}"
+        ) from None
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
         raise CheckpointError(f"the adapter {folder} does not fit its base: {reason}") from None
     if found.unexpected_keys:
