@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from mmdiff.answers import Answer
 from mmdiff.audio.audio_io import SAMPLE_RATE, AudioSource, Samples
+from mmdiff.audio.confidence import spelled_confidence
 from mmdiff.audio.ctc import text_probability, timed_path, timed_words
 from mmdiff.audio.vad import Span
 from mmdiff.audio.whisper_decoder import BEAM_SIZE, SpeechRecognizer, Window, load_recognizer
@@ -210,35 +212,44 @@ class SpeechPipeline(TextGenerator):
 
     def _read(self, samples: Samples, window: Window) -> list[Segment | None]:
         """What each stretch of speech in a window spells; None for those that are too long for the
-        model."""
+        model.
+
+        Each is read twice, as it is and half an embedding later, where the same words fall onto
+        other frames: what both readings make likely is right more often.
+        """
         most = self._audio_config().segment_seconds * SAMPLE_RATE
         short = [span for span in window if span.end - span.start <= most]
         if not short:
             return [None] * len(window)
-        sounds = [samples[span.start : span.end] for span in short]
-        prompted = self.prefill([[audio_message(sound, REFINE_PROMPT)] for sound in sounds], 1)
-        rows = prompted.audio_logits()
-        read = {
-            span: self._spelled(span, logits_TV)
-            for span, logits_TV in zip(short, rows, strict=True)
-        }
+        late = np.zeros(round(self._seconds_per_embedding / 2 * SAMPLE_RATE), np.float32)
+        messages = []
+        for span in short:
+            clip = samples[span.start : span.end]
+            for framed in (clip, np.concatenate([late, clip])):
+                messages.append([audio_message(framed, REFINE_PROMPT)])
+        logits = self.prefill(messages, 1).audio_logits()
+        read = {}
+        for number, span in enumerate(short):
+            read[span] = self._spelled(span, logits[2 * number : 2 * number + 2])
         return [read.get(span) for span in window]
 
-    def _spelled(self, span: Span, logits_TV: Tensor) -> Segment:
-        """The words that the outputs at the audio's embeddings spell."""
+    @property
+    def _seconds_per_embedding(self) -> float:
+        return self._audio_config().frames_per_token / FRAMES_PER_SECOND
+
+    def _spelled(self, span: Span, framings: Sequence[Tensor]) -> Segment:
+        """The likelier of the texts that the outputs at the embeddings spell, as the audio is and
+        half an embedding later; its probability is the mean of both."""
         decode, blank = self.processor.tokenizer.decode, self.model.model_config.tokens.eos
-        tokens = timed_path(logits_TV, blank)
-        ids = [token.id for token in tokens]
-        words = timed_words(
-            tokens,
-            decode,
-            span.seconds[0],
-            self._audio_config().frames_per_token / FRAMES_PER_SECOND,
-        )
-        return Segment(
-            *span.seconds,
-            decode(ids).strip(),
-            text_probability(logits_TV, ids, blank),
-            tuple(ids),
-            words,
-        )
+        seconds = self._seconds_per_embedding
+        readings = []
+        for number, logits_TV in enumerate(framings):
+            tokens = timed_path(logits_TV, blank)
+            ids = [token.id for token in tokens]
+            likely = sum(text_probability(each, ids, blank) for each in framings) / len(framings)
+            confidence = spelled_confidence(likely)
+            start = max(0.0, span.seconds[0] - number * seconds / 2)
+            words = timed_words(tokens, decode, start, seconds)
+            text = decode(ids).strip()
+            readings.append(Segment(*span.seconds, text, confidence, tuple(ids), words))
+        return max(readings, key=lambda reading: reading.confidence)

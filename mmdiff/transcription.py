@@ -22,7 +22,7 @@ from mmdiff.transcript import Segment, Transcript
 
 ENCODER_RATE = 50  # positions of Whisper's encoder in a second
 MERGE_GAP = 2.0  # seconds of silence within a window that is recognised in one piece
-SURE = 0.9  # probability of a CTC reading from which on Whisper is not asked
+SURE = 0.9  # confidence of a CTC reading from which on Whisper is not asked
 MOST_NO_SPEECH, LEAST_CONFIDENCE = (
     0.6,
     0.1,

@@ -207,7 +207,7 @@ def _number(device: str, rng: Rng) -> int:
 
 def _step(device: str) -> str:
     unit = "{deg}" if device == "thermostat" else wordings()["<percent>"]
-    return f"by {{n}} {unit}"
+    return f"(by|by|by|) {{n}} {unit}"
 
 
 def _somewhere(device: str, room: str) -> str:

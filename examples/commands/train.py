@@ -35,7 +35,7 @@ class InTurn(Dataset[TrainingBatch]):
         return self.turns[number % len(self.turns)][number]
 
 
-def commands(model: ModelConfig, steps: int, folder: Path, spoken: int) -> Stage:
+def commands(model: ModelConfig, steps: int, folder: Path, spoken: int, precision: str) -> Stage:
     """What is adapted learns from written commands, from parts of them, and from transcripts."""
     config = TrainConfig(
         steps=steps,
@@ -44,6 +44,7 @@ def commands(model: ModelConfig, steps: int, folder: Path, spoken: int) -> Stage
         warmup_steps=50,
         final_rate=0.01,
         save_every=250,
+        mixed_precision=precision,
     )
     transcripts = heard_commands(folder, spoken)
 
@@ -83,14 +84,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/commands"))
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--spoken", type=int, default=2400, help="commands that are read aloud")
+    parser.add_argument("--spoken", type=int, default=2000, help="commands that are read aloud")
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
     options = parser.parse_args()
 
     torch.manual_seed(0)  # the adapter starts at random
     pipeline = mmdiff.load("tiny", dtype="float32")
     model = adapted(pipeline.model)
     config = pipeline.model.model_config
-    stage = commands(config, options.steps, options.out / "heard", options.spoken)
+    stage = commands(
+        config, options.steps, options.out / "heard", options.spoken, options.mixed_precision
+    )
     data = stage.data(find("tiny") / "tokenizer.json")
     train(stage.wrap(model), stage.loss, data, stage.config, options.out / stage.name, stage.name)
     save(model, options.out / "adapter")
