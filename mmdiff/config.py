@@ -39,6 +39,39 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Flag:
+    """How a field is given on the command line."""
+
+    help: str | None
+    name: str | None  # by default the field's
+    least: float | None
+    most: float | None
+    argument: bool  # without a name
+    metavar: str | None
+
+
+def flag(
+    default: Any,
+    help: str | None = None,
+    *,
+    name: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    argument: bool = False,
+    metavar: str | None = None,
+) -> Any:
+    """A field that has a flag of the command line; a tuple's flag may be given again."""
+    of_field = Flag(help, name, least, most, argument, metavar)
+    return field(default=default, metadata={"flag": of_field})
+
+
+def help_of(cls: type, name: str) -> str | None:
+    """What the command line says about a field made by `flag`."""
+    found = next(each for each in dataclasses.fields(cls) if each.name == name)
+    return found.metadata["flag"].help
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """The bidirectional transformer (LLaDA, arXiv 2502.09992)."""
 
@@ -232,38 +265,34 @@ class TokenIds:
 @dataclass(frozen=True)
 class DecodingConfig:
     """How an answer is denoised; `sampler.py`, `commit_rules.py`, `schedule.py` and `kv_cache.py`
-    say what each does."""
+    say what each does.
 
-    gen_length: int = 128  # positions in the canvas
-    block_length: int = 128
-    steps: int = 128  # in all blocks together, for the rule "quota"
-    start_length: int | None = (
-        None  # with which an answer starts, to grow up to gen_length; by default gen_length
-    )
-    schedule: Schedule = (
-        "uniform"  # how the steps of a block share its positions, for the rule "quota"
-    )
+    A field made by `flag` has a flag of `mmdiff ask`; the others are given by `--set NAME=VALUE`.
+    """
+
+    gen_length: int = flag(128, "Positions of the answer.")
+    block_length: int = flag(128, "Positions of a block; blocks are decided from left to right.")
+    steps: int = flag(128, "Steps in all, with a fixed number of commits per step.")
+    # with which an answer starts, to grow up to gen_length; by default gen_length
+    start_length: int | None = None
+    # how the steps of a block share its positions, for the rule "quota"
+    schedule: Schedule = "uniform"
     order: Order = "low_confidence"
     rule: Rule | None = None  # by default "threshold" where one is given, else "quota"
-    threshold: float | None = (
-        None  # confidence (0 to 1), for the rule "threshold", where it is 0.9 by default
-    )
+    # for the rule "threshold", where it is 0.9 by default
+    threshold: float | None = flag(None, "Commit every position this confident (0 to 1) at once.")
     factor: float = 1.0  # for the rule "factor"
     gamma: float = 0.1  # nats, for the rule "entropy_bounded"
-    temperature: float = 0.0
-    top_k: int | None = (
-        # ids that may be drawn at a position, the likeliest; the others count nothing anywhere
-        None
-    )
-    cfg_scale: float = 0.0
+    temperature: float = flag(0.0, "0 takes the likeliest token.")
+    # ids that may be drawn at a position, the likeliest; the others count nothing anywhere
+    top_k: int | None = None
+    cfg_scale: float = flag(0.0, "Classifier-free guidance; 0 is none.")
     stop: bool = True  # end as soon as everything before the end-of-answer token is decided
     cache: Cache | None = None  # by default "prefix" where it is exact, else "none"
-    refresh: int | None = (
-        None  # steps after which a cache computes everything anew; by default its own choice
-    )
-    lookahead: int = (
-        0  # likely next canvases computed in each pass, with no or an exact cache; same answer
-    )
+    # steps after which a cache computes everything anew; by default its own choice
+    refresh: int | None = None
+    # likely next canvases computed in each pass, with no or an exact cache; same answer
+    lookahead: int = 0
 
     def __post_init__(self) -> None:
         for name, (least, most) in _WHOLE_SETTINGS.items():

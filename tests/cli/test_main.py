@@ -20,7 +20,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mmdiff.answers import Draft, Token
-from mmdiff.cli.main import _json, _paint, app, main
+from mmdiff.cli.ask import _paint
+from mmdiff.cli.main import app, main
+from mmdiff.cli.outputs import to_json
 from mmdiff.config import PRESETS
 from mmdiff.eval import speed
 from mmdiff.eval.speed import picture_length, random_model
@@ -323,7 +325,7 @@ def test_pictures_are_opened_a_few_at_a_time(  # type: ignore[no-untyped-def]
         return made
 
     monkeypatch.setattr("mmdiff.vision.image_io.open_image", opened)
-    monkeypatch.setattr("mmdiff.cli.main.CHUNK_PIXELS", 3 * 70 * 40)
+    monkeypatch.setattr("mmdiff.cli.ask.CHUNK_PIXELS", 3 * 70 * 40)
     code, out, _ = call(
         monkeypatch,
         capsys,
@@ -634,7 +636,7 @@ def test_printed_json_has_no_numbers_that_are_none() -> None:
     """JSON knows neither NaN nor Infinity, and what reads it need not either."""
     told = {"confidence": float("nan"), "tokens": [{"confidence": float("inf")}, (1.5, True, None)]}
     assert (
-        _json(told) == '{"confidence": null, "tokens": [{"confidence": null}, [1.5, true, null]]}'
+        to_json(told) == '{"confidence": null, "tokens": [{"confidence": null}, [1.5, true, null]]}'
     )
 
 
