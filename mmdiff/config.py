@@ -324,6 +324,23 @@ class DecodingConfig:
         object.__setattr__(self, "stop", bool(self.stop))
 
 
+def changed(settings: DecodingConfig, changes: Mapping[str, Any]) -> DecodingConfig:
+    """Decoding settings with changes; a number of steps has no meaning to a usual threshold.
+
+    Raises:
+        ValueError: a name is unknown (the message lists them), or a value does not fit.
+    """
+    known = sorted(each.name for each in dataclasses.fields(DecodingConfig))
+    if unknown := sorted(changes.keys() - set(known)):
+        raise ValueError(f"unknown decoding setting {unknown[0]!r}; known are {', '.join(known)}")
+    if "steps" in changes and not {"threshold", "rule"} & changes.keys():
+        changes = {**changes, "threshold": None}
+    try:
+        return dataclasses.replace(settings, **changes)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
 # What whole numbers and numbers among the settings may be; beyond, time, memory or the range of
 # floats would run out.
 _WHOLE_SETTINGS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from mmdiff.answers import Answer, Draft, Token
 from mmdiff.audio.audio_io import AudioSource, Samples, load_audio
-from mmdiff.config import AudioConfig, DecodingConfig, is_number, shown, whole
+from mmdiff.config import AudioConfig, DecodingConfig, changed, is_number, shown, whole
 from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import Canvas
 from mmdiff.decoding.guidance import Guided
@@ -56,7 +55,7 @@ class TextGenerator:
     def chat(self, messages: Messages, *, seed: int = 0, **decoding: Any) -> Answer:
         """Answer a conversation in the chat format: roles, and contents with text and image
         parts."""
-        return self.chat_batch([messages], seeds=[seed], **decoding)[0]
+        return self._chat_batch([messages], self.decoding(**decoding), [seed])[0]
 
     def chat_batch(
         self,
@@ -66,26 +65,25 @@ class TextGenerator:
         **decoding: Any,
     ) -> list[Answer]:
         """Answer several conversations at once, of any lengths and numbers of pictures."""
+        return self._chat_batch(conversations, self.decoding(**decoding), seeds)
+
+    def _chat_batch(
+        self,
+        conversations: Sequence[Messages],
+        settings: DecodingConfig,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Answer]:
         conversations = _listed("conversations", conversations)
         if not conversations:
             return []
-        return self.answers(collect(self.start(conversations, seeds=seeds, **decoding)))
+        return self.answers(collect(self.start_batch(conversations, settings, seeds=seeds)))
 
     def decoding(self, **changes: Any) -> DecodingConfig:
         """The model's decoding settings with changes; an unknown name or a misfit is an
         MMDiffError."""
-        known = {field.name for field in dataclasses.fields(DecodingConfig)}
-        if unknown := sorted(changes.keys() - known):
-            raise MMDiffError(
-                f"unknown decoding setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
-            )
-        if "steps" in changes and not {"threshold", "rule"} & changes.keys():
-            changes["threshold"] = (
-                None  # a number of steps has no meaning to the model's usual threshold
-            )
         try:
-            return dataclasses.replace(self.model.model_config.decoding, **changes)
-        except (ValueError, TypeError) as error:
+            return changed(self.model.model_config.decoding, changes)
+        except ValueError as error:
             raise MMDiffError(str(error)) from None
 
     def prefill(self, conversations: Sequence[Messages], gen_length: int) -> ModelRunner:
@@ -139,6 +137,20 @@ class TextGenerator:
                 which takes passes.
         """
         settings = self.decoding(**decoding)
+        return self.start_batch(
+            conversations, settings, seeds=seeds, limits=limits, scaffolds=scaffolds
+        )
+
+    def start_batch(
+        self,
+        conversations: Sequence[Messages],
+        settings: DecodingConfig,
+        *,
+        seeds: Sequence[int] | None = None,
+        limits: Sequence[int] | None = None,
+        scaffolds: Sequence[CompiledSchema] | None = None,
+    ) -> Sampler:
+        """`start` with settings that are parsed already."""
         conversations = _listed("conversations", conversations)
         seeds = None if seeds is None else _listed("seeds", seeds)
         limits = None if limits is None else _listed("limits", limits)

@@ -129,9 +129,9 @@ class SpeechPipeline(TextGenerator):
     ) -> Answer:
         """Answer a question about a sound, all of which is heard at once."""
         self._audio_config()
-        return self.chat(
-            [audio_message(audio_samples(audio, sample_rate), question)], seed=seed, **decoding
-        )
+        settings = self.decoding(**decoding)
+        message = audio_message(audio_samples(audio, sample_rate), question)
+        return self._chat_batch([[message]], settings, [seed])[0]
 
     def refine(
         self,

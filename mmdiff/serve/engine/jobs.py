@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,10 +113,9 @@ class Group:
 
 def group_by_settings(jobs: Sequence[AnswerJob]) -> list[list[AnswerJob]]:
     """The jobs that can start in one batch."""
-    groups: dict[str, list[AnswerJob]] = {}
+    groups: dict[Hashable, list[AnswerJob]] = {}
     for job in jobs:
         structured = job.request.schema is not None
         length = job.request.limit if structured else None  # of a structured answer's canvas
-        key = json.dumps([job.request.decoding, structured, length], sort_keys=True)
-        groups.setdefault(key, []).append(job)
+        groups.setdefault((job.request.decoding, structured, length), []).append(job)
     return list(groups.values())

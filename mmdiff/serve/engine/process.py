@@ -206,17 +206,16 @@ class Engine:
 
     def _start(self, jobs: Sequence[AnswerJob]) -> None:
         """Prefill prompts with the same settings as one batch, and join it to the running one."""
-        decoding, rows = jobs[0].request.decoding, _sequences(jobs)
-        settings = self.pipeline.decoding(**decoding)
+        settings, rows = jobs[0].request.decoding, _sequences(jobs)
         conversations = {job.id: _conversation(job) for job in jobs}
         if jobs[0].request.schema is not None:
             scaffolds = [self.compiler.compiled(row.job.request) for row in rows]
             given: dict[str, Any] = {"scaffolds": scaffolds}
         else:
             given = {"limits": [row.job.request.limit or settings.gen_length for row in rows]}
-        batch = self.pipeline.start(
+        batch = self.pipeline.start_batch(
             [conversations[row.job.id] for row in rows],
-            **decoding,
+            settings,
             **given,
             seeds=[(row.job.request.seed + row.index) % 2**63 for row in rows],
         )
