@@ -7,6 +7,7 @@ Shapes: G canvas positions, N masked positions, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeVar
@@ -36,6 +37,18 @@ def token_likelihoods(prompted: ModelRunner, ids: list[int], tokens: TokenIds) -
         logits_NV = prompted(seen_1G, prompted.prompts, hidden_1G).float()
         likely[hidden_G] = logits_NV.softmax(-1).gather(1, row_G[hidden_G, None])[:, 0]
     return likely[:-1].tolist()
+
+
+def least_likely(likelihoods: Sequence[float], count: int) -> set[int]:
+    """The positions of the tokens that are doubted most."""
+    positions = sorted(range(len(likelihoods)), key=likelihoods.__getitem__)
+    return set(positions[:count])
+
+
+def equal_parts(length: int, parts: int) -> list[set[int]]:
+    """All positions of a sequence, part by part."""
+    ends = [length * part // parts for part in range(parts + 1)]
+    return [set(range(first, end)) for first, end in itertools.pairwise(ends)]
 
 
 def denoise_reopened(

@@ -20,7 +20,13 @@ from mmdiff.generation import TextGenerator, audio_message, audio_samples, check
 from mmdiff.modeling.multimodal import MMDiffModel
 from mmdiff.modeling.processor import MMDiffProcessor
 from mmdiff.prompts import REFINE_PROMPT
-from mmdiff.refinement import denoise_reopened, kept_ids, token_likelihoods
+from mmdiff.refinement import (
+    denoise_reopened,
+    equal_parts,
+    kept_ids,
+    least_likely,
+    token_likelihoods,
+)
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.transcription import Reader, RecognitionOptions, transcribe_audio
 
@@ -43,7 +49,7 @@ class SpeechPipeline(TextGenerator):
         super().__init__(model, processor, store_bytes)
         self.speech_model = speech_model
 
-    def transcribe(
+    def transcribe(  # noqa: PLR0913 - keywords of a verb
         self,
         audio: AudioSource,
         *,
@@ -83,14 +89,12 @@ class SpeechPipeline(TextGenerator):
         """
         if channels not in ("mix", "separate"):
             raise MMDiffError(f"channels={str(channels)[:80]!r} is not known; use mix or separate")
-        options = RecognitionOptions(language, prompt, temperature, beam_size)
+        options = RecognitionOptions(language, prompt, temperature, beam_size, gate, max_seconds)
         return transcribe_audio(
             self.recognizer,
             audio,
             options,
             sample_rate=sample_rate,
-            gate=gate,
-            max_seconds=max_seconds,
             separate=channels == "separate",
             read=self.reader,
             progress=progress,
@@ -174,26 +178,15 @@ class SpeechPipeline(TextGenerator):
             raise MMDiffError(
                 f"share={shown(share)} does not fit: it must be a number between 0 and 1"
             )
-        prompted = self.prefill(
-            [[audio_message(audio_samples(audio, sample_rate), REFINE_PROMPT)]], len(ids)
-        )
         settings, tokens = self.decoding(**decoding), self.model.model_config.tokens
+        message = audio_message(audio_samples(audio, sample_rate), REFINE_PROMPT)
+        prompted = self.prefill([[message]], len(ids))
+        reopened = equal_parts(len(ids), chunks)[::-1]  # from behind, so that positions stay
         if mode == "low_confidence":
             likely = token_likelihoods(prompted, ids, tokens)
-            doubted = set(
-                sorted(range(len(ids)), key=lambda place: likely[place])[: round(share * len(ids))]
-            )
-            canvas = denoise_reopened(prompted, [ids], [doubted], slack, settings, tokens)
-            return self._answers(canvas, [each.passes for each in prompted.prompts], revised=True)[
-                0
-            ]
-        ends = [len(ids) * part // chunks for part in range(chunks + 1)]
-        for first, end in reversed(
-            list(zip(ends, ends[1:], strict=False))
-        ):  # from behind, so that places stay
-            canvas = denoise_reopened(
-                prompted, [ids], [set(range(first, end))], slack, settings, tokens
-            )
+            reopened = [least_likely(likely, round(share * len(ids)))]
+        for positions in reopened:
+            canvas = denoise_reopened(prompted, [ids], [positions], slack, settings, tokens)
             ids = kept_ids(canvas, tokens)[0]
         return self._answers(canvas, [each.passes for each in prompted.prompts], revised=True)[0]
 

@@ -32,7 +32,7 @@ AUDIO_AS: tuple[AudioAs, ...] = ("transcript", "embeddings")
 class StructuredPipeline(SpeechPipeline):
     """A pipeline whose answers may be filled into a JSON Schema, choices, or a text with holes."""
 
-    def extract(
+    def extract(  # noqa: PLR0913 - keywords of a verb
         self,
         image: Any,
         schema: Any,

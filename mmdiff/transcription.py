@@ -39,13 +39,15 @@ class RecognitionOptions:
 
     `language` is a code such as "en", by default detected; `prompt` holds words that may occur,
     such as names; `temperature` is that of the first attempt; `beam_size` hypotheses are kept, 1 is
-    greedy.
+    greedy; `gate` and `max_seconds` are those of `speech_windows`.
     """
 
     language: str | None = None
     prompt: str | None = None
     temperature: float = 0.0
     beam_size: int = BEAM_SIZE
+    gate: bool = True
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("language", "prompt"):
@@ -182,8 +184,6 @@ def transcribe_audio(
     options: RecognitionOptions,
     *,
     sample_rate: int | None = None,
-    gate: bool = True,
-    max_seconds: float | None = None,
     separate: bool = False,
     read: Reader | None = None,
     progress: Callable[[float], None] | None = None,
@@ -194,7 +194,7 @@ def transcribe_audio(
     tracks = load_channels(audio, sample_rate) if separate else [load_audio(audio, sample_rate)]
     segments, language = list[Segment](), ""
     for number, samples in enumerate(tracks):
-        windows = speech_windows(samples, gate, max_seconds)
+        windows = speech_windows(samples, options.gate, options.max_seconds)
         for segment, spoken in recognize(recognizer, samples, windows, options, read):
             language = language or spoken
             segments.append(replace(segment, channel=number) if separate else segment)

@@ -7,6 +7,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mmdiff.decoding.sampler import Sampler
 from mmdiff.errors import NoSpeechError
 from mmdiff.serve.engine import ipc
@@ -44,8 +46,13 @@ class TranscriptionJob(Job):
     request: TranscribeRequest
 
     @property
-    def audio(self) -> ipc.Array:
-        return self.arrays[0]
+    def separate(self) -> bool:
+        """Whether channels are transcribed each on its own."""
+        return self.arrays[0].ndim == 2
+
+    @property
+    def tracks(self) -> list[ipc.Array]:
+        return list(np.atleast_2d(self.arrays[0]))
 
 
 @dataclass
@@ -64,9 +71,9 @@ class AnswerJob(Job):
         self.unfinished = self.request.n
 
     @property
-    def audio(self) -> ipc.Array:
+    def tracks(self) -> list[ipc.Array]:
         """A spoken question: the last audio of the conversation."""
-        return self.arrays[self._last_content()[self._question()]["array"]]
+        return [self.arrays[self._last_content()[self._question()]["array"]]]
 
     def put_words(self, question: Transcript) -> None:
         """Replace a spoken question by its words.

@@ -38,7 +38,8 @@ class AnswerRequest:
 
 @dataclass(frozen=True)
 class TranscribeRequest:
-    """A transcript of the first array."""
+    """A transcript of the first array: (samples,), or (channels, samples) where the channels of
+    audio are transcribed each on its own."""
 
     n: ClassVar[int] = 1
     id: str
