@@ -439,7 +439,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(map(_tuples, value))
+    return value
 
 
 def whole(name: str, value: object, least: int, most: int = 1 << 31) -> int:
@@ -478,7 +480,10 @@ def _require_counts(config: object, *names: str) -> None:
 
 def _require(condition: bool, name: str, value: object, hint: str = "") -> None:
     if not condition:
-        raise ValueError(f"{name}={shown(value)} does not fit" + (f": {hint}" if hint else ""))
+        message = f"{name}={shown(value)} does not fit"
+        if hint:
+            message += f": {hint}"
+        raise ValueError(message)
 
 
 def shown(value: object) -> str:
@@ -486,7 +491,9 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a whole number of {value.bit_length()} bits"
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if len(text) > 80:
+        return f"{text[:77]}..."
+    return text
 
 
 LLADA_TOKENS = TokenIds(

@@ -215,7 +215,9 @@ def _with_heard(answer: Answer, question: Transcript) -> Answer:
 
 
 def _describe(value: object) -> str:
-    return f"a list of {len(value)}" if isinstance(value, list) else f"one {type(value).__name__}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return f"one {type(value).__name__}"
 
 
 def __getattr__(name: str) -> Any:

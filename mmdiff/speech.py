@@ -18,7 +18,7 @@ from mmdiff.config import is_number, shown
 from mmdiff.errors import MMDiffError, NoSpeechError
 from mmdiff.generation import TextGenerator, audio_message, audio_samples, check_count, check_text
 from mmdiff.modeling.multimodal import MMDiffModel
-from mmdiff.modeling.processor import MMDiffProcessor
+from mmdiff.modeling.processor import Messages, MMDiffProcessor
 from mmdiff.prompts import REFINE_PROMPT
 from mmdiff.refinement import (
     denoise_reopened,
@@ -195,11 +195,9 @@ class SpeechPipeline(TextGenerator):
         """Reads speech by CTC, where the model's audio embeddings spell words; it is of use beside
         tiny.en alone."""
         config = self.model.model_config.audio
-        return (
-            self._read
-            if config is not None and config.ctc_drafts and self.speech_model is None
-            else None
-        )
+        if config is None or not config.ctc_drafts or self.speech_model is not None:
+            return None
+        return self._read
 
     def _read(self, samples: Samples, window: Window) -> list[Segment | None]:
         """What each stretch of speech in a window spells; None for those that are too long for the
@@ -208,14 +206,12 @@ class SpeechPipeline(TextGenerator):
         short = [span for span in window if span.end - span.start <= most]
         if not short:
             return [None] * len(window)
-        sounds = [samples[span.start : span.end] for span in short]
-        prompted = self.prefill([[audio_message(sound, REFINE_PROMPT)] for sound in sounds], 1)
-        rows = prompted.audio_logits()
-        read = {
-            span: self._spelled(span, logits_TV)
-            for span, logits_TV in zip(short, rows, strict=True)
-        }
-        return [read.get(span) for span in window]
+        conversations: list[Messages] = []
+        for span in short:
+            conversations.append([audio_message(samples[span.start : span.end], REFINE_PROMPT)])
+        logits = self.prefill(conversations, 1).audio_logits()
+        read = dict(zip(short, map(self._spelled, short, logits), strict=True))
+        return list(map(read.get, window))
 
     def _spelled(self, span: Span, logits_TV: Tensor) -> Segment:
         """The words that the outputs at the audio's embeddings spell."""

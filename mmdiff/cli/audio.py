@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmdiff.answers import Answer
     from mmdiff.audio.audio_io import Samples
     from mmdiff.pipeline import Pipeline
+    from mmdiff.speech import RefineMode
     from mmdiff.transcript import Transcript
 
 
@@ -121,7 +122,8 @@ def refine(
     if not draft.strip():
         raise refuse("--draft is empty; give the words to put right, or use mmdiff transcribe")
     check_audio([sound])
-    answer = load_pipeline(model, device).refine(sound, draft, share=share, mode=mode)  # type: ignore[arg-type]
+    chosen = cast("RefineMode", mode)  # another value is refused by refine
+    answer = load_pipeline(model, device).refine(sound, draft, share=share, mode=chosen)
     _print_answer(answer, {"sound": sound, "draft": draft}, "", as_json)
 
 

@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mmdiff.errors import MMDiffError
 from mmdiff.files import shorten
 
 if TYPE_CHECKING:
+    from mmdiff.modeling.quantize import Bits
     from mmdiff.pipeline import Pipeline
 
 
@@ -25,7 +26,8 @@ def load_pipeline(
 ) -> Pipeline:
     from mmdiff.pipeline import load
 
-    return load(model, device=device, quantize=quantize, speech_model=speech_model)  # type: ignore[arg-type]
+    bits = cast("Bits | None", quantize)  # another value is refused by load
+    return load(model, device=device, quantize=bits, speech_model=speech_model)
 
 
 def check_question(question: str) -> None:
