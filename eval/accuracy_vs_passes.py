@@ -159,11 +159,11 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(5 * len(TASKS) + 3, 5), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        places: dict[tuple[float, float], list[str]] = {}
+        points: dict[tuple[float, float], list[str]] = {}
         for number, row in enumerate(report["rows"], 1):
             at = round(row[task]["passes_per_answer"], 1), round(100 * row[task]["score"], 1)
-            places.setdefault(at, []).append(str(number))
-        for at, numbers in places.items():
+            points.setdefault(at, []).append(str(number))
+        for at, numbers in points.items():
             axes.plot(*at, "o", color="tab:red" if "1" in numbers else "tab:blue")
             label = "\n".join(
                 ", ".join(numbers[first : first + 6]) for first in range(0, len(numbers), 6)

@@ -146,5 +146,5 @@ def _commit(ids_BT: Tensor, logits_BTV: Tensor, quota: int, end: int, mask: int)
     confidence_BT[:, end:] = -torch.inf
     confidence_BT = torch.where(ids_BT == mask, confidence_BT, -torch.inf)
     for row in range(len(ids_BT)):
-        places = confidence_BT[row].topk(quota).indices
-        ids_BT[row, places] = best_BT[row, places]
+        positions = confidence_BT[row].topk(quota).indices
+        ids_BT[row, positions] = best_BT[row, positions]

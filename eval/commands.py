@@ -3,7 +3,7 @@ examples/commands.
 
 Texts are generated, or those of Home Assistant's package `home-assistant-intents` (Apache-2.0; no
 sentence of it was trained on), sampled from its templates, with its own labels as far as the schema
-has a place for them. They are typed, and read by voices that training never heard. A person's are
+has a field for them. They are typed, and read by voices that training never heard. A person's are
 joined out of words of Asterisk's recordings.
 
 An answer is right where all of its JSON is.
@@ -242,7 +242,7 @@ def _package() -> dict[str, Any]:
 
 
 def _blocks(intent: str) -> list[dict[str, Any]]:
-    """Groups of templates whose sentences say nothing that the schema has no place for."""
+    """Groups of templates whose sentences say nothing that the schema has no field for."""
     made = []
     for block in _package()["intents"][intent]["data"]:
         sentences = [each for each in block["sentences"] if _names(_parsed(each)) <= LISTS]

@@ -26,7 +26,7 @@ BUDGET = 4096  # tokens of a value
 
 @dataclass(frozen=True)
 class Instance:
-    """A value published with a schema, and who can say it; None where nobody was asked."""
+    """A value published with a schema, and who can say it; None where llguidance was not asked."""
 
     schema: str
     valid: bool

@@ -1,4 +1,4 @@
-"""How well a model writes down speech, and answers spoken questions about pictures.
+"""How well a model writes down speech, and answers spoken questions about images.
 
 Generated speech is of voices that training never heard (`training/tiny/voices.py`). Recordings of
 people come from Debian
@@ -421,7 +421,7 @@ def recorded(limit: int | None) -> Iterator[Recording]:
 
 
 def spoken_questions(limit: int | None) -> Iterator[tuple[Recording, easy_vqa.EasyVqaImage, str]]:
-    """A question about each of the first test pictures of easy-VQA, read by a voice of the test;
+    """A question about each of the first test images of easy-VQA, read by a voice of the test;
     and its answer."""
     for number, picture in enumerate(
         easy_vqa.load("test")[: min(limit or NUM_SPOKEN_QUESTIONS, NUM_SPOKEN_QUESTIONS)]

@@ -51,7 +51,7 @@ ENGINES = (
 
 
 def clips(limit: int) -> list[tuple[str, Samples, str]]:
-    """Kind, sound and words of each clip, at most `limit` of a kind."""
+    """Kind, audio and words of each clip, at most `limit` of a kind."""
     found = [
         (each.kind, load_audio(each.load()), each.text)
         for each in recorded(None)
@@ -202,7 +202,7 @@ def mmdiff_engine(threads: int) -> Transcriber:
 
 
 def measure(engine: str, limit: int, threads: int) -> dict[str, Any]:
-    """Word errors by kind, seconds for each second of sound, and memory, of one engine in this
+    """Word errors by kind, seconds for each second of audio, and memory, of one engine in this
     process."""
     name, kind = engine.split()
     before = _memory("VmRSS")

@@ -57,25 +57,25 @@ SIZES: dict[str, ModelConfig] = {"small": SMALL, **PRESETS}
 class Load:
     """What is asked of the model."""
 
-    prompt_length: int  # positions, those of pictures and sounds among them
+    prompt_length: int  # positions, those of images and audio among them
     batch: int
     decoding: DecodingConfig
 
 
 def picture_length(size: str, config: ModelConfig) -> int:
-    """How many positions a picture takes whose size is given as "640x480".
+    """How many positions an image takes whose size is given as "640x480".
 
     Raises:
-        MMDiffError: it is no size, or the model takes no pictures.
+        MMDiffError: it is not a size, or the model takes no images.
     """
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", size)
     if found is None:
         raise MMDiffError(
-            f"picture={size!r} is no size; give width and height in pixels, such as 640x480"
+            f"picture={size!r} is not a size; give width and height in pixels, such as 640x480"
         )
     if config.vision is None:
         raise MMDiffError(
-            f"a picture of {size} needs a model that takes pictures; try the preset llada-v-8b"
+            f"an image of {size} needs a model that takes images; try the preset llada-v-8b"
         )
     return count_tokens((int(found[1]), int(found[2])), config.vision)
 
@@ -87,7 +87,7 @@ def random_model(
     out.
 
     Raises:
-        MMDiffError: there is no room for it.
+        MMDiffError: there is not enough memory for it.
     """
     config = dataclasses.replace(sizes, vision=None, audio=None)
     torch.manual_seed(seed)

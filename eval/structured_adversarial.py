@@ -365,7 +365,7 @@ class Judge:
 def _multiple(
     validator: Any, step: float, value: Any, schema: Any
 ) -> Iterator[jsonschema.ValidationError]:
-    """`multipleOf` by decimals: jsonschema divides floats, and 19.99 is no multiple of 0.01 to
+    """`multipleOf` by decimals: jsonschema divides floats, and 19.99 is not a multiple of 0.01 to
     it."""
     if validator.is_type(value, "number") and Fraction(str(value)) % Fraction(str(step)):
         yield jsonschema.ValidationError(f"{value} is not a multiple of {step}")

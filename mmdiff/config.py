@@ -125,7 +125,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A SigLIP tower (arXiv 2303.15343, 2502.14786) and how a picture is cut into square views for
+    """A SigLIP tower (arXiv 2303.15343, 2502.14786) and how an image is cut into square views for
     it.
 
     `num_hidden_layers` counts the layers that are built: features are the output of the last one,
@@ -142,7 +142,7 @@ class VisionConfig:
     layer_norm_eps: float = 1e-6
     library: TowerLibrary = "transformers"
     layout: ViewLayout = "anyres"
-    layout_of_several: ViewLayout = "pad"  # when a conversation holds more than one picture
+    layout_of_several: ViewLayout = "pad"  # when a conversation holds more than one image
     grids: tuple[tuple[int, int], ...] = ()  # anyres: the allowed (columns, rows)
     max_base_areas: int | None = (
         None  # anyres: shrink the tiled map to this many base views ("anyres_max_4": 4)
@@ -257,8 +257,8 @@ class TokenIds:
     eot: int  # end of turn
     bos: int
     pad: int
-    image: int | None = None  # placeholder, one per picture embedding
-    audio: int | None = None  # placeholder, one per sound embedding
+    image: int | None = None  # placeholder, one per image embedding
+    audio: int | None = None  # placeholder, one per audio embedding
     never: tuple[int, ...] = ()  # ids that are never generated, besides mask
 
 
@@ -372,7 +372,7 @@ class ModelConfig:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     system_prompt: str = ""
     media_first: bool = (
-        True  # whether a message's images and sounds stood before its text in training
+        True  # whether a message's images and audio stood before its text in training
     )
 
 

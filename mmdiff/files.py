@@ -34,7 +34,7 @@ def open_file(path: str, what: str, error_type: type[MMDiffError]) -> BinaryIO:
     """A regular file, open for reading.
 
     Args:
-        what: "picture" or "sound", for the message.
+        what: such as "image", for the message.
 
     Raises:
         error_type: the path is empty, an address, missing, a directory, or not to be read.

@@ -142,7 +142,7 @@ class TextGenerator(CanvasReader):
         seeds: Sequence[int] | None = None,
         **decoding: Any,
     ) -> list[Answer]:
-        """Answer several conversations at once, of any lengths and numbers of pictures."""
+        """Answer several conversations at once, of any lengths and numbers of images."""
         return self._chat_batch(conversations, self.decoding(**decoding), seeds)
 
     def _chat_batch(
@@ -165,8 +165,7 @@ class TextGenerator(CanvasReader):
             raise MMDiffError(str(error)) from None
 
     def prefill(self, conversations: Sequence[Messages], gen_length: int) -> ModelRunner:
-        """The model with the conversations before it, if there is room for an answer behind the
-        longest."""
+        """The model with the conversations before it, if an answer fits behind the longest."""
         config = self.model.model_config
         for messages in conversations:
             check_messages(messages)
@@ -181,12 +180,13 @@ class TextGenerator(CanvasReader):
             return_dict=True,
             add_generation_prompt=True,
         ).to(self.model.device)
-        length, room = inputs["input_ids"].shape[1], config.backbone.max_position_embeddings
-        if length + gen_length > room:
+        length = inputs["input_ids"].shape[1]
+        capacity = config.backbone.max_position_embeddings
+        if length + gen_length > capacity:
             raise ContextError(
                 f"gen_length={gen_length} and a prompt of {length} tokens exceed the model's "
-                f"{room} "
-                "positions; ask for a shorter answer or give fewer pictures and shorter sounds"
+                f"{capacity} positions; ask for a shorter answer or give fewer images and shorter "
+                "audio"
             )
         with (
             torch.inference_mode()
@@ -202,8 +202,8 @@ class TextGenerator(CanvasReader):
         scaffolds: Sequence[CompiledSchema] | None = None,
         **decoding: Any,
     ) -> Sampler:
-        """The answers to several conversations before their first step, for whoever steps them: a
-        server, say.
+        """The answers to several conversations before their first step, for a caller that steps
+        them, such as a server.
 
         Batches that were started with the same settings may `add` each other; those with scaffolds
         add each other where the scaffolds have the same budget.
@@ -295,7 +295,7 @@ class TextGenerator(CanvasReader):
 
     def _audio_config(self) -> AudioConfig:
         if self.model.model_config.audio is None:
-            raise MMDiffError("this model takes no sounds; load another one")
+            raise MMDiffError("this model takes no audio; load another one")
         return self.model.model_config.audio
 
 
@@ -376,7 +376,7 @@ def check_text(name: str, value: object, exact: bool = False) -> str:
         raise MMDiffError(f"{name}={shown(value)} is not a text")
     if exact and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise MMDiffError(
-            f"{name}={shown(value)} holds half of a surrogate pair, which is no character"
+            f"{name}={shown(value)} holds half of a surrogate pair, which is not a character"
         )
     return value
 

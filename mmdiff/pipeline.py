@@ -93,23 +93,23 @@ class Pipeline(StructuredPipeline):
         seed: int = 0,
         **decoding: Any,
     ) -> Answer | list[Answer]:
-        """Answer a question about a picture, or about several pictures given as a list.
+        """Answer a question about an image, or about several images given as a list.
 
-        With a list of questions, `image` is a list of the same length (each entry a picture or a
-        list of pictures), and the answers come as a list; an answer does not depend on the others
+        With a list of questions, `image` is a list of the same length (each entry an image or a
+        list of images), and the answers come as a list; an answer does not depend on the others
         of its batch.
 
         Args:
-            image: whatever `vision.image.open_image` takes: path, bytes, file, array or PIL image;
-                None for no picture.
-            speech: the question as a sound instead of words, in any form that
-                `audio.decode.load_audio` takes, or a list of them. It is written down first
+            image: what `vision.image_io.open_image` takes: path, bytes, file, array or PIL image;
+                None for no image.
+            speech: the question as audio instead of words, in any form that
+                `audio.audio_io.load_audio` takes, or a list of them. It is written down first
                 (`Answer.heard`, `Answer.heard_confidence`) and then asked.
             sample_rate: of speech that is given as arrays, in Hz.
             seed: for temperature and random order; the n-th question of a list uses `seed + n`.
 
         Raises:
-            MMDiffError: a picture cannot be read, a question is empty, or a setting does not fit.
+            MMDiffError: an image cannot be read, a question is empty, or a setting does not fit.
         """
         settings = self.decoding(**decoding)
         if speech is None:
@@ -128,7 +128,7 @@ class Pipeline(StructuredPipeline):
         self, image: Any, question: object, seed: int, settings: DecodingConfig
     ) -> Answer | list[Answer]:
         if question is None:
-            raise MMDiffError("there is no question; give it in words, or as a sound with speech=")
+            raise MMDiffError("there is no question; give it in words, or as audio with speech=")
         if isinstance(question, str):
             return self._ask_one(image, question, seed, settings)
         if isinstance(question, list):
@@ -145,7 +145,7 @@ class Pipeline(StructuredPipeline):
         count = len(questions)
         if not isinstance(images, list) or len(images) != count:
             raise MMDiffError(
-                f"{count} questions need a list of {count} pictures, not {_describe(images)}"
+                f"{count} questions need a list of {count} images, not {_describe(images)}"
             )
         conversations = [[user_message(*pair)] for pair in zip(images, questions, strict=True)]
         seeds = [seed_of(seed, number) for number in range(count)]
@@ -154,7 +154,7 @@ class Pipeline(StructuredPipeline):
     def caption(
         self, image: Any, length: CaptionLength = "short", *, seed: int = 0, **decoding: Any
     ) -> Any:
-        """Describe a picture in a word, briefly, or in detail; a list of pictures gives a list of
+        """Describe an image in a word, briefly, or in detail; a list of images gives a list of
         answers."""
         if not isinstance(length, str) or length not in CAPTION_PROMPTS:
             known = ", ".join(CAPTION_PROMPTS)
@@ -202,11 +202,11 @@ def load(
         CheckpointError: nothing is known by that name, or the checkpoint is damaged, incomplete or
             of another kind.
     """
-    place = choose_device(device)
-    number_type = choose_dtype(dtype, place)
+    target = choose_device(device)
+    number_type = choose_dtype(dtype, target)
     check_placement(device_map, quantize)
     folder, adapter = find_base(name)
-    loaded = load_folder(folder, place, number_type, device_map, quantize, adapter)
+    loaded = load_folder(folder, target, number_type, device_map, quantize, adapter)
     return Pipeline(*loaded, store_bytes, speech_model)
 
 

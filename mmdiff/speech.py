@@ -131,7 +131,7 @@ class SpeechPipeline(TextGenerator):
         seed: int = 0,
         **decoding: Any,
     ) -> Answer:
-        """Answer a question about a sound, all of which is heard at once."""
+        """Answer a question about audio, all of which is heard at once."""
         self._audio_config()
         settings = self.decoding(**decoding)
         message = audio_message(audio_samples(audio, sample_rate), question)
@@ -150,7 +150,7 @@ class SpeechPipeline(TextGenerator):
         **decoding: Any,
     ) -> Answer:
         """Put a draft transcript right: open what the model doubts most, and denoise it with the
-        sound in view.
+        audio in view.
 
         Sources: Whisper-LLaDA's deliberation (arXiv 2509.16622), and slack, with which words can be
         put in or dropped.
@@ -169,7 +169,7 @@ class SpeechPipeline(TextGenerator):
         ids = self.processor.text_ids(check_text("draft", draft).strip())
         if not ids:
             raise MMDiffError(
-                "the draft is empty; give the words to put right, or transcribe the sound"
+                "the draft is empty; give the words to put right, or transcribe the audio"
             )
         if mode not in ("low_confidence", "chunks"):
             raise MMDiffError(f"mode={shown(mode)} is not known; use low_confidence or chunks")

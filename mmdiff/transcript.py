@@ -1,7 +1,7 @@
 """What was said and when, and the forms that others read: text, SRT, WebVTT, and OpenAI's JSON
 shapes.
 
-Times are seconds from the start of the sound.
+Times are seconds from the start of the audio.
 """
 
 from __future__ import annotations

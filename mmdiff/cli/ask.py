@@ -45,14 +45,12 @@ CHUNK_IMAGES = 64
 
 @with_flags(decoding=decoding_flags(*FLAGGED_SETTINGS))
 def ask(
-    pictures_and_question: Annotated[
+    images_and_question: Annotated[
         list[str],
-        typer.Argument(
-            metavar="PICTURE... QUESTION", help="One or more pictures, then the question."
-        ),
+        typer.Argument(metavar="IMAGE... QUESTION", help="One or more images, then the question."),
     ],
     speech: Annotated[
-        str | None, typer.Option(help="A sound file with the question, instead of words.")
+        str | None, typer.Option(help="An audio file with the question, instead of words.")
     ] = None,
     speech_model: SpeechModel = None,
     model: Model = "tiny",
@@ -64,13 +62,13 @@ def ask(
     seed: Seed = 0,
     quantize: Quantize = None,
 ) -> None:
-    """Answer a question about each picture."""
-    if speech is None and len(pictures_and_question) < 2:
-        got = shorten(pictures_and_question[0])
-        raise refuse(f"got only {got!r}; give at least one picture and then the question in quotes")
-    names, question = pictures_and_question, ""
+    """Answer a question about each image."""
+    if speech is None and len(images_and_question) < 2:
+        got = shorten(images_and_question[0])
+        raise refuse(f"got only {got!r}; give at least one image and then the question in quotes")
+    names, question = images_and_question, ""
     if speech is None:
-        *names, question = pictures_and_question
+        *names, question = images_and_question
         check_question(question)
     images = _first_opened(names, as_json, show_steps)
     if speech is not None:
@@ -89,8 +87,8 @@ def ask(
 
 @with_flags(decoding=decoding_flags("threshold", "steps", "temperature"))
 def caption(
-    pictures: Annotated[
-        list[str], typer.Argument(metavar="PICTURE...", help="Pictures, or with --out a folder.")
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Images, or with --out a folder.")
     ],
     length: Annotated[str, typer.Option(help="word, short or long.")] = "short",
     model: Model = "tiny",
@@ -105,7 +103,7 @@ def caption(
     ] = None,
     max_num_seqs: MaxNumSeqs = 16,
 ) -> None:
-    """Describe each picture."""
+    """Describe each image."""
     from mmdiff.prompts import CAPTION_PROMPTS, CAPTION_ROOM
 
     known = next((name for name in CAPTION_PROMPTS if name == length), None)
@@ -113,15 +111,15 @@ def caption(
         raise refuse(f"--length {length!r} is not known; use one of {', '.join(CAPTION_PROMPTS)}")
     if out is not None:
         body = {"length": known, "seed": seed, **decoding}
-        _caption_folder(pictures, out, body, model, device, max_num_seqs)
+        _caption_folder(images, out, body, model, device, max_num_seqs)
         return
     decoding = {"gen_length": CAPTION_ROOM[known], **decoding}
-    images = _first_opened(pictures, as_json, show_steps)
+    opened = _first_opened(images, as_json, show_steps)
     started = time.perf_counter()
     pipeline = load_pipeline(model, device)
     load_seconds = time.perf_counter() - started
-    printer = AnswerPrinter(CAPTION_PROMPTS[known], len(pictures), as_json, load_seconds)
-    _answer_each(pipeline, images, printer, show_steps, seed, decoding)
+    printer = AnswerPrinter(CAPTION_PROMPTS[known], len(images), as_json, load_seconds)
+    _answer_each(pipeline, opened, printer, show_steps, seed, decoding)
 
 
 def _caption_folder(
@@ -134,17 +132,17 @@ def _caption_folder(
 ) -> None:
     if len(names) != 1 or not Path(names[0]).is_dir():
         raise refuse(
-            f"--out is for one folder of pictures, which {shorten(' '.join(names))!r} is not"
+            f"--out is for one folder of images, which {shorten(' '.join(names))!r} is not"
         )
     from mmdiff.serve.batch.in_process import caption_folder
 
     _check_caption(body)
     outcome = caption_folder(Path(names[0]), out, body, model, device, max_num_seqs)
-    print_outcome(outcome, "pictures", out)
+    print_outcome(outcome, "images", out)
 
 
 def _check_caption(body: dict[str, Any]) -> None:
-    """Settings that no picture of a folder could be described with are reported before the first
+    """Settings that no image of a folder could be described with are reported before the first
     one is."""
     from mmdiff.serve.errors import ApiError
     from mmdiff.serve.http.parsing import validated
@@ -239,7 +237,7 @@ def _first_opened(
 
 
 def _opened(names: list[str]) -> Iterator[list[tuple[str, Any]]]:
-    """Names and pictures, or what is wrong with them, as many together as memory is meant for.
+    """Names and images, or what is wrong with them, as many together as memory is meant for.
 
     Raises:
         MMDiffError: the only one cannot be opened.

@@ -90,7 +90,7 @@ def transcribe(
 
 @with_flags(decoding=decoding_flags("gen_length", "threshold", "steps", any_setting=False))
 def listen(
-    sound: Annotated[str, typer.Argument(metavar="FILE")],
+    audio: Annotated[str, typer.Argument(metavar="FILE")],
     question: Annotated[str, typer.Argument()],
     model: Model = "tiny",
     as_json: Json = False,
@@ -98,15 +98,15 @@ def listen(
     *,
     decoding: dict[str, Any],
 ) -> None:
-    """Answer a question about a sound."""
+    """Answer a question about audio."""
     check_question(question)
-    check_audio([sound])
-    answer = load_pipeline(model, device).listen(sound, question, **decoding)
-    _print_answer(answer, {"sound": sound}, question, as_json)
+    check_audio([audio])
+    answer = load_pipeline(model, device).listen(audio, question, **decoding)
+    _print_answer(answer, {"sound": audio}, question, as_json)
 
 
 def refine(
-    sound: Annotated[str, typer.Argument(metavar="FILE")],
+    audio: Annotated[str, typer.Argument(metavar="FILE")],
     draft: Annotated[str, typer.Option(help="The transcript to put right.")],
     share: Annotated[
         float, typer.Option(help="Share of the draft that is opened again (0 to 1).")
@@ -118,13 +118,13 @@ def refine(
     as_json: Json = False,
     device: Device = None,
 ) -> None:
-    """Put a draft transcript of a sound right."""
+    """Put a draft transcript of audio right."""
     if not draft.strip():
         raise refuse("--draft is empty; give the words to put right, or use mmdiff transcribe")
-    check_audio([sound])
+    check_audio([audio])
     chosen = cast("RefineMode", mode)  # another value is refused by refine
-    answer = load_pipeline(model, device).refine(sound, draft, share=share, mode=chosen)
-    _print_answer(answer, {"sound": sound, "draft": draft}, "", as_json)
+    answer = load_pipeline(model, device).refine(audio, draft, share=share, mode=chosen)
+    _print_answer(answer, {"sound": audio, "draft": draft}, "", as_json)
 
 
 def _print_answer(answer: Answer, source: dict[str, Any], question: str, as_json: bool) -> None:

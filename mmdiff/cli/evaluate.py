@@ -24,7 +24,9 @@ def evaluate(
     ] = None,
     model: Model = "tiny",
     speech_model: SpeechModel = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many of each kind.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most this many of each kind, the first ones.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Evidence as JSON; an interrupted run goes on (default: in runs/eval)."),
@@ -35,7 +37,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 64,
     device: Device = None,
 ) -> None:
-    """Measure a model on pictures and speech it was not trained on."""
+    """Measure a model on images and speech it was not trained on."""
     from mmdiff.eval.evidence import default_out, read
     from mmdiff.eval.run import GROUPS, TASKS
     from mmdiff.eval.run import evaluate as run_tasks
@@ -64,7 +66,7 @@ class BenchOptions:
     preset: str = flag("small", "Sizes of a model with random weights: small, llada-8b, ...")
     random: bool = flag(False, "Random weights for --model too, as presets have.")
     prompt: tuple[int, ...] = flag((), "Positions before the answer; may be given again.")
-    picture: str | None = flag(None, "Add the positions of such a picture.", metavar="WxH")
+    picture: str | None = flag(None, "Add the positions of an image of this size.", metavar="WxH")
     cache: tuple[str, ...] = flag((), "none, prefix, block, ...; may be given again.")
     batch: tuple[int, ...] = flag((), "Answers at once; may be given again.")
     gen_length: int = flag(128, help_of(DecodingConfig, "gen_length"))
@@ -83,7 +85,7 @@ class BenchOptions:
     )
     accuracy: bool = flag(False, "Accuracy against forward passes instead.")
     setting: tuple[str, ...] = flag((), "With --accuracy, one of its settings (all).")
-    limit: int | None = flag(None, "With --accuracy, pictures of each task (all).", least=1)
+    limit: int | None = flag(None, "With --accuracy, images of each task (all).", least=1)
     batch_size: int = flag(64, "With --accuracy, questions answered at once.", least=1)
     plot: Path | None = flag(None, "With --accuracy, score against passes as PNG, SVG, PDF.")
 

@@ -18,7 +18,7 @@ from mmdiff.config import DecodingConfig, help_of
 from mmdiff.serve.options import ServerOptions
 
 Model = Annotated[str, typer.Option("--model", help=help_of(ServerOptions, "model"))]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")]
 ShowSteps = Annotated[
     bool, typer.Option("--show-steps", help="Show the answer while it is denoised.")
 ]

@@ -23,7 +23,7 @@ from mmdiff.cli.structured import choose, extract, fill
 from mmdiff.cli.train import train
 
 app = typer.Typer(
-    help="Ask a masked-diffusion language model about pictures and sound.",
+    help="Ask a masked-diffusion language model about images and audio.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

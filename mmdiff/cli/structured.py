@@ -99,7 +99,7 @@ def choose(
 
 @with_flags(decoding=decoding_flags())
 def fill(
-    picture: Annotated[str, typer.Argument(metavar="PICTURE")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE")],
     text: Annotated[str, typer.Argument(help='With holes: "The [[ ]] is [[red|green]]."')],
     question: Annotated[str | None, typer.Option(help="What the text answers.")] = None,
     model: Model = "tiny",
@@ -112,11 +112,11 @@ def fill(
     seed: Seed = 0,
     quantize: Quantize = None,
 ) -> None:
-    """Fill the holes of a text about a picture, in any order."""
+    """Fill the holes of a text about an image, in any order."""
     made = load_pipeline(model, device, quantize).fill(
-        text, image=picture, question=question, seed=seed, **decoding
+        text, image=image, question=question, seed=seed, **decoding
     )
-    _print_extraction(picture, made, as_json)
+    _print_extraction(image, made, as_json)
 
 
 def _read_schema(name: str) -> Any:
@@ -134,7 +134,7 @@ def _read_schema(name: str) -> Any:
         return json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise refuse(f"--schema {name!r} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # also where it is no text
+    except (ValueError, RecursionError) as error:  # also where it is not text
         raise refuse(f"--schema {name!r} is not JSON: {error}") from None
 
 

@@ -35,4 +35,4 @@ def train(
     if not 0 < scale <= 1000:
         raise refuse(f"--scale {scale} does not fit; it must be above 0, and at most 1,000")
     folder = run(recipe, out / recipe, scale=scale, whisper=find(whisper) if whisper else None)
-    typer.echo(f"the model is in {folder}; try: mmdiff ask PICTURE QUESTION --model {folder}")
+    typer.echo(f"the model is in {folder}; try: mmdiff ask IMAGE QUESTION --model {folder}")

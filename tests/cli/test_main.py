@@ -407,7 +407,7 @@ def test_a_deaf_model_is_not_asked_to_hear(
     )
     capsys.readouterr()
     code, _, err = call(monkeypatch, capsys, "listen", sound, "who is it?", "--model", tmp_path)
-    assert code == 2 and "takes no sounds" in err and len(err.strip().splitlines()) == 1
+    assert code == 2 and "takes no audio" in err and len(err.strip().splitlines()) == 1
 
 
 def test_open_positions_and_unsure_tokens_are_marked() -> None:
@@ -495,7 +495,7 @@ def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # t
     [
         (["ask", "nowhere.png", "what?"], "nowhere.png"),
         (["ask", ".", "what?"], "."),
-        (["ask", "PICTURE"], "give at least one picture and then the question"),
+        (["ask", "PICTURE"], "give at least one image and then the question"),
         (["ask", "PICTURE", " "], "the question is empty"),
         (["ask", "PICTURE", "what?", "--model", "nothing"], "'nothing'"),
         (["ask", "PICTURE", "what?", "--steps", "0"], "steps=0"),
@@ -573,7 +573,7 @@ def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # t
         (["bench", "--batch", "0"], "--batch 0"),
         (["bench", "--repeats", "0"], "--repeats 0"),
         (["bench", "--picture", "big", "--preset", "llada-v-8b"], "picture='big'"),
-        (["bench", "--picture", "64x64"], "needs a model that takes pictures"),
+        (["bench", "--picture", "64x64"], "needs a model that takes images"),
         (
             ["bench", "--baselines", "--rule", "saber", "--model", "MODEL", "--random"],
             "leave out --baselines",
