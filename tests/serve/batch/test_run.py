@@ -199,7 +199,7 @@ def test_a_folder_is_described_and_described_on(root: Path, tmp_path: Path) -> N
     done = mmdiff("caption", folder, "--out", out)
     assert (
         done.returncode == 0
-        and "3 pictures, 1 failed" in done.stderr
+        and "3 images, 1 failed" in done.stderr
         and "a.jpg: image 0" in done.stderr
     )
     assert "1 file is left out, by the names not images: 1 .txt" in done.stderr
