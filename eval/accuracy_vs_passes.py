@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmdiff.errors import MMDiffError, require_extra
-from mmdiff.eval.evidence import processor_name, weights_digest
+from mmdiff.eval.evidence import device_name, weights_digest
 from mmdiff.eval.run import ask_all
 from mmdiff.eval.tasks import TASKS
 from mmdiff.pipeline import Pipeline
@@ -75,9 +75,7 @@ def compare(
         "torch": torch.__version__,
         "limit": limit,
         "batch_size": batch_size,
-        "device": torch.cuda.get_device_name()
-        if pipeline.model.device.type == "cuda"
-        else processor_name(),
+        "device": device_name(pipeline.model.device),
         "model": weights_digest(pipeline),
     }
     before = {}
@@ -102,13 +100,16 @@ def _measure(pipeline: Pipeline, name: str, limit: int | None, batch_size: int) 
 def _score(
     task: str, pipeline: Pipeline, name: str, limit: int | None, batch_size: int
 ) -> dict[str, Any]:
-    rows = list(chain.from_iterable(ask_all(task, pipeline, limit, batch_size, **SETTINGS[name])))
-    right, of = sum(row.count for row in rows), sum(row.of for row in rows)
-    passes = sum(row.details["passes"] for row in rows) / len(rows)
+    right = of = passes = questions = 0
+    for row in chain.from_iterable(ask_all(task, pipeline, limit, batch_size, **SETTINGS[name])):
+        questions += 1
+        right += row.count
+        of += row.of
+        passes += row.details["passes"]
     return {
         "score": right / of,
-        "passes_per_answer": passes,
-        "questions": len(rows),
+        "passes_per_answer": passes / questions,
+        "questions": questions,
         "of": of,
         "right": right,
     }
@@ -158,11 +159,11 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(5 * len(TASKS) + 3, 5), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        places: dict[tuple[float, float], list[str]] = {}
+        points: dict[tuple[float, float], list[str]] = {}
         for number, row in enumerate(report["rows"], 1):
             at = round(row[task]["passes_per_answer"], 1), round(100 * row[task]["score"], 1)
-            places.setdefault(at, []).append(str(number))
-        for at, numbers in places.items():
+            points.setdefault(at, []).append(str(number))
+        for at, numbers in points.items():
             axes.plot(*at, "o", color="tab:red" if "1" in numbers else "tab:blue")
             label = "\n".join(
                 ", ".join(numbers[first : first + 6]) for first in range(0, len(numbers), 6)

@@ -72,12 +72,24 @@ def joining_caches(
                 _commit(ids_BT, logits_BTV, quota, end, mask)
                 continue
             before = [(k[:, :, :first], v[:, :, :first]) for k, v in kept]
-            after = [(k[:, :, end:], v[:, :, end:]) for k, v in kept] if dual else []
-            part_BT = ids_BT[:, first : end if dual else None]
+            after, part_BT = list[Pair](), ids_BT[:, first:]
+            if dual:
+                after = [(k[:, :, end:], v[:, :, end:]) for k, v in kept]
+                part_BT = ids_BT[:, first:end]
             logits_BQV, _ = _joined(backbone, part_BT, before, after)
             _commit(part_BT, logits_BQV, quota, block_length, mask)
             ids_BT[:, first : first + part_BT.shape[1]] = part_BT
     return ids_BT
+
+
+def _cached_length(layers: list[Pair]) -> int:
+    if not layers:
+        return 0
+    return layers[0][0].shape[2]
+
+
+def _concatenated(one: Pair, other: Pair) -> Pair:
+    return torch.cat((one[0], other[0]), dim=2), torch.cat((one[1], other[1]), dim=2)
 
 
 def _joined(
@@ -85,22 +97,17 @@ def _joined(
 ) -> tuple[Tensor, list[Pair]]:
     """Logits of these positions, and their unrotated keys and values."""
     config, x_BTD, made = backbone.config, backbone.embed_tokens(ids_BT), []
-    first = before[0][0].shape[2] if before else 0
-    length = first + ids_BT.shape[1] + (after[0][0].shape[2] if after else 0)
+    first = _cached_length(before)
+    length = first + ids_BT.shape[1] + _cached_length(after)
     positions_1T = torch.arange(length, device=ids_BT.device)[None]
     for number, layer in enumerate(backbone.layers):
         assert isinstance(layer, Block)
         q, k, v = _project(layer, x_BTD)
         made.append((k, v))
         if before:
-            k, v = (
-                torch.cat((old, new), dim=2)
-                for old, new in zip(before[number], (k, v), strict=True)
-            )
+            k, v = _concatenated(before[number], (k, v))
         if after:
-            k, v = (
-                torch.cat((new, old), dim=2) for new, old in zip((k, v), after[number], strict=True)
-            )
+            k, v = _concatenated((k, v), after[number])
         tables = rotary_tables(
             positions_1T, config.head_dim, config.rope_theta, config.rope_ntk_factor
         )
@@ -139,5 +146,5 @@ def _commit(ids_BT: Tensor, logits_BTV: Tensor, quota: int, end: int, mask: int)
     confidence_BT[:, end:] = -torch.inf
     confidence_BT = torch.where(ids_BT == mask, confidence_BT, -torch.inf)
     for row in range(len(ids_BT)):
-        places = confidence_BT[row].topk(quota).indices
-        ids_BT[row, places] = best_BT[row, places]
+        positions = confidence_BT[row].topk(quota).indices
+        ids_BT[row, positions] = best_BT[row, positions]

@@ -3,7 +3,7 @@ examples/commands.
 
 Texts are generated, or those of Home Assistant's package `home-assistant-intents` (Apache-2.0; no
 sentence of it was trained on), sampled from its templates, with its own labels as far as the schema
-has a place for them. They are typed, and read by voices that training never heard. A person's are
+has a field for them. They are typed, and read by voices that training never heard. A person's are
 joined out of words of Asterisk's recordings.
 
 An answer is right where all of its JSON is.
@@ -242,7 +242,7 @@ def _package() -> dict[str, Any]:
 
 
 def _blocks(intent: str) -> list[dict[str, Any]]:
-    """Groups of templates whose sentences say nothing that the schema has no place for."""
+    """Groups of templates whose sentences say nothing that the schema has no field for."""
     made = []
     for block in _package()["intents"][intent]["data"]:
         sentences = [each for each in block["sentences"] if _names(_parsed(each)) <= LISTS]
@@ -288,9 +288,7 @@ def _names(node: Any) -> set[str]:
         return {node.list_name}
     if kind == "RuleReference":
         return _names(_rule(node.rule_name))
-    return (
-        set().union(*map(_names, getattr(node, "items", ()))) if hasattr(node, "items") else set()
-    )
+    return set[str]().union(*map(_names, getattr(node, "items", ())))
 
 
 def _sample(node: Any, rng: Rng, slots: Slots) -> str:
@@ -303,13 +301,13 @@ def _sample(node: Any, rng: Rng, slots: Slots) -> str:
     if kind == "ListReference":
         said, slots[node.slot_name] = _value(node.list_name, rng)
         return said
-    items = list(node.items)
+    items, between = list(node.items), ""
     if kind == "Alternative":
         items = [pick(rng, tuple(items))]
     elif kind == "Permutation":
-        items = [items[place] for place in rng.permutation(len(items))]
-    parts = [_sample(item, rng, slots) for item in items]
-    return (" " if kind == "Permutation" else "").join(parts)
+        items = [items[position] for position in rng.permutation(len(items))]
+        between = " "
+    return between.join([_sample(item, rng, slots) for item in items])
 
 
 def _value(name: str, rng: Rng) -> tuple[str, Any]:
@@ -324,7 +322,8 @@ def _value(name: str, rng: Rng) -> tuple[str, Any]:
         )
         return cardinal(number), number
     option = pick(rng, tuple(held["values"]))
-    option = option if isinstance(option, dict) else {"in": option, "out": option}
+    if not isinstance(option, dict):
+        option = {"in": option, "out": option}
     return _sample(_parsed(f"({option['in']})"), rng, {}), option["out"]
 
 
@@ -339,15 +338,27 @@ def _device(slots: Slots) -> str | None:
     domain, kind = slots.get("domain"), slots.get("device_class")
     if domain in ("light", "fan"):
         return str(domain)
-    return COVERS.get(str(kind)) if domain in ("cover", None) else None
+    if domain in ("cover", None):
+        return COVERS.get(str(kind))
+    return None
+
+
+SWITCHING = {True: "turn_on", False: "turn_off"}
+MOVING = {True: "open", False: "close"}
 
 
 def _switched(on: bool, slots: Slots) -> Slots | None:
-    device = _device(slots)
-    moves = device in COVERS.values()
-    return _meant(
-        ("open" if on else "close") if moves else "turn_on" if on else "turn_off", device, slots
-    )
+    device, intents = _device(slots), SWITCHING
+    if device in COVERS.values():
+        intents = MOVING
+    return _meant(intents[on], device, slots)
+
+
+def _set(device: str, by: str, slots: Slots) -> Slots | None:
+    """A device is set where the sentence says to what."""
+    if by not in slots:
+        return None
+    return _meant("set", device, slots)
 
 
 def _louder(slots: Slots) -> Slots | None:
@@ -360,14 +371,14 @@ def _louder(slots: Slots) -> Slots | None:
 MEANINGS: dict[str, Callable[[Slots], Slots | None]] = {
     "HassTurnOn": partial(_switched, True),
     "HassTurnOff": partial(_switched, False),
-    "HassLightSet": lambda slots: _meant("set", "light", slots) if "brightness" in slots else None,
+    "HassLightSet": partial(_set, "light", "brightness"),
     "HassClimateSetTemperature": partial(_meant, "set", "thermostat"),
     "HassClimateGetTemperature": partial(_meant, "status", "thermostat"),
     "HassSetPosition": lambda slots: _meant("set", _device(slots), slots),
     "HassSetVolume": partial(_meant, "set", "volume"),
     "HassSetVolumeRelative": _louder,
     "HassFanSetSpeed": partial(_meant, "set", "fan"),
-    "HassStartTimer": lambda slots: _meant("set", "timer", slots) if "minutes" in slots else None,
+    "HassStartTimer": partial(_set, "timer", "minutes"),
     "HassCancelTimer": partial(_meant, "turn_off", "timer"),
     "HassTimerStatus": partial(_meant, "status", "timer"),
     "HassGetState": lambda slots: _meant("status", _device(slots), slots),
@@ -405,7 +416,9 @@ def people(limit: int | None) -> Iterator[Said]:
     for key, (text, start, end) in list(CUTS.items())[:limit]:
         numbers = [None, *map(int, rng.permutation(np.arange(1, MOST))[:NUMBERS_EACH])]
         for number in numbers[:limit]:
-            said = text if number is None else f"{text} {cardinal(number)} percent"
+            said = text
+            if number is not None:
+                said += f" {cardinal(number)} percent"
             value = {"intent": text.split()[0], "device": "volume", "room": None, "number": number}
             typed = f"{digits(said)[0].upper()}{digits(said)[1:]}.".replace(" percent", "%")
             made = partial(_joined, key, (start, end), number)
@@ -421,10 +434,12 @@ def people(limit: int | None) -> Iterator[Said]:
 
 
 def _joined(key: str, span: tuple[float, float], number: int | None) -> Samples:
-    first, end = (int(seconds * SAMPLE_RATE) for seconds in span)
+    first, end = int(span[0] * SAMPLE_RATE), int(span[1] * SAMPLE_RATE)
     parts = [load_audio(asterisk_file(key))[first:end]]
     if number is not None:
-        words = [number] if number <= 20 or number % 10 == 0 else [number // 10 * 10, number % 10]
+        words = [number]
+        if number > 20 and number % 10:
+            words = [number // 10 * 10, number % 10]
         names = [*(f"digits/{word}" for word in words), PERCENT]
         parts += [_trimmed(load_audio(asterisk_file(name))) for name in names]
     gap = np.zeros(int(GAP * SAMPLE_RATE), np.float32)

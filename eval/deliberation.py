@@ -22,6 +22,7 @@ from mmdiff.audio.vad import Span
 from mmdiff.eval.evidence import EvidenceRow, summary
 from mmdiff.eval.speech import RATIOS, SENTENCES, word_errors
 from mmdiff.pipeline import Pipeline, load
+from mmdiff.speech import RefineMode
 from mmdiff.training.tiny.scenes import VALID_SEEDS
 from mmdiff.training.tiny.sentences import KINDS
 from mmdiff.training.tiny.voices import FORMANT, Voice, noisy, say
@@ -40,12 +41,15 @@ def drafted(pipeline: Pipeline, samples: Samples) -> str:
     return " ".join(segment.text for segment, _ in found)
 
 
-def refined(pipeline: Pipeline, samples: Samples, draft: str, share: float, mode: str) -> str:
+def refined(
+    pipeline: Pipeline, samples: Samples, draft: str, share: float, mode: RefineMode
+) -> str:
     """The draft in the words of the model, of which some are opened."""
     plain = " ".join(re.findall(r"[\w']+", draft.lower()))
     if not plain:
         return draft
-    return pipeline.refine(samples, plain, sample_rate=SAMPLE_RATE, share=share, mode=mode).text  # type: ignore[arg-type]
+    made = pipeline.refine(samples, plain, sample_rate=SAMPLE_RATE, share=share, mode=mode)
+    return made.text
 
 
 def measure(pipeline: Pipeline, limit: int) -> dict[str, list[EvidenceRow]]:
@@ -91,7 +95,7 @@ def measure(pipeline: Pipeline, limit: int) -> dict[str, list[EvidenceRow]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=80, help="sentences")
     parser.add_argument("--model", default="tiny")
     given = parser.parse_args()

@@ -177,7 +177,7 @@ def read(file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        rows = [EvidenceRow(**row) for row in found["rows"]]
+        rows = _evidence_rows(found["rows"])
         return {**found, "circumstances": dict(found["circumstances"]), "rows": rows}
     except OSError as error:
         raise MMDiffError(
@@ -201,17 +201,28 @@ def _read_part(file: Path) -> dict[str, Any] | None:
         os.truncate(file, len(whole))
     try:
         head, *rows = map(json.loads, whole.splitlines())
-        return {
-            "circumstances": dict(head["circumstances"]),
-            "rows": [EvidenceRow(**row) for row in rows],
-        }
+        return {"circumstances": dict(head["circumstances"]), "rows": _evidence_rows(rows)}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise MMDiffError(
             f"{file} is not evidence of an evaluation: name another file, or delete it"
         ) from None
 
 
+def _evidence_rows(rows: Iterable[Mapping[str, Any]]) -> list[EvidenceRow]:
+    return [EvidenceRow(**row) for row in rows]
+
+
 # Scores
+
+
+def details(rows: Iterable[EvidenceRow], name: str) -> list[Any] | None:
+    """What each row has by a name; None where one of them has nothing."""
+    found = []
+    for row in rows:
+        if name not in row.details:
+            return None
+        found.append(row.details[name])
+    return found
 
 
 def summary(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, Any]:
@@ -229,10 +240,10 @@ def summary(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, Any]:
         "measure": "error rate" if errors else "accuracy",
         **_scored(rows),
     }
-    if all("confidence" in row.details for row in rows):
+    if details(rows, "confidence") is not None:
         made["confidence_auc"] = _auc_with_interval(rows, errors)
-    if all("valid" in row.details for row in rows):  # of structured answers
-        made["valid"] = {"count": sum(row.details["valid"] for row in rows), "of": len(rows)}
+    if (valid := details(rows, "valid")) is not None:  # of structured answers
+        made["valid"] = {"count": sum(valid), "of": len(valid)}
     by_kind = {}
     for kind, some in sorted(kinds.items()):
         by_kind[kind] = {"questions": len(some), **_scored(some)}
@@ -243,7 +254,7 @@ def _scored(rows: Sequence[EvidenceRow]) -> dict[str, Any]:
     counts_G2 = _by_group(rows)
     count, of = counts_G2.sum(0).astype(int).tolist()
     return {
-        "score": count / of if of else 0.0,
+        "score": _ratio(counts_G2),
         "interval": _interval(counts_G2, _ratio),
         "count": count,
         "of": of,
@@ -377,16 +388,26 @@ def _paired(pairs: Sequence[tuple[EvidenceRow, EvidenceRow]], errors: bool) -> d
                     "of": one.of,
                 }
             )
+    wins, losses = more, fewer
+    if errors:
+        wins, losses = fewer, more
     return {
         "questions": len(pairs),
         "score": totals[0] / totals[2],
         "other_score": totals[1] / totals[2],
         "difference": difference(groups_G3),
         "interval": _interval(groups_G3, difference),
-        "wins": fewer if errors else more,
-        "losses": more if errors else fewer,
+        "wins": wins,
+        "losses": losses,
         "disagreeing": disagreeing,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return processor_name()
 
 
 def processor_name() -> str:

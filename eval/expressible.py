@@ -9,13 +9,12 @@ said.
 from __future__ import annotations
 
 import json
-import lzma
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdiff.eval.structured_adversarial import read_schemas
+from mmdiff.eval.structured_adversarial import open_text, read_schemas
 from mmdiff.structured.constraint.compiled import compile_schema
 from mmdiff.structured.constraint.membership import Unsaid, arranged
 from mmdiff.structured.constraint.template import TemplateBuilder
@@ -27,7 +26,7 @@ BUDGET = 4096  # tokens of a value
 
 @dataclass(frozen=True)
 class Instance:
-    """A value published with a schema, and who can say it; None where nobody was asked."""
+    """A value published with a schema, and who can say it; None where llguidance was not asked."""
 
     schema: str
     valid: bool
@@ -38,11 +37,7 @@ class Instance:
 
 def read_instances(path: Path) -> Iterator[tuple[str, list[Any], list[Any]]]:
     """Lines of {"id", "valid", "invalid"}, packed with xz or not."""
-    with (
-        lzma.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".xz"
-        else path.open(encoding="utf-8")
-    ) as file:
+    with open_text(path) as file:
         for line in file:
             row = json.loads(line)
             yield row["id"], row["valid"], row["invalid"]

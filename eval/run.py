@@ -23,6 +23,7 @@ from mmdiff.eval.evidence import (
     EvidenceRow,
     against,
     circumstances,
+    details,
     processor_name,
     read,
     summary,
@@ -117,8 +118,8 @@ def _ask(
     made = summary(rows, TASKS[task].errors)
     steps = {}
     for each in ("steps", "passes"):
-        if rows and all(each in row.details for row in rows):
-            steps[f"{each}_per_answer"] = sum(row.details[each] for row in rows) / len(rows)
+        if counts := details(rows, each):
+            steps[f"{each}_per_answer"] = sum(counts) / len(counts)
     return {**made, **steps, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -131,22 +132,24 @@ def ask_all(
     **decoding: Any,
 ) -> Iterator[list[EvidenceRow]]:
     """The rows of a task about images."""
-    numbered, group = list[tuple[int, int, Question]](), -1
+    left, group = list[tuple[int, int, Question]](), -1
     last = None
     for number, question in enumerate(PICTURE_TASKS[name](limit)):
         group += question.image is not last
         last = question.image
-        numbered.append((number, group, question))
-    left = [each for each in numbered if str(each[0]) not in done]
+        if str(number) not in done:
+            left.append((number, group, question))
     left.sort(key=lambda each: each[2].gen_length or 0)  # a batch has answers of one length
     for gen_length, same in groupby(left, lambda each: each[2].gen_length):
-        room = {} if gen_length is None else {"gen_length": gen_length}
+        settings = dict(decoding)
+        if gen_length is not None:
+            settings["gen_length"] = gen_length
         for batch in _batched(same, batch_size):
             images, texts = [], []
             for _, _, question in batch:
                 images.append(question.image)
                 texts.append(question.text)
-            answers = pipeline.ask(images, texts, **room, **decoding)
+            answers = pipeline.ask(images, texts, **settings)
             rows = []
             for (number, group, question), answer in zip(batch, answers, strict=True):
                 rows.append(_row(name, number, group, question, answer))

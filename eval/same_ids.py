@@ -74,12 +74,16 @@ def main() -> int:
     if given.command == "ids":
         json.dump(answers(given.model, given.questions, given.settings), sys.stdout)
         return 0
-    one, other = (json.loads(file.read_text()) for file in given.files)
+    one, other = map(_read, given.files)
     differ = [
         number for number, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]
     ]
     print(f"{len(one) - len(differ)} of {len(one)} equal; others: {differ[:20]}")
-    return 1 if differ else 0
+    return int(bool(differ))
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text())
 
 
 if __name__ == "__main__":

@@ -67,9 +67,9 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     ordered = sorted(seconds)
     if not ordered:
         return {}
-    places = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    quantiles = {"p50": 0.5, "p99": 0.99, "max": 1.0}
     found = {}
-    for name, share in places.items():
+    for name, share in quantiles.items():
         found[name] = round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
     return found
 
@@ -148,8 +148,8 @@ async def measure(
     url: str, key: str | None, clients: int, seconds: float, size: int, total: int | None = None
 ) -> Tally:
     """Ask for so long, or so often."""
-    place, tally = urlsplit(url), Tally()
-    host, port = place.hostname or "127.0.0.1", place.port or 80
+    parts, tally = urlsplit(url), Tally()
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
     asked, left = bodies(size, 64, 0.25), [total]
     until = time.monotonic() + seconds
 
@@ -207,8 +207,8 @@ async def measure_beside_schemas(
 
     Each of their requests has a schema that was not asked for before.
     """
-    place, numbers = urlsplit(url), iter(range(1_000_000))
-    host, port = place.hostname or "127.0.0.1", place.port or 80
+    parts, numbers = urlsplit(url), iter(range(1_000_000))
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
     ask = {
         "messages": [{"role": "user", "content": "what color is a red circle?"}],
         "max_tokens": 8,

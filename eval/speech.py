@@ -1,4 +1,4 @@
-"""How well a model writes down speech, and answers spoken questions about pictures.
+"""How well a model writes down speech, and answers spoken questions about images.
 
 Generated speech is of voices that training never heard (`training/tiny/voices.py`). Recordings of
 people come from Debian
@@ -20,6 +20,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache, partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -169,7 +170,9 @@ def in_noise(limit: int | None) -> Iterator[Recording]:
 
 def _clip_in_noise(seed: int, said: str, ratio: int | None) -> Samples:
     samples = _clip(seed, said, False)
-    return samples if ratio is None else noisy(samples, ratio, np.random.default_rng((seed, 3)))
+    if ratio is None:
+        return samples
+    return noisy(samples, ratio, np.random.default_rng((seed, 3)))
 
 
 def conditions(
@@ -193,15 +196,17 @@ def under_conditions(limit: int | None) -> Iterator[Recording]:
         :JOINED
     ]
     for number, group in enumerate(joined):
-        text = " ".join(each.text for each in group)
+        text = _texts(group)
         yield Recording(
             partial(_joined, group), text, "ten prompts with gaps of 50 ms", f"joined {number}"
         )
     if limit is None:
-        many = [prompts[number % len(prompts)] for number in range(130)]
-        yield Recording(
-            partial(_joined, many, 0.7), " ".join(each.text for each in many), "ten minutes", "long"
-        )
+        many = list(islice(cycle(prompts), 130))
+        yield Recording(partial(_joined, many, 0.7), _texts(many), "ten minutes", "long")
+
+
+def _texts(group: Sequence[Recording]) -> str:
+    return " ".join(each.text for each in group)
 
 
 def _changed(prompt: Recording, change: Callable[[Samples], Samples]) -> Samples:
@@ -295,8 +300,11 @@ def word_times(
         )
         samples, starts = timed_speech(text)
         made = pipeline.transcribe(samples, sample_rate=SAMPLE_RATE)
-        words = [word for segment in made.segments for word in segment.words]
-        offs = word_offsets([(normalise(word.text), word.start) for word in words], starts)
+        words = []
+        for segment in made.segments:
+            for word in segment.words:
+                words.append((normalise(word.text), word.start))
+        offs = word_offsets(words, starts)
         late = sum(abs(off) > WORD_OFF for off in offs)
         details = {"milliseconds": [round(1000 * off) for off in offs]}
         yield [
@@ -334,8 +342,12 @@ def timed_speech(text: str) -> tuple[Samples, list[tuple[str, float]]]:
             raise MMDiffError(
                 f"festival is not installed; on Debian: apt-get install {packages}"
             ) from None
-        times = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
-        return load_audio(file), [(normalise(name), float(start)) for name, start in times]
+        times = []
+        for line in done.stdout.splitlines():
+            name, tab, start = line.partition("\t")
+            if tab:
+                times.append((normalise(name), float(start)))
+        return load_audio(file), times
 
 
 def word_offsets(
@@ -372,7 +384,9 @@ def generated(limit: int | None) -> Iterator[Recording]:
 
 def voice_kind(seed: int) -> str:
     """Formant synthesis, or a voice that was made of a person's recordings."""
-    return "espeak-ng" if reader(seed).engine == "espeak-ng" else "flite and festival"
+    if reader(seed).engine == "espeak-ng":
+        return "espeak-ng"
+    return "flite and festival"
 
 
 def _clip(seed: int, said: str, indoors: bool) -> Samples:
@@ -389,8 +403,11 @@ def recorded(limit: int | None) -> Iterator[Recording]:
     }
     rows: dict[str, list[Recording]] = {}
     for key, text in _asterisk_texts():
-        kind = folders.get(key.split("/")[0] if "/" in key else "", "people: prompts")
-        if kind != "people: prompts" or ("/" not in key and len(text.split()) >= MIN_WORDS):
+        folder, slash, _ = key.partition("/")
+        kind = "people: prompts"
+        if slash:
+            kind = folders.get(folder, kind)
+        if kind != "people: prompts" or (not slash and len(text.split()) >= MIN_WORDS):
             rows.setdefault(kind, []).append(
                 Recording(partial(asterisk_file, key), text, kind, f"asterisk {key}")
             )
@@ -404,7 +421,7 @@ def recorded(limit: int | None) -> Iterator[Recording]:
 
 
 def spoken_questions(limit: int | None) -> Iterator[tuple[Recording, easy_vqa.EasyVqaImage, str]]:
-    """A question about each of the first test pictures of easy-VQA, read by a voice of the test;
+    """A question about each of the first test images of easy-VQA, read by a voice of the test;
     and its answer."""
     for number, picture in enumerate(
         easy_vqa.load("test")[: min(limit or NUM_SPOKEN_QUESTIONS, NUM_SPOKEN_QUESTIONS)]
@@ -428,11 +445,12 @@ def missing_recordings() -> list[str]:
 def word_errors(expected: Sequence[str], written: Sequence[str]) -> tuple[int, int]:
     """Words that are wrong, missing or too many, and words in all."""
     jiwer = require_extra("jiwer", "eval", "counting wrong words")
-    pairs = [
-        (normalise(one), normalise(other)) for one, other in zip(expected, written, strict=True)
-    ]
-    pairs = [pair for pair in pairs if pair[0]]
-    counts = jiwer.process_words([one for one, _ in pairs], [other for _, other in pairs])
+    references, hypotheses = [], []
+    for one, other in zip(expected, written, strict=True):
+        if reference := normalise(one):
+            references.append(reference)
+            hypotheses.append(normalise(other))
+    counts = jiwer.process_words(references, hypotheses)
     wrong = counts.substitutions + counts.deletions
     return wrong + counts.insertions, wrong + counts.hits
 

@@ -51,7 +51,7 @@ ENGINES = (
 
 
 def clips(limit: int) -> list[tuple[str, Samples, str]]:
-    """Kind, sound and words of each clip, at most `limit` of a kind."""
+    """Kind, audio and words of each clip, at most `limit` of a kind."""
     found = [
         (each.kind, load_audio(each.load()), each.text)
         for each in recorded(None)
@@ -173,15 +173,17 @@ def faster_whisper_engine(threads: int, compute_type: str) -> Transcriber:
     model = WhisperModel(
         str(default_folder()), device="cpu", compute_type=compute_type, cpu_threads=threads
     )
-    plain = {
+    options: dict[str, Any] = {
         "beam_size": 1,
         "temperature": 0.0,
         "without_timestamps": True,
         "condition_on_previous_text": False,
     }
+    if compute_type == "default":
+        options = {}
 
     def transcribe(samples: Samples) -> str:
-        segments, _ = model.transcribe(samples, **({} if compute_type == "default" else plain))
+        segments, _ = model.transcribe(samples, **options)
         return "".join(segment.text for segment in segments)
 
     return transcribe
@@ -200,7 +202,7 @@ def mmdiff_engine(threads: int) -> Transcriber:
 
 
 def measure(engine: str, limit: int, threads: int) -> dict[str, Any]:
-    """Word errors by kind, seconds for each second of sound, and memory, of one engine in this
+    """Word errors by kind, seconds for each second of audio, and memory, of one engine in this
     process."""
     name, kind = engine.split()
     before = _memory("VmRSS")
@@ -220,7 +222,10 @@ def measure(engine: str, limit: int, threads: int) -> dict[str, Any]:
         heard.setdefault(label, []).append((text, transcribe(samples)))
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     duration = sum(len(samples) for _, samples, _ in found) / SAMPLE_RATE
-    counts = {label: word_errors(*zip(*pairs, strict=True)) for label, pairs in heard.items()}
+    errors = {}
+    for label, pairs in heard.items():
+        wrong, words = word_errors(*zip(*pairs, strict=True))
+        errors[label] = f"{wrong}/{words} = {wrong / words:.2%}"
     return {
         "engine": engine,
         "clips": len(found),
@@ -229,10 +234,7 @@ def measure(engine: str, limit: int, threads: int) -> dict[str, Any]:
         "seconds_per_second": round(seconds / duration, 4),
         "cpu_seconds_per_second": round(busy / duration, 4),
         "peak_mebibytes": round((_memory("VmHWM") - before) / 1024),
-        "word_errors": {
-            label: f"{wrong}/{words} = {wrong / words:.2%}"
-            for label, (wrong, words) in counts.items()
-        },
+        "word_errors": errors,
     }
 
 
@@ -243,7 +245,7 @@ def _memory(field: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=40, help="clips of each kind")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--engine", choices=ENGINES, help="measure one engine in this process")
@@ -268,10 +270,10 @@ def main() -> None:
             str(given.threads),
         ]
         done = subprocess.run(command, capture_output=True, text=True)
-        print(
-            done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr,
-            flush=True,
-        )
+        report = done.stderr
+        if done.returncode == 0:
+            report = done.stdout.strip().splitlines()[-1]
+        print(report, flush=True)
 
 
 if __name__ == "__main__":

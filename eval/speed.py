@@ -34,7 +34,7 @@ from mmdiff.decoding.model_runner import ModelRunner
 from mmdiff.decoding.sampler import Sampler, denoise
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.baselines import joining_caches, llada_loop
-from mmdiff.eval.evidence import processor_name
+from mmdiff.eval.evidence import device_name
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.onednn_linear import use_onednn
 from mmdiff.vision.anyres import count_tokens
@@ -57,25 +57,25 @@ SIZES: dict[str, ModelConfig] = {"small": SMALL, **PRESETS}
 class Load:
     """What is asked of the model."""
 
-    prompt_length: int  # positions, those of pictures and sounds among them
+    prompt_length: int  # positions, those of images and audio among them
     batch: int
     decoding: DecodingConfig
 
 
 def picture_length(size: str, config: ModelConfig) -> int:
-    """How many positions a picture takes whose size is given as "640x480".
+    """How many positions an image takes whose size is given as "640x480".
 
     Raises:
-        MMDiffError: it is no size, or the model takes no pictures.
+        MMDiffError: it is not a size, or the model takes no images.
     """
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", size)
     if found is None:
         raise MMDiffError(
-            f"picture={size!r} is no size; give width and height in pixels, such as 640x480"
+            f"picture={size!r} is not a size; give width and height in pixels, such as 640x480"
         )
     if config.vision is None:
         raise MMDiffError(
-            f"a picture of {size} needs a model that takes pictures; try the preset llada-v-8b"
+            f"an image of {size} needs a model that takes images; try the preset llada-v-8b"
         )
     return count_tokens((int(found[1]), int(found[2])), config.vision)
 
@@ -87,7 +87,7 @@ def random_model(
     out.
 
     Raises:
-        MMDiffError: there is no room for it.
+        MMDiffError: there is not enough memory for it.
     """
     config = dataclasses.replace(sizes, vision=None, audio=None)
     torch.manual_seed(seed)
@@ -122,8 +122,9 @@ def bench(
     Args:
         diverging: also tell how far each cache is from computing everything.
     """
-    for load in loads if baselines else ():
-        _check_plain(load.decoding)
+    if baselines:
+        for load in loads:
+            _check_plain(load.decoding)
     machine = measure_machine(model.device, model.dtype)
     rows = []
     for load in track(loads, "bench"):
@@ -137,7 +138,7 @@ def bench(
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else processor_name(),
+        "device": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         **machine,
         "rows": rows,
@@ -153,22 +154,23 @@ def measure(
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     _answer(model, _short(load), 0)
-    runs = [_answer(model, load, seed) for seed in range(repeats)]
-    passes = statistics.median(run["passes"] for run in runs)
-    seconds = statistics.median(run["seconds"] for run in runs)
-    useful = statistics.median(run["useful"] for run in runs)
-    step_ms = statistics.median(itertools.chain.from_iterable(run["steps_ms"] for run in runs))
+    runs: dict[str, list[float]] = {}
+    for seed in range(repeats):
+        for name, values in _answer(model, load, seed).items():
+            runs.setdefault(name, []).extend(values)
+    middle = {name: statistics.median(values) for name, values in runs.items()}
+    passes, seconds, useful = middle["passes"], middle["seconds"], middle["useful"]
     floor_ms = 1000 * floor_seconds(model, load, machine)
     return {
         "how": f"cache {load.decoding.cache}",
         "passes": passes,
         "seconds": round(seconds, 4),
         "ms_per_pass": round(1000 * seconds / passes, 3),
-        "ms_of_a_step": round(step_ms, 3),
+        "ms_of_a_step": round(middle["steps_ms"], 3),
         "floor_ms": round(floor_ms, 3),
         "tokens_per_pass": round(useful / passes / load.batch, 3),
         "tokens_per_second": round(useful / seconds, 1),
-        "first_commit_ms": round(statistics.median(run["first_ms"] for run in runs), 2),
+        "first_commit_ms": round(middle["first_ms"], 2),
         "peak_mebibytes": round(peak_mebibytes(model.device)),
     }
 
@@ -183,10 +185,8 @@ def divergence(model: MMDiffModel, load: Load) -> dict[str, float]:
     tokens, plain = model.model_config.tokens, dataclasses.replace(load.decoding, cache="none")
     prompt, canvas = random_prompt(model, load, 0), _blank(model, load)
     with torch.inference_mode():
-        exact, kept = (
-            ModelRunner(model, prompt),
-            make_runner(ModelRunner(model, prompt), load.decoding),
-        )
+        exact = ModelRunner(model, prompt)
+        kept = make_runner(ModelRunner(model, prompt), load.decoding)
     off: list[float] = []
 
     def both(
@@ -269,9 +269,11 @@ def compile_layers(model: MMDiffModel) -> None:
 def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Bytes per second of a large copy (read and written), and operations per second of a large
     layer."""
-    large = device.type == "cuda"
-    source = torch.empty((1 << 30) if large else (1 << 27), dtype=torch.uint8, device=device)
-    target, size = torch.empty_like(source), 8192 if large else 2048
+    copied_bytes, size = 1 << 27, 2048
+    if device.type == "cuda":
+        copied_bytes, size = 1 << 30, 8192
+    source = torch.empty(copied_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
     layer = torch.nn.Linear(size, size, bias=False, device=device, dtype=dtype)
     if device.type == "cpu":
         use_onednn(layer)
@@ -315,11 +317,9 @@ def floor_seconds(model: MMDiffModel, load: Load, machine: dict[str, float]) -> 
 
 def free_bytes(device: torch.device) -> int:
     """Of the GPU, or of the machine where there is none."""
-    return (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def peak_mebibytes(device: torch.device) -> float:
@@ -358,7 +358,9 @@ def _short(load: Load) -> Load:
     return dataclasses.replace(load, decoding=dataclasses.replace(decoding, steps=blocks))
 
 
-def _answer(model: MMDiffModel, load: Load, seed: int) -> dict[str, Any]:
+def _answer(model: MMDiffModel, load: Load, seed: int) -> dict[str, list[float]]:
+    """What was measured of one answer: a number of each but "steps_ms", which has all steps but the
+    first."""
     tokens, decoding = model.model_config.tokens, load.decoding
     prompt = random_prompt(model, load, seed)
     canvas = _blank(model, load)
@@ -373,12 +375,12 @@ def _answer(model: MMDiffModel, load: Load, seed: int) -> dict[str, Any]:
         times.append(time.perf_counter())
     ends = (tokens.eos, tokens.eot) if decoding.stop else ()
     return {
-        "seconds": times[-1] - started,
-        "first_ms": 1000 * (times[0] - started),
-        "passes": max(each.passes for each in predict.prompts),
+        "seconds": [times[-1] - started],
+        "first_ms": [1000 * (times[0] - started)],
+        "passes": [max(each.passes for each in predict.prompts)],
         "steps_ms": [1000 * (after - before) for before, after in itertools.pairwise(times)]
         or [0.0],
-        "useful": sum(map(len, batch.canvas.token_ids(ends))),
+        "useful": [sum(map(len, batch.canvas.token_ids(ends)))],
     }
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jsonschema
 import jsonschema_rs
@@ -286,7 +286,9 @@ def generate(
     def predict(
         ids_AG: Array, rows: Sequence[int], select_AG: Array, hidden_AG: Array | None = None
     ) -> Tensor:
-        count = int(select_AG.sum()) + (0 if hidden_AG is None else int(hidden_AG.sum()))
+        count = int(select_AG.sum())
+        if hidden_AG is not None:
+            count += int(hidden_AG.sum())
         return fake(count, rng)
 
     canvas = search_structure(scaffold, probe, decoding.temperature, draws).canvas
@@ -363,7 +365,7 @@ class Judge:
 def _multiple(
     validator: Any, step: float, value: Any, schema: Any
 ) -> Iterator[jsonschema.ValidationError]:
-    """`multipleOf` by decimals: jsonschema divides floats, and 19.99 is no multiple of 0.01 to
+    """`multipleOf` by decimals: jsonschema divides floats, and 19.99 is not a multiple of 0.01 to
     it."""
     if validator.is_type(value, "number") and Fraction(str(value)) % Fraction(str(step)):
         yield jsonschema.ValidationError(f"{value} is not a multiple of {step}")
@@ -433,22 +435,30 @@ def coverage(
                     )[0].text
                 )
             wrong = [text for text in texts if not judge(text)]
-            yield Covered(name, "invalid" if wrong else "valid", seconds, wrong[0] if wrong else "")
+            if wrong:
+                yield Covered(name, "invalid", seconds, wrong[0])
+            else:
+                yield Covered(name, "valid", seconds)
         except (jsonschema.exceptions.SchemaError, jsonschema_rs.ValidationError) as error:
             yield Covered(name, "malformed", seconds, str(error).splitlines()[0])
 
 
+def open_text(path: Path) -> TextIO:
+    """A text in UTF-8, packed with xz or not."""
+    if path.suffix == ".xz":
+        return lzma.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
 def read_schemas(path: Path) -> Iterator[tuple[str, Any]]:
     """Lines of {"id", "schema"}, packed with xz or not."""
-    with (
-        lzma.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".xz"
-        else path.open(encoding="utf-8")
-    ) as file:
+    with open_text(path) as file:
         for line in file:
             row = json.loads(line)
             schema = row["schema"]
-            yield row["id"], json.loads(schema) if isinstance(schema, str) else schema
+            if isinstance(schema, str):
+                schema = json.loads(schema)
+            yield row["id"], schema
 
 
 KEYWORDS = (

@@ -24,7 +24,7 @@ QUESTIONS_PER_SCENE = 4
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture; `kind` groups the report's rows, `score` judges an answer's
+    """One question about one image; `kind` groups the report's rows, `score` judges an answer's
     text."""
 
     image: Image.Image
@@ -42,7 +42,7 @@ def exact(expected: str, answer: str) -> Score:
 
 
 def easy_vqa_test(limit: int | None) -> Iterator[Question]:
-    """All 9,673 questions about the 1,000 test pictures of easy-VQA."""
+    """All 9,673 questions about the 1,000 test images of easy-VQA."""
     for picture in easy_vqa.load("test")[:limit]:
         image = picture.open()
         for text, answer in picture.questions:

@@ -73,10 +73,8 @@ class Extraction:
     @property
     def confidence(self) -> float:
         """The least of any field or decision."""
-        fields, decisions = self.fields.values(), self.decisions
-        return min(
-            [1.0, *(each.confidence for each in fields), *(each.confidence for each in decisions)]
-        )
+        parts: tuple[FieldResult | Decision, ...] = (*self.fields.values(), *self.decisions)
+        return min([1.0, *(each.confidence for each in parts)])
 
     @property
     def warnings(self) -> tuple[str, ...]:

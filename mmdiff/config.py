@@ -39,6 +39,39 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Flag:
+    """How a field is given on the command line."""
+
+    help: str | None
+    name: str | None  # by default the field's
+    least: float | None
+    most: float | None
+    argument: bool  # without a name
+    metavar: str | None
+
+
+def flag(
+    default: Any,
+    help: str | None = None,
+    *,
+    name: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    argument: bool = False,
+    metavar: str | None = None,
+) -> Any:
+    """A field that has a flag of the command line; a tuple's flag may be given again."""
+    of_field = Flag(help, name, least, most, argument, metavar)
+    return field(default=default, metadata={"flag": of_field})
+
+
+def help_of(cls: type, name: str) -> str | None:
+    """What the command line says about a field made by `flag`."""
+    found = next(each for each in dataclasses.fields(cls) if each.name == name)
+    return found.metadata["flag"].help
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """The bidirectional transformer (LLaDA, arXiv 2502.09992)."""
 
@@ -92,7 +125,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A SigLIP tower (arXiv 2303.15343, 2502.14786) and how a picture is cut into square views for
+    """A SigLIP tower (arXiv 2303.15343, 2502.14786) and how an image is cut into square views for
     it.
 
     `num_hidden_layers` counts the layers that are built: features are the output of the last one,
@@ -109,7 +142,7 @@ class VisionConfig:
     layer_norm_eps: float = 1e-6
     library: TowerLibrary = "transformers"
     layout: ViewLayout = "anyres"
-    layout_of_several: ViewLayout = "pad"  # when a conversation holds more than one picture
+    layout_of_several: ViewLayout = "pad"  # when a conversation holds more than one image
     grids: tuple[tuple[int, int], ...] = ()  # anyres: the allowed (columns, rows)
     max_base_areas: int | None = (
         None  # anyres: shrink the tiled map to this many base views ("anyres_max_4": 4)
@@ -224,46 +257,42 @@ class TokenIds:
     eot: int  # end of turn
     bos: int
     pad: int
-    image: int | None = None  # placeholder, one per picture embedding
-    audio: int | None = None  # placeholder, one per sound embedding
+    image: int | None = None  # placeholder, one per image embedding
+    audio: int | None = None  # placeholder, one per audio embedding
     never: tuple[int, ...] = ()  # ids that are never generated, besides mask
 
 
 @dataclass(frozen=True)
 class DecodingConfig:
     """How an answer is denoised; `sampler.py`, `commit_rules.py`, `schedule.py` and `kv_cache.py`
-    say what each does."""
+    say what each does.
 
-    gen_length: int = 128  # positions in the canvas
-    block_length: int = 128
-    steps: int = 128  # in all blocks together, for the rule "quota"
-    start_length: int | None = (
-        None  # with which an answer starts, to grow up to gen_length; by default gen_length
-    )
-    schedule: Schedule = (
-        "uniform"  # how the steps of a block share its positions, for the rule "quota"
-    )
+    A field made by `flag` has a flag of `mmdiff ask`; the others are given by `--set NAME=VALUE`.
+    """
+
+    gen_length: int = flag(128, "Positions of the answer.")
+    block_length: int = flag(128, "Positions of a block; blocks are decided from left to right.")
+    steps: int = flag(128, "Steps in all, with a fixed number of commits per step.")
+    # with which an answer starts, to grow up to gen_length; by default gen_length
+    start_length: int | None = None
+    # how the steps of a block share its positions, for the rule "quota"
+    schedule: Schedule = "uniform"
     order: Order = "low_confidence"
     rule: Rule | None = None  # by default "threshold" where one is given, else "quota"
-    threshold: float | None = (
-        None  # confidence (0 to 1), for the rule "threshold", where it is 0.9 by default
-    )
+    # for the rule "threshold", where it is 0.9 by default
+    threshold: float | None = flag(None, "Commit every position this confident (0 to 1) at once.")
     factor: float = 1.0  # for the rule "factor"
     gamma: float = 0.1  # nats, for the rule "entropy_bounded"
-    temperature: float = 0.0
-    top_k: int | None = (
-        # ids that may be drawn at a position, the likeliest; the others count nothing anywhere
-        None
-    )
-    cfg_scale: float = 0.0
+    temperature: float = flag(0.0, "0 takes the likeliest token.")
+    # ids that may be drawn at a position, the likeliest; the others count nothing anywhere
+    top_k: int | None = None
+    cfg_scale: float = flag(0.0, "Classifier-free guidance; 0 is none.")
     stop: bool = True  # end as soon as everything before the end-of-answer token is decided
     cache: Cache | None = None  # by default "prefix" where it is exact, else "none"
-    refresh: int | None = (
-        None  # steps after which a cache computes everything anew; by default its own choice
-    )
-    lookahead: int = (
-        0  # likely next canvases computed in each pass, with no or an exact cache; same answer
-    )
+    # steps after which a cache computes everything anew; by default its own choice
+    refresh: int | None = None
+    # likely next canvases computed in each pass, with no or an exact cache; same answer
+    lookahead: int = 0
 
     def __post_init__(self) -> None:
         for name, (least, most) in _WHOLE_SETTINGS.items():
@@ -293,6 +322,23 @@ class DecodingConfig:
             "it must be true or false",
         )
         object.__setattr__(self, "stop", bool(self.stop))
+
+
+def changed(settings: DecodingConfig, changes: Mapping[str, Any]) -> DecodingConfig:
+    """Decoding settings with changes; a number of steps has no meaning to a usual threshold.
+
+    Raises:
+        ValueError: a name is unknown (the message lists them), or a value does not fit.
+    """
+    known = sorted(each.name for each in dataclasses.fields(DecodingConfig))
+    if unknown := sorted(changes.keys() - set(known)):
+        raise ValueError(f"unknown decoding setting {unknown[0]!r}; known are {', '.join(known)}")
+    if "steps" in changes and not {"threshold", "rule"} & changes.keys():
+        changes = {**changes, "threshold": None}
+    try:
+        return dataclasses.replace(settings, **changes)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 # What whole numbers and numbers among the settings may be; beyond, time, memory or the range of
@@ -326,7 +372,7 @@ class ModelConfig:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     system_prompt: str = ""
     media_first: bool = (
-        True  # whether a message's images and sounds stood before its text in training
+        True  # whether a message's images and audio stood before its text in training
     )
 
 
@@ -393,7 +439,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(map(_tuples, value))
+    return value
 
 
 def whole(name: str, value: object, least: int, most: int = 1 << 31) -> int:
@@ -432,7 +480,10 @@ def _require_counts(config: object, *names: str) -> None:
 
 def _require(condition: bool, name: str, value: object, hint: str = "") -> None:
     if not condition:
-        raise ValueError(f"{name}={shown(value)} does not fit" + (f": {hint}" if hint else ""))
+        message = f"{name}={shown(value)} does not fit"
+        if hint:
+            message += f": {hint}"
+        raise ValueError(message)
 
 
 def shown(value: object) -> str:
@@ -440,7 +491,9 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a whole number of {value.bit_length()} bits"
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if len(text) > 80:
+        return f"{text[:77]}..."
+    return text
 
 
 LLADA_TOKENS = TokenIds(

@@ -12,7 +12,7 @@ class MMDiffError(ValueError):
 
 
 class NoSpeechError(MMDiffError):
-    """Nobody speaks where a question was expected."""
+    """Audio without speech where a question was expected."""
 
 
 class ContextError(MMDiffError):

@@ -34,7 +34,7 @@ def open_file(path: str, what: str, error_type: type[MMDiffError]) -> BinaryIO:
     """A regular file, open for reading.
 
     Args:
-        what: "picture" or "sound", for the message.
+        what: such as "image", for the message.
 
     Raises:
         error_type: the path is empty, an address, missing, a directory, or not to be read.
@@ -43,11 +43,9 @@ def open_file(path: str, what: str, error_type: type[MMDiffError]) -> BinaryIO:
     if not path:
         raise error_type(f"the path of the {what} is empty: give the path of a {what} file")
     if address := ADDRESS.match(path):
-        how = (
-            "leave out 'file://'"
-            if address[1].lower() == "file"
-            else f"download the {what} and give its path"
-        )
+        how = f"download the {what} and give its path"
+        if address[1].lower() == "file":
+            how = "leave out 'file://'"
         raise error_type(f"{shown} is an address, not a file: {how}")
     try:
         kind = os.stat(path).st_mode
@@ -60,7 +58,9 @@ def open_file(path: str, what: str, error_type: type[MMDiffError]) -> BinaryIO:
         raise error_type(
             f"{shown!r} cannot be read ({reason}): give the path of a readable {what} file"
         ) from error
-    kind_name = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
+    kind_name = "not a regular file"
+    if stat.S_ISDIR(kind):
+        kind_name = "a directory"
     raise error_type(f"{shown} is {kind_name}: give the path of a {what} file")
 
 
@@ -106,7 +106,9 @@ def data_url_head(url: str) -> int | None:
     """How many characters stand before the base64 of a data URL; None where it is none in
     base64."""
     head = DATA_URL.match(url[:1024])
-    return head.end() if head else None
+    if head is None:
+        return None
+    return head.end()
 
 
 def decode_data_url(url: str, error_type: type[MMDiffError]) -> bytes:
@@ -148,4 +150,6 @@ def shorten(value: str) -> str:
     """A value for a message: its beginning and its end, where it is longer than `LONGEST`
     characters."""
     half = LONGEST // 2
-    return value if len(value) <= LONGEST else f"{value[:half]}…{value[1 - half :]}"
+    if len(value) <= LONGEST:
+        return value
+    return f"{value[:half]}…{value[1 - half :]}"

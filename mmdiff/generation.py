@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from mmdiff.answers import Answer, Draft, Token
 from mmdiff.audio.audio_io import AudioSource, Samples, load_audio
-from mmdiff.config import AudioConfig, DecodingConfig, is_number, shown, whole
+from mmdiff.config import AudioConfig, DecodingConfig, changed, is_number, shown, whole
 from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import Canvas
 from mmdiff.decoding.guidance import Guided
@@ -32,12 +31,90 @@ MAX_TOKENS = 256  # of a structured answer
 Item = TypeVar("Item")
 
 
-class TextGenerator:
+class CanvasReader:
+    """Reads answers and drafts out of canvases."""
+
+    def __init__(self, model: MMDiffModel, processor: MMDiffProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    def answers(self, finished: FinishedSequences) -> list[Answer]:
+        """What the rows say that have left a batch; where they had scaffolds, a text that fits."""
+        answers = self._answers(finished.canvas, finished.passes)
+        for row, constraint in enumerate(finished.constraints):
+            if isinstance(constraint, StructuredSequence):
+                answers[row] = self._structured(finished, row, constraint)
+        return answers
+
+    def draft(
+        self, canvas: Canvas, row: int = 0, filling: StructuredSequence | None = None
+    ) -> Draft:
+        """A row of a batch as it stands after a step.
+
+        Args:
+            filling: the row's constraint, where it has a scaffold; padding stands inside it, and no
+                draft ends there.
+        """
+        tokens = self.model.model_config.tokens
+        taken = canvas.select(torch.tensor([row], device=canvas.ids_BG.device))
+        if filling is not None:
+            positions: Iterable[int] = filling.positions(taken.ids_BG[0].tolist())
+        else:
+            positions = range(len(taken.token_ids((tokens.eos, tokens.eot))[0]))
+        open_G = canvas.open_BG[row].tolist()
+        drafted: list[Token | None] = []
+        for position in positions:
+            if open_G[position]:
+                drafted.append(None)
+            else:
+                drafted.append(self._token(canvas, row, position))
+        return Draft(int(canvas.step_BG[row].max()), tuple(drafted))
+
+    def _answers(
+        self, canvas: Canvas, passes: Sequence[int], revised: bool = False
+    ) -> list[Answer]:
+        """The answers of a finished canvas; in a revised draft, end-of-text tokens are positions
+        with nothing in them."""
+        tokens = self.model.model_config.tokens
+        ends = [tokens.eot]
+        if not revised:
+            ends.append(tokens.eos)
+        answers = []
+        for row, ids in enumerate(canvas.token_ids(ends)):
+            positions = [position for position, id in enumerate(ids) if id != tokens.eos]
+            text = self.processor.tokenizer.decode(
+                canvas.ids_BG[row, positions], skip_special_tokens=True
+            )
+            made = self._tokens(canvas, row, positions)
+            steps = int(canvas.step_BG[row].max()) + 1
+            answers.append(Answer(text.strip(), made, steps, passes[row]))
+        return answers
+
+    def _structured(
+        self, finished: FinishedSequences, row: int, filling: StructuredSequence
+    ) -> Answer:
+        """The answer of a row with a scaffold: tokens for all positions but padding, which stands
+        inside it too."""
+        canvas = finished.canvas.select(torch.tensor([row], device=finished.canvas.ids_BG.device))
+        made = filling.extraction(canvas, finished.passes[row])
+        tokens = self._tokens(canvas, 0, filling.positions(canvas.ids_BG[0].tolist()))
+        return Answer(made.text, tokens, made.steps, made.passes, structured=made)
+
+    def _tokens(self, canvas: Canvas, row: int, positions: Iterable[int]) -> tuple[Token, ...]:
+        return tuple(self._token(canvas, row, position) for position in positions)
+
+    def _token(self, canvas: Canvas, row: int, position: int) -> Token:
+        text = self.processor.tokenizer.decode(canvas.ids_BG[row, position : position + 1])
+        return Token(
+            text, float(canvas.confidence_BG[row, position]), int(canvas.step_BG[row, position])
+        )
+
+
+class TextGenerator(CanvasReader):
     """A model with its processor and prefix cache: conversations in, answers out."""
 
     def __init__(self, model: MMDiffModel, processor: MMDiffProcessor, store_bytes: int) -> None:
-        self.model = model.eval()
-        self.processor = processor
+        super().__init__(model, processor)
         self.store = PrefixCache(check_count("store_bytes", store_bytes, least=0, most=1 << 62))
         self._laid_out: tuple[Any, TemplateBuilder] | None = None
 
@@ -49,14 +126,14 @@ class TextGenerator:
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what is made again when it is needed, so that a pipeline can be
         pickled."""
-        return {name: value for name, value in self.__dict__.items() if name != "recognizer"} | {
-            "_laid_out": None
-        }
+        state = {**self.__dict__, "_laid_out": None}
+        state.pop("recognizer", None)
+        return state
 
     def chat(self, messages: Messages, *, seed: int = 0, **decoding: Any) -> Answer:
         """Answer a conversation in the chat format: roles, and contents with text and image
         parts."""
-        return self.chat_batch([messages], seeds=[seed], **decoding)[0]
+        return self._chat_batch([messages], self.decoding(**decoding), [seed])[0]
 
     def chat_batch(
         self,
@@ -65,32 +142,30 @@ class TextGenerator:
         seeds: Sequence[int] | None = None,
         **decoding: Any,
     ) -> list[Answer]:
-        """Answer several conversations at once, of any lengths and numbers of pictures."""
+        """Answer several conversations at once, of any lengths and numbers of images."""
+        return self._chat_batch(conversations, self.decoding(**decoding), seeds)
+
+    def _chat_batch(
+        self,
+        conversations: Sequence[Messages],
+        settings: DecodingConfig,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Answer]:
         conversations = _listed("conversations", conversations)
         if not conversations:
             return []
-        return self.answers(collect(self.start(conversations, seeds=seeds, **decoding)))
+        return self.answers(collect(self.start_batch(conversations, settings, seeds=seeds)))
 
     def decoding(self, **changes: Any) -> DecodingConfig:
         """The model's decoding settings with changes; an unknown name or a misfit is an
         MMDiffError."""
-        known = {field.name for field in dataclasses.fields(DecodingConfig)}
-        if unknown := sorted(changes.keys() - known):
-            raise MMDiffError(
-                f"unknown decoding setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
-            )
-        if "steps" in changes and not {"threshold", "rule"} & changes.keys():
-            changes["threshold"] = (
-                None  # a number of steps has no meaning to the model's usual threshold
-            )
         try:
-            return dataclasses.replace(self.model.model_config.decoding, **changes)
-        except (ValueError, TypeError) as error:
+            return changed(self.model.model_config.decoding, changes)
+        except ValueError as error:
             raise MMDiffError(str(error)) from None
 
     def prefill(self, conversations: Sequence[Messages], gen_length: int) -> ModelRunner:
-        """The model with the conversations before it, if there is room for an answer behind the
-        longest."""
+        """The model with the conversations before it, if an answer fits behind the longest."""
         config = self.model.model_config
         for messages in conversations:
             check_messages(messages)
@@ -105,12 +180,13 @@ class TextGenerator:
             return_dict=True,
             add_generation_prompt=True,
         ).to(self.model.device)
-        length, room = inputs["input_ids"].shape[1], config.backbone.max_position_embeddings
-        if length + gen_length > room:
+        length = inputs["input_ids"].shape[1]
+        capacity = config.backbone.max_position_embeddings
+        if length + gen_length > capacity:
             raise ContextError(
                 f"gen_length={gen_length} and a prompt of {length} tokens exceed the model's "
-                f"{room} "
-                "positions; ask for a shorter answer or give fewer pictures and shorter sounds"
+                f"{capacity} positions; ask for a shorter answer or give fewer images and shorter "
+                "audio"
             )
         with (
             torch.inference_mode()
@@ -126,8 +202,8 @@ class TextGenerator:
         scaffolds: Sequence[CompiledSchema] | None = None,
         **decoding: Any,
     ) -> Sampler:
-        """The answers to several conversations before their first step, for whoever steps them: a
-        server, say.
+        """The answers to several conversations before their first step, for a caller that steps
+        them, such as a server.
 
         Batches that were started with the same settings may `add` each other; those with scaffolds
         add each other where the scaffolds have the same budget.
@@ -139,9 +215,23 @@ class TextGenerator:
                 which takes passes.
         """
         settings = self.decoding(**decoding)
+        return self.start_batch(
+            conversations, settings, seeds=seeds, limits=limits, scaffolds=scaffolds
+        )
+
+    def start_batch(
+        self,
+        conversations: Sequence[Messages],
+        settings: DecodingConfig,
+        *,
+        seeds: Sequence[int] | None = None,
+        limits: Sequence[int] | None = None,
+        scaffolds: Sequence[CompiledSchema] | None = None,
+    ) -> Sampler:
+        """`start` with settings that are parsed already."""
         conversations = _listed("conversations", conversations)
-        seeds = None if seeds is None else _listed("seeds", seeds)
-        limits = None if limits is None else _listed("limits", limits)
+        if seeds is not None:
+            seeds = _listed("seeds", seeds)
         if scaffolds is not None:
             return self._start_scaffolds(conversations, scaffolds, settings, seeds)
         prompted = self.prefill(conversations, settings.gen_length)
@@ -151,14 +241,7 @@ class TextGenerator:
                 runner, make_runner(prompted.unconditional(), settings), settings.cfg_scale
             )
         tokens, most = self.model.model_config.tokens, settings.gen_length
-        if limits is None:
-            limits = [most] * len(conversations)
-        limits = [min(check_count("limits", each), most) for each in limits]
-        if len(limits) != len(conversations):
-            raise MMDiffError(
-                f"limits={limits} do not fit {len(conversations)} conversations; give a number "
-                "for each"
-            )
+        limits = _checked_limits(limits, len(conversations), most)
         lengths = [min(limit, settings.start_length or most) for limit in limits]
         canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
         return Sampler(runner, canvas, settings, tokens, seeds, limits)
@@ -188,71 +271,6 @@ class TextGenerator:
         assert batch is not None
         return batch
 
-    def answers(self, finished: FinishedSequences) -> list[Answer]:
-        """What the rows say that have left a batch; where they had scaffolds, a text that fits."""
-        answers = self._answers(finished.canvas, finished.passes)
-        for row, constraint in enumerate(finished.constraints):
-            if isinstance(constraint, StructuredSequence):
-                answers[row] = self._structured(finished, row, constraint)
-        return answers
-
-    def draft(
-        self, canvas: Canvas, row: int = 0, filling: StructuredSequence | None = None
-    ) -> Draft:
-        """A row of a batch as it stands after a step.
-
-        Args:
-            filling: the row's constraint, where it has a scaffold; padding stands inside it, and no
-                draft ends there.
-        """
-        tokens = self.model.model_config.tokens
-        taken = canvas.select(torch.tensor([row], device=canvas.ids_BG.device))
-        places = (
-            filling.positions(taken.ids_BG[0].tolist())
-            if filling is not None
-            else range(len(taken.token_ids((tokens.eos, tokens.eot))[0]))
-        )
-        open_G = canvas.open_BG[row].tolist()
-        drafted = (None if open_G[place] else self._token(canvas, row, place) for place in places)
-        return Draft(int(canvas.step_BG[row].max()), tuple(drafted))
-
-    def _answers(
-        self, canvas: Canvas, passes: Sequence[int], revised: bool = False
-    ) -> list[Answer]:
-        """The answers of a finished canvas; in a revised draft, end-of-text tokens are places with
-        nothing in them."""
-        tokens = self.model.model_config.tokens
-        rows = canvas.token_ids((tokens.eot,) if revised else (tokens.eos, tokens.eot))
-        kept = [[place for place, token in enumerate(row) if token != tokens.eos] for row in rows]
-        return [
-            Answer(
-                text=self.processor.tokenizer.decode(
-                    canvas.ids_BG[row, places], skip_special_tokens=True
-                ).strip(),
-                tokens=tuple(self._token(canvas, row, place) for place in places),
-                steps=int(canvas.step_BG[row].max()) + 1,
-                passes=passes[row],
-            )
-            for row, places in enumerate(kept)
-        ]
-
-    def _structured(
-        self, finished: FinishedSequences, row: int, filling: StructuredSequence
-    ) -> Answer:
-        """The answer of a row with a scaffold: tokens for all positions but padding, which stands
-        inside it too."""
-        canvas = finished.canvas.select(torch.tensor([row], device=finished.canvas.ids_BG.device))
-        made = filling.extraction(canvas, finished.passes[row])
-        places = filling.positions(canvas.ids_BG[0].tolist())
-        tokens = tuple(self._token(canvas, 0, place) for place in places)
-        return Answer(made.text, tokens, made.steps, made.passes, structured=made)
-
-    def _token(self, canvas: Canvas, row: int, position: int) -> Token:
-        text = self.processor.tokenizer.decode(canvas.ids_BG[row, position : position + 1])
-        return Token(
-            text, float(canvas.confidence_BG[row, position]), int(canvas.step_BG[row, position])
-        )
-
     def compile(self, schema: Any, max_tokens: int = MAX_TOKENS) -> CompiledSchema:
         """What `start` takes as a scaffold, of a JSON Schema or a type that pydantic knows.
 
@@ -277,7 +295,7 @@ class TextGenerator:
 
     def _audio_config(self) -> AudioConfig:
         if self.model.model_config.audio is None:
-            raise MMDiffError("this model takes no sounds; load another one")
+            raise MMDiffError("this model takes no audio; load another one")
         return self.model.model_config.audio
 
 
@@ -295,22 +313,25 @@ def audio_message(samples: Samples, text: str) -> dict[str, Any]:
 
 
 def user_message(image: Any, question: str) -> dict[str, Any]:
-    pictures = [] if image is None else image if isinstance(image, list) else [image]
-    # The processor opens Pillow's images, so that not each of them is held twice.
-    opened = [
-        {
-            "type": "image",
-            "image": picture if isinstance(picture, Image.Image) else open_image(picture),
-        }
-        for picture in pictures
-    ]
-    return {"role": "user", "content": [*opened, {"type": "text", "text": question}]}
+    """A question about an image, or several in a list; None for none."""
+    if image is None:
+        image = []
+    elif not isinstance(image, list):
+        image = [image]
+    content: list[dict[str, Any]] = []
+    for each in image:
+        # The processor opens Pillow's images, so that not each of them is held twice.
+        if not isinstance(each, Image.Image):
+            each = open_image(each)
+        content.append({"type": "image", "image": each})
+    return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
 
 
 def check_question(messages: Messages) -> None:
     content = messages[-1]["content"]
-    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-    if not any(text.strip() for text in texts):
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not any(part.get("text", "").strip() for part in content):
         raise MMDiffError("the question is empty; say what you want to know")
 
 
@@ -319,6 +340,18 @@ def audio_samples(audio: AudioSource, sample_rate: int | None) -> Samples:
     if sample_rate is not None and not is_number(sample_rate):
         raise MMDiffError(f"sample_rate={shown(sample_rate)} does not fit: give a number, in Hz")
     return load_audio(as_array(audio), sample_rate)
+
+
+def _checked_limits(limits: Sequence[int] | None, count: int, most: int) -> list[int]:
+    """Positions that each answer may have, `most` at most."""
+    if limits is None:
+        return [most] * count
+    limits = [min(check_count("limits", each), most) for each in _listed("limits", limits)]
+    if len(limits) != count:
+        raise MMDiffError(
+            f"limits={limits} do not fit {count} conversations; give a number for each"
+        )
+    return limits
 
 
 def _listed(name: str, value: Iterable[Item]) -> list[Item]:
@@ -343,7 +376,7 @@ def check_text(name: str, value: object, exact: bool = False) -> str:
         raise MMDiffError(f"{name}={shown(value)} is not a text")
     if exact and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise MMDiffError(
-            f"{name}={shown(value)} holds half of a surrogate pair, which is no character"
+            f"{name}={shown(value)} holds half of a surrogate pair, which is not a character"
         )
     return value
 

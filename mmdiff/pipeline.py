@@ -15,12 +15,10 @@ from typing import Any, overload
 import torch
 
 from mmdiff.answers import Answer, Draft
-from mmdiff.config import shown
+from mmdiff.config import DecodingConfig, shown
 from mmdiff.decoding.sampler import seed_of
 from mmdiff.errors import MMDiffError
-from mmdiff.generation import (
-    user_message,
-)
+from mmdiff.generation import user_message
 from mmdiff.modeling.checkpoint import load_folder
 from mmdiff.modeling.device import check_placement, choose_device, choose_dtype
 from mmdiff.modeling.hub import find_base
@@ -95,70 +93,84 @@ class Pipeline(StructuredPipeline):
         seed: int = 0,
         **decoding: Any,
     ) -> Answer | list[Answer]:
-        """Answer a question about a picture, or about several pictures given as a list.
+        """Answer a question about an image, or about several images given as a list.
 
-        With a list of questions, `image` is a list of the same length (each entry a picture or a
-        list of pictures), and the answers come as a list; an answer does not depend on the others
+        With a list of questions, `image` is a list of the same length (each entry an image or a
+        list of images), and the answers come as a list; an answer does not depend on the others
         of its batch.
 
         Args:
-            image: whatever `vision.image.open_image` takes: path, bytes, file, array or PIL image;
-                None for no picture.
-            speech: the question as a sound instead of words, in any form that
-                `audio.decode.load_audio` takes, or a list of them. It is written down first
+            image: what `vision.image_io.open_image` takes: path, bytes, file, array or PIL image;
+                None for no image.
+            speech: the question as audio instead of words, in any form that
+                `audio.audio_io.load_audio` takes, or a list of them. It is written down first
                 (`Answer.heard`, `Answer.heard_confidence`) and then asked.
             sample_rate: of speech that is given as arrays, in Hz.
             seed: for temperature and random order; the n-th question of a list uses `seed + n`.
 
         Raises:
-            MMDiffError: a picture cannot be read, a question is empty, or a setting does not fit.
+            MMDiffError: an image cannot be read, a question is empty, or a setting does not fit.
         """
-        if speech is not None:
-            if question is not None:
-                raise MMDiffError("give the question in words or as speech, not both")
-            if isinstance(speech, list):
-                heard = [self.heard(sound, sample_rate) for sound in speech]
-                questions = [transcript.text for transcript in heard]
-                answers = self.ask(image, questions, seed=seed, **decoding)
-                return list(map(_with_heard, answers, heard))
-            heard_once = self.heard(speech, sample_rate)
-            return _with_heard(self.ask(image, heard_once.text, seed=seed, **decoding), heard_once)
-        if question is None:
-            raise MMDiffError("there is no question; give it in words, or as a sound with speech=")
-        if isinstance(question, str):
-            return self.chat([user_message(image, question)], seed=seed, **decoding)
-        if not isinstance(question, list):
-            asked = shown(question)
-            raise MMDiffError(f"question={asked} does not fit; give a text, or a list of texts")
-        if not isinstance(image, list) or len(image) != len(question):
-            count = len(question)
-            raise MMDiffError(
-                f"{count} questions need a list of {count} pictures, not {_describe(image)}"
-            )
-        rows = [
-            [user_message(picture, text)] for picture, text in zip(image, question, strict=True)
-        ]
-        return self.chat_batch(
-            rows, seeds=[seed_of(seed, row) for row in range(len(rows))], **decoding
-        )
+        settings = self.decoding(**decoding)
+        if speech is None:
+            return self._ask(image, question, seed, settings)
+        if question is not None:
+            raise MMDiffError("give the question in words or as speech, not both")
+        if not isinstance(speech, list):
+            transcript = self.heard(speech, sample_rate)
+            return _with_heard(self._ask_one(image, transcript.text, seed, settings), transcript)
+        heard = [self.heard(each, sample_rate) for each in speech]
+        questions = [transcript.text for transcript in heard]
+        answers = self._ask_each(image, questions, seed, settings)
+        return list(map(_with_heard, answers, heard))
 
-    def caption(self, image: Any, length: CaptionLength = "short", **options: Any) -> Any:
-        """Describe a picture in a word, briefly, or in detail; a list of pictures gives a list of
+    def _ask(
+        self, image: Any, question: object, seed: int, settings: DecodingConfig
+    ) -> Answer | list[Answer]:
+        if question is None:
+            raise MMDiffError("there is no question; give it in words, or as audio with speech=")
+        if isinstance(question, str):
+            return self._ask_one(image, question, seed, settings)
+        if isinstance(question, list):
+            return self._ask_each(image, question, seed, settings)
+        asked = shown(question)
+        raise MMDiffError(f"question={asked} does not fit; give a text, or a list of texts")
+
+    def _ask_one(self, image: Any, question: str, seed: int, settings: DecodingConfig) -> Answer:
+        return self._chat_batch([[user_message(image, question)]], settings, [seed])[0]
+
+    def _ask_each(
+        self, images: Any, questions: list[str], seed: int, settings: DecodingConfig
+    ) -> list[Answer]:
+        count = len(questions)
+        if not isinstance(images, list) or len(images) != count:
+            raise MMDiffError(
+                f"{count} questions need a list of {count} images, not {_describe(images)}"
+            )
+        conversations = [[user_message(*pair)] for pair in zip(images, questions, strict=True)]
+        seeds = [seed_of(seed, number) for number in range(count)]
+        return self._chat_batch(conversations, settings, seeds)
+
+    def caption(
+        self, image: Any, length: CaptionLength = "short", *, seed: int = 0, **decoding: Any
+    ) -> Any:
+        """Describe an image in a word, briefly, or in detail; a list of images gives a list of
         answers."""
         if not isinstance(length, str) or length not in CAPTION_PROMPTS:
             known = ", ".join(CAPTION_PROMPTS)
             raise MMDiffError(f"length={shown(length)} is not known; use one of {known}")
         prompt = CAPTION_PROMPTS[length]
-        options.setdefault("gen_length", CAPTION_ROOM[length])
+        settings = self.decoding(**{"gen_length": CAPTION_ROOM[length], **decoding})
         if isinstance(image, list):
-            return self.ask(image, [prompt] * len(image), **options)
-        return self.ask(image, prompt, **options)
+            return self._ask_each(image, [prompt] * len(image), seed, settings)
+        return self._ask_one(image, prompt, seed, settings)
 
     def stream(
         self, image: Any, question: str, *, seed: int = 0, **decoding: Any
     ) -> Iterator[Draft]:
         """The answer being denoised: one draft after each step, the last one complete."""
-        batch = self.start([[user_message(image, question)]], seeds=[seed], **decoding)
+        settings = self.decoding(**decoding)
+        batch = self.start_batch([[user_message(image, question)]], settings, seeds=[seed])
         while batch.working:
             yield self.draft(batch.step())
 
@@ -190,11 +202,11 @@ def load(
         CheckpointError: nothing is known by that name, or the checkpoint is damaged, incomplete or
             of another kind.
     """
-    place = choose_device(device)
-    number_type = choose_dtype(dtype, place)
+    target = choose_device(device)
+    number_type = choose_dtype(dtype, target)
     check_placement(device_map, quantize)
     folder, adapter = find_base(name)
-    loaded = load_folder(folder, place, number_type, device_map, quantize, adapter)
+    loaded = load_folder(folder, target, number_type, device_map, quantize, adapter)
     return Pipeline(*loaded, store_bytes, speech_model)
 
 
@@ -203,7 +215,9 @@ def _with_heard(answer: Answer, question: Transcript) -> Answer:
 
 
 def _describe(value: object) -> str:
-    return f"a list of {len(value)}" if isinstance(value, list) else f"one {type(value).__name__}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return f"one {type(value).__name__}"
 
 
 def __getattr__(name: str) -> Any:

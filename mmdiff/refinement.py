@@ -7,6 +7,7 @@ Shapes: G canvas positions, N masked positions, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeVar
@@ -38,6 +39,18 @@ def token_likelihoods(prompted: ModelRunner, ids: list[int], tokens: TokenIds) -
     return likely[:-1].tolist()
 
 
+def least_likely(likelihoods: Sequence[float], count: int) -> set[int]:
+    """The positions of the tokens that are doubted most."""
+    positions = sorted(range(len(likelihoods)), key=likelihoods.__getitem__)
+    return set(positions[:count])
+
+
+def equal_parts(length: int, parts: int) -> list[set[int]]:
+    """All positions of a sequence, part by part."""
+    ends = [length * part // parts for part in range(parts + 1)]
+    return [set(range(first, end)) for first, end in itertools.pairwise(ends)]
+
+
 def denoise_reopened(
     prompted: ModelRunner,
     rows: Sequence[list[int]],
@@ -46,12 +59,11 @@ def denoise_reopened(
     decoding: DecodingConfig,
     tokens: TokenIds,
 ) -> Canvas:
-    """Denoise the doubted places of drafts, each run of them with `slack` more; nothing may
-    stand in a place."""
-    opened = [
-        [*with_open_slots(ids, places, slack, tokens.mask), tokens.eot]
-        for ids, places in zip(rows, doubted, strict=True)
-    ]
+    """Denoise the doubted positions of drafts, each run of them with `slack` more; a position may
+    end up with nothing in it."""
+    opened = []
+    for ids, positions in zip(rows, doubted, strict=True):
+        opened.append([*with_open_slots(ids, positions, slack, tokens.mask), tokens.eot])
     canvas = Canvas.of(_padded(opened, tokens.eos).to(prompted.device), tokens.mask)
     length = canvas.ids_BG.shape[1]
     settings = dataclasses.replace(decoding, gen_length=length, block_length=length)
@@ -62,18 +74,23 @@ def denoise_reopened(
 
 
 def kept_ids(canvas: Canvas, tokens: TokenIds) -> list[list[int]]:
-    """The ids of each row before its end, without the places where nothing stands."""
-    return [
-        [token for token in row if token != tokens.eos] for row in canvas.token_ids((tokens.eot,))
-    ]
+    """The ids of each row before its end, without the positions where nothing stands."""
+    kept = []
+    for row in canvas.token_ids((tokens.eot,)):
+        kept.append([token for token in row if token != tokens.eos])
+    return kept
 
 
-def with_open_slots(values: Sequence[T], places: set[int], slack: int, mask: T) -> list[T]:
-    """The values with the mask at these places, and `slack` more behind each run of them."""
+def with_open_slots(values: Sequence[T], opened: set[int], slack: int, mask: T) -> list[T]:
+    """The values with the mask at the opened positions, and `slack` more behind each run of
+    them."""
     made: list[T] = []
-    for place, value in enumerate(values):
-        made.append(mask if place in places else value)
-        if place in places and place + 1 not in places:
+    for position, value in enumerate(values):
+        if position not in opened:
+            made.append(value)
+            continue
+        made.append(mask)
+        if position + 1 not in opened:
             made += [mask] * slack
     return made
 

@@ -20,9 +20,15 @@ from mmdiff.config import is_number, shown
 from mmdiff.errors import MMDiffError, NoSpeechError
 from mmdiff.generation import TextGenerator, audio_message, audio_samples, check_count, check_text
 from mmdiff.modeling.multimodal import MMDiffModel
-from mmdiff.modeling.processor import MMDiffProcessor
+from mmdiff.modeling.processor import Messages, MMDiffProcessor
 from mmdiff.prompts import REFINE_PROMPT
-from mmdiff.refinement import denoise_reopened, kept_ids, token_likelihoods
+from mmdiff.refinement import (
+    denoise_reopened,
+    equal_parts,
+    kept_ids,
+    least_likely,
+    token_likelihoods,
+)
 from mmdiff.transcript import Segment, Transcript
 from mmdiff.transcription import Reader, RecognitionOptions, transcribe_audio
 
@@ -45,7 +51,7 @@ class SpeechPipeline(TextGenerator):
         super().__init__(model, processor, store_bytes)
         self.speech_model = speech_model
 
-    def transcribe(
+    def transcribe(  # noqa: PLR0913 - keywords of a verb
         self,
         audio: AudioSource,
         *,
@@ -85,14 +91,12 @@ class SpeechPipeline(TextGenerator):
         """
         if channels not in ("mix", "separate"):
             raise MMDiffError(f"channels={str(channels)[:80]!r} is not known; use mix or separate")
-        options = RecognitionOptions(language, prompt, temperature, beam_size)
+        options = RecognitionOptions(language, prompt, temperature, beam_size, gate, max_seconds)
         return transcribe_audio(
             self.recognizer,
             audio,
             options,
             sample_rate=sample_rate,
-            gate=gate,
-            max_seconds=max_seconds,
             separate=channels == "separate",
             read=self.reader,
             progress=progress,
@@ -129,11 +133,11 @@ class SpeechPipeline(TextGenerator):
         seed: int = 0,
         **decoding: Any,
     ) -> Answer:
-        """Answer a question about a sound, all of which is heard at once."""
+        """Answer a question about audio, all of which is heard at once."""
         self._audio_config()
-        return self.chat(
-            [audio_message(audio_samples(audio, sample_rate), question)], seed=seed, **decoding
-        )
+        settings = self.decoding(**decoding)
+        message = audio_message(audio_samples(audio, sample_rate), question)
+        return self._chat_batch([[message]], settings, [seed])[0]
 
     def refine(
         self,
@@ -148,7 +152,7 @@ class SpeechPipeline(TextGenerator):
         **decoding: Any,
     ) -> Answer:
         """Put a draft transcript right: open what the model doubts most, and denoise it with the
-        sound in view.
+        audio in view.
 
         Sources: Whisper-LLaDA's deliberation (arXiv 2509.16622), and slack, with which words can be
         put in or dropped.
@@ -167,7 +171,7 @@ class SpeechPipeline(TextGenerator):
         ids = self.processor.text_ids(check_text("draft", draft).strip())
         if not ids:
             raise MMDiffError(
-                "the draft is empty; give the words to put right, or transcribe the sound"
+                "the draft is empty; give the words to put right, or transcribe the audio"
             )
         if mode not in ("low_confidence", "chunks"):
             raise MMDiffError(f"mode={shown(mode)} is not known; use low_confidence or chunks")
@@ -176,26 +180,15 @@ class SpeechPipeline(TextGenerator):
             raise MMDiffError(
                 f"share={shown(share)} does not fit: it must be a number between 0 and 1"
             )
-        prompted = self.prefill(
-            [[audio_message(audio_samples(audio, sample_rate), REFINE_PROMPT)]], len(ids)
-        )
         settings, tokens = self.decoding(**decoding), self.model.model_config.tokens
+        message = audio_message(audio_samples(audio, sample_rate), REFINE_PROMPT)
+        prompted = self.prefill([[message]], len(ids))
+        reopened = equal_parts(len(ids), chunks)[::-1]  # from behind, so that positions stay
         if mode == "low_confidence":
             likely = token_likelihoods(prompted, ids, tokens)
-            doubted = set(
-                sorted(range(len(ids)), key=lambda place: likely[place])[: round(share * len(ids))]
-            )
-            canvas = denoise_reopened(prompted, [ids], [doubted], slack, settings, tokens)
-            return self._answers(canvas, [each.passes for each in prompted.prompts], revised=True)[
-                0
-            ]
-        ends = [len(ids) * part // chunks for part in range(chunks + 1)]
-        for first, end in reversed(
-            list(zip(ends, ends[1:], strict=False))
-        ):  # from behind, so that places stay
-            canvas = denoise_reopened(
-                prompted, [ids], [set(range(first, end))], slack, settings, tokens
-            )
+            reopened = [least_likely(likely, round(share * len(ids)))]
+        for positions in reopened:
+            canvas = denoise_reopened(prompted, [ids], [positions], slack, settings, tokens)
             ids = kept_ids(canvas, tokens)[0]
         return self._answers(canvas, [each.passes for each in prompted.prompts], revised=True)[0]
 
@@ -204,11 +197,9 @@ class SpeechPipeline(TextGenerator):
         """Reads speech by CTC, where the model's audio embeddings spell words; it is of use beside
         tiny.en alone."""
         config = self.model.model_config.audio
-        return (
-            self._read
-            if config is not None and config.ctc_drafts and self.speech_model is None
-            else None
-        )
+        if config is None or not config.ctc_drafts or self.speech_model is not None:
+            return None
+        return self._read
 
     def _read(self, samples: Samples, window: Window) -> list[Segment | None]:
         """What each stretch of speech in a window spells; None for those that are too long for the
@@ -222,7 +213,7 @@ class SpeechPipeline(TextGenerator):
         if not short:
             return [None] * len(window)
         late = np.zeros(round(self._seconds_per_embedding / 2 * SAMPLE_RATE), np.float32)
-        messages = []
+        messages: list[Messages] = []
         for span in short:
             clip = samples[span.start : span.end]
             for framed in (clip, np.concatenate([late, clip])):
@@ -231,7 +222,7 @@ class SpeechPipeline(TextGenerator):
         read = {}
         for number, span in enumerate(short):
             read[span] = self._spelled(span, logits[2 * number : 2 * number + 2])
-        return [read.get(span) for span in window]
+        return list(map(read.get, window))
 
     @property
     def _seconds_per_embedding(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mmdiff.answers import Extraction
 from mmdiff.audio.audio_io import AudioSource
-from mmdiff.config import shown
+from mmdiff.config import DecodingConfig, shown
 from mmdiff.errors import MMDiffError
 from mmdiff.generation import (
     MAX_TOKENS,
@@ -32,7 +32,7 @@ AUDIO_AS: tuple[AudioAs, ...] = ("transcript", "embeddings")
 class StructuredPipeline(SpeechPipeline):
     """A pipeline whose answers may be filled into a JSON Schema, choices, or a text with holes."""
 
-    def extract(
+    def extract(  # noqa: PLR0913 - keywords of a verb
         self,
         image: Any,
         schema: Any,
@@ -73,11 +73,12 @@ class StructuredPipeline(SpeechPipeline):
             raise MMDiffError(
                 "there is nothing to extract from; give an image, audio, a text or a question"
             )
+        settings = self.decoding(**decoding)
         scaffold = self.compile(schema, max_tokens)
         wanted = EXTRACT_PROMPT.format(outline(schema_of(schema)[0]))
         texts = [text, question and question.strip(), wanted]
         message, heard = self._message(image, audio, audio_as, sample_rate, texts)
-        made = self._filled([message], scaffold, seed, decoding)
+        made = self._filled([message], scaffold, seed, settings)
         return dataclasses.replace(made, **heard)
 
     def choose(
@@ -100,9 +101,10 @@ class StructuredPipeline(SpeechPipeline):
             choices = [check_text("choice", choice, exact=True) for choice in choices or ()]
         if audio is not None and not check_text("question", question).strip():
             raise MMDiffError("the question is empty; say what you want to know")
+        settings = self.decoding(**decoding)
         scaffold = compile_choices(choices, self.layouts, MAX_TOKENS)
         message, heard = self._message(image, audio, audio_as, sample_rate, [question])
-        made = self._filled([message], scaffold, seed, decoding)
+        made = self._filled([message], scaffold, seed, settings)
         return dataclasses.replace(made, **heard)
 
     def fill(
@@ -118,7 +120,8 @@ class StructuredPipeline(SpeechPipeline):
         `[[/[0-9]+/]]`."""
         scaffold = compile_template(check_text("text", text, exact=True), self.layouts, MAX_TOKENS)
         prompt = question or FILL_PROMPT.format(blanks(text))
-        return self._filled([user_message(image, prompt)], scaffold, seed, decoding)
+        settings = self.decoding(**decoding)
+        return self._filled([user_message(image, prompt)], scaffold, seed, settings)
 
     def _message(
         self,
@@ -148,10 +151,10 @@ class StructuredPipeline(SpeechPipeline):
         return user_message(image, _lines([transcript.text, *texts])), heard
 
     def _filled(
-        self, messages: Messages, scaffold: CompiledSchema, seed: int, decoding: dict[str, Any]
+        self, messages: Messages, scaffold: CompiledSchema, seed: int, settings: DecodingConfig
     ) -> Extraction:
-        finished = collect(self.start([messages], seeds=[seed], scaffolds=[scaffold], **decoding))
-        made = self.answers(finished)[0].structured
+        batch = self.start_batch([messages], settings, seeds=[seed], scaffolds=[scaffold])
+        made = self.answers(collect(batch))[0].structured
         assert made is not None
         return made
 

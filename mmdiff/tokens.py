@@ -125,13 +125,13 @@ def neutralize(text: str, controls: frozenset[str]) -> str:
 
 
 def well_formed(text: str) -> str:
-    """The text with the replacement character for what is no Unicode, as half of a surrogate pair
+    """The text with the replacement character for what is not Unicode, as half of a surrogate pair
     is."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def media_mask(ids_BT: Tensor, tokens: TokenIds) -> Tensor:
-    """True at picture and sound placeholders."""
+    """True at image and audio placeholders."""
     here_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     for placeholder in (tokens.image, tokens.audio):
         if placeholder is not None:
@@ -143,7 +143,7 @@ def segment_ids(ids_BT: Tensor, tokens: TokenIds) -> Tensor:
     """Number the segments of each row from 0: every run of placeholders, and every stretch of text
     between them.
 
-    A turn's end closes its segment too, so a system prompt, a picture, the user's words and the
+    A turn's end closes its segment too, so a system prompt, an image, the user's words and the
     answer are apart.
     """
     media_BT = media_mask(ids_BT, tokens)

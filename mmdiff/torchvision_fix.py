@@ -8,7 +8,6 @@ ROCm, and where torchvision is never imported.
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,12 @@ SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _kept: list[object] = []  # a library's declarations end with the object
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing; declares the operators the moment torchvision is first asked for."""
+class _Finder:
+    """Finds nothing; declares the operators the moment torchvision is first asked for.
+
+    A meta path finder, but not by name: the import of `importlib.abc` would take longer than that
+    of this package.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

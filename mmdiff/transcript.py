@@ -1,7 +1,7 @@
 """What was said and when, and the forms that others read: text, SRT, WebVTT, and OpenAI's JSON
 shapes.
 
-Times are seconds from the start of the sound.
+Times are seconds from the start of the audio.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Transcript:
     @property
     def confidence(self) -> float:
         """The probability (0 to 1) that all of its words are right; 0 where there are none."""
-        return math.prod(segment.confidence for segment in self.segments) if self.segments else 0.0
+        if not self.segments:
+            return 0.0
+        return math.prod(segment.confidence for segment in self.segments)
 
     @property
     def unsure(self) -> tuple[Segment, ...]:
@@ -145,7 +147,9 @@ def verbose(
 
 def _verbose_segment(number: int, segment: Segment) -> dict[str, object]:
     ratio = segment.compression_ratio
-    return {
+    if ratio is None:
+        ratio = _compression(segment.text)
+    made: dict[str, object] = {
         "id": number,
         "seek": 0,
         "start": round(segment.start, 2),
@@ -154,17 +158,21 @@ def _verbose_segment(number: int, segment: Segment) -> dict[str, object]:
         "tokens": list(segment.token_ids),
         "temperature": segment.temperature,
         "avg_logprob": round(segment.avg_logprob, 4),
-        "compression_ratio": round(_compression(segment.text) if ratio is None else ratio, 4),
+        "compression_ratio": round(ratio, 4),
         "no_speech_prob": round(segment.no_speech_prob, 4),
         "confidence": round(segment.confidence, 4),
-        **({} if segment.channel is None else {"channel": segment.channel}),
     }
+    if segment.channel is not None:
+        made["channel"] = segment.channel
+    return made
 
 
 def _compression(text: str) -> float:
     """Whisper's measure of repetition: bytes before and after zlib."""
     data = text.encode()
-    return len(data) / len(zlib.compress(data)) if data else 0.0
+    if not data:
+        return 0.0
+    return len(data) / len(zlib.compress(data))
 
 
 def _srt(transcript: Transcript) -> str:

@@ -39,13 +39,15 @@ class RecognitionOptions:
 
     `language` is a code such as "en", by default detected; `prompt` holds words that may occur,
     such as names; `temperature` is that of the first attempt; `beam_size` hypotheses are kept, 1 is
-    greedy.
+    greedy; `gate` and `max_seconds` are those of `speech_windows`.
     """
 
     language: str | None = None
     prompt: str | None = None
     temperature: float = 0.0
     beam_size: int = BEAM_SIZE
+    gate: bool = True
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("language", "prompt"):
@@ -76,11 +78,9 @@ def speech_windows(
             f"max_seconds={shown(max_seconds)} does not fit: give 1 second or more, to hold words"
         )
     if not gate:
-        return (
-            [(span,) for span in quiet_segments(samples, max_seconds or WINDOW_SECONDS)]
-            if len(samples)
-            else []
-        )
+        if not len(samples):
+            return []
+        return [(span,) for span in quiet_segments(samples, max_seconds or WINDOW_SECONDS)]
     # silero-vad cuts a little before the length that it is given: speech that fills the audio must
     # not be cut.
     longest = max_seconds or len(samples) / SAMPLE_RATE + 1
@@ -92,13 +92,12 @@ def merge_spans(spans: Sequence[Span], most_seconds: float, gap: float = MERGE_G
     not get too long."""
     windows: list[Window] = []
     for span in spans:
-        last = windows[-1] if windows else None
         if (
-            last is not None
-            and span.start - last[-1].end <= gap * SAMPLE_RATE
-            and (span.end - last[0].start <= most_seconds * SAMPLE_RATE)
+            windows
+            and span.start - windows[-1][-1].end <= gap * SAMPLE_RATE
+            and span.end - windows[-1][0].start <= most_seconds * SAMPLE_RATE
         ):
-            windows[-1] = (*last, span)
+            windows[-1] = (*windows[-1], span)
         else:
             windows.append((span,))
     return windows
@@ -126,7 +125,9 @@ def recognize(
     """
     language = recognizer.check_language(options.language)
     for window in windows:
-        readings = [] if read is None else read(samples, window)
+        readings: list[Segment | None] = []
+        if read is not None:
+            readings = read(samples, window)
         sure = [
             reading for reading in readings if reading is not None and reading.confidence >= SURE
         ]
@@ -141,7 +142,9 @@ def recognize(
             temperature=options.temperature,
             beam_size=options.beam_size,
         )
-        for segment, spoken in _likelier(window, readings, found) if readings else found:
+        if readings:
+            found = _likelier(window, readings, found)
+        for segment, spoken in found:
             language = language or spoken
             if not _is_noise(segment):
                 yield segment, spoken
@@ -182,8 +185,6 @@ def transcribe_audio(
     options: RecognitionOptions,
     *,
     sample_rate: int | None = None,
-    gate: bool = True,
-    max_seconds: float | None = None,
     separate: bool = False,
     read: Reader | None = None,
     progress: Callable[[float], None] | None = None,
@@ -191,13 +192,18 @@ def transcribe_audio(
     """What is said in audio of any length; arguments as of `Pipeline.transcribe` and
     `recognize`."""
     recognizer.check_language(options.language)
-    tracks = load_channels(audio, sample_rate) if separate else [load_audio(audio, sample_rate)]
+    if separate:
+        tracks = load_channels(audio, sample_rate)
+    else:
+        tracks = [load_audio(audio, sample_rate)]
     segments, language = list[Segment](), ""
     for number, samples in enumerate(tracks):
-        windows = speech_windows(samples, gate, max_seconds)
+        windows = speech_windows(samples, options.gate, options.max_seconds)
         for segment, spoken in recognize(recognizer, samples, windows, options, read):
             language = language or spoken
-            segments.append(replace(segment, channel=number) if separate else segment)
+            if separate:
+                segment = replace(segment, channel=number)
+            segments.append(segment)
             if progress is not None:
                 progress(
                     min(

@@ -8,10 +8,10 @@ import pytest
 from tests.helpers.house import ROOT, Counts, count, python_files
 
 # At most this of the package, as it is; the aim is 1.5, 2.5, and none of the last three.
-TERNARIES_PER_100 = 1.6
-COMPREHENSIONS_PER_100 = 2.9
-WIDE_LINES = 8
-LONG_FUNCTIONS = 5
+TERNARIES_PER_100 = 1.3
+COMPREHENSIONS_PER_100 = 2.7
+WIDE_LINES = 4
+LONG_FUNCTIONS = 1
 LONG_CLASSES = 0
 
 # CONTRIBUTING.md has the same words. A folder stands for any of its modules.

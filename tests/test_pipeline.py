@@ -126,7 +126,7 @@ def test_an_empty_batch_is_empty(pipeline: Pipeline) -> None:
         ((RED, "what?"), {"threshold": 1.5}, "threshold=1.5"),
         ((RED, "what?"), {"order": "best"}, "order='best'"),
         ((RED, "what?"), {"gen_length": 1000, "steps": 1000}, "gen_length=1000 and a prompt of"),
-        (([RED], ["what?", "why?"]), {}, "2 questions need a list of 2 pictures, not a list of 1"),
+        (([RED], ["what?", "why?"]), {}, "2 questions need a list of 2 images, not a list of 1"),
         (("nowhere.png", "what?"), {}, "nowhere.png"),
         ((RED, 5), {}, "question=5 does not fit"),
         ((RED, b"what?"), {}, "question=b'what.' does not fit"),

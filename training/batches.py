@@ -12,8 +12,8 @@ SKIPPED = "skipped"
 class TrainingBatch(TypedDict, total=False):
     """Tensors of a batch; which of them depends on the data set.
 
-    Shapes: B rows, T positions, N places where facts are told, K facts, I images, V views, A clips
-    of audio, M mels, F frames, U tokens of a transcript, G images of scenes, P phrases and X
+    Shapes: B rows, T positions, N positions where facts are told, K facts, I images, V views, A
+    clips of audio, M mels, F frames, U tokens of a transcript, G images of scenes, P phrases and X
     patches of all G images, O things in them.
     """
 

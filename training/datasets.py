@@ -46,7 +46,7 @@ CAPTION_IMPORTANCE = 0.8  # of a caption's token: one caption has as many tokens
 # Kinds of question that take long to learn, so asked more often.
 LEARNED_LAST = ("relation", "same", "count")
 CAPTION_MIX: tuple[Length, ...] = ("word", "short", "short", "long", "long")  # shares of lengths
-# A batch of clips is drawn among so many times its number that follow each other in length.
+# A batch of clips is drawn among this many times its number that follow each other in length.
 ALIKE = 12
 MAX_FRAMES = 800  # of 10 ms, of a clip that another may follow
 TRIES = 20  # rows of one source after each other that cannot be read, before the run ends

@@ -3,7 +3,7 @@ cosine.
 
 Batches and random draws are functions of the seed and the step alone, so a resumed run repeats the
 losses of an unbroken one bit for bit on CPU. Stop it at any time; the next call goes on from the
-last checkpoint. What is frozen when it comes stays frozen, and a loss that is no number ends the
+last checkpoint. What is frozen when it comes stays frozen, and a loss that is not a number ends the
 run before anything is saved.
 """
 

@@ -4,8 +4,8 @@ A packed row is one image with several questions behind it, each a branch that s
 itself only (`attention.build_attention_mask`), so the image is encoded once for all of them. A row
 of audio has no image, and in each branch a clip of its own.
 
-Shapes: B rows, T positions, R branches of a row, N places where facts are told, K facts, M mels and
-F frames (10 ms) of a clip.
+Shapes: B rows, T positions, R branches of a row, N positions where facts are told, K facts, M mels
+and F frames (10 ms) of a clip.
 """
 
 from __future__ import annotations

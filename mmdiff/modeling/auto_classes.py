@@ -9,7 +9,6 @@ one of a tokenizer alone, and leave out images without a word.
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ REGISTERED_BY = {
 }
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder:
     """Finds the modules of the Auto classes as always, and imports ours when they have run."""
 
     def find_spec(

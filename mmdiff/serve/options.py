@@ -1,4 +1,4 @@
-"""Options of the server with their defaults, and the command line flags derived from them.
+"""Options of the server with their defaults.
 
 A field that is made by `flag` has a flag of `mmdiff serve`; the others are limits that are seldom
 changed.
@@ -6,15 +6,13 @@ changed.
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-import typing
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import NamedTuple
 
+from mmdiff.config import flag
 from mmdiff.errors import MMDiffError, require_extra, require_posix
 
 PACKAGES = (
@@ -40,30 +38,6 @@ class MediaLimits:
     seconds: float = 600.0
     decoded_bytes: int = 256 << 20  # of the mono samples at 16 kHz
     channels: int = 8
-
-
-@dataclass(frozen=True)
-class Flag:
-    """How a field is given on the command line."""
-
-    help: str | None
-    name: str | None  # by default the field's
-    least: float | None
-    most: float | None
-    argument: bool  # without a name
-
-
-def flag(
-    default: Any,
-    help: str | None = None,
-    *,
-    name: str | None = None,
-    least: float | None = None,
-    most: float | None = None,
-    argument: bool = False,
-) -> Any:
-    """A field that has a flag; a tuple's flag may be given again."""
-    return field(default=default, metadata={"flag": Flag(help, name, least, most, argument)})
 
 
 @dataclass(frozen=True)
@@ -117,24 +91,28 @@ class ServerOptions:
     keepalive: float = 10.0  # seconds between comments in a stream that is silent
     media: MediaLimits = field(default_factory=MediaLimits)
 
-    @classmethod
-    def of_flags(cls, given: Mapping[str, Any], **others: Any) -> ServerOptions:
-        """The options of a command line.
-
-        Args:
-            given: values by the names of `flag_parameters`.
-            others: fields that have no flag.
-
+    def check(self) -> None:
+        """
         Raises:
             MMDiffError: a value does not fit.
         """
-        values = dict(others)
-        for each in _flagged():
-            value = given[_flag_name(each)]
-            values[each.name] = tuple(value or ()) if each.default == () else value
-        options = cls(**values)
-        _check(options)
-        return options
+        code = self.overload_status_code
+        if code not in (429, 503):
+            raise MMDiffError(f"--overload-status-code {code} does not fit; use 503 or 429")
+        for name in ("queue", "request", "shutdown", "engine"):
+            seconds = getattr(self, f"{name}_timeout")
+            if not math.isfinite(seconds):
+                raise MMDiffError(
+                    f"--{name}-timeout {seconds} is not a number of seconds; give one such as 3600"
+                )
+        if not all(key.strip() for key in self.api_keys):
+            raise MMDiffError("--api-key is empty; give a key, or leave it out")
+        for origin in self.allowed_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise MMDiffError(
+                    f"--allowed-origins {origin[:80]!r} is not an origin; give scheme and host "
+                    "alone, such as https://example.com"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,75 +123,6 @@ class ServerOptions:
     @property
     def on_loopback(self) -> bool:
         return self.uds is None and (self.host in LOOPBACK or self.host.startswith("127."))
-
-
-def flag_parameters() -> list[inspect.Parameter]:
-    """The parameters of a typer command, one for each field that has a flag."""
-    import typer
-
-    hints, parameters = typing.get_type_hints(ServerOptions), []
-    for each in _flagged():
-        kind, default = hints[each.name], each.default
-        of_field = each.metadata["flag"]
-        if default == ():
-            kind, default = list[str] | None, None
-        make: Any = typer.Argument if of_field.argument else typer.Option
-        info = make(help=of_field.help, min=of_field.least, max=of_field.most)
-        parameters.append(
-            inspect.Parameter(
-                _flag_name(each),
-                inspect.Parameter.KEYWORD_ONLY,
-                default=default,
-                annotation=Annotated[kind, info],
-            )
-        )
-    return parameters
-
-
-def with_flags(command: Any) -> Any:
-    """A typer command with the flags of ServerOptions in the place of its `**flags`."""
-    own = inspect.signature(command).parameters.values()
-    hints = typing.get_type_hints(command, include_extras=True)
-    parameters = flag_parameters() + [
-        each.replace(annotation=hints[each.name])
-        for each in own
-        if each.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    command.__signature__ = inspect.Signature(parameters)
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
-    return command
-
-
-def _flagged() -> list[Field[Any]]:
-    return [each for each in fields(ServerOptions) if "flag" in each.metadata]
-
-
-def _flag_name(each: Field[Any]) -> str:
-    return each.metadata["flag"].name or each.name
-
-
-def _check(options: ServerOptions) -> None:
-    """
-    Raises:
-        MMDiffError: a value does not fit.
-    """
-    code = options.overload_status_code
-    if code not in (429, 503):
-        raise MMDiffError(f"--overload-status-code {code} does not fit; use 503 or 429")
-    for name in ("queue", "request", "shutdown", "engine"):
-        seconds = getattr(options, f"{name}_timeout")
-        if not math.isfinite(seconds):
-            raise MMDiffError(
-                f"--{name}-timeout {seconds} is not a number of seconds; give one such as 3600"
-            )
-    if not all(key.strip() for key in options.api_keys):
-        raise MMDiffError("--api-key is empty; give a key, or leave it out")
-    for origin in options.allowed_origins:
-        if not ORIGIN.fullmatch(origin):
-            raise MMDiffError(
-                f"--allowed-origins {origin[:80]!r} is not an origin; give scheme and host alone, "
-                "such as https://example.com"
-            )
 
 
 class Replicas(NamedTuple):

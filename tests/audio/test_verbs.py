@@ -127,5 +127,5 @@ def test_a_model_without_ears_says_so(random_tiny: Path) -> None:
     deaf = load(random_tiny, device="cpu")
     deaf.model.model_config = dataclasses.replace(deaf.model.model_config, audio=None)
     for call in (lambda sound: deaf.listen(sound, "?"), lambda sound: deaf.refine(sound, "a")):
-        with pytest.raises(MMDiffError, match="this model takes no sounds"):
+        with pytest.raises(MMDiffError, match="this model takes no audio"):
             call(noise(1))

@@ -20,7 +20,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mmdiff.answers import Draft, Token
-from mmdiff.cli.main import _json, _paint, app, main
+from mmdiff.cli.ask import _paint
+from mmdiff.cli.main import app, main
+from mmdiff.cli.outputs import to_json
 from mmdiff.config import PRESETS
 from mmdiff.eval import speed
 from mmdiff.eval.speed import picture_length, random_model
@@ -323,7 +325,7 @@ def test_pictures_are_opened_a_few_at_a_time(  # type: ignore[no-untyped-def]
         return made
 
     monkeypatch.setattr("mmdiff.vision.image_io.open_image", opened)
-    monkeypatch.setattr("mmdiff.cli.main.CHUNK_PIXELS", 3 * 70 * 40)
+    monkeypatch.setattr("mmdiff.cli.ask.CHUNK_PIXELS", 3 * 70 * 40)
     code, out, _ = call(
         monkeypatch,
         capsys,
@@ -405,7 +407,7 @@ def test_a_deaf_model_is_not_asked_to_hear(
     )
     capsys.readouterr()
     code, _, err = call(monkeypatch, capsys, "listen", sound, "who is it?", "--model", tmp_path)
-    assert code == 2 and "takes no sounds" in err and len(err.strip().splitlines()) == 1
+    assert code == 2 and "takes no audio" in err and len(err.strip().splitlines()) == 1
 
 
 def test_open_positions_and_unsure_tokens_are_marked() -> None:
@@ -493,7 +495,7 @@ def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # t
     [
         (["ask", "nowhere.png", "what?"], "nowhere.png"),
         (["ask", ".", "what?"], "."),
-        (["ask", "PICTURE"], "give at least one picture and then the question"),
+        (["ask", "PICTURE"], "give at least one image and then the question"),
         (["ask", "PICTURE", " "], "the question is empty"),
         (["ask", "PICTURE", "what?", "--model", "nothing"], "'nothing'"),
         (["ask", "PICTURE", "what?", "--steps", "0"], "steps=0"),
@@ -571,7 +573,7 @@ def test_bad_files(monkeypatch, capsys, tmp_path: Path, name: str) -> None:  # t
         (["bench", "--batch", "0"], "--batch 0"),
         (["bench", "--repeats", "0"], "--repeats 0"),
         (["bench", "--picture", "big", "--preset", "llada-v-8b"], "picture='big'"),
-        (["bench", "--picture", "64x64"], "needs a model that takes pictures"),
+        (["bench", "--picture", "64x64"], "needs a model that takes images"),
         (
             ["bench", "--baselines", "--rule", "saber", "--model", "MODEL", "--random"],
             "leave out --baselines",
@@ -634,7 +636,7 @@ def test_printed_json_has_no_numbers_that_are_none() -> None:
     """JSON knows neither NaN nor Infinity, and what reads it need not either."""
     told = {"confidence": float("nan"), "tokens": [{"confidence": float("inf")}, (1.5, True, None)]}
     assert (
-        _json(told) == '{"confidence": null, "tokens": [{"confidence": null}, [1.5, true, null]]}'
+        to_json(told) == '{"confidence": null, "tokens": [{"confidence": null}, [1.5, true, null]]}'
     )
 
 

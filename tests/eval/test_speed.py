@@ -111,9 +111,9 @@ def test_a_picture_has_a_length() -> None:
     "size", ["", "640", "640x", "0x480", "640x480x3", "640 x 480", "6.4x4", "-1x5", "9999999x1"]
 )
 def test_what_is_no_size_has_none(size: str) -> None:
-    with pytest.raises(MMDiffError, match=f"picture={size!r} is no size"):
+    with pytest.raises(MMDiffError, match=f"picture={size!r} is not a size"):
         picture_length(size, PRESETS["llada-v-8b"])
-    with pytest.raises(MMDiffError, match="needs a model that takes pictures"):
+    with pytest.raises(MMDiffError, match="needs a model that takes images"):
         picture_length("640x480", SMALL)
 
 

@@ -108,9 +108,7 @@ class Served:
     def engine(self) -> int:
         """The process id of the engine."""
         return next(
-            pid
-            for pid, command in children(self.process.pid)
-            if "mmdiff.serve.engine.process" in command
+            pid for pid, command in children(self.process.pid) if "mmdiff.serve.engine" in command
         )
 
     def stop(self) -> int:

@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mmdiff.config import DecodingConfig
 from mmdiff.serve.engine import ipc
 from mmdiff.serve.engine.client import EngineClient, PendingRequest, Silence, StreamEvent
 from mmdiff.serve.engine.detokenizer import StreamingText, cut, held_back
@@ -134,7 +135,7 @@ def test_frames_come_out_as_they_went_in() -> None:
 def test_messages_come_out_as_they_went_in() -> None:
     segment = Segment(0.0, 1.0, "a", 0.5, token_ids=(1, 2), words=(Word(0.0, 1.0, "a", 0.5),))
     request = AnswerRequest(
-        "a", [{"role": "user", "content": "b"}], {"steps": 4}, stop=["c"], schema=False
+        "a", [{"role": "user", "content": "b"}], DecodingConfig(steps=4), stop=["c"], schema=False
     )
     for message in (request, Started("a", 3), SegmentTranscribed("a", segment, "en"), Done("a")):
         assert decode(json.loads(json.dumps(encode(message)))) == message

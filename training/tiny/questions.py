@@ -36,7 +36,7 @@ from mmdiff.training.tiny.scenes import (
 
 Length = Literal["word", "short", "long"]
 MIN_MARGIN = (
-    0.12  # of a picture's side, between two centres of which one is "left of" or "above" the other
+    0.12  # of an image's side, between two centres of which one is "left of" or "above" the other
 )
 NAMES = tuple(COLOURS)
 
@@ -754,7 +754,7 @@ def score_caption(text: str, scene: Scene, length: Length = "long") -> tuple[int
 
 
 def _unroll(facts: Counter[Fact]) -> tuple[int | None, list[frozenset[str]]]:
-    """The head's count, and the attributes of each thing (at most 4 times as many as a picture
+    """The head's count, and the attributes of each thing (at most 4 times as many as an image
     has)."""
     head, things = None, []
     for fact, times in facts.items():
@@ -813,7 +813,7 @@ def phrases(scene: Scene, rng: Rng, count: int) -> list[Phrase]:
 
 
 def _codes(phrase: Phrase) -> tuple[int, ...]:
-    """The place of each attribute's value in `ATTRIBUTES`, -1 for what is not said."""
+    """The index of each attribute's value in `ATTRIBUTES`, -1 for what is not said."""
     return tuple(CODES[name].get(getattr(phrase, name), -1) for name in ATTRIBUTES)
 
 

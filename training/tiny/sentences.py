@@ -1353,7 +1353,7 @@ def pronounced(text: str) -> str:
 
 
 def _spelled(words: list[str], place: int) -> bool:
-    """Whether the "a" or "i" here belongs to something spelled, and is no word of the sentence."""
+    """Whether the "a" or "i" here belongs to something spelled, and is not a word."""
     near = []
     for i in (place - 1, place + 1):
         if 0 <= i < len(words):

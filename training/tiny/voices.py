@@ -136,7 +136,7 @@ def in_a_room(samples_S: Samples, rng: Rng) -> Samples:
 
 
 def echo(samples_S: Samples, seconds: float, rng: Rng) -> Samples:
-    """Reverberation that falls by 60 dB in so many seconds, of random reflections behind the direct
+    """Reverberation that falls by 60 dB in `seconds`, of random reflections behind the direct
     ones."""
     count = int(SAMPLE_RATE * seconds)
     falling = np.exp(-6.9 * np.arange(count) / count)

@@ -177,7 +177,7 @@ class EngineClient:
     async def _run_engine(self) -> None:
         """One engine process, from start to end."""
         self._worker = worker = await WorkerProcess.start(
-            "mmdiff.serve.engine.process", json.dumps(_engine_options(self.options))
+            "mmdiff.serve.engine", json.dumps(_engine_options(self.options))
         )
         self._last_event = time.monotonic()
         watch = asyncio.create_task(self._watch(worker))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from mmdiff.decoding.sampler import Sampler
 from mmdiff.errors import NoSpeechError
@@ -45,8 +46,13 @@ class TranscriptionJob(Job):
     request: TranscribeRequest
 
     @property
-    def audio(self) -> ipc.Array:
-        return self.arrays[0]
+    def separate(self) -> bool:
+        """Whether channels are transcribed each on its own."""
+        return self.arrays[0].ndim == 2
+
+    @property
+    def tracks(self) -> list[ipc.Array]:
+        return list(np.atleast_2d(self.arrays[0]))
 
 
 @dataclass
@@ -65,9 +71,9 @@ class AnswerJob(Job):
         self.unfinished = self.request.n
 
     @property
-    def audio(self) -> ipc.Array:
+    def tracks(self) -> list[ipc.Array]:
         """A spoken question: the last audio of the conversation."""
-        return self.arrays[self._last_content()[self._question()]["array"]]
+        return [self.arrays[self._last_content()[self._question()]["array"]]]
 
     def put_words(self, question: Transcript) -> None:
         """Replace a spoken question by its words.
@@ -114,10 +120,9 @@ class Group:
 
 def group_by_settings(jobs: Sequence[AnswerJob]) -> list[list[AnswerJob]]:
     """The jobs that can start in one batch."""
-    groups: dict[str, list[AnswerJob]] = {}
+    groups: dict[Hashable, list[AnswerJob]] = {}
     for job in jobs:
         structured = job.request.schema is not None
         length = job.request.limit if structured else None  # of a structured answer's canvas
-        key = json.dumps([job.request.decoding, structured, length], sort_keys=True)
-        groups.setdefault(key, []).append(job)
+        groups.setdefault((job.request.decoding, structured, length), []).append(job)
     return list(groups.values())

@@ -24,7 +24,7 @@ class AnswerRequest:
 
     id: str
     messages: Sequence[dict[str, Any]]
-    decoding: dict[str, Any] = field(default_factory=dict)  # changes of the model's DecodingConfig
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     seed: int = 0  # of the first answer; each further one has the next
     n: int = 1
     limit: int | None = None  # positions of an answer
@@ -38,7 +38,8 @@ class AnswerRequest:
 
 @dataclass(frozen=True)
 class TranscribeRequest:
-    """A transcript of the first array."""
+    """A transcript of the first array: (samples,), or (channels, samples) where the channels of
+    audio are transcribed each on its own."""
 
     n: ClassVar[int] = 1
     id: str
@@ -225,6 +226,8 @@ def encode(message: ToEngine | FromEngine) -> ipc.IpcMessage:
     """The header of a message's frame."""
     header = {"type": type(message).__name__, **vars(message)}
     match message:
+        case AnswerRequest():
+            header["decoding"] = dataclasses.asdict(message.decoding)
         case Ready():
             header["model"] = dataclasses.asdict(message.model)
         case SegmentTranscribed():
@@ -244,6 +247,8 @@ def decode(header: ipc.IpcMessage) -> Any:
         raise ValueError(f"{kind!r} is not a type of message")
     if "model" in values:
         values["model"] = ModelInfo.of(values["model"])
+    if "decoding" in values:
+        values["decoding"] = from_dict(DecodingConfig, values["decoding"])
     if "segment" in values:
         values["segment"] = _segment(values["segment"])
     try:

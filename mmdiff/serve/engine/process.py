@@ -10,12 +10,9 @@ ends when the server's does.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import queue
-import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -60,7 +57,6 @@ from mmdiff.serve.engine.messages import (
     TextAdded,
     ToEngine,
     TranscribeRequest,
-    Unloadable,
     decode,
     encode,
 )
@@ -206,17 +202,16 @@ class Engine:
 
     def _start(self, jobs: Sequence[AnswerJob]) -> None:
         """Prefill prompts with the same settings as one batch, and join it to the running one."""
-        decoding, rows = jobs[0].request.decoding, _sequences(jobs)
-        settings = self.pipeline.decoding(**decoding)
+        settings, rows = jobs[0].request.decoding, _sequences(jobs)
         conversations = {job.id: _conversation(job) for job in jobs}
         if jobs[0].request.schema is not None:
             scaffolds = [self.compiler.compiled(row.job.request) for row in rows]
             given: dict[str, Any] = {"scaffolds": scaffolds}
         else:
             given = {"limits": [row.job.request.limit or settings.gen_length for row in rows]}
-        batch = self.pipeline.start(
+        batch = self.pipeline.start_batch(
             [conversations[row.job.id] for row in rows],
-            **decoding,
+            settings,
             **given,
             seeds=[(row.job.request.seed + row.index) % 2**63 for row in rows],
         )
@@ -378,32 +373,26 @@ def _tokens_of(tokens: tuple[Token, ...], emitted: str) -> tuple[Token, ...]:
     return tokens
 
 
-def main(argv: Sequence[str]) -> None:
-    """`python -m mmdiff.serve.engine.process FD OPTIONS`, as the server starts it."""
-    # meant for the server, which ends this process when it is drained
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    sock = socket.socket(fileno=int(argv[0]))
-    options = json.loads(argv[1])
+def load_engine(sock: socket.socket, options: dict[str, Any]) -> Engine:
+    """An engine that is ready for requests, and says so.
+
+    Args:
+        options: arguments of `load`, and "threads" and "max_model_len".
+
+    Raises:
+        MMDiffError: the model cannot be loaded.
+    """
     if threads := options.pop("threads"):
         torch.set_num_threads(threads)
     max_model_len = options.pop("max_model_len")
-    try:
-        pipeline = load(options.pop("model"), **options)
-        if max_model_len is not None:
-            limit_positions(pipeline, max_model_len)
-        ready = Ready(model_info(pipeline))
-    except MMDiffError as error:
-        ipc.send(sock, encode(Unloadable(str(error))))
-        sys.exit(2)
+    pipeline = load(options.pop("model"), **options)
+    if max_model_len is not None:
+        limit_positions(pipeline, max_model_len)
+    ready = Ready(model_info(pipeline))
     # what is slow the first time
     pipeline.chat([{"role": "user", "content": "hello"}], gen_length=1, steps=1, block_length=1)
     engine = Engine(pipeline, sock)
     gc.collect()
     gc.freeze()  # what is there to stay is not looked through again
     engine.emit(ready)
-    engine.run()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    return engine

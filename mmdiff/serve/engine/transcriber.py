@@ -5,9 +5,10 @@ Voice activity detection runs in a thread of its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmdiff.audio.audio_io import SAMPLE_RATE
@@ -23,10 +24,10 @@ SpeechJob = TranscriptionJob | AnswerJob
 
 @dataclass(frozen=True)
 class SpeechWindows:
-    """Where there is speech in a job's audio, or why that could not be found out."""
+    """Where there is speech in each of a job's tracks, or why that could not be found out."""
 
     id: str
-    windows: Sequence[Window] | Exception
+    windows: Sequence[Sequence[Window]] | Exception
 
 
 @dataclass
@@ -58,18 +59,18 @@ class Transcriber:
 
     def submit(self, job: SpeechJob) -> None:
         """Have the speech in a job's audio found, while others are answered."""
-        samples = job.audio
+        tracks = job.tracks
 
         def find() -> None:
             try:
-                windows: Any = speech_windows(samples)
+                windows: Any = [speech_windows(samples) for samples in tracks]
             except Exception as error:  # raised in the loop, which fails the job
                 windows = error
             self.found_speech(SpeechWindows(job.id, windows))
 
         self.vad_thread.submit(find)
 
-    def begin(self, job: SpeechJob, windows: Sequence[Window] | Exception) -> None:
+    def begin(self, job: SpeechJob, windows: Sequence[Sequence[Window]] | Exception) -> None:
         self.running.append(Transcription(job, self._segments(job, windows)))
 
     def cancel(self, job: SpeechJob) -> None:
@@ -90,16 +91,21 @@ class Transcriber:
         return False
 
     def _segments(
-        self, job: SpeechJob, windows: Sequence[Window] | Exception
+        self, job: SpeechJob, windows: Sequence[Sequence[Window]] | Exception
     ) -> Iterator[tuple[Segment, str]]:
         if isinstance(windows, Exception):
             raise windows
-        samples, options = job.audio, RecognitionOptions()
-        if isinstance(job, TranscriptionJob):
-            frames = sum(encoder_frames(window) for window in windows)
-            self.emit(SpeechFound(job.id, len(samples) / SAMPLE_RATE, frames))
-            request = job.request
-            options = RecognitionOptions(request.language, request.prompt, request.temperature)
-        yield from recognize(
-            self.pipeline.recognizer, samples, windows, options, self.pipeline.reader
-        )
+        recognizer, read = self.pipeline.recognizer, self.pipeline.reader
+        tracks, options = job.tracks, RecognitionOptions()
+        if isinstance(job, AnswerJob):
+            yield from recognize(recognizer, tracks[0], windows[0], options, read)
+            return
+        frames = sum(map(encoder_frames, itertools.chain(*windows)))
+        self.emit(SpeechFound(job.id, len(tracks[0]) / SAMPLE_RATE, frames))
+        request = job.request
+        options = RecognitionOptions(request.language, request.prompt, request.temperature)
+        for number, samples in enumerate(tracks):
+            for segment, spoken in recognize(recognizer, samples, windows[number], options, read):
+                if job.separate:
+                    segment = replace(segment, channel=number)
+                yield segment, spoken

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mmdiff.config import shown
+from mmdiff.config import DecodingConfig, changed, shown
 from mmdiff.serve.engine.messages import (
     AnswerFinished,
     AnswerRequest,
@@ -70,7 +70,7 @@ def engine_request(
         n=count,
         seed=_seed(body.seed, changes.get("temperature", model.decoding.temperature)),
         limit=limit,
-        decoding=changes,
+        decoding=parse_decoding(model.decoding, changes),
         stop=body.stops,
         stream=bool(body.stream),
         drafts=bool(body.stream) and body.diffusing,
@@ -174,6 +174,18 @@ def fit_length(limit: int | None, changes: dict[str, Any], usual: int, capacity:
     changes["gen_length"] = max(usual, min(-(-limit // ROUND) * ROUND, capacity // 2))
     changes.setdefault("start_length", usual)
     return min(limit, changes["gen_length"])
+
+
+def parse_decoding(usual: DecodingConfig, changes: dict[str, Any]) -> DecodingConfig:
+    """The model's usual settings with those of a request.
+
+    Raises:
+        ApiError: one does not fit.
+    """
+    try:
+        return changed(usual, changes)
+    except ValueError as error:
+        raise ApiError(400, "invalid_request", str(error)) from None
 
 
 def check_gen_length(changes: dict[str, Any], capacity: int) -> None:

@@ -13,7 +13,7 @@ from mmdiff.serve.errors import invalid
 from mmdiff.serve.http.middleware import state_of
 from mmdiff.serve.http.parsing import read_json_body
 from mmdiff.serve.http.responses import Chunk, Completion, json_body
-from mmdiff.serve.http.route_chat import check_gen_length, check_length
+from mmdiff.serve.http.route_chat import check_gen_length, check_length, parse_decoding
 from mmdiff.serve.http.schemas import CaptionRequest, QueryRequest
 from mmdiff.serve.http.state import AppState
 from mmdiff.serve.media.parse import Medium
@@ -64,7 +64,7 @@ def _completion(
         id=state_of(request)["id"],
         messages=messages,
         seed=body.seed or 0,
-        decoding=changes,
+        decoding=parse_decoding(state.model.decoding, changes),
         stream=body.stream,
     )
     return MoondreamCompletion(answer, media, name)

@@ -1,6 +1,7 @@
 """/v1/audio/transcriptions: audio as a form's file, its transcript in OpenAI's formats.
 
-A stream emits each segment when it is recognised, in the order of the audio.
+A stream emits each segment when it is recognised, in the order of the audio; where channels are
+separate, one channel after the other.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ async def read(state: AppState, request: Request) -> TranscriptionCompletion:
         ) from None
     state.check_model(body.model)
     _check_language(body.language, state.model)
-    audio = Medium("audio", data, "file", "audio 0")
+    audio = Medium("audio", data, "file", "audio 0", body.channels == "separate")
     return TranscriptionCompletion(state_of(request)["id"], audio, body)
 
 

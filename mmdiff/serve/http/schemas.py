@@ -365,5 +365,8 @@ class TranscriptionRequest(Strict):
     prompt: StrictStr | None = Field(None, description="words that may occur, such as names")
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    channels: Literal["mix", "separate"] = Field(
+        "mix", description="separate: each channel of a call on its own, with its number"
+    )
     stream: bool = False
     timestamp_granularities: list[Literal["segment", "word"]] = []

@@ -18,9 +18,16 @@ from mmdiff.serve.options import ServerOptions
 class Medium:
     """An image or audio as it came, and where it stood in the request."""
 
-    def __init__(self, kind: str, source: str | bytes, param: str, name: str) -> None:
+    def __init__(
+        self, kind: str, source: str | bytes, param: str, name: str, separate: bool = False
+    ) -> None:
+        """
+        Args:
+            separate: whether the channels of audio are kept apart.
+        """
         self.kind, self.source = kind, source
         self.param, self.name = param, name
+        self.separate = separate
 
 
 def split_media(
@@ -105,7 +112,7 @@ async def decoded(
                 medium.param,
             )
         try:
-            arrays.append(await pool.open(medium.kind, data, medium.name))
+            arrays.append(await pool.open(medium.kind, data, medium.name, medium.separate))
         except ApiError as error:
             raise ApiError(error.status, error.code, error.message, medium.param) from None
     return arrays

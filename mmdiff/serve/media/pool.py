@@ -29,8 +29,9 @@ class MediaPool:
         for _ in range(self.count):
             self._free.put_nowait(await self._new())
 
-    async def open(self, kind: str, data: bytes, name: str) -> ipc.Array:
-        """The pixels of an image or the samples of audio.
+    async def open(self, kind: str, data: bytes, name: str, separate: bool = False) -> ipc.Array:
+        """The pixels of an image, or the samples of audio: of all channels together, or each on its
+        own.
 
         Raises:
             ApiError: it cannot be read, or is larger than it may be.
@@ -41,7 +42,8 @@ class MediaPool:
             if worker is None or worker.process.poll() is not None:
                 worker = await self._new()
             async with asyncio.timeout(SECONDS):
-                await worker.send({"kind": kind, "name": name}, [np.frombuffer(data, np.uint8)])
+                asked = {"kind": kind, "name": name, "separate": separate}
+                await worker.send(asked, [np.frombuffer(data, np.uint8)])
                 answer, arrays = await worker.receive()
             broken = False
         except (TimeoutError, EOFError, OSError):

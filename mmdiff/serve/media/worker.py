@@ -29,6 +29,7 @@ from mmdiff.audio.audio_io import (
     AudioTooLong,
     container_of,
     load_audio,
+    load_channels,
 )
 from mmdiff.audio.audio_io import Limits as AudioLimits
 from mmdiff.errors import MMDiffError
@@ -114,16 +115,22 @@ def _header(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(png_without_text(data)), formats=IMAGE_FORMATS)
 
 
-def decode_audio(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
-    """The samples of a file at 16 kHz.
+def decode_audio(data: bytes, limits: MediaLimits, name: str, separate: bool = False) -> ipc.Array:
+    """The samples of a file at 16 kHz: (samples,), or of its channels (channels, samples).
 
     Raises:
-        ApiError: it is of another format, damaged, or too long.
+        ApiError: it is of another format, damaged, too long, or has one channel, which cannot be
+            separated.
     """
     if container_of(data[:HEAD]) is None:
         _check_header(data, limits, name)
+    allowed = AudioLimits(limits.seconds, limits.decoded_bytes)
     try:
-        return load_audio(data, limits=AudioLimits(limits.seconds, limits.decoded_bytes))
+        if not separate:
+            return load_audio(data, limits=allowed)
+        samples_CN = np.stack(load_channels(data, limits=allowed))
+        if samples_CN.nbytes > limits.decoded_bytes:
+            raise AudioTooLarge
     except AudioTooLong:
         most = f"{limits.seconds:,.0f} seconds"
         raise ApiError(
@@ -145,6 +152,14 @@ def decode_audio(data: bytes, limits: MediaLimits, name: str) -> ipc.Array:
         raise ApiError(
             400, "unsupported_audio_format", f"{name} is of a format that is not read here: {USE}"
         ) from None
+    if len(samples_CN) == 1:
+        raise ApiError(
+            400,
+            "invalid_audio",
+            f"{name} has one channel, and channels=separate takes audio of two or more: send "
+            "channels=mix, or leave it out",
+        )
+    return samples_CN
 
 
 def _check_header(data: bytes, limits: MediaLimits, name: str) -> None:
@@ -166,6 +181,12 @@ def _check_header(data: bytes, limits: MediaLimits, name: str) -> None:
             "invalid_audio",
             f"{name} has {found.channels:,} channels, and at most {limits.channels} are read",
         )
+
+
+def _decode(message: ipc.IpcMessage, data: bytes, limits: MediaLimits) -> ipc.Array:
+    if message["kind"] == "image":
+        return decode_image(data, limits, message["name"])
+    return decode_audio(data, limits, message["name"], message["separate"])
 
 
 def _limit_process() -> None:
@@ -219,11 +240,10 @@ def main(argv: Sequence[str]) -> None:
         except (EOFError, OSError):
             return
         _allow_time()
-        open_it = {"image": decode_image, "audio": decode_audio}[message["kind"]]
         answer: dict[str, Any] = {}
         made: list[ipc.Array] = []
         try:
-            made = [open_it(arrays[0].tobytes(), limits, message["name"])]
+            made = [_decode(message, arrays[0].tobytes(), limits)]
         except ApiError as error:
             answer = {"status": error.status, "code": error.code, "message": error.message}
         except MemoryError:

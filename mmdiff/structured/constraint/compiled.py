@@ -38,7 +38,7 @@ from mmdiff.structured.schema.structure import EnumNode, Expansion, Name, Regula
 SECONDS = 2.0  # that compiling may take
 TRIES = 60  # values that are tried for a witness
 REPAIRS = 240  # values that are tried for a part of one that does not fit,
-DRAWN = 20  # of which so many are drawn anew,
+DRAWN = 20  # of which this many are drawn anew,
 PARTS = 8  # and parts that are repaired one after the other
 OLDER = ("draft-07", "draft-04")  # drafts that schemas that name none may be of
 LARGEST = 4_000_000  # characters of a schema

@@ -87,8 +87,7 @@ class WordSlot:
             _mask_row(row_V, *masks[position][1:])
         best_N = rows_NV.argmax(1)
         if not np.isfinite(rows_NV[np.arange(len(asked)), best_N]).all():
-            for row_V, position in zip(rows_NV, asked, strict=True):
-                _tame(row_V, automaton.fits(masks[position][0]))
+            self._tame_rows(rows_NV, asked, masks)
             best_N = rows_NV.argmax(1)
         if (
             temperature == 0
@@ -99,8 +98,7 @@ class WordSlot:
         allowed_LC = np.array([classes_C for classes_C, _, _ in masks])
         best_NC, tops = _class_scores(automaton, rows_NV, allowed_LC[asked], temperature)
         if not np.isfinite(best_NC[allowed_LC[asked]]).all():
-            for row_V, position in zip(rows_NV, asked, strict=True):
-                _tame(row_V, automaton.fits(masks[position][0]))
+            self._tame_rows(rows_NV, asked, masks)
             best_NC, tops = _class_scores(automaton, rows_NV, allowed_LC[asked], temperature)
         # Given positions count by their scores, the others alike for every class that may be there.
         score_LC = np.where(allowed_LC, 0.0, NEVER)
@@ -116,6 +114,10 @@ class WordSlot:
                 members = automaton.members(int(path_L[position]))
                 found.append(_drawn(members, row_V, temperature, draws))
         return np.array(found, dtype=np.int64)
+
+    def _tame_rows(self, rows_NV: Array, asked: Array, masks: Sequence[Any]) -> None:
+        for row_V, position in zip(rows_NV, asked, strict=True):
+            _tame(row_V, self.automaton.fits(masks[position][0]))
 
     def forced(self, ids_L: Array, open_L: Array) -> dict[int, int]:
         """As `Slot.forced`."""
@@ -230,7 +232,7 @@ class ChoiceSlot:
         logs_NV = []
         for row_V, tokens in zip(rows_NV, fits, strict=True):
             logs_NV.append(_log_softmax(row_V[tokens]))
-        # The values' tokens are among the sorted `tokens`, so a search finds their places.
+        # The values' tokens are among the sorted `tokens`, so a search finds their columns.
         sums = np.zeros(len(choices))
         for position, tokens, logs in zip(asked, fits, logs_NV, strict=True):
             sums += logs[np.searchsorted(tokens, self.ids_KL[choices, position])]
@@ -360,15 +362,10 @@ class SlotsConstraint:
                     *self._part(row_G, slot), asked, rows_NV[here], temperature, draws
                 )
         for group in self.groups:
-            wanted = []
-            for slot in group.slots:
-                wanted.append(self._asked(slot, positions_N))
+            wanted = [self._asked(slot, positions_N) for slot in group.slots]
             if not any(len(asked) for _, asked in wanted):
                 continue
-            parts = []
-            for slot in group.slots:
-                parts.append(self._part(row_G, slot))
-            gains = []
+            parts, gains = self._parts(row_G, group), []
             for slot, part, (here, asked), allowed_K in zip(
                 group.slots, parts, wanted, group.allowed(parts), strict=True
             ):
@@ -399,9 +396,7 @@ class SlotsConstraint:
                 for position, token in slot.forced(ids_L, open_L).items():
                     found[slot.first + position] = token
         for group in self.groups:
-            parts = []
-            for slot in group.slots:
-                parts.append(self._part(row_G, slot))
+            parts = self._parts(row_G, group)
             for slot, (_, open_L), allowed_K in zip(
                 group.slots, parts, group.allowed(parts), strict=True
             ):
@@ -428,6 +423,9 @@ class SlotsConstraint:
         first."""
         first, end = np.searchsorted(positions_N, (slot.first, slot.first + slot.length))
         return slice(first, end), positions_N[first:end] - slot.first
+
+    def _parts(self, row_G: Array, group: Distinct) -> list[tuple[Array, Array]]:
+        return [self._part(row_G, slot) for slot in group.slots]
 
     def _part(self, row_G: Array, slot: Slot) -> tuple[Array, Array]:
         ids_L = row_G[slot.first : slot.first + slot.length]
@@ -572,7 +570,7 @@ def _mask_row(row_V: Array, all_but: bool, tokens: Array) -> None:
     """Only the tokens stay possible, or all but them."""
     if all_but:
         row_V[tokens] = NEVER
-    else:  # put aside, so that the rest of the row is filled in place
+    else:  # put aside, so that the rest of the row is filled where it is
         kept = row_V[tokens]
         row_V[:] = NEVER
         row_V[tokens] = kept

@@ -137,7 +137,7 @@ class TemplateBuilder:
         return kept[1]
 
     def words(self, node: RegularNode, length: int | None) -> TokenDfa:
-        """The automaton of a word that has so many positions (None: as many as it likes)."""
+        """The automaton of a word of this many positions (None: of any number)."""
         cap = None
         if node.most is not None and length:
             cap = node.most // length

@@ -161,7 +161,7 @@ def _tame(bound: Decimal, rounding: str) -> Decimal:
             f"a number cannot be bounded by {bound}: not finite, or more than {MOST_DIGITS} digits"
         )
     context = Context(prec=MOST_DIGITS + _FINE + len(bound.as_tuple().digits), rounding=rounding)
-    if bound.as_tuple().exponent < -_FINE:  # type: ignore[operator]  # an int, as the bound is finite
+    if int(bound.as_tuple().exponent) < -_FINE:  # it is one already, as the bound is finite
         bound = bound.quantize(Decimal(1).scaleb(-_FINE), context=context)
     if bound == 0:
         return abs(bound)

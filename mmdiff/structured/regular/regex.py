@@ -291,7 +291,7 @@ class _Reader:
         else:
             found = _Rest(NOTHING, NOTHING)
         for number in range(1, high + 1):
-            rest = self.sequence(part, rest, wide)  # now behind exactly so many
+            rest = self.sequence(part, rest, wide)  # now behind exactly that many
             if number >= low:
                 found = _Rest(*map(union, found, rest))
         return found

@@ -32,7 +32,7 @@ class SchemaTooLargeError(ScaffoldError):
 
 
 class BudgetError(ScaffoldError):
-    """The shortest value that fits takes more tokens than there is room for; `needed` says how
+    """The shortest value that fits takes more tokens than the limit; `needed` says how
     many."""
 
     def __init__(self, message: str, needed: int, pointer: str = "") -> None:

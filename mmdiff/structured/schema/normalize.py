@@ -82,7 +82,7 @@ class References:
         if isinstance(root, Mapping):
             draft = str(root.get("$schema", ""))
         self.old = any(name in draft for name in ("draft-03", "draft-04", "draft-06", "draft-07"))
-        # Before draft 6 names are called `id`; later that is no keyword, and references are not
+        # Before draft 6 names are called `id`; later that is not a keyword, and references are not
         # read from it.
         self.name, self.other_name = "$id", "id"
         if "draft-03" in draft or "draft-04" in draft:

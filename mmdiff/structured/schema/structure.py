@@ -344,8 +344,8 @@ class Tree:
                 options = []
                 if present + required < node.most:
                     options = [*range(at, end)]
-                # Skipping is no option where as many members are missing as optional ones are left
-                # after it.
+                # Skipping is not an option where as many members are missing as optional ones are
+                # left after it.
                 if node.entries or short <= spare - (end - at) or not options:
                     options = [end, *options]
                 at = _decide(

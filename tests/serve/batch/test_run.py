@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import soundfile
 
 pytestmark = pytest.mark.slow
 CHAT, TRANSCRIBE = "/v1/chat/completions", "/v1/audio/transcriptions"
@@ -71,6 +73,13 @@ def said(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
+def two_channels(root: Path, file: Path) -> Path:
+    """A recording in the second channel, and nothing in the first."""
+    samples, rate = soundfile.read(root / "examples" / "question.flac")
+    soundfile.write(file, np.stack([np.zeros_like(samples), samples], 1), rate)
+    return file
+
+
 @pytest.mark.long
 def test_a_killed_job_ends_as_one_in_peace(root: Path, tmp_path: Path) -> None:
     """Killed three times among 200 rows, at temperatures above 0 too; the engines end with it."""
@@ -109,11 +118,16 @@ def test_every_kind_of_row(root: Path, tmp_path: Path) -> None:
     """Chats, transcripts and refusals; refusals are in the server's words."""
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     sound = data_url(root / "examples" / "question.flac", "audio/flac")
+    call = data_url(two_channels(root, tmp_path / "call.flac"), "audio/flac")
     lines = {
         "chat": (CHAT, chat(root, 0)),
         "two": (CHAT, chat(root, 1, n=2, temperature=1.0)),
         "words": (TRANSCRIBE, {"model": "tiny", "file_url": sound}),
         "subtitles": (TRANSCRIBE, {"file_url": sound, "response_format": "srt"}),
+        "call": (
+            TRANSCRIBE,
+            {"file_url": call, "response_format": "verbose_json", "channels": "separate"},
+        ),
         "stream": (CHAT, chat(root, 0, stream=True)),
         "empty": (CHAT, {"messages": []}),
         "model": (CHAT, {**chat(root, 0), "model": "gpt-9"}),
@@ -135,6 +149,7 @@ def test_every_kind_of_row(root: Path, tmp_path: Path) -> None:
                 ]
             },
         ),
+        "mono": (TRANSCRIBE, {"file_url": sound, "channels": "separate"}),
         "nothing": (TRANSCRIBE, {}),
         "address": (TRANSCRIBE, {"file_url": "http://127.0.0.1:9/a.wav"}),
         "damaged": (TRANSCRIBE, {"file_url": "data:audio/wav;base64,aGVsbG8="}),
@@ -145,7 +160,7 @@ def test_every_kind_of_row(root: Path, tmp_path: Path) -> None:
     done = mmdiff("run-batch", "-i", source, "-o", out)
     assert (
         done.returncode == 0
-        and "13 requests, 9 failed" in done.stderr
+        and "15 requests, 10 failed" in done.stderr
         and "Traceback" not in done.stderr
     )
     found = {row["custom_id"]: row for row in rows(out)}
@@ -154,21 +169,23 @@ def test_every_kind_of_row(root: Path, tmp_path: Path) -> None:
     assert body["chat"]["choices"][0]["message"]["content"] == "red"
     assert len(body["two"]["choices"]) == 2
     assert "circle" in body["words"]["text"] and body["subtitles"].startswith("1\n00:00:0")
+    assert [each["channel"] for each in body["call"]["segments"]] == [1]
     status = {name: row["response"]["status_code"] for name, row in found.items() if name}
-    assert {name: (status[name], body[name]["error"]["code"]) for name in list(lines)[4:]} == {
+    assert {name: (status[name], body[name]["error"]["code"]) for name in list(lines)[5:]} == {
         "stream": (400, "unsupported_parameter"),
         "empty": (400, "invalid_request"),
         "model": (404, "model_not_found"),
         "setting": (400, "unknown_parameter"),
         "picture": (400, "unsupported_image_format"),
+        "mono": (400, "invalid_audio"),
         "nothing": (400, "invalid_request"),
         "address": (400, "media_url_not_allowed"),
         "damaged": (400, body["damaged"]["error"]["code"]),
     }
     assert found[None]["error"] == {
         "code": "invalid_json",
-        "message": "line 13 is not JSON (column 1)",
-        "line": 13,
+        "message": "line 15 is not JSON (column 1)",
+        "line": 15,
     }
 
 
@@ -182,7 +199,7 @@ def test_a_folder_is_described_and_described_on(root: Path, tmp_path: Path) -> N
     done = mmdiff("caption", folder, "--out", out)
     assert (
         done.returncode == 0
-        and "3 pictures, 1 failed" in done.stderr
+        and "3 images, 1 failed" in done.stderr
         and "a.jpg: image 0" in done.stderr
     )
     assert "1 file is left out, by the names not images: 1 .txt" in done.stderr

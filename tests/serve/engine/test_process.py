@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmdiff.config import DecodingConfig
 from mmdiff.pipeline import Pipeline, load
 from mmdiff.serve.engine import ipc
 from mmdiff.serve.engine.messages import AnswerFinished, AnswerRequest, Done, decode
@@ -34,14 +35,9 @@ def talk(brief: Pipeline) -> Iterator[Any]:
     ours, theirs = socket.socketpair()
     engine = Engine(brief, theirs)
 
-    decoding = {
-        "gen_length": 12,
-        "block_length": 4,
-        "steps": 12,
-        "rule": "quota",
-        "order": "random",
-        "cache": "none",
-    }
+    decoding = DecodingConfig(
+        gen_length=12, block_length=4, steps=12, rule="quota", order="random", cache="none"
+    )
 
     def ask(*seconds: float) -> list[Any]:
         for number, each in enumerate(seconds):

@@ -1,14 +1,18 @@
 """What clients get: OpenAI's own for completions and transcripts, plain HTTP for the rest."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import openai
 import pytest
+import soundfile
 from pydantic import BaseModel, Field
 
+from mmdiff.audio.audio_io import load_audio
 from tests.helpers.serving import SLOW, Served, asking, data_url
 
 COLOUR = "what color is the circle?"
@@ -245,6 +249,35 @@ def test_transcripts_have_openais_forms(client: openai.OpenAI, root: Path) -> No
     events = list(client.audio.transcriptions.create(model="tiny", file=sound, stream=True))
     deltas = "".join(event.delta for event in events if event.type == "transcript.text.delta")
     assert deltas == events[-1].text == said.text  # type: ignore[union-attr]
+
+
+def test_channels_of_a_call_are_transcribed_each_on_its_own(
+    client: openai.OpenAI, root: Path
+) -> None:
+    spoken = [load_audio(root / "examples" / f"{name}.flac") for name in ("talk", "question")]
+    call_NC = np.zeros((max(map(len, spoken)), 2), np.float32)
+    for channel, samples in enumerate(spoken):
+        call_NC[: len(samples), channel] = samples
+    held = io.BytesIO()
+    soundfile.write(held, call_NC, 16_000, format="WAV")
+    create = client.audio.transcriptions.create
+    made = create(
+        model="tiny",
+        file=("call.wav", held.getvalue()),
+        response_format="verbose_json",
+        extra_body={"channels": "separate"},
+    )
+    texts = {0: "", 1: ""}
+    for segment in made.segments or []:
+        texts[segment.channel] += segment.text  # type: ignore[attr-defined]
+    assert "kitchen lights" in texts[0] and "circle" in texts[1]
+    assert made.duration == pytest.approx(len(call_NC) / 16_000, abs=0.01)
+    talk = root / "examples" / "talk.flac"
+    with pytest.raises(openai.BadRequestError, match="has one channel") as refused:
+        create(model="tiny", file=talk, extra_body={"channels": "separate"})
+    assert refused.value.param == "file"
+    with pytest.raises(openai.BadRequestError, match="channels"):
+        create(model="tiny", file=talk, extra_body={"channels": "left"})
 
 
 def test_moondreams_verbs(server: Served, root: Path) -> None:

@@ -1,12 +1,15 @@
-"""What an image may be, to the last pixel; test_parts has the process around it."""
+"""What an image may be, to the last pixel, and what audio of several channels becomes; test_parts
+has the process around it."""
 
 import io
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from mmdiff.serve.errors import ApiError
-from mmdiff.serve.media.worker import decode_image
+from mmdiff.serve.media.worker import decode_audio, decode_image
 from mmdiff.serve.options import MediaLimits
 
 
@@ -64,3 +67,32 @@ def test_animations_may_have_so_many_frames() -> None:
     assert decode_image(webp(5), MediaLimits(frames=5), "image 0").shape == (8, 8, 3)
     with pytest.raises(ApiError, match="5 frames, more than the 4 allowed"):
         decode_image(webp(5), MediaLimits(frames=4), "image 0")
+
+
+def wav(*channels: float) -> bytes:
+    """A second of audio at 16 kHz, each channel of one value."""
+    held = io.BytesIO()
+    soundfile.write(held, np.tile(np.array(channels), (16_000, 1)), 16_000, format="WAV")
+    return held.getvalue()
+
+
+def test_channels_of_audio_are_mixed_or_kept_apart() -> None:
+    mixed = decode_audio(wav(0.5, 0.25), MediaLimits(), "audio 0")
+    apart = decode_audio(wav(0.5, 0.25), MediaLimits(), "audio 0", separate=True)
+    assert mixed.shape == (16_000,) and np.allclose(mixed, 0.375, atol=1e-3)
+    assert apart.shape == (2, 16_000) and np.allclose(apart, [[0.5], [0.25]], atol=1e-3)
+
+
+def test_one_channel_cannot_be_separated() -> None:
+    sentence = "audio 0 has one channel, and channels=separate takes audio of two or more"
+    with pytest.raises(ApiError, match=sentence) as refused:
+        decode_audio(wav(0.5), MediaLimits(), "audio 0", separate=True)
+    assert (refused.value.status, refused.value.code) == (400, "invalid_audio")
+
+
+def test_the_channels_together_may_take_so_many_bytes() -> None:
+    limits = MediaLimits(decoded_bytes=2 * 4 * 16_000)
+    assert decode_audio(wav(0.5, 0.25), limits, "audio 0", separate=True).shape == (2, 16_000)
+    with pytest.raises(ApiError, match="more than the 0 MiB allowed") as refused:
+        decode_audio(wav(0.5, 0.25, 0.1), limits, "audio 0", separate=True)
+    assert refused.value.code == "audio_too_large"
