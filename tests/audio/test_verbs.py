@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from mmdiff.answers import Answer
+from mmdiff.audio.ctc import text_probability
+from mmdiff.audio.vad import Span
 from mmdiff.errors import MMDiffError
 from mmdiff.generation import audio_message
 from mmdiff.pipeline import Pipeline, load
@@ -129,3 +131,24 @@ def test_a_model_without_ears_says_so(random_tiny: Path) -> None:
     for call in (lambda sound: deaf.listen(sound, "?"), lambda sound: deaf.refine(sound, "a")):
         with pytest.raises(MMDiffError, match="this model takes no audio"):
             call(noise(1))
+
+
+def test_the_likelier_of_two_framings_is_read(pipeline: Pipeline) -> None:
+    config = pipeline.model.model_config
+    size, blank = config.backbone.vocab_size, config.tokens.eos
+    one, other = pipeline.processor.text_ids("a")[0], pipeline.processor.text_ids("b")[0]
+    blanks = torch.full((6, size), -20.0)
+    blanks[:, blank] = 0.0
+    unsure, sure = blanks.clone(), blanks.clone()
+    unsure[2, [one, other]] = torch.tensor([0.1, 0.0])
+    sure[2, other] = 9.0
+    span = Span(16_000, 32_000)
+    read = pipeline._spelled(span, (unsure, sure))
+    assert read.token_ids == (other,)
+    by_both = [text_probability(logits, [other], blank) for logits in (unsure, sure)]
+    assert read.confidence == pytest.approx((sum(by_both) / 2) ** 0.5)
+    alone = pipeline._spelled(span, (sure,))
+    half = config.audio.frames_per_token / 50 / 2  # type: ignore[union-attr]
+    assert read.words[0].start == pytest.approx(alone.words[0].start - half)
+    early = pipeline._spelled(Span(0, 16_000), (unsure, sure)).words[0]
+    assert early.start >= 0
