@@ -5,6 +5,7 @@ heard. On two cores it takes an hour and a half; stop it at any time, the same c
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def save(model: Any, folder: Path) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.half()
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    # Settings at their defaults are left out, since other versions of PEFT do not know all of them.
+    file = folder / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    told = {name: value for name, value in settings.items() if value}
+    file.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def main() -> None:
