@@ -2,11 +2,11 @@
 classes, chosen by name.
 
 An order scores the positions, and a rule says how many of the best are committed. All of them
-commit at least one position of each row, and ties go to the lowest index. Rules that take commits
-back (`RemaskingRule`) commit more than they take back at every step, so they end.
+commit at least one position of each sequence, and ties go to the lowest index. Rules that take
+commits back (`RemaskingRule`) commit more than they take back at every step, so they end.
 
-Shapes: A active rows, G canvas positions, N eligible positions in reading order, M decided ones
-that a rule looks back at, V vocabulary.
+Shapes: A active sequences, G canvas positions, N eligible positions in reading order, M decided
+ones that a rule looks back at, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from mmdiff.decoding.canvas import Canvas
 class Proposal:
     """What the model says about the eligible positions at a step."""
 
-    canvas: Canvas  # of the active rows, before the step
+    canvas: Canvas  # of the active sequences, before the step
     eligible_AG: Tensor
     logits_NV: Tensor  # at the eligible positions; float32, un-noised, banned ids at minus infinity
     ids_N: Tensor  # what would be committed
     quota_A: Tensor  # how many positions the schedule commits
-    steps_A: Tensor  # the number of each row's step
+    steps_A: Tensor  # the number of each sequence's step
     block_length: int
-    draws: Sequence[tuple[torch.Generator, int]]  # of each row, and how many are eligible there
-    names: Sequence[int]  # of the rows; a row keeps its name
+    draws: Sequence[tuple[torch.Generator, int]]  # of each sequence, and how many are eligible
+    names: Sequence[int]  # of the sequences; each keeps its name
     decided_AG: Tensor  # decided positions of the block, where a rule reads them
     decided_ids_M: Tensor  # the ids there
     decided_MV: Tensor  # the logits there, as `RemaskingRule.needs` says
@@ -53,19 +53,19 @@ class Proposal:
         return self.canvas.ids_BG.masked_scatter(self.eligible_AG, self.ids_N)
 
     def commits(self, after: Canvas) -> Tensor:
-        """How many positions (A, 1) of each row are decided in `after`."""
+        """How many positions (A, 1) of each sequence are decided in `after`."""
         return (self.eligible_AG & ~after.open_BG).sum(1, keepdim=True)
 
     @cached_property
     def block_AG(self) -> Tensor:
-        """Columns of each row's current block."""
+        """Positions of each sequence's current block."""
         places_G = torch.arange(self.eligible_AG.shape[1], device=self.eligible_AG.device)
         first_A1 = self.eligible_AG.int().argmax(1, keepdim=True)
         return places_G // self.block_length == first_A1 // self.block_length
 
     @cached_property
     def uniform_N(self) -> Tensor:
-        """Uniform draws of each row's own seed."""
+        """Uniform draws of each sequence's own seed."""
         drawn = [torch.rand(count, generator=generator) for generator, count in self.draws]
         return torch.cat(drawn).to(self.ids_N.device)
 
@@ -252,7 +252,7 @@ class Saber:
 
     def __init__(self, least: int = 2) -> None:
         self.least = least
-        # Of each row, the likeliest ids' probabilities (G) at the step before.
+        # Of each sequence, the likeliest ids' probabilities (G) at the step before.
         self.top: dict[int, Tensor] = {}
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ class Saber:
         decided_M = votes.decided_MV.softmax(-1).amax(-1)
         top_AG = top_AG.masked_scatter(votes.decided_AG, decided_M)
         drop_AG = -top_AG
-        # Rows may have become longer since, or be new.
+        # Sequences may have become longer since, or be new.
         for drop_G, name in zip(drop_AG, votes.names, strict=True):
             before_G = self.top.get(name, top_AG[0, :0])
             drop_G[: len(before_G)] += before_G[: len(drop_G)]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,17 +29,15 @@ from mmdiff.decoding.canvas import PAD_POSITION, Array
 from mmdiff.decoding.prefix_cache import PrefixBlock, PrefixCache
 
 
-def _nothing() -> Array:
-    return np.zeros(0, dtype=bool)
-
-
 @dataclass(eq=False)
 class KVSlot:
     """One sequence's row in a `KVPool`, and where the sequence stands before a step."""
 
-    open_G: Array = field(default_factory=_nothing)
-    open_before_G: Array = field(default_factory=_nothing)  # before the last step
-    block_G: Array = field(default_factory=_nothing)  # positions of the current block
+    open_G: Array = field(default_factory=partial(np.zeros, 0, bool))
+    open_before_G: Array = field(default_factory=partial(np.zeros, 0, bool))  # before the last step
+    block_G: Array = field(
+        default_factory=partial(np.zeros, 0, bool)
+    )  # positions of the current block
     block: int = -1
     length: int = -1  # of the canvas
     age: int = -1  # steps since everything was last computed, 1 at the next one

@@ -365,8 +365,7 @@ def _lengths(prompts: Sequence[Prompt]) -> Array:
 def _valid(ids_AG: Array, prompts: Sequence[Prompt]) -> Array:
     """The columns (A, T) that are not padding behind a canvas."""
     ends_A1 = _lengths(prompts) + (ids_AG != PAD_POSITION).sum(1, keepdims=True)
-    valid_AT: Array = np.arange(int(ends_A1.max())) < ends_A1
-    return valid_AT
+    return np.asarray(np.arange(int(ends_A1.max())) < ends_A1)
 
 
 def _lane_mask(mask_A1TT: Tensor | None, at_AL: Tensor, total: int) -> Tensor:

@@ -79,7 +79,9 @@ def seed_of(value: object, row: int = 0) -> int:
             "to 2^64 - 1"
         )
     seed = int(value) + row
-    return seed if seed < 2**64 else seed - 2**64
+    if seed >= 2**64:  # it begins again from 0
+        seed -= 2**64
+    return seed
 
 
 def denoise(
@@ -118,8 +120,8 @@ class Asked:
 
     @property
     def select_AG(self) -> Array:
-        found: Array = self.eligible_AG | self.tail_AG | (self.decided_AG & (not self.hidden))
-        return found
+        decided_AG = self.decided_AG & (not self.hidden)
+        return np.asarray(self.eligible_AG | self.tail_AG | decided_AG)
 
     def logits_at(self, here_AG: Array, logits_SV: Tensor) -> Tensor:
         """Of the logits at all that was selected, those at some positions."""
@@ -250,10 +252,11 @@ class Sampler:
         Args:
             abort: names of sequences that go as they are.
         """
-        gone, rest = list[sequence.Sequence](), list[sequence.Sequence]()
+        gone = list[sequence.Sequence]()
         for each in self.running:
-            (gone if each.name in abort or each.finished(self._end_ids) else rest).append(each)
-        self.running = rest
+            if each.name in abort or each.finished(self._end_ids):
+                gone.append(each)
+        self.running = [each for each in self.running if each not in gone]
         return FinishedSequences(
             [each.name for each in gone],
             sequence.stack(gone),

@@ -93,19 +93,24 @@ class Sequence:
         ahead_G = self.ids_G[: places[0]]
         return self.constraint is None and any((ahead_G == each).any() for each in end_ids)
 
-    def block(self, block_length: int) -> slice:
-        """Positions of the current block: that of the first open position."""
-        first = int(self.open_G.argmax()) // block_length * block_length
-        return slice(first, first + block_length)
-
     def eligible(self, block_length: int) -> Array:
         """Positions (G) that may be committed now."""
         if self.expired:
             return self.open_G.copy()
-        here_G = np.zeros_like(self.open_G)
+        return self._in_block(self.open_G, block_length)
+
+    def decided(self, block_length: int) -> Array:
+        """Positions (G) of the current block that were decided by earlier steps."""
+        return self._in_block(self.step_G >= 0, block_length)
+
+    def _in_block(self, some_G: Array, block_length: int) -> Array:
+        """Those positions that lie in the current block, that of the first open position; none
+        while the canvas may still grow."""
+        here_G = np.zeros_like(some_G)
         if not self.growing:
-            block = self.block(block_length)
-            here_G[block] = self.open_G[block]
+            first = int(self.open_G.argmax()) // block_length * block_length
+            block = slice(first, first + block_length)
+            here_G[block] = some_G[block]
         return here_G
 
     def tail(self, length: int) -> Array:
@@ -114,14 +119,6 @@ class Sequence:
         # Whether these expect the end tells whether it is long enough.
         if self.growing:
             here_G[self.open_G.nonzero()[0][-length:]] = True
-        return here_G
-
-    def decided(self, block_length: int) -> Array:
-        """Positions (G) of the current block that were decided by earlier steps."""
-        here_G = np.zeros_like(self.open_G)
-        if not self.growing:
-            block = self.block(block_length)
-            here_G[block] = self.step_G[block] >= 0
         return here_G
 
     def update(self, ids_G: Array, open_G: Array, sure_G: Array, step_G: Array) -> None:

@@ -685,7 +685,7 @@ CHANGES: list[Change] = [
             ("self.constraint is None and any(", "any("),
             ("= 1.0, self.steps", "= 1.0, self.steps + 1"),
             ("min(more, self.limit - self.length)", "more"),
-            ("self.step_G[block] >= 0", "~self.open_G[block]"),
+            ("self._in_block(self.step_G >= 0,", "self._in_block(~self.open_G,"),
             ("decoding.steps < len(blocks)", "decoding.steps <= len(blocks)"),
             ("max(1, steps)) if quota]", "max(1, steps))]"),
             ("max(1, steps)", "steps"),
