@@ -187,11 +187,13 @@ class KVPool:
         """For each layer: write its new keys and values at these columns of the slots (-1 is
         padding), and give back those of the first `total` columns."""
         device, indices = self.stored.device, [self.slots.index(each) for each in slots]
-        rows: slice | Tensor = slice(indices[0], indices[0] + len(indices))
-        if indices != list(range(rows.start, rows.stop)):
+        run = slice(indices[0], indices[0] + len(indices))
+        rows: slice | Tensor = run
+        if indices != list(range(run.start, run.stop)):
             rows = torch.tensor(indices, device=device)
-        at: slice | Tensor = slice(int(at_AQ[0, 0]), int(at_AQ[0, 0]) + at_AQ.shape[1])
-        if (at_AQ != np.arange(at.start, at.stop)).any():
+        first, end = int(at_AQ[0, 0]), int(at_AQ[0, 0]) + at_AQ.shape[1]
+        at: slice | Tensor = slice(first, end)
+        if (at_AQ != np.arange(first, end)).any():
             at = torch.from_numpy(np.where(at_AQ < 0, self.stored.shape[4] - 1, at_AQ)).to(device)
         return [LayerCache(layer, rows, at, total) for layer in self.stored]
 

@@ -87,6 +87,7 @@ class ModelRunner:
     """A `sampler.Runner`; without a cache it computes everything at every step."""
 
     cache: CachePolicy | None = None
+    pool: KVPool  # with a cache
     block_length = 0
     calls = 0  # passes through the backbone
 

@@ -134,10 +134,10 @@ class CachingEncoder:
             self.store.put(keys[number], embeds)
         made = []
         for key in keys:
-            embeds = known[key]
-            assert embeds is not None
-            made.append(embeds)
-            noted += [key] * len(embeds)
+            found = known[key]
+            assert found is not None
+            made.append(found)
+            noted += [key] * len(found)
         return made
 
 

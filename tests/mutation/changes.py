@@ -163,7 +163,7 @@ CHANGES: list[Change] = [
             ("before[:, :, self.slots.index(slot), :, :kept]", "before[:, :, row, :, :kept]"),
             ("if self.slots == slots and columns >= length:", "if self.slots == slots:"),
             ("if isinstance(self.rows, Tensor):", "if not isinstance(self.rows, Tensor):"),
-            ("if indices != list(range(rows.start, rows.stop)):", "if False:"),
+            ("if indices != list(range(run.start, run.stop)):", "if False:"),
             ("1 if anew_A[row] else slot.age + 1", "0 if anew_A[row] else slot.age + 1"),
             ("1 if anew_A[row] else slot.age + 1", "1 if anew_A[row] else slot.age"),
             (
