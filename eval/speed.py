@@ -27,10 +27,9 @@ from rich.table import Table
 from torch import Tensor
 
 from mmdiff.config import PRESETS, BackboneConfig, DecodingConfig, ModelConfig, TokenIds
-from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import Array, Canvas
 from mmdiff.decoding.commit_rules import rule_name
-from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.model_runner import ModelRunner, make_runner
 from mmdiff.decoding.sampler import Sampler, denoise
 from mmdiff.errors import MMDiffError
 from mmdiff.eval.baselines import joining_caches, llada_loop

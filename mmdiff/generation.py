@@ -11,10 +11,9 @@ from PIL import Image
 from mmdiff.answers import Answer, Draft, Token
 from mmdiff.audio.audio_io import AudioSource, Samples, load_audio
 from mmdiff.config import AudioConfig, DecodingConfig, changed, is_number, shown, whole
-from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import Canvas
 from mmdiff.decoding.guidance import Guided
-from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.model_runner import ModelRunner, make_runner
 from mmdiff.decoding.prefix_cache import PrefixCache
 from mmdiff.decoding.sampler import FinishedSequences, Runner, Sampler
 from mmdiff.errors import ContextError, MMDiffError

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.config import DecodingConfig, TokenIds
-from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import Canvas
-from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.model_runner import ModelRunner, make_runner
 from mmdiff.decoding.sampler import denoise
 
 T = TypeVar("T", int, float)

@@ -6,14 +6,14 @@ are simply not open. Rows may be shorter than the canvas: behind a row's last po
 `PAD_POSITION`, which no model sees. A canvas is never changed; `commit` and `reopen` give
 the next one.
 
-Shapes: B sequences, G positions of the canvas, A chosen ones.
+Shapes: B sequences, G positions of the canvas, A chosen ones of the sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +22,6 @@ from torch import Tensor
 
 Array = NDArray[Any]
 PAD_POSITION = -1  # stands where a row has no position
-
-
-class DenoisedSequence(Protocol):
-    """What a canvas reads of a sequence (sequence.py)."""
-
-    ids_G: Array
-    open_G: Array
-    confidence_G: Array
-    step_G: Array
 
 
 def stacked(arrays: Sequence[Array], behind: float) -> Array:
@@ -81,22 +72,6 @@ class Canvas:
     def length_B(self) -> Tensor:
         """How many positions each row has."""
         return torch.ne(self.ids_BG, PAD_POSITION).sum(dim=1)
-
-    @classmethod
-    def stacked(
-        cls, sequences: Sequence[DenoisedSequence], device: torch.device | str = "cpu"
-    ) -> Canvas:
-        """The canvases of some sequences side by side, padded behind."""
-
-        def rows(arrays: list[Array], behind: float) -> Tensor:
-            return torch.from_numpy(stacked(arrays, behind)).to(device)
-
-        return cls(
-            rows([each.ids_G for each in sequences], PAD_POSITION),
-            rows([each.open_G for each in sequences], False),
-            rows([each.confidence_G for each in sequences], 1.0),
-            rows([each.step_G for each in sequences], -1),
-        )
 
     def select(self, rows_A: Tensor) -> Canvas:
         """The canvas of some rows."""

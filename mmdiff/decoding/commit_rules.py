@@ -2,11 +2,11 @@
 classes, chosen by name.
 
 An order scores the positions, and a rule says how many of the best are committed. All of them
-commit at least one position of each row, and ties go to the lowest index. Rules that take commits
-back (`RemaskingRule`) commit more than they take back at every step, so they end.
+commit at least one position of each sequence, and ties go to the lowest index. Rules that take
+commits back (`RemaskingRule`) commit more than they take back at every step, so they end.
 
-Shapes: A active rows, G canvas positions, N positions whose logits are known, in reading order, V
-vocabulary.
+Shapes: A active sequences, G canvas positions, N eligible positions in reading order, M decided
+ones that a rule looks back at, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,42 +28,46 @@ from mmdiff.decoding.canvas import Canvas
 class Proposal:
     """What the model says about the eligible positions at a step."""
 
-    canvas: Canvas  # of the active rows, before the step
+    canvas: Canvas  # of the active sequences, before the step
     eligible_AG: Tensor
     logits_NV: Tensor  # at the eligible positions; float32, un-noised, banned ids at minus infinity
     ids_N: Tensor  # what would be committed
     quota_A: Tensor  # how many positions the schedule commits
+    steps_A: Tensor  # the number of each sequence's step
     block_length: int
-    draws: Sequence[
-        tuple[torch.Generator, int]
-    ]  # each row's own, and how many of its positions are eligible
-    names: Sequence[int]  # of the rows; a row keeps its name
+    draws: Sequence[tuple[torch.Generator, int]]  # of each sequence, and how many are eligible
+    names: Sequence[int]  # of the sequences; each keeps its name
     decided_AG: Tensor  # decided positions of the block, where a rule reads them
     decided_ids_M: Tensor  # the ids there
     decided_MV: Tensor  # the logits there, as `RemaskingRule.needs` says
-    expired_A: Tensor  # sequences past their deadline
 
     def scatter(self, values_N: Tensor, elsewhere: float = -torch.inf) -> Tensor:
         """Values at the eligible positions, (A, G)."""
-        return torch.full(self.eligible_AG.shape, elsewhere, device=values_N.device).masked_scatter(
-            self.eligible_AG, values_N.float()
-        )
+        grid_AG = torch.full(self.eligible_AG.shape, elsewhere, device=values_N.device)
+        # The N values follow each other in reading order, as the eligible positions do.
+        return grid_AG.masked_scatter(self.eligible_AG, values_N.float())
+
+    @property
+    def chosen_AG(self) -> Tensor:
+        """The ids of the canvas, with those that would be committed in place."""
+        return self.canvas.ids_BG.masked_scatter(self.eligible_AG, self.ids_N)
+
+    def commits(self, after: Canvas) -> Tensor:
+        """How many positions (A, 1) of each sequence are decided in `after`."""
+        return (self.eligible_AG & ~after.open_BG).sum(1, keepdim=True)
 
     @cached_property
     def block_AG(self) -> Tensor:
-        """Columns of each row's current block."""
-        numbers_G = (
-            torch.arange(self.eligible_AG.shape[1], device=self.eligible_AG.device)
-            // self.block_length
-        )
-        return numbers_G == self.eligible_AG.int().argmax(1, keepdim=True) // self.block_length
+        """Positions of each sequence's current block."""
+        places_G = torch.arange(self.eligible_AG.shape[1], device=self.eligible_AG.device)
+        first_A1 = self.eligible_AG.int().argmax(1, keepdim=True)
+        return places_G // self.block_length == first_A1 // self.block_length
 
     @cached_property
     def uniform_N(self) -> Tensor:
-        """Uniform draws of each row's own seed."""
-        return torch.cat([torch.rand(n, generator=generator) for generator, n in self.draws]).to(
-            self.ids_N.device
-        )
+        """Uniform draws of each sequence's own seed."""
+        drawn = [torch.rand(count, generator=generator) for generator, count in self.draws]
+        return torch.cat(drawn).to(self.ids_N.device)
 
     @cached_property
     def log_probs_NV(self) -> Tensor:
@@ -78,9 +82,9 @@ class Proposal:
     @cached_property
     def entropy_AG(self) -> Tensor:
         """In nats; infinite where nothing is eligible."""
-        return self.scatter(
-            -(self.log_probs_NV.exp() * self.log_probs_NV.clamp(min=-1e9)).sum(-1), torch.inf
-        )
+        # A banned id has a logarithm of minus infinity, which times 0 is not a number.
+        terms_NV = self.log_probs_NV.exp() * self.log_probs_NV.clamp(min=-1e9)
+        return self.scatter(-terms_NV.sum(-1), torch.inf)
 
     @cached_property
     def margin_AG(self) -> Tensor:
@@ -92,9 +96,8 @@ class Proposal:
 Order = Callable[[Proposal], Tensor]  # scores (A, G), the best first
 
 ORDERS: dict[str, Order] = {
-    "low_confidence": lambda votes: (
-        votes.confidence_AG
-    ),  # LLaDA's name: those of low confidence stay masked
+    # LLaDA's name: those of low confidence stay masked.
+    "low_confidence": lambda votes: votes.confidence_AG,
     "margin": lambda votes: votes.margin_AG,  # Dream's topk_margin (arXiv 2508.15487)
     "entropy": lambda votes: -votes.entropy_AG,  # Dream's entropy
     "random": lambda votes: votes.scatter(votes.uniform_N),
@@ -107,7 +110,6 @@ ORDERS: dict[str, Order] = {
 class Rule(Protocol):
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         """The positions (A, G) that are committed, eligible all."""
-        ...
 
 
 @runtime_checkable
@@ -122,7 +124,6 @@ class RemaskingRule(Rule, Protocol):
     def remask(self, votes: Proposal, after: Canvas) -> Tensor:
         """The positions (A, G) that are open again, now that those of the step are committed in
         `after`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Quota:
     """LLaDA (arXiv 2502.09992): as many of the best as the schedule says."""
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
-        return _first(score_AG, votes.eligible_AG, votes.quota_A)
+        return _first(score_AG, votes.eligible_AG, votes.quota_A[:, None])
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,8 @@ class Threshold:
     threshold: float = 0.9
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
-        return _best(votes, score_AG) | (
-            (votes.confidence_AG >= self.threshold) & votes.eligible_AG
-        )
+        sure_AG = (votes.confidence_AG >= self.threshold) & votes.eligible_AG
+        return sure_AG | _first(score_AG, votes.eligible_AG, 1)
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,7 @@ class EntropyBounded:
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         ranks_AG = _ranks(-votes.entropy_AG, votes.eligible_AG)
         entropy_AG = votes.entropy_AG.masked_fill(~votes.eligible_AG, 0.0)
+        # Into the order of the ranks, where those before can be summed, and back.
         sorted_AG = torch.zeros_like(entropy_AG).scatter_(1, ranks_AG, entropy_AG)
         before_AG = (sorted_AG.cumsum(1) - sorted_AG).gather(1, ranks_AG)
         return _run_of_best(ranks_AG, before_AG <= self.gamma, votes.eligible_AG)
@@ -182,17 +183,15 @@ class Dilated:
     base: int = 2
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
-        places_G = (
-            torch.arange(votes.eligible_AG.shape[1], device=votes.eligible_AG.device)
-            % votes.block_length
-        )
+        places_G = torch.arange(votes.eligible_AG.shape[1], device=votes.eligible_AG.device)
+        places_G %= votes.block_length
         round_G, stride = torch.zeros_like(places_G), votes.block_length
         while stride > 1:
             stride = max(1, stride // self.base)
             round_G += places_G % stride != 0
-        round_AG = round_G.expand_as(votes.eligible_AG).masked_fill(
-            ~votes.eligible_AG, votes.block_length
-        )
+        round_AG = round_G.expand_as(votes.eligible_AG)
+        # Later than any round, so that only eligible positions count for the earliest one.
+        round_AG = round_AG.masked_fill(~votes.eligible_AG, votes.block_length)
         return votes.eligible_AG & (round_AG == round_AG.amin(1, keepdim=True))
 
 
@@ -207,12 +206,9 @@ class LocalDeterminism:
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         anchors_AG = (votes.confidence_AG >= self.anchor) & votes.eligible_AG
         width = 2 * self.radius + 1
-        around_AG = (
-            torch.nn.functional.max_pool1d(anchors_AG[:, None].float(), width, 1, self.radius)[:, 0]
-            > 0
-        )
-        nearby_AG = around_AG & (votes.confidence_AG >= self.near) & votes.eligible_AG
-        return _best(votes, score_AG) | anchors_AG | nearby_AG
+        around_A1G = F.max_pool1d(anchors_AG[:, None].float(), width, 1, self.radius)
+        nearby_AG = (around_A1G[:, 0] > 0) & (votes.confidence_AG >= self.near) & votes.eligible_AG
+        return _first(score_AG, votes.eligible_AG, 1) | anchors_AG | nearby_AG
 
 
 @dataclass(frozen=True)
@@ -220,8 +216,7 @@ class FirstHitting:
     """Zheng et al. (arXiv 2409.02908): one position at a time, any with the same chance."""
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
-        lots_AG = votes.scatter(votes.uniform_N)
-        return _first(lots_AG, votes.eligible_AG, torch.ones_like(votes.quota_A))
+        return _first(votes.scatter(votes.uniform_N), votes.eligible_AG, 1)
 
 
 @dataclass(frozen=True)
@@ -240,16 +235,8 @@ class RunningConfidence:
 
     def remask(self, votes: Proposal, after: Canvas) -> Tensor:
         made_AG = (after.step_BG >= 0) & votes.block_AG
-        count_A = votes.eligible_AG.sum(1) - votes.quota_A
-        return _first(-after.confidence_BG, made_AG, count_A.clamp(min=0))
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """Beside any other rule: all of what a sequence asked for, once it cannot wait longer."""
-
-    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
-        return votes.eligible_AG & votes.expired_A[:, None]
+        count_A1 = votes.eligible_AG.sum(1, keepdim=True) - votes.quota_A[:, None]
+        return _first(-after.confidence_BG, made_AG, count_A1)
 
 
 class Saber:
@@ -265,28 +252,30 @@ class Saber:
 
     def __init__(self, least: int = 2) -> None:
         self.least = least
-        self.top: dict[
-            int, Tensor
-        ] = {}  # the likeliest id's probability (G) at the step before, of each row
+        # Of each sequence, the likeliest ids' probabilities (G) at the step before.
+        self.top: dict[int, Tensor] = {}
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
         made_AG = votes.canvas.step_BG >= 0
         sums_A = (votes.canvas.confidence_BG * made_AG).sum(1)
         mean_A = torch.where(made_AG.any(1), sums_A / made_AG.sum(1).clamp(min=1), 1.0)
-        best_AG = _first(score_AG, votes.eligible_AG, torch.full_like(votes.quota_A, self.least))
+        best_AG = _first(score_AG, votes.eligible_AG, self.least)
         return best_AG | ((votes.confidence_AG > mean_A[:, None]) & votes.eligible_AG)
 
     def remask(self, votes: Proposal, after: Canvas) -> Tensor:
-        top_AG = votes.scatter(votes.log_probs_NV.amax(-1).exp(), 0.0).masked_scatter(
-            votes.decided_AG, votes.decided_MV.softmax(-1).amax(-1)
-        )
-        width, nothing = top_AG.shape[1], top_AG.new_zeros(0)
-        before = [self.top.get(name, nothing) for name in votes.names]
-        drop_AG = torch.stack([F.pad(top_G, (0, width - len(top_G))) for top_G in before]) - top_AG
+        top_AG = votes.scatter(votes.log_probs_NV.amax(-1).exp(), 0.0)
+        # The eligible positions are filled in; these are the decided ones, in reading order too.
+        decided_M = votes.decided_MV.softmax(-1).amax(-1)
+        top_AG = top_AG.masked_scatter(votes.decided_AG, decided_M)
+        drop_AG = -top_AG
+        # Sequences may have become longer since, or be new.
+        for drop_G, name in zip(drop_AG, votes.names, strict=True):
+            before_G = self.top.get(name, top_AG[0, :0])
+            drop_G[: len(before_G)] += before_G[: len(drop_G)]
         self.top = dict(zip(votes.names, top_AG, strict=True))
-        commits_A = votes.eligible_AG.sum(1) - (after.open_BG & votes.eligible_AG).sum(1)
-        count_A = torch.maximum(torch.full_like(commits_A, self.least // 2), (commits_A + 7) // 8)
-        return _first(drop_AG, votes.decided_AG, torch.minimum(count_A, commits_A - 1).clamp(min=0))
+        commits_A1 = votes.commits(after)
+        count_A1 = ((commits_A1 + 7) // 8).clamp(min=self.least // 2)
+        return _first(drop_AG, votes.decided_AG, torch.minimum(count_A1, commits_A1 - 1))
 
 
 @dataclass(frozen=True)
@@ -307,18 +296,19 @@ class WideInNarrowOut:
     needs: Literal["decided", "hidden"] | None = "hidden"
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
-        most_A = (self.share * votes.eligible_AG.sum(1)).long().clamp(self.least, self.most)
+        share_A1 = self.share * votes.eligible_AG.sum(1, keepdim=True)
+        most_A1 = share_A1.long().clamp(self.least, self.most)
         sure_AG = votes.eligible_AG & (votes.confidence_AG > self.take)
-        return _best(votes, score_AG) | _first(votes.confidence_AG, sure_AG, most_A)
+        best_AG = _first(score_AG, votes.eligible_AG, 1)
+        return best_AG | _first(votes.confidence_AG, sure_AG, most_A1)
 
     def remask(self, votes: Proposal, after: Canvas) -> Tensor:
         ids_M1 = votes.decided_ids_M[:, None]
         likely_M = votes.decided_MV.log_softmax(-1).gather(1, ids_M1)[:, 0].exp()
+        # Probability 1 where nothing is decided, so that nothing there is doubted.
         likely_AG = torch.ones_like(votes.confidence_AG).masked_scatter(votes.decided_AG, likely_M)
-        commits_A = votes.eligible_AG.sum(1) - (after.open_BG & votes.eligible_AG).sum(1)
-        return _first(
-            -likely_AG, votes.decided_AG & (likely_AG < self.keep), (commits_A - 1).clamp(min=0)
-        )
+        doubted_AG = votes.decided_AG & (likely_AG < self.keep)
+        return _first(-likely_AG, doubted_AG, votes.commits(after) - 1)
 
 
 RULES: dict[str, Callable[[DecodingConfig], Rule]] = {
@@ -348,23 +338,20 @@ def make_rule(decoding: DecodingConfig) -> Rule:
 
 def _ranks(score_AG: Tensor, eligible_AG: Tensor) -> Tensor:
     """The place of each position from 0, the best eligible one first; ties in reading order."""
-    order_AG = score_AG.masked_fill(~eligible_AG, -torch.inf).argsort(
-        dim=1, descending=True, stable=True
-    )
+    score_AG = score_AG.masked_fill(~eligible_AG, -torch.inf)
+    order_AG = score_AG.argsort(dim=1, descending=True, stable=True)
     places_G = torch.arange(order_AG.shape[1], device=order_AG.device)
+    # The inverse of the order: where a position stands in it.
     return torch.empty_like(order_AG).scatter_(1, order_AG, places_G.expand_as(order_AG))
 
 
-def _first(score_AG: Tensor, eligible_AG: Tensor, count_A: Tensor) -> Tensor:
-    return (_ranks(score_AG, eligible_AG) < count_A[:, None]) & eligible_AG
-
-
-def _best(votes: Proposal, score_AG: Tensor) -> Tensor:
-    return _first(score_AG, votes.eligible_AG, torch.ones_like(votes.quota_A))
+def _first(score_AG: Tensor, eligible_AG: Tensor, count_A1: Tensor | int) -> Tensor:
+    return (_ranks(score_AG, eligible_AG) < count_A1) & eligible_AG
 
 
 def _run_of_best(ranks_AG: Tensor, allowed_AG: Tensor, eligible_AG: Tensor) -> Tensor:
     """The best positions up to the first that is not allowed, and always the best one."""
     allowed_AG = (allowed_AG & eligible_AG) | ((ranks_AG == 0) & eligible_AG)
+    # Into the order of the ranks, where the run ends at the first zero of a product, and back.
     sorted_AG = torch.zeros_like(allowed_AG).scatter_(1, ranks_AG, allowed_AG)
     return sorted_AG.cumprod(1).bool().gather(1, ranks_AG)

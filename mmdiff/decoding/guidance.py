@@ -46,9 +46,7 @@ class Guided:
         select_AG: Array,
         hidden_AG: Array | None = None,
     ) -> Tensor:
-        hidden = () if hidden_AG is None else (hidden_AG,)
-        conditional = [each.conditional for each in prompts]
-        unconditional = [each.unconditional for each in prompts]
-        with_prompt_SV = self.conditional(ids_AG, conditional, select_AG, *hidden)
-        without_SV = self.unconditional(ids_AG, unconditional, select_AG, *hidden)
-        return without_SV + (self.scale + 1) * (with_prompt_SV - without_SV)
+        asked = (select_AG, hidden_AG)
+        with_SV = self.conditional(ids_AG, [each.conditional for each in prompts], *asked)
+        without_SV = self.unconditional(ids_AG, [each.unconditional for each in prompts], *asked)
+        return without_SV + (self.scale + 1) * (with_SV - without_SV)

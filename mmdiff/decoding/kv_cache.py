@@ -1,94 +1,97 @@
 """Keys and values kept between the steps of a generation, and which positions of the canvas each
 step computes anew.
 
-A cache is a pair of plain rules: when everything is computed anew (`needs_refresh`), and which
-columns of the canvas are computed otherwise (`positions_to_recompute`). What is left out is
-attended to as it was when it was last computed. `KVPool` holds the numbers: stored after rotation,
-written in place.
+A cache policy is a pair of plain rules: when everything of a sequence is computed anew
+(`needs_refresh`), and which positions of its canvas are computed otherwise
+(`positions_to_recompute`). What is left out is attended to as it was when it was last computed.
+`KVPool` holds the numbers: stored after rotation, written in place.
 
 `prefix` is exact where the prompt never looks at the canvas (segment-causal attention). With full
 attention it is an approximation, and the others always are: what is left out would have changed
 with each commit.
 
-Shapes: A active sequences, G canvas columns, P prompt columns, T = P + G, Q computed columns, H
-key heads, K head width.
+Shapes: A active sequences, G canvas positions, T columns (prompt and canvas), Q computed columns,
+H key heads, K head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.config import BackboneConfig
-from mmdiff.decoding.canvas import Array
+from mmdiff.decoding.canvas import PAD_POSITION, Array
+from mmdiff.decoding.prefix_cache import PrefixBlock, PrefixCache
+
+
+@dataclass(eq=False)
+class KVSlot:
+    """One sequence's row in a `KVPool`, and where the sequence stands before a step."""
+
+    open_G: Array = field(default_factory=partial(np.zeros, 0, bool))
+    open_before_G: Array = field(default_factory=partial(np.zeros, 0, bool))  # before the last step
+    block_G: Array = field(
+        default_factory=partial(np.zeros, 0, bool)
+    )  # positions of the current block
+    block: int = -1
+    length: int = -1  # of the canvas
+    age: int = -1  # steps since everything was last computed, 1 at the next one
+    entered: bool = False  # whether the block is another than at the last step
+    grown: bool = False  # whether the canvas has become longer
+
+    def advance(self, ids_G: Array, select_G: Array, mask_id: int, block_length: int) -> None:
+        """Take in the canvas before a step, and what the step asks for."""
+        block, length = int(select_G.argmax()) // block_length, int((ids_G != PAD_POSITION).sum())
+        self.entered, self.grown = block != self.block, length != self.length
+        self.block, self.length = block, length
+        # What was not there before the last step counts as open.
+        self.open_before_G = np.ones(len(ids_G), dtype=bool)
+        self.open_before_G[: len(self.open_G)] = self.open_G[: len(ids_G)]
+        self.open_G = ids_G == mask_id
+        self.block_G = np.arange(len(ids_G)) // block_length == block
 
 
 @dataclass(frozen=True)
-class CacheState:
-    """Where the active rows stand before a step."""
-
-    open_AG: Array
-    open_before_AG: Array  # before the last step; all True before the first
-    block_AG: Array  # columns of each row's current block
-    entered_A: Array  # whether that block is another than at the last step
-    # Steps since everything was last computed, 1 at the next one; -1 before the first.
-    age_A: Array
-    grown_A: Array  # whether the row has become longer
-
-
-class CachePolicy(Protocol):
-    """What a step computes; the loop and the model never ask which one they hold."""
-
-    def needs_refresh(self, progress: CacheState) -> Array:
-        """Sequences (A) whose prompt and canvas are computed anew."""
-        ...
-
-    def positions_to_recompute(self, progress: CacheState) -> Array:
-        """Columns (A, G) of the canvas that are computed in the other rows; all open ones of the
-        block among them."""
-        ...
-
-
-@dataclass(frozen=True)
-class PrefixPolicy:
-    """The prompt is computed once, the whole canvas at every step (LaViDa, arXiv 2505.16839)."""
+class CachePolicy:
+    """What a step computes of a sequence; loop and model never ask which policy they hold."""
 
     interval: int | None = None  # steps after which everything is computed anew
 
-    def needs_refresh(self, progress: CacheState) -> Array:
-        return _due(progress.age_A, self.interval)
+    def needs_refresh(self, slot: KVSlot) -> bool:
+        """Whether prompt and canvas are computed anew."""
+        return slot.age < 0 or (self.interval is not None and slot.age >= self.interval)
 
-    def positions_to_recompute(self, progress: CacheState) -> Array:
-        return np.ones_like(progress.open_AG)
+    def positions_to_recompute(self, slot: KVSlot) -> Array:
+        """Positions (G) that are computed otherwise; all open ones of the block among them."""
+        return np.ones_like(slot.open_G)
 
 
-@dataclass(frozen=True)
-class BlockPolicy:
+class PrefixPolicy(CachePolicy):
+    """The prompt is computed once, the whole canvas at every step (LaViDa, arXiv 2505.16839)."""
+
+
+class BlockPolicy(CachePolicy):
     """Everything at the entry of a block, then the block and what follows it (Fast-dLLM's prefix
-    cache, 2505.22618)."""
+    cache, arXiv 2505.22618)."""
 
-    interval: int | None = None
+    def needs_refresh(self, slot: KVSlot) -> bool:
+        return super().needs_refresh(slot) or slot.entered or slot.grown
 
-    def needs_refresh(self, progress: CacheState) -> Array:
-        return _due(progress.age_A, self.interval) | progress.entered_A | progress.grown_A
-
-    def positions_to_recompute(self, progress: CacheState) -> Array:
-        return progress.block_AG.cumsum(1) > 0
+    def positions_to_recompute(self, slot: KVSlot) -> Array:
+        return slot.block_G.cumsum() > 0
 
 
-@dataclass(frozen=True)
 class DualPolicy(BlockPolicy):
     """Everything at the entry of a block, then the block alone (Fast-dLLM's dual cache, arXiv
     2505.22618)."""
 
-    def positions_to_recompute(self, progress: CacheState) -> Array:
-        return progress.block_AG
+    def positions_to_recompute(self, slot: KVSlot) -> Array:
+        return slot.block_G
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,11 @@ class DelayedPolicy(BlockPolicy):
 
     interval: int | None = 8
 
-    def positions_to_recompute(self, progress: CacheState) -> Array:
-        return progress.open_before_AG | progress.open_AG
+    def positions_to_recompute(self, slot: KVSlot) -> Array:
+        return slot.open_before_G | slot.open_G
 
 
-CACHES: dict[str, Callable[..., CachePolicy]] = {
+CACHES: dict[str, type[CachePolicy]] = {
     "prefix": PrefixPolicy,
     "block": BlockPolicy,
     "dual": DualPolicy,
@@ -113,27 +116,29 @@ CACHES: dict[str, Callable[..., CachePolicy]] = {
 }
 
 
-def _due(age_A: Array, interval: int | None) -> Array:
-    due_A = age_A < 0
-    return due_A if interval is None else due_A | (age_A >= interval)
-
-
-@dataclass(eq=False)
-class KVSlot:
-    """One sequence's row in a `KVPool`, and what the last step saw of it."""
-
-    index: int
-    open_G: Array  # before the last step; all that is not known counts as open
-    length: int = -1  # of the canvas
-    block: int = -1
-    age: int = -1
+def plan_step(
+    policy: CachePolicy,
+    slots: Sequence[KVSlot],
+    ids_AG: Array,
+    select_AG: Array,
+    mask_id: int,
+    block_length: int,
+) -> tuple[Array, Array]:
+    """Which sequences (A) are computed anew, and which positions (A, G) of the others."""
+    anew_A, columns_AG = np.zeros(len(slots), dtype=bool), select_AG.copy()
+    for row, slot in enumerate(slots):
+        slot.advance(ids_AG[row], select_AG[row], mask_id, block_length)
+        anew_A[row] = policy.needs_refresh(slot)
+        columns_AG[row] |= policy.positions_to_recompute(slot)
+        slot.age = 1 if anew_A[row] else slot.age + 1
+    return anew_A, columns_AG & (ids_AG != PAD_POSITION)
 
 
 class KVPool:
     """Rotated keys and values of every layer, a slot for each sequence, written in place.
 
-    One more column takes what is computed for padding; it is never read. The slots stand in the
-    order in which the sequences came, so that those of a step are a run of them, and a view.
+    The slots stand in the order of the sequences of a step, so that all of them together are a
+    view. One more column takes what is computed for padding; it is never read.
     """
 
     def __init__(self, config: BackboneConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -142,54 +147,55 @@ class KVPool:
         self.stored = torch.zeros(shape, device=device, dtype=dtype)
         self.slots: list[KVSlot] = []
 
-    @property
-    def length(self) -> int:
-        """Columns of each slot."""
-        return self.stored.shape[4] - 1
-
-    @torch.inference_mode()
-    def reserve(self, slots: int, length: int) -> None:
-        """Have at least this many slots of at least this length."""
-        more, columns = slots - self.stored.shape[2], length - self.length
-        if more > 0 or columns > 0:
-            padding = (0, 0, 0, max(0, columns), 0, 0, 0, max(0, more))
-            self.stored = F.pad(self.stored, padding)
-
-    def add(self) -> KVSlot:
-        """A slot behind all others."""
-        self.slots.append(KVSlot(len(self.slots), np.ones(0, dtype=bool)))
-        return self.slots[-1]
-
-    @torch.inference_mode()
-    def keep(self, slots: Sequence[KVSlot]) -> None:
-        """Let all other slots go; these move up to the front, in this order."""
-        moved = [slot.index for slot in slots]
-        if moved == sorted(moved):  # nothing is overwritten that is still to be moved
-            for new, old in enumerate(moved):
-                if new != old:
-                    self.stored[:, :, new] = self.stored[:, :, old]
-        else:
-            self.stored = self.stored[:, :, moved]
+    def arrange(self, slots: Sequence[KVSlot], length: int) -> None:
+        """Hold these slots in this order, each of at least this length; all others are let go."""
+        before, columns = self.stored, self.stored.shape[4] - 1
+        if self.slots == slots and columns >= length:
+            return
+        shape = list(before.shape)
+        shape[2], shape[4] = len(slots), length + 1
+        self.stored = before.new_zeros(shape)
+        kept = min(columns, length)
+        # One copy for each sequence that stays, whenever one joins, leaves or outgrows its slot.
+        for row, slot in enumerate(slots):
+            if slot in self.slots:
+                self.stored[:, :, row, :, :kept] = before[:, :, self.slots.index(slot), :, :kept]
         self.slots = list(slots)
-        for number, slot in enumerate(self.slots):
-            slot.index = number
 
-    def writers(self, where: slice | Array, slots: slice | Array, total: int) -> list[LayerCache]:
-        """For each layer: write its new keys and values at these columns, and give back those of
-        the first `total` columns.
+    def recall(self, slot: KVSlot, blocks: Sequence[PrefixBlock], store: PrefixCache) -> int:
+        """Put in a slot what the prefix cache holds of a prompt; gives the first column that it
+        does not."""
+        end = 0
+        for block in blocks:
+            found = store.get(b"kv" + block.key)
+            if found is None:
+                break
+            self._columns(slot, block).copy_(found)
+            end = block.end
+        return end
 
-        Args:
-            where: the columns of all sequences, or of each (A, Q); -1 for what is padding.
-            slots: of the sequences that are computed.
-        """
-        device = self.stored.device
-        at: slice | Tensor
-        if isinstance(where, slice):
-            at = where
-        else:
-            at = torch.from_numpy(np.where(where < 0, self.length, where)).to(device)
-        rows = slots if isinstance(slots, slice) else torch.from_numpy(slots).to(device)
-        return [LayerCache(layer, at, rows, total) for layer in self.stored]
+    def remember(self, slot: KVSlot, blocks: Sequence[PrefixBlock], store: PrefixCache) -> None:
+        """Give the prefix cache the keys and values of a prompt that was just computed."""
+        for block in blocks:
+            if b"kv" + block.key not in store:
+                store.put(b"kv" + block.key, self._columns(slot, block))
+
+    def _columns(self, slot: KVSlot, block: PrefixBlock) -> Tensor:
+        return self.stored[:, :, self.slots.index(slot), :, block.first : block.end]
+
+    def writers(self, slots: Sequence[KVSlot], at_AQ: Array, total: int) -> list[LayerCache]:
+        """For each layer: write its new keys and values at these columns of the slots (-1 is
+        padding), and give back those of the first `total` columns."""
+        device, indices = self.stored.device, [self.slots.index(each) for each in slots]
+        run = slice(indices[0], indices[0] + len(indices))
+        rows: slice | Tensor = run
+        if indices != list(range(run.start, run.stop)):
+            rows = torch.tensor(indices, device=device)
+        first, end = int(at_AQ[0, 0]), int(at_AQ[0, 0]) + at_AQ.shape[1]
+        at: slice | Tensor = slice(first, end)
+        if (at_AQ != np.arange(first, end)).any():
+            at = torch.from_numpy(np.where(at_AQ < 0, self.stored.shape[4] - 1, at_AQ)).to(device)
+        return [LayerCache(layer, rows, at, total) for layer in self.stored]
 
 
 @dataclass(frozen=True)
@@ -197,18 +203,18 @@ class LayerCache:
     """The keys and values of one layer, and where the new ones belong."""
 
     stored: Tensor  # (2, slots, H, T + 1, K)
-    where: slice | Tensor
-    slots_A: slice | Tensor
+    rows: slice | Tensor
+    at: slice | Tensor  # a run of columns, or those of each row (A, Q)
     total: int
 
     def __call__(self, k_AHQK: Tensor, v_AHQK: Tensor) -> tuple[Tensor, Tensor]:
-        both = self.stored[:, self.slots_A]
+        both = self.stored[:, self.rows]
         # A run of columns is one copy; others are scattered, the same for all heads.
         for held_AHTK, new_AHQK in zip(both, (k_AHQK, v_AHQK), strict=True):
-            if isinstance(self.where, slice):
-                held_AHTK[:, :, self.where] = new_AHQK
+            if isinstance(self.at, slice):
+                held_AHTK[:, :, self.at] = new_AHQK
             else:
-                held_AHTK.scatter_(2, self.where[:, None, :, None].expand_as(new_AHQK), new_AHQK)
-        if isinstance(self.slots_A, Tensor):  # of others it is a view
-            self.stored[:, self.slots_A] = both
+                held_AHTK.scatter_(2, self.at[:, None, :, None].expand_as(new_AHQK), new_AHQK)
+        if isinstance(self.rows, Tensor):  # a run of rows is a view
+            self.stored[:, self.rows] = both
         return both[0][:, :, : self.total], both[1][:, :, : self.total]

@@ -1,42 +1,46 @@
 """A model behind prompts: logits at canvas positions, for the sampler.
 
-Images, audio and prompt embeddings are computed once. Everything else is computed at every step;
-what may be kept between steps is in cached_runner.py, which calls `prefill` and `decode` here.
+Images, audio and prompt embeddings are computed once. A step is a `prefill`, over prompts and
+canvases, or with a KV cache a `decode`, over some positions of the canvases against what is kept;
+which of them, the cache's policy says of each sequence (kv_cache.py). The two go through the
+backbone one after the other, so that no sequence's work depends on its neighbours.
 
 A sequence's columns are its prompt and right behind it its canvas, so that a column is a rotary
 position and does not depend on who else is computed; padding stands behind. Where things stand is
 worked out with NumPy on the host, so that nothing waits for the device.
 
 Shapes: B prompts, A active ones, P prompt positions, G canvas positions, T columns, Q computed
-columns, N selected positions, L positions asked for as if hidden, D width, V vocabulary.
+columns, W columns whose logits are wanted, N all of these without padding, L positions asked for
+as if hidden, S = T + L, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from mmdiff.decoding.canvas import PAD_POSITION, Array
-from mmdiff.decoding.kv_cache import KVSlot, LayerCache
+from mmdiff.config import DecodingConfig
+from mmdiff.decoding.canvas import PAD_POSITION, Array, stacked
+from mmdiff.decoding.kv_cache import CACHES, CachePolicy, KVPool, KVSlot, LayerCache, plan_step
 from mmdiff.decoding.prefix_cache import CachingEncoder, PrefixBlock, PrefixCache, prompt_blocks
+from mmdiff.decoding.sampler import Runner
+from mmdiff.decoding.speculative import SpeculativeRunner
+from mmdiff.errors import MMDiffError
 from mmdiff.modeling.attention import build_attention_mask
 from mmdiff.modeling.multimodal import MMDiffModel
 from mmdiff.modeling.weights_version import every_module
 from mmdiff.tokens import segment_ids as derive_segments
 
-Method = TypeVar("Method", bound=Callable[..., Any])
 
-
-@contextmanager
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Without dropout, also where a training run asks between its steps; then as it was."""
     training = [module for module in every_module(model) if module.training]
@@ -49,27 +53,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _evaluated(method: Method) -> Method:
-    @functools.wraps(method)
-    def evaluated(self: ModelRunner, *args: Any, **kwargs: Any) -> Any:
-        if not (self._training or self.model.training):
-            return method(self, *args, **kwargs)
-        with evaluating(self.model):
-            return method(self, *args, **kwargs)
-
-    return cast(Method, evaluated)
-
-
 @dataclass(eq=False)
 class Prompt:
     """A prompt, and what was computed of it."""
 
     embeds_PD: Tensor
     segments_P: Tensor
-    audio: Array  # positions of audio embeddings
+    audio_P: Array  # whether a position holds an audio embedding
     blocks: Sequence[PrefixBlock]
     passes: int = 0  # through the backbone, that it took part in
-    slot: KVSlot | None = None  # its keys and values, where some are kept
+    slot: KVSlot = field(default_factory=KVSlot)  # its keys and values, where some are kept
 
     @property
     def length(self) -> int:
@@ -78,20 +71,25 @@ class Prompt:
 
     def fork(self) -> Prompt:
         """The same prompt for another canvas."""
-        return replace(self, passes=0, slot=None)
+        return replace(self, passes=0, slot=KVSlot())
 
 
 @dataclass(frozen=True)
 class PaddedPrompts:
-    """Some prompts side by side, padded behind."""
+    """Some prompts side by side, each with capacity for a canvas right behind it."""
 
-    embeds_APD: Tensor
-    segments_AP: Tensor  # one column more: the segment of the canvas
-    lengths_A: Array
+    embeds_ATD: Tensor  # zeros from the prompt's end on
+    segments_AT: Tensor  # from the prompt's end on that of the canvas, the segment behind its last
+    at: tuple[Tensor, Tensor]  # rows (A, 1) and columns (A, G) of the canvases
 
 
 class ModelRunner:
-    """A `sampler.Runner` that computes everything at every step."""
+    """A `sampler.Runner`; without a cache it computes everything at every step."""
+
+    cache: CachePolicy | None = None
+    pool: KVPool  # with a cache
+    block_length = 0
+    calls = 0  # passes through the backbone
 
     def __init__(
         self,
@@ -101,51 +99,52 @@ class ModelRunner:
         prefix_cache: PrefixCache | None = None,
         **media: Any,
     ) -> None:
-        self.model, self.prefix_cache, self.device = model, prefix_cache, input_ids.device
-        tokens = model.model_config.tokens
-        version = b"" if prefix_cache is None else prefix_cache.version(model)
-        encoder = None if prefix_cache is None else CachingEncoder(model, prefix_cache, version)
+        self.model, self.device = model, input_ids.device
+        self.prefix_cache = PrefixCache(0) if prefix_cache is None else prefix_cache
         # A new adapter may be in training mode, on its own.
         self._training = any(module.training for module in every_module(model))
+        self._padded: tuple[list[Prompt], int, PaddedPrompts] | None = None
+        version, config = self.prefix_cache.version(model), model.model_config
+        encoder = CachingEncoder(model, self.prefix_cache, version)
         with evaluating(model):
             embeds_BPD = model.embed(input_ids, encoder=encoder, **media)
         valid_BP = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        valid_BP, segments_BP = valid_BP.bool(), derive_segments(input_ids, tokens)
-        blocks: list[list[PrefixBlock]] = [[] for _ in input_ids]
-        causal = model.model_config.backbone.attention_pattern == "segment-causal"
-        if encoder is not None and causal:
-            media_of = {tokens.image: encoder.pictures, tokens.audio: encoder.sounds}
-            placeholders = {token: given for token, given in media_of.items() if token is not None}
-            blocks = prompt_blocks(input_ids, valid_BP, segments_BP, placeholders, version)
-        self.prompts = []
-        for row, valid_P in enumerate(valid_BP):
-            audio = torch.eq(input_ids[row][valid_P], tokens.audio or 0).numpy(force=True)
-            embeds_PD, segments_P = embeds_BPD[row][valid_P], segments_BP[row][valid_P]
-            self.prompts.append(Prompt(embeds_PD, segments_P, audio.nonzero()[0], blocks[row]))
-        self._padded: tuple[list[Prompt], PaddedPrompts] | None = None
+        segments_BP = derive_segments(input_ids, config.tokens)
+        image_keys, audio_keys = iter(encoder.image_keys), iter(encoder.audio_keys)
+        keys = {config.tokens.image: image_keys, config.tokens.audio: audio_keys}
+        self.prompts = list[Prompt]()
+        for row, valid_P in enumerate(valid_BP.bool()):
+            ids_P, segments_P = input_ids[row][valid_P], segments_BP[row][valid_P]
+            blocks = list[PrefixBlock]()
+            if config.backbone.attention_pattern == "segment-causal":
+                blocks = prompt_blocks(ids_P, segments_P, keys, version)
+            audio_P = ids_P.numpy(force=True) == config.tokens.audio
+            self.prompts.append(Prompt(embeds_BPD[row][valid_P], segments_P, audio_P, blocks))
 
     def unconditional(self) -> ModelRunner:
         """The same prompts with every token and image hidden behind the mask embedding."""
         other = copy.copy(self)
         mask = torch.tensor(self.model.model_config.tokens.mask, device=self.device)
-        mask_D = self.model.backbone.embed_tokens(mask)
-        other.prompts = [
-            replace(each.fork(), embeds_PD=mask_D.expand_as(each.embeds_PD), blocks=[])
-            for each in self.prompts
-        ]
+        mask_D, other.prompts = self.model.backbone.embed_tokens(mask), []
+        for each in self.prompts:
+            embeds_PD = mask_D.expand_as(each.embeds_PD)
+            other.prompts.append(replace(each.fork(), embeds_PD=embeds_PD, blocks=[]))
+        return other
+
+    def cached(self, cache: CachePolicy, block_length: int) -> ModelRunner:
+        """The same prompts with a KV cache between the steps of a generation."""
+        other, dtype = copy.copy(self), self.prompts[0].embeds_PD.dtype
+        other.cache, other.block_length = cache, block_length
+        other.pool = KVPool(self.model.backbone.config, self.device, dtype)
         return other
 
     @torch.inference_mode()
-    @_evaluated
     def audio_logits(self) -> list[Tensor]:
         """Logits (N, V) at the audio positions of each prompt, which see no canvas."""
+        audio_AP = stacked([each.audio_P for each in self.prompts], False)
         blank_AG = np.zeros((len(self.prompts), 0), dtype=np.int64)
-        counts = [len(each.audio) for each in self.prompts]
-        places_AQ = np.zeros((len(counts), max(counts)), dtype=np.int64)
-        real_AQ = np.arange(max(counts)) < np.array(counts)[:, None]
-        places_AQ[real_AQ] = np.concatenate([each.audio for each in self.prompts])
-        logits_NV = self._pass(blank_AG, self.prompts, places_AQ, real_AQ)
-        return list(logits_NV.split(counts))
+        logits_NV = self._whole(blank_AG, self.prompts, *_places(audio_AP))
+        return list(logits_NV.split(audio_AP.sum(1).tolist()))
 
     @torch.inference_mode()
     def __call__(
@@ -155,102 +154,98 @@ class ModelRunner:
         select_AG: Array,
         hidden_AG: Array | None = None,
     ) -> Tensor:
-        return self.prefill(ids_AG, prompts, select_AG, hidden_AG)
+        """Logits (N, V) at the selected positions, then those (L, V) of what is asked for as if
+        hidden."""
+        if self.cache is None:
+            return self.prefill(ids_AG, prompts, select_AG, hidden_AG)
+        assert hidden_AG is None, "no cache holds what a token would be if it were hidden"
+        for each in prompts:
+            if each.slot not in self.pool.slots:  # it may have one of another pool
+                each.slot = KVSlot()
+        length = max(each.length for each in prompts) + ids_AG.shape[1]
+        self.pool.arrange([each.slot for each in prompts], length)
+        tokens = self.model.model_config.tokens
+        step = (ids_AG, select_AG, tokens.mask, self.block_length)
+        anew_A, columns_AG = plan_step(self.cache, self.pool.slots, *step)
+        parts, order = list[Tensor](), list[Array]()
+        for anew in (True, False):
+            rows = (anew_A == anew).nonzero()[0]
+            if not len(rows):
+                continue
+            some = (ids_AG[rows], [prompts[row] for row in rows], select_AG[rows])
+            parts.append(self.prefill(*some) if anew else self.decode(*some, columns_AG[rows]))
+            order.append(rows.repeat(select_AG[rows].sum(1)))
+        if len(parts) == 1:
+            return parts[0]
+        # Back into reading order: each sequence's logits follow each other already.
+        back_N = np.concatenate(order).argsort(kind="stable")
+        return torch.cat(parts)[self._up(back_N)]
 
-    @_evaluated
     def prefill(
         self,
         ids_AG: Array,
         prompts: Sequence[Prompt],
         select_AG: Array,
         hidden_AG: Array | None = None,
-        keeps: Callable[[slice, int], Sequence[LayerCache]] = lambda where, total: (),
-        first: int = 0,
     ) -> Tensor:
-        """Logits (N, V) from a pass over prompt and canvas, then those (L, V) of what is asked for
-        as if hidden.
-
-        Args:
-            keeps: of each layer, for the columns that are computed, and how many there are.
-            first: column from which on there is something to compute; what stands before it is
-                kept.
-        """
-        lengths_A1 = self._stack(prompts).lengths_A[:, None]
-        places_AQ, real_AQ = _places(select_AG)
-        if hidden_AG is not None:
-            places_AL, real_AL = _places(hidden_AG)
-            chosen = (places_AQ + lengths_A1, real_AQ, places_AL + lengths_A1, real_AL)
-            return self._verify(ids_AG, prompts, *chosen)
+        """As `__call__`, by a pass over prompts and canvases, of which the prefix cache may hold a
+        beginning."""
+        places_AW, real_AW = _places(select_AG)
         # Shifted logits are those of the position before.
-        shift = int(self.model.backbone.config.shifted)
-        wanted_AQ = places_AQ + lengths_A1 - shift
-        return self._pass(ids_AG, prompts, wanted_AQ, real_AQ, keeps, first)
+        wanted_AW = places_AW + _lengths(prompts) - int(self.model.backbone.config.shifted)
+        if hidden_AG is not None:
+            return self._verify(ids_AG, prompts, wanted_AW, real_AW, hidden_AG)
+        return self._whole(ids_AG, prompts, wanted_AW, real_AW)
 
-    def _pass(
-        self,
-        ids_AG: Array,
-        prompts: Sequence[Prompt],
-        wanted_AQ: Array,
-        real_AQ: Array,
-        keeps: Callable[[slice, int], Sequence[LayerCache]] = lambda where, total: (),
-        first: int = 0,
+    def decode(
+        self, ids_AG: Array, prompts: Sequence[Prompt], select_AG: Array, columns_AG: Array
     ) -> Tensor:
-        """Logits (N, V) at the wanted columns that are real."""
-        embeds_ATD, mask_A1TT = self._inputs(ids_AG, prompts)
-        count, total = embeds_ATD.shape[:2]
-        positions_AT = torch.arange(first, total, device=self.device).expand(count, -1)
-        hidden_AQD = self.model.backbone(
-            embeds_ATD[:, first:],
-            positions_AT,
-            None if mask_A1TT is None else mask_A1TT[:, :, first:],
-            keeps(slice(first, total), total),
-            self._up((wanted_AQ - first).clip(0, total - first - 1)),
+        """Logits (N, V) at the selected positions, by a pass over some positions of the canvases,
+        which see all that is kept."""
+        places_AQ, real_AQ = _places(columns_AG)
+        at_AQ = np.where(real_AQ, places_AQ + _lengths(prompts), -1)
+        # Padding takes what stands at any position; nothing reads what comes of it.
+        chosen_AQ = np.take_along_axis(ids_AG, places_AQ, 1).clip(min=0)
+        # Of the computed positions, counted among these, those that are selected.
+        wanted_AW, real_AW = _places(np.take_along_axis(select_AG, places_AQ, 1) & real_AQ)
+        embeds_AQD = self.model.backbone.embed_tokens(self._up(chosen_AQ))
+        valid_AT = _valid(ids_AG, prompts)
+        mask = self._mask(valid_AT, at_AQ.shape[1])
+        layers = self.pool.writers([each.slot for each in prompts], at_AQ, valid_AT.shape[1])
+        return self._pass(
+            prompts, embeds_AQD, at_AQ, mask, layers, wanted_AW, np.flatnonzero(real_AW)
         )
-        logits_NV: Tensor = self.model.backbone.lm_head(_picked(hidden_AQD, real_AQ))
-        return logits_NV
 
-    def _inputs(self, ids_AG: Array, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None]:
-        """Embeddings (A, T, D) of prompts and canvases, and who may look at whom."""
-        padded, config = self._stack(prompts), self.model.backbone.config
-        for each in prompts:
-            each.passes += 1
-        ends_A1 = _ends(padded.lengths_A, ids_AG)
-        total, width = int(ends_A1.max()), padded.embeds_APD.shape[1]
-        canvas_AGD = self.model.backbone.embed_tokens(self._up(ids_AG.clip(min=0)))
-        embeds_ATD = torch.cat((padded.embeds_APD, canvas_AGD), dim=1)
-        canvas_AG = padded.segments_AP[:, -1:].expand(-1, ids_AG.shape[1])
-        segments_AT = torch.cat((padded.segments_AP[:, :-1], canvas_AG), dim=1)
-        columns_T = np.arange(total)
-        # Padding stands between a shorter prompt and its canvas: each column is fetched from where
-        # it is, and those of the canvas lie as far behind as there is padding.
-        if (padded.lengths_A < width).any():
-            behind_AT = columns_T >= padded.lengths_A[:, None]
-            from_AT = columns_T + behind_AT * (width - padded.lengths_A[:, None])
-            from_AT = from_AT.clip(max=embeds_ATD.shape[1] - 1)
-            rows_A1 = torch.arange(len(prompts), device=self.device)[:, None]
-            embeds_ATD = embeds_ATD[rows_A1, self._up(from_AT)]
-            segments_AT = segments_AT[rows_A1, self._up(from_AT)]
-        valid_AT = columns_T < ends_A1
-        embeds_ATD, segments_AT = embeds_ATD[:, :total], segments_AT[:, :total]
-        if config.attention_pattern == "full":
-            return embeds_ATD, self._mask(valid_AT, total)
-        pattern = config.attention_pattern
-        return embeds_ATD, build_attention_mask(self._up(valid_AT), segments_AT, pattern)
-
-    def _mask(self, valid_AT: Array, queries: int) -> Tensor | None:
-        """A mask (A, 1, Q, T) by which all see what is no padding, or None where nothing is."""
-        if valid_AT.all():
-            return None
-        return self._up(valid_AT)[:, None, None].expand(-1, 1, queries, -1)
+    def _whole(
+        self, ids_AG: Array, prompts: Sequence[Prompt], wanted_AW: Array, real_AW: Array
+    ) -> Tensor:
+        """Logits (N, V) at the wanted columns that are real, by a pass over all columns but those
+        that the prefix cache holds for all."""
+        known, layers = list[Prompt](), list[LayerCache]()
+        if self.cache is not None:
+            known += prompts
+        ends = [self.pool.recall(each.slot, each.blocks, self.prefix_cache) for each in known]
+        first = min(ends, default=0)
+        embeds_AQD, mask_A1QT = self._inputs(ids_AG, prompts, first)
+        width = embeds_AQD.shape[1]
+        at_AQ = np.broadcast_to(np.arange(first, first + width), (len(prompts), width))
+        if known:
+            layers = self.pool.writers([each.slot for each in known], at_AQ, first + width)
+        wanted_AW = (wanted_AW - first).clip(0, width - 1)
+        made = self._pass(
+            prompts, embeds_AQD, at_AQ, mask_A1QT, layers, wanted_AW, np.flatnonzero(real_AW)
+        )
+        for each in known:
+            self.pool.remember(each.slot, each.blocks, self.prefix_cache)
+        return made
 
     def _verify(
         self,
         ids_AG: Array,
         prompts: Sequence[Prompt],
-        wanted_AQ: Array,
-        real_AQ: Array,
-        places_AL: Array,
-        real_AL: Array,
+        wanted_AW: Array,
+        real_AW: Array,
+        hidden_AG: Array,
     ) -> Tensor:
         """Logits at the wanted columns, and behind them those of the verify lane (WINO, arXiv
         2507.18578).
@@ -258,106 +253,137 @@ class ModelRunner:
         The lane holds a mask token for each hidden position. It sees what the position sees but the
         position itself, and is seen by itself alone.
         """
-        backbone, mask = self.model.backbone, self.model.model_config.tokens.mask
-        embeds_ATD, mask_A1TT = self._inputs(ids_AG, prompts)
-        (count, total), lane = embeds_ATD.shape[:2], places_AL.shape[1]
-        at_AL = self._up(places_AL.clip(max=total - 1))
-        sees_ASS = torch.zeros(
-            count, total + lane, total + lane, dtype=torch.bool, device=self.device
-        )
-        sees_ASS[:, :total, :total] = True if mask_A1TT is None else mask_A1TT[:, 0]
-        # The lane's rows are those of the positions that it hides, without these positions.
-        seen_ALT = sees_ASS[:, :total, :total].gather(1, at_AL[..., None].expand(-1, -1, total))
-        sees_ASS[:, total:, :total] = seen_ALT.scatter(2, at_AL[..., None], False)
-        sees_ASS[:, total:, total:] = torch.eye(lane, dtype=torch.bool, device=self.device)
-        mask_D = backbone.embed_tokens.weight[mask]
-        positions_AT = torch.arange(total, device=self.device).expand(count, -1)
+        embeds_ATD, mask_A1TT = self._inputs(ids_AG, prompts, 0)
+        (count, total), (places_AL, real_AL) = embeds_ATD.shape[:2], _places(hidden_AG)
+        lane, at_AL = places_AL.shape[1], (places_AL + _lengths(prompts)).clip(max=total - 1)
+        mask_A1SS = _lane_mask(mask_A1TT, self._up(at_AL), total)
+        mask_D = self.model.backbone.embed_tokens.weight[self.model.model_config.tokens.mask]
+        embeds_ASD = torch.cat((embeds_ATD, mask_D.expand(count, lane, -1)), dim=1)
+        at_AS = np.concatenate((np.broadcast_to(np.arange(total), (count, total)), at_AL), axis=1)
         lane_AL = np.broadcast_to(np.arange(total, total + lane), (count, lane))
-        hidden_ASD = backbone(
-            torch.cat((embeds_ATD, mask_D.expand(count, lane, -1)), dim=1),
-            torch.cat((positions_AT, at_AL), dim=1),
-            sees_ASS[:, None],
-            wanted_BQ=self._up(np.concatenate((wanted_AQ.clip(max=total - 1), lane_AL), axis=1)),
-        )
-        width = wanted_AQ.shape[1]
-        chosen = (_picked(hidden_ASD[:, :width], real_AQ), _picked(hidden_ASD[:, width:], real_AL))
-        logits_NV: Tensor = backbone.lm_head(torch.cat(chosen))
-        return logits_NV
+        wanted_AS = np.concatenate((wanted_AW.clip(max=total - 1), lane_AL), axis=1)
+        # All that was selected first, then the lanes.
+        selected_AS = np.pad(real_AW, ((0, 0), (0, lane)))
+        hidden_AS = np.pad(real_AL, ((0, 0), (wanted_AW.shape[1], 0)))
+        picked = np.concatenate((np.flatnonzero(selected_AS), np.flatnonzero(hidden_AS)))
+        return self._pass(prompts, embeds_ASD, at_AS, mask_A1SS, (), wanted_AS, picked)
 
-    @_evaluated
-    def decode(
+    def _pass(
         self,
-        ids_AG: Array,
         prompts: Sequence[Prompt],
-        select_AG: Array,
-        columns_AG: Array,
-        keeps: Callable[[slice | Array, int], Sequence[LayerCache]],
+        embeds_AQD: Tensor,
+        at_AQ: Array,
+        mask_A1QT: Tensor | None,
+        layers: Sequence[LayerCache],
+        wanted_AW: Array,
+        picked_N: Array,
     ) -> Tensor:
-        """Logits (N, V) from a pass over some positions of the canvas, which see all that is kept.
-
-        Args:
-            keeps: of each layer, for the columns of the new keys and values (-1 for padding), and
-                how many there are.
-        """
-        lengths_A = np.array([each.length for each in prompts])
+        """Logits (N, V) at those of the wanted columns that are picked, counted over all rows."""
+        self.calls += 1
         for each in prompts:
             each.passes += 1
-        places_AQ, real_AQ = _places(columns_AG)
-        at_AQ, ends_A1 = places_AQ + lengths_A[:, None], _ends(lengths_A, ids_AG)
-        total, width = int(ends_A1.max()), at_AQ.shape[1]
-        run = slice(int(at_AQ[0, 0]), int(at_AQ[0, 0]) + width)
-        same = real_AQ.all() and (at_AQ == np.arange(run.start, run.stop)).all()
-        chosen_AQ = np.take_along_axis(ids_AG, places_AQ, 1).clip(min=0)
-        wanted_AW, real_AW = _places(np.take_along_axis(select_AG, places_AQ, 1) & real_AQ)
-        hidden_AWD = self.model.backbone(
-            self.model.backbone.embed_tokens(self._up(chosen_AQ)),
-            self._up(at_AQ),
-            self._mask(np.arange(total) < ends_A1, width),
-            keeps(run if same else np.where(real_AQ, at_AQ, -1), total),
-            self._up(wanted_AW),
-        )
-        logits_NV: Tensor = self.model.backbone.lm_head(_picked(hidden_AWD, real_AW))
+        training, backbone = self._training or self.model.training, self.model.backbone
+        with evaluating(self.model) if training else contextlib.nullcontext():
+            at_wanted = (self._up(at_AQ), mask_A1QT, layers, self._up(wanted_AW))
+            hidden_AWD = backbone(embeds_AQD, *at_wanted)
+            logits_NV: Tensor = backbone.lm_head(hidden_AWD.flatten(0, 1)[self._up(picked_N)])
         return logits_NV
 
-    def _up(self, array: Array) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+    def _inputs(
+        self, ids_AG: Array, prompts: Sequence[Prompt], first: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (A, Q, D) of prompts and canvases from a column on, and their mask."""
+        padded, valid_AT = self._pad(prompts, ids_AG.shape[1]), _valid(ids_AG, prompts)
+        total, pattern = valid_AT.shape[1], self.model.backbone.config.attention_pattern
+        canvas_AGD = self.model.backbone.embed_tokens(self._up(ids_AG.clip(min=0)))
+        # Each canvas goes right behind its own prompt, however long the others are.
+        embeds_ATD = padded.embeds_ATD.index_put(padded.at, canvas_AGD)[:, first:total]
+        if pattern == "full":
+            return embeds_ATD, self._mask(valid_AT, total - first)
+        segments_AT = padded.segments_AT[:, :total]
+        mask_A1TT = build_attention_mask(self._up(valid_AT), segments_AT, pattern)
+        assert mask_A1TT is not None
+        return embeds_ATD, mask_A1TT[:, :, first:]
 
-    def _stack(self, prompts: Sequence[Prompt]) -> PaddedPrompts:
+    def _mask(self, valid_AT: Array, queries: int) -> Tensor | None:
+        """A mask (A, 1, Q, T) by which all see what is no padding, or None where nothing is."""
+        if valid_AT.all():
+            return None
+        return self._up(valid_AT)[:, None, None].expand(-1, 1, queries, -1)
+
+    def _pad(self, prompts: Sequence[Prompt], length: int) -> PaddedPrompts:
         """The prompts side by side; made once for each change of who is there."""
-        if self._padded is None or self._padded[0] != prompts:
-            lengths_A = np.array([each.length for each in prompts])
-            segments = [each.segments_P for each in prompts]
-            width = int(lengths_A.max())
-            # The canvas is the segment behind the prompt's last one.
-            segments_AP = torch.stack(
-                [
-                    torch.cat((each, (each[-1:] + 1).expand(width + 1 - len(each))))
-                    for each in segments
-                ]
-            )
-            embeds_APD = pad_sequence([each.embeds_PD for each in prompts], batch_first=True)
-            self._padded = (list(prompts), PaddedPrompts(embeds_APD, segments_AP, lengths_A))
-        return self._padded[1]
+        if self._padded is None or self._padded[:2] != (prompts, length):
+            lengths_A1 = _lengths(prompts)
+            at_AG, total = lengths_A1 + np.arange(length), int(lengths_A1.max()) + length
+            rows_A1 = torch.arange(len(prompts), device=self.device)[:, None]
+            embeds, segments = list[Tensor](), list[Tensor]()
+            for each in prompts:
+                rest, last = total - each.length, each.segments_P[-1:]
+                embeds.append(F.pad(each.embeds_PD, (0, 0, 0, rest)))
+                segments.append(torch.cat((each.segments_P, (last + 1).expand(rest))))
+            at = (rows_A1, self._up(at_AG))
+            made = PaddedPrompts(torch.stack(embeds), torch.stack(segments), at)
+            self._padded = (list(prompts), length, made)
+        return self._padded[2]
+
+    def _up(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(self.device, non_blocking=True)
 
 
-def _ends(lengths_A: Array, ids_AG: Array) -> Array:
-    """The column (A, 1) behind each canvas."""
-    ends_A1: Array = lengths_A[:, None] + (ids_AG != PAD_POSITION).sum(1, keepdims=True)
-    return ends_A1
+def make_runner(prompted: ModelRunner, decoding: DecodingConfig) -> Runner:
+    """The prompts with the cache that the settings name; where they name none, with one that is
+    exact."""
+    model = prompted.model.model_config
+    causal = model.backbone.attention_pattern == "segment-causal" and not model.backbone.shifted
+    exact, hides = ["none"] + ["prefix"] * causal, decoding.rule == "wino"
+    name = decoding.cache or ("none" if hides else exact[-1])
+    if name != "none" and (model.backbone.shifted or hides):
+        fault = "rule='wino'" if hides else "a model with shifted logits"
+        raise MMDiffError(f"cache={name!r} does not fit {fault}; use none")
+    if hides and model.backbone.shifted:
+        raise MMDiffError("rule='wino' does not fit a model with shifted logits; use another rule")
+    if name != "none":
+        policy = CACHES[name]()
+        if decoding.refresh is not None:
+            policy = replace(policy, interval=decoding.refresh)
+        prompted = prompted.cached(policy, decoding.block_length)
+    if decoding.lookahead == 0:
+        return prompted
+    if name not in exact:
+        raise MMDiffError(
+            f"lookahead={decoding.lookahead} needs a cache that is exact with this model, and "
+            f"cache={name!r} is not; use {' or '.join(exact)}"
+        )
+    return SpeculativeRunner(prompted, decoding.lookahead, model.tokens)
+
+
+def _lengths(prompts: Sequence[Prompt]) -> Array:
+    """The lengths (A, 1) of prompts."""
+    return np.array([[each.length] for each in prompts])
+
+
+def _valid(ids_AG: Array, prompts: Sequence[Prompt]) -> Array:
+    """The columns (A, T) that are not padding behind a canvas."""
+    ends_A1 = _lengths(prompts) + (ids_AG != PAD_POSITION).sum(1, keepdims=True)
+    return np.asarray(np.arange(int(ends_A1.max())) < ends_A1)
+
+
+def _lane_mask(mask_A1TT: Tensor | None, at_AL: Tensor, total: int) -> Tensor:
+    """The mask (A, 1, S, S) of prompt, canvas and a verify lane for the columns `at_AL`."""
+    count, lane = at_AL.shape
+    sees_ASS = at_AL.new_zeros(count, total + lane, total + lane, dtype=torch.bool)
+    sees_ASS[:, :total, :total] = True if mask_A1TT is None else mask_A1TT[:, 0]
+    # The lane's rows are those of the positions that it hides, without these positions.
+    seen_ALT = sees_ASS[:, :total, :total].gather(1, at_AL[..., None].expand(-1, -1, total))
+    sees_ASS[:, total:, :total] = seen_ALT.scatter(2, at_AL[..., None], False)
+    sees_ASS[:, total:, total:] = torch.eye(lane, dtype=torch.bool, device=at_AL.device)
+    return sees_ASS[:, None]
 
 
 def _places(some_AG: Array) -> tuple[Array, Array]:
-    """The columns (A, Q) of the True positions of each sequence, from the left, and which of them
-    are not mere padding."""
+    """The True positions (A, W) of each sequence, from the left, and which of them are not mere
+    padding."""
     widest = int(some_AG.sum(1).max())
-    places_AQ = (~some_AG).argsort(axis=1, kind="stable")[:, :widest]
-    return places_AQ, np.take_along_axis(some_AG, places_AQ, 1)
-
-
-def _picked(hidden_AQD: Tensor, real_AQ: Array) -> Tensor:
-    """The states (N, D) that are not mere padding."""
-    hidden_ND = hidden_AQD.flatten(0, 1)
-    if real_AQ.all():
-        return hidden_ND
-    real_N = real_AQ.ravel().nonzero()[0]
-    return hidden_ND[torch.from_numpy(real_N).to(hidden_ND.device, non_blocking=True)]
+    places_AW = (~some_AG).argsort(axis=1, kind="stable")[:, :widest]
+    return places_AW, np.take_along_axis(some_AG, places_AW, 1)

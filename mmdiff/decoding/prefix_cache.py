@@ -1,18 +1,19 @@
 """Prefix caching: encoded images and audio, and keys and values of prompts, which requests share,
 by what they were made from.
 
-Keys are hashes of contents (pixels or spectrograms, and token ids), so a picture is known again
-whatever its file is called. A segment's key holds all segments before it, as its keys and values
-do. All keys begin with the version of the weights, and what other weights made is dropped. The
-store keeps within a number of bytes and drops what was not used for longest.
+Keys are hashes of contents (pixels or spectrograms, and token ids), so an image is known again
+whatever its file is called. A block's key holds all blocks before it, as its keys and values do.
+All keys begin with the version of the weights, and what other weights made is dropped. The cache
+keeps within a number of bytes and drops what was not used for longest.
 
-Shapes: B rows, P prompt columns.
+Shapes: N prompt positions.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -89,76 +90,60 @@ def digest(*parts: bytes | Tensor) -> Key:
     return made.digest()
 
 
-@dataclass(frozen=True)
-class EncodedMedia:
-    """One picture or window of sound: its key, and how many placeholders it fills."""
-
-    key: Key
-    length: int
-
-
 class CachingEncoder:
-    """An encoder that encodes only what the store does not hold, and notes what went through it."""
+    """An encoder that encodes only what the cache does not hold, and notes what went through it."""
 
     def __init__(self, encoder: Encoder, store: PrefixCache, version: Key) -> None:
         self.encoder, self.store, self.version = encoder, store, version
-        self.pictures: list[EncodedMedia] = []
-        self.sounds: list[EncodedMedia] = []
+        # For each position of an image's or audio's embeddings, the key of what stands there.
+        self.image_keys: list[Key] = []
+        self.audio_keys: list[Key] = []
 
     def encode_images(
         self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor
     ) -> list[Tensor]:
         """As `MMDiffModel.encode_images`."""
-        counts = (1 + image_grids.prod(dim=1)).tolist()
-        views, numbers = pixel_values.split(counts), torch.arange(len(pixel_values)).split(counts)
-        keys = [
-            digest(self.version, b"picture", *each)
-            for each in zip(views, image_sizes, image_grids, strict=True)
-        ]
+        views = pixel_values.split((1 + image_grids.prod(dim=1)).tolist())
+        inputs = zip(views, image_sizes, image_grids, strict=True)
+        keys = [digest(self.version, b"picture", *each) for each in inputs]
 
-        def encode(new: Sequence[int]) -> list[Tensor]:
-            chosen = torch.cat([numbers[number] for number in new])
-            return self.encoder.encode_images(
-                pixel_values[chosen], image_sizes[list(new)], image_grids[list(new)]
-            )
+        def encode(new: list[int]) -> list[Tensor]:
+            chosen = torch.cat([views[number] for number in new])
+            return self.encoder.encode_images(chosen, image_sizes[new], image_grids[new])
 
-        made = self._remembered(keys, encode)
-        self.pictures = [
-            EncodedMedia(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)
-        ]
-        return made
+        return self._encode(keys, encode, self.image_keys)
 
     def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
         """As `MMDiffModel.encode_audio`."""
-        lengths = feature_lengths.tolist()
-        sounds = [mels[:, :length] for mels, length in zip(input_features, lengths, strict=True)]
-        keys = [digest(self.version, b"sound", mels) for mels in sounds]
+        inputs = zip(input_features, feature_lengths.tolist(), strict=True)
+        keys = [digest(self.version, b"sound", mels[:, :length]) for mels, length in inputs]
 
-        def encode(new: Sequence[int]) -> list[Tensor]:
-            return self.encoder.encode_audio(input_features[list(new)], feature_lengths[list(new)])
+        def encode(new: list[int]) -> list[Tensor]:
+            return self.encoder.encode_audio(input_features[new], feature_lengths[new])
 
-        made = self._remembered(keys, encode)
-        self.sounds = [
-            EncodedMedia(key, len(embeds)) for key, embeds in zip(keys, made, strict=True)
-        ]
-        return made
+        return self._encode(keys, encode, self.audio_keys)
 
-    def _remembered(
-        self, keys: Sequence[Key], encode: Callable[[Sequence[int]], list[Tensor]]
+    def _encode(
+        self, keys: list[Key], encode: Callable[[list[int]], list[Tensor]], noted: list[Key]
     ) -> list[Tensor]:
-        found = {key: self.store.get(key) for key in dict.fromkeys(keys)}
-        new = [
-            keys.index(key) for key, embeds in found.items() if embeds is None
-        ]  # the same picture twice: once
+        known = {key: self.store.get(key) for key in dict.fromkeys(keys)}
+        # The first of each, so that the same image twice is encoded once.
+        new = [keys.index(key) for key, embeds in known.items() if embeds is None]
         for number, embeds in zip(new, encode(new) if new else [], strict=True):
-            found[keys[number]] = embeds
+            known[keys[number]] = embeds
             self.store.put(keys[number], embeds)
-        return [embeds for embeds in (found[key] for key in keys) if embeds is not None]
+        made = []
+        for key in keys:
+            found = known[key]
+            assert found is not None
+            made.append(found)
+            noted += [key] * len(found)
+        return made
 
 
 @dataclass(frozen=True)
 class PrefixBlock:
-    """Columns of a row's own prompt, counted without padding, and the key of all up to its end."""
+    """Columns of a prompt, counted without padding, and the key of all up to its end."""
 
     first: int
     end: int
@@ -166,41 +151,22 @@ class PrefixBlock:
 
 
 def prompt_blocks(
-    ids_BP: Tensor,
-    valid_BP: Tensor,
-    segments_BP: Tensor,
-    placeholders: dict[int, list[EncodedMedia]],
-    version: Key,
-) -> list[list[PrefixBlock]]:
-    """The segments of each row.
+    ids_N: Tensor, segments_N: Tensor, media: Mapping[int | None, Iterator[Key]], version: Key
+) -> list[PrefixBlock]:
+    """The segments of a prompt.
 
     Args:
+        media: for each placeholder's id, the keys of what stands at such positions, in reading
+            order; those of this prompt are taken.
         version: of the weights, with which every key begins.
-        placeholders: what stands at the placeholders of each id, in reading order over the batch.
     """
-    waiting = {token: iter(media) for token, media in placeholders.items()}
-    rows = []
-    for ids_P, valid_P, segments_P in zip(ids_BP, valid_BP, segments_BP, strict=True):
-        key, first, row = version, 0, []
-        ids_N, lengths = (
-            ids_P[valid_P],
-            torch.unique_consecutive(segments_P[valid_P], return_counts=True)[1],
-        )
-        for part_N in ids_N.split(lengths.tolist()):
-            counts = {token: int((part_N == token).sum()) for token in waiting}
-            inside = [
-                media.key for token, left in waiting.items() for media in _fill(left, counts[token])
-            ]
-            key = digest(key, part_N, *inside)
-            row.append(PrefixBlock(first, first + len(part_N), key))
-            first += len(part_N)
-        rows.append(row)
-    return rows
-
-
-def _fill(left: Iterator[EncodedMedia], count: int) -> list[EncodedMedia]:
-    """The next media that fill so many placeholders."""
-    taken: list[EncodedMedia] = []
-    while sum(media.length for media in taken) < count:
-        taken.append(next(left))
-    return taken
+    key, first, blocks = version, 0, list[PrefixBlock]()
+    lengths = torch.unique_consecutive(segments_N, return_counts=True)[1]
+    for part_N in ids_N.split(lengths.tolist()):
+        inside = list[Key]()
+        for token, keys in media.items():
+            inside += itertools.islice(keys, int((part_N.numpy(force=True) == token).sum()))
+        key = digest(key, part_N, *inside)
+        blocks.append(PrefixBlock(first, first + len(part_N), key))
+        first += len(part_N)
+    return blocks

@@ -25,7 +25,7 @@ from torch import Tensor
 from mmdiff.config import DecodingConfig, TokenIds, shown
 from mmdiff.decoding import sequence
 from mmdiff.decoding.canvas import Array, Canvas, stacked
-from mmdiff.decoding.commit_rules import ORDERS, Deadline, Proposal, RemaskingRule, make_rule
+from mmdiff.decoding.commit_rules import ORDERS, Proposal, RemaskingRule, make_rule
 from mmdiff.decoding.sequence import Constraint
 from mmdiff.errors import MMDiffError
 
@@ -61,7 +61,6 @@ class Runner(Predict, Protocol):
     @property
     def prompts(self) -> Sequence[Any]:
         """Each has its `length` in positions, and the `passes` that it took part in."""
-        ...
 
 
 def seed_of(value: object, row: int = 0) -> int:
@@ -80,7 +79,9 @@ def seed_of(value: object, row: int = 0) -> int:
             "to 2^64 - 1"
         )
     seed = int(value) + row
-    return seed if seed < 2**64 else seed - 2**64
+    if seed >= 2**64:  # it begins again from 0
+        seed -= 2**64
+    return seed
 
 
 def denoise(
@@ -110,7 +111,7 @@ class FinishedSequences(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """Positions (A, G) whose logits a step asks for, and those among them for each use."""
+    """Positions (A, G) whose logits a step asks for, by what they are for."""
 
     eligible_AG: Array
     tail_AG: Array
@@ -119,18 +120,15 @@ class Asked:
 
     @property
     def select_AG(self) -> Array:
-        found: Array = self.eligible_AG | self.tail_AG
-        return found if self.hidden else found | self.decided_AG
+        decided_AG = self.decided_AG & (not self.hidden)
+        return np.asarray(self.eligible_AG | self.tail_AG | decided_AG)
 
     def logits_at(self, here_AG: Array, logits_SV: Tensor) -> Tensor:
-        """Of the logits at all that was asked for, those at some positions."""
-        select_AG = self.select_AG
-        if self.hidden and here_AG is self.decided_AG:
-            return logits_SV[int(select_AG.sum()) :]
-        here_S = here_AG[select_AG]
+        """Of the logits at all that was selected, those at some positions."""
+        here_S = here_AG[self.select_AG]
         if here_S.all():
             return logits_SV[: len(here_S)]
-        return logits_SV[torch.from_numpy(here_S.nonzero()[0]).to(logits_SV.device)]
+        return logits_SV[torch.from_numpy(np.flatnonzero(here_S)).to(logits_SV.device)]
 
 
 class Sampler:
@@ -169,13 +167,13 @@ class Sampler:
             raise MMDiffError(f"{len(seeds)} seeds for {count} rows; give one seed per row")
         self.runner, self.decoding, self.tokens = runner, decoding, tokens
         self.rule, self.order = make_rule(decoding), ORDERS[decoding.order]
-        self.device, self._next_name = canvas.ids_BG.device, count
+        self._next_name, device = count, canvas.ids_BG.device
         self._end_ids = (tokens.eos, tokens.eot) if decoding.stop else ()
-        self._banned = torch.tensor(tokens.never, dtype=torch.long, device=self.device)
-        self._growth_ends = torch.tensor(sorted({tokens.eos, tokens.eot}), device=self.device)
+        self._banned = torch.tensor(tokens.never, dtype=torch.long, device=device)
         prompts = runner.prompts if isinstance(runner, Runner) else range(count)
-        self.running = [
-            sequence.Sequence(
+        self.running = list[sequence.Sequence]()
+        for row, length in enumerate(lengths):
+            each = sequence.Sequence(
                 row,
                 prompts[row],
                 canvas.ids_BG[row, :length].numpy(force=True).copy(),
@@ -187,11 +185,8 @@ class Sampler:
                 torch.Generator().manual_seed(seed_of(seeds[row])),
                 None if constraints is None else constraints[row],
             )
-            for row, length in enumerate(lengths)
-        ]
-        for each in self.running:
-            each.growing = each.length < each.limit
             each.plan(decoding)
+            self.running.append(each)
 
     @property
     def names(self) -> list[int]:
@@ -201,7 +196,7 @@ class Sampler:
     @property
     def canvas(self) -> Canvas:
         """All sequences as they stand, on the host."""
-        return Canvas.stacked(self.running)
+        return sequence.stack(self.running)
 
     @property
     def working(self) -> bool:
@@ -220,21 +215,19 @@ class Sampler:
             return self.canvas
         for each in active:
             each.expired = each.expired or each.name in expired
-        canvas, asked = Canvas.stacked(active, self.device), self._ask(active)
-        logits_SV = self._process(self._forward(active, asked))
+        asked = self._ask(active)
+        logits_SV = self._process(self._forward(active, asked), active)
+        canvas = sequence.stack(active, logits_SV.device)
         votes = self._propose(active, canvas, asked, logits_SV)
-        here_AG = self.rule(votes, self.order(votes)) | Deadline()(votes, votes.confidence_AG)
+        # Past a deadline all that is open is decided.
+        expired_A1 = canvas.open_BG.new_tensor([[each.expired] for each in active])
+        here_AG = self.rule(votes, self.order(votes)) | (votes.eligible_AG & expired_A1)
         here_AG = self._expand(active, here_AG, votes.eligible_AG)
-        ids_AG = canvas.ids_BG.masked_scatter(votes.eligible_AG, votes.ids_N)
-        steps_A = self._up([each.steps for each in active])
-        after = canvas.commit(here_AG, ids_AG, votes.confidence_AG, steps_A)
+        after = canvas.commit(here_AG, votes.chosen_AG, votes.confidence_AG, votes.steps_A)
         if isinstance(self.rule, RemaskingRule):
-            back_AG = self.rule.remask(votes, after) & ~votes.expired_A[:, None]
+            back_AG = self.rule.remask(votes, after) & ~expired_A1
             after = after.reopen(back_AG, self.tokens.mask)
         self._update(active, after, self._too_short(asked, logits_SV))
-        for each in active:
-            each.commit_forced()
-            each.steps += 1
         return self.canvas
 
     def add(self, other: Sampler) -> list[int]:
@@ -259,23 +252,21 @@ class Sampler:
         Args:
             abort: names of sequences that go as they are.
         """
-        gone, rest = list[sequence.Sequence](), list[sequence.Sequence]()
+        gone = list[sequence.Sequence]()
         for each in self.running:
-            (gone if each.name in abort or each.finished(self._end_ids) else rest).append(each)
-        self.running = rest
+            if each.name in abort or each.finished(self._end_ids):
+                gone.append(each)
+        self.running = [each for each in self.running if each not in gone]
         return FinishedSequences(
             [each.name for each in gone],
-            Canvas.stacked(gone),
+            sequence.stack(gone),
             [each.prompt.passes for each in gone],
             [each.constraint for each in gone],
         )
 
-    def _up(self, values: Any) -> Tensor:
-        return torch.as_tensor(values).to(self.device, non_blocking=True)
-
     def _ask(self, active: Sequence[sequence.Sequence]) -> Asked:
         """Where this step needs logits."""
-        needs = self.rule.needs if isinstance(self.rule, RemaskingRule) else None
+        needs = getattr(self.rule, "needs", None)  # of a rule that remasks
         length = self.decoding.block_length
         eligible_AG = stacked([each.eligible(length) for each in active], False)
         tail_AG = stacked([each.tail(END_WINDOW) for each in active], False)
@@ -290,11 +281,16 @@ class Sampler:
         hidden = (asked.decided_AG,) if asked.hidden else ()
         return self.runner(ids_AG, prompts, asked.select_AG, *hidden)
 
-    def _process(self, logits_SV: Tensor) -> Tensor:
+    def _process(self, logits_SV: Tensor, active: Sequence[sequence.Sequence]) -> Tensor:
         """Without what is banned, and of the rest the likeliest."""
         logits_SV = logits_SV.float().index_fill(1, self._banned, -torch.inf)
-        count = self.decoding.top_k
-        return logits_SV if count is None else keep_top_k(logits_SV, count)
+        if self.decoding.top_k is not None:
+            logits_SV = keep_top_k(logits_SV, self.decoding.top_k)
+        # A constraint decides on the host, and so does the rest of the step then: this transfer is
+        # its only one.
+        if any(each.constraint is not None for each in active):
+            return logits_SV.cpu()
+        return logits_SV
 
     def _propose(
         self, active: Sequence[sequence.Sequence], canvas: Canvas, asked: Asked, logits_SV: Tensor
@@ -303,25 +299,31 @@ class Sampler:
         counts = asked.eligible_AG.sum(1).tolist()
         draws = [(each.generator, count) for each, count in zip(active, counts, strict=True)]
         logits_NV = asked.logits_at(asked.eligible_AG, logits_SV)
+        decided_MV = logits_SV[int(asked.select_AG.sum()) :]
+        if not asked.hidden:
+            decided_MV = asked.logits_at(asked.decided_AG, logits_SV)
+
+        def up(values: Any) -> Tensor:
+            return torch.as_tensor(values).to(logits_SV.device, non_blocking=True)
+
         return Proposal(
             canvas,
-            self._up(asked.eligible_AG),
+            up(asked.eligible_AG),
             logits_NV,
-            self._draw(active, canvas, asked, logits_NV, draws),
-            self._up([each.quota for each in active]),
+            self._draw(active, asked, logits_NV, draws),
+            up([each.quota for each in active]),
+            up([each.steps for each in active]),
             self.decoding.block_length,
             draws,
             [each.name for each in active],
-            self._up(asked.decided_AG),
-            self._up(stacked([each.ids_G for each in active], -1)[asked.decided_AG]),
-            asked.logits_at(asked.decided_AG, logits_SV),
-            self._up([each.expired for each in active]),
+            up(asked.decided_AG),
+            up(stacked([each.ids_G for each in active], -1)[asked.decided_AG]),
+            decided_MV,
         )
 
     def _draw(
         self,
         active: Sequence[sequence.Sequence],
-        canvas: Canvas,
         asked: Asked,
         logits_NV: Tensor,
         draws: Sequence[tuple[torch.Generator, int]],
@@ -330,16 +332,13 @@ class Sampler:
         mask, temperature = self.tokens.mask, self.decoding.temperature
         if all(each.constraint is None for each in active):
             return sample(logits_NV, mask, temperature, draws)
-        drawn, chunks = [], logits_NV.split([count for _, count in draws])
+        drawn, chunks = list[Tensor](), logits_NV.split([count for _, count in draws])
         for row, (each, chunk_NV) in enumerate(zip(active, chunks, strict=True)):
             if each.constraint is None or not len(chunk_NV):
                 drawn.append(sample(chunk_NV, mask, temperature, [draws[row]]))
                 continue
-            places = asked.eligible_AG[row].nonzero()[0].tolist()
-            ids_G = canvas.ids_BG[row, : each.length]
-            drawn.append(
-                each.constraint.decide(ids_G, places, chunk_NV, temperature, each.generator)
-            )
+            at = (torch.from_numpy(each.ids_G), np.flatnonzero(asked.eligible_AG[row]).tolist())
+            drawn.append(each.constraint.decide(*at, chunk_NV, temperature, each.generator))
         return torch.cat(drawn)
 
     def _expand(
@@ -348,43 +347,40 @@ class Sampler:
         """With what constraints only decide together with what is to be committed."""
         for row, each in enumerate(active):
             if each.constraint is not None:
-                here_AG = here_AG.clone()
+                # What is committed must be eligible, whatever it is decided together with.
                 here_AG[row] = each.constraint.expand(here_AG[row]) & eligible_AG[row]
         return here_AG
 
     def _too_short(self, asked: Asked, logits_SV: Tensor) -> Tensor:
         """Of the growing sequences, whether their last positions do not expect the end."""
         counts = [count for count in asked.tail_AG.sum(1).tolist() if count]
-        tails = asked.logits_at(asked.tail_AG, logits_SV).split(counts) if counts else ()
-        ends = self._growth_ends
-        short = [_end_expected(tail_NV, ends) < END_EXPECTED for tail_NV in tails]
-        return torch.stack(short) if short else torch.zeros(0, device=self.device)
+        if not counts:
+            return torch.zeros(0, device=logits_SV.device)
+        tails = asked.logits_at(asked.tail_AG, logits_SV).split(counts)
+        ends = sorted({self.tokens.eos, self.tokens.eot})
+        return torch.stack([_end_expected(tail_NV, ends) for tail_NV in tails]) < END_EXPECTED
 
     def _update(self, active: Sequence[sequence.Sequence], after: Canvas, short_A: Tensor) -> None:
         """Bring the host up to date: the one transfer of a step."""
         packed = torch.cat((after.packed().flatten(), short_A.long())).numpy(force=True)
         size = 4 * after.ids_BG.numel()
         ids_AG, open_AG, bits_AG, step_AG = packed[:size].reshape(4, *after.ids_BG.shape)
-        sure_AG = bits_AG.astype(np.int32).view(np.float32)
-        short = iter(packed[size:].tolist())
+        sure_AG, short = bits_AG.astype(np.int32).view(np.float32), iter(packed[size:].tolist())
         for row, each in enumerate(active):
             each.update(ids_AG[row], open_AG[row], sure_AG[row], step_AG[row])
-            if each.growing and not each.expired:
-                if next(short):
-                    each.grow(GROWTH, self.tokens.mask)
-                    each.growing = each.length < each.limit
-                else:
-                    each.growing = False
-                each.growth += 1
+            if each.growing:
+                each.grow(GROWTH * next(short), self.tokens.mask)
                 each.plan(self.decoding)
+            each.commit_forced()
+            each.steps += 1
 
 
-def _end_expected(tail_NV: Tensor, end_ids: Tensor) -> Tensor:
+def _end_expected(tail_NV: Tensor, end_ids: Sequence[int]) -> Tensor:
     """The mean probability of the end tokens over the last positions, those counted at whose
     likeliest token is one."""
-    probs_NV = tail_NV.softmax(dim=-1)
-    expects_N = torch.isin(tail_NV.argmax(dim=-1), end_ids).flip(0).cumprod(0).flip(0)
-    return (probs_NV[:, end_ids].sum(1) * expects_N).mean()
+    ends = torch.tensor(end_ids, device=tail_NV.device)
+    expects_N = torch.isin(tail_NV.argmax(dim=-1), ends).flip(0).cumprod(0).flip(0)
+    return (tail_NV.softmax(dim=-1)[:, ends].sum(1) * expects_N).mean()
 
 
 def keep_top_k(logits_SV: Tensor, count: int) -> Tensor:

@@ -15,15 +15,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdiff.config import DecodingConfig
+from mmdiff.decoding.canvas import PAD_POSITION, Array, Canvas, stacked
 from mmdiff.decoding.commit_rules import rule_name
 from mmdiff.decoding.schedule import SCHEDULES, even_shares
 from mmdiff.errors import MMDiffError
-
-Array = NDArray[Any]
 
 
 class Constraint(Protocol):
@@ -38,17 +36,14 @@ class Constraint(Protocol):
         draws: torch.Generator,
     ) -> Tensor:
         """Ids (N) for the positions, of which any part may be committed; the logits (N, V) lose in
-        place what may not."""
-        ...
+        place what may not. All of them are on the host."""
 
     def expand(self, here_G: Tensor) -> Tensor:
         """The positions (G) to be committed, and those that are only decided together with one of
         them."""
-        ...
 
     def forced(self, ids_G: Tensor) -> dict[int, int]:
         """The open positions that nothing is left to decide about, and what must stand there."""
-        ...
 
 
 @dataclass(eq=False)
@@ -67,7 +62,6 @@ class Sequence:
     generator: torch.Generator
     constraint: Constraint | None
     quotas: abc.Sequence[int] = ()
-    growing: bool = False
     steps: int = 0
     growth: int = 0  # those of the steps in which it grew
     expired: bool = False  # past its deadline: all that is open is decided at the next step
@@ -75,6 +69,11 @@ class Sequence:
     @property
     def length(self) -> int:
         return len(self.ids_G)
+
+    @property
+    def growing(self) -> bool:
+        """Whether it may still become longer, before anything is committed."""
+        return self.length < self.limit and not self.expired
 
     @property
     def quota(self) -> int:
@@ -94,34 +93,32 @@ class Sequence:
         ahead_G = self.ids_G[: places[0]]
         return self.constraint is None and any((ahead_G == each).any() for each in end_ids)
 
-    def block(self, block_length: int) -> slice:
-        """Positions of the current block: that of the first open position."""
-        first = int(self.open_G.argmax()) // block_length * block_length
-        return slice(first, first + block_length)
-
     def eligible(self, block_length: int) -> Array:
         """Positions (G) that may be committed now."""
-        here_G = np.zeros_like(self.open_G)
         if self.expired:
-            here_G |= self.open_G
-        elif not self.growing:
-            block = self.block(block_length)
-            here_G[block] = self.open_G[block]
+            return self.open_G.copy()
+        return self._in_block(self.open_G, block_length)
+
+    def decided(self, block_length: int) -> Array:
+        """Positions (G) of the current block that were decided by earlier steps."""
+        return self._in_block(self.step_G >= 0, block_length)
+
+    def _in_block(self, some_G: Array, block_length: int) -> Array:
+        """Those positions that lie in the current block, that of the first open position; none
+        while the canvas may still grow."""
+        here_G = np.zeros_like(some_G)
+        if not self.growing:
+            first = int(self.open_G.argmax()) // block_length * block_length
+            block = slice(first, first + block_length)
+            here_G[block] = some_G[block]
         return here_G
 
     def tail(self, length: int) -> Array:
         """The last open positions (G), at most `length`, of a sequence that may still grow."""
         here_G = np.zeros_like(self.open_G)
-        if self.growing and not self.expired:
+        # Whether these expect the end tells whether it is long enough.
+        if self.growing:
             here_G[self.open_G.nonzero()[0][-length:]] = True
-        return here_G
-
-    def decided(self, block_length: int) -> Array:
-        """Positions (G) of the current block that were decided by earlier steps."""
-        here_G = np.zeros_like(self.open_G)
-        if not self.growing or self.expired:
-            block = self.block(block_length)
-            here_G[block] = self.step_G[block] >= 0
         return here_G
 
     def update(self, ids_G: Array, open_G: Array, sure_G: Array, step_G: Array) -> None:
@@ -131,8 +128,11 @@ class Sequence:
         self.confidence_G, self.step_G = sure_G[:length], step_G[:length]
 
     def grow(self, more: int, mask_id: int) -> None:
-        """Add open positions, at most to the limit."""
+        """Add open positions, at most to the limit; where none are wanted, it is long enough."""
         more = min(more, self.limit - self.length)
+        if not more:
+            self.limit = self.length
+        self.growth += 1
         self.ids_G = np.pad(self.ids_G, (0, more), constant_values=mask_id)
         self.open_G = np.pad(self.open_G, (0, more), constant_values=True)
         self.confidence_G = np.pad(self.confidence_G, (0, more))
@@ -145,6 +145,20 @@ class Sequence:
         for place, token in self.constraint.forced(torch.from_numpy(self.ids_G)).items():
             self.ids_G[place], self.open_G[place] = token, False
             self.confidence_G[place], self.step_G[place] = 1.0, self.steps
+
+
+def stack(sequences: abc.Sequence[Sequence], device: torch.device | str = "cpu") -> Canvas:
+    """The canvases of some sequences side by side, padded behind."""
+
+    def rows(arrays: list[Array], behind: float) -> Tensor:
+        return torch.from_numpy(stacked(arrays, behind)).to(device, non_blocking=True)
+
+    return Canvas(
+        rows([each.ids_G for each in sequences], PAD_POSITION),
+        rows([each.open_G for each in sequences], False),
+        rows([each.confidence_G for each in sequences], 1.0),
+        rows([each.step_G for each in sequences], -1),
+    )
 
 
 def plan_quotas(open_G: Array, decoding: DecodingConfig) -> list[int]:

@@ -6,7 +6,7 @@ was right they are there already, and no pass is needed. So the answer is that o
 without guesses. Source: FreeDave (arXiv 2510.00294), which drafts the next commits from the last
 logits in order of confidence; it pays where one position is committed a step.
 
-Shapes: A active sequences, K canvases computed for each, G canvas positions, N selected positions,
+Shapes: A active sequences, S canvases that are computed, G canvas positions, N selected positions,
 V vocabulary.
 """
 
@@ -32,9 +32,7 @@ class CachedLogits:
     ids_G: Array
     select_G: Array
     logits_NV: Tensor
-
-    def matches(self, ids_G: Array, select_G: Array) -> bool:
-        return np.array_equal(self.ids_G, ids_G) and np.array_equal(self.select_G, select_G)
+    likely: Sequence[tuple[int, int]]  # positions and ids, the likeliest first
 
 
 @dataclass(eq=False)
@@ -43,7 +41,7 @@ class DraftedPrompt:
 
     lanes: list[Any]
     known: list[CachedLogits] = field(default_factory=list)
-    asked: CachedLogits | None = None
+    asked: CachedLogits | None = None  # what was asked for last
 
     @property
     def passes(self) -> int:
@@ -53,10 +51,24 @@ class DraftedPrompt:
     def length(self) -> int:
         return int(self.lanes[0].length)
 
+    def draft(self, ids_G: Array, select_G: Array, guesses: int) -> list[tuple[Array, Array]]:
+        """The canvas that is asked for, and what may be asked for next: one likely commit more each
+        time."""
+        canvases, likely = [(ids_G, select_G)], self.asked.likely if self.asked else ()
+        still = [each for each in likely if each[0] < len(select_G) and select_G[each[0]]]
+        # The last of a block opens the next one, so it is not guessed.
+        for place, token in still[:-1][:guesses]:
+            ids_G, select_G = ids_G.copy(), select_G.copy()
+            ids_G[place], select_G[place] = token, False
+            canvases.append((ids_G, select_G))
+        return canvases
+
     def find(self, ids_G: Array, select_G: Array) -> CachedLogits | None:
-        """What is known of a canvas, from now on what was asked for last."""
-        found = (each for each in self.known if each.matches(ids_G, select_G))
-        return next(found, None)
+        """What is known of a canvas."""
+        for each in self.known:
+            if np.array_equal(each.ids_G, ids_G) and np.array_equal(each.select_G, select_G):
+                return each
+        return None
 
 
 class SpeculativeRunner:
@@ -64,7 +76,7 @@ class SpeculativeRunner:
     pass."""
 
     def __init__(self, runner: Runner, guesses: int, tokens: TokenIds) -> None:
-        self.runner, self.drafts, self.tokens = runner, 1 + guesses, tokens
+        self.runner, self.guesses, self.tokens = runner, guesses, tokens
         self.prompts = [DraftedPrompt([each]) for each in runner.prompts]
 
     def __call__(
@@ -79,7 +91,7 @@ class SpeculativeRunner:
         asked = list(zip(prompts, ids_AG, select_AG, strict=True))
         if any(each.find(ids_G, select_G) is None for each, ids_G, select_G in asked):
             self._compute(asked)
-        made = []
+        made = list[Tensor]()
         for each, ids_G, select_G in asked:
             each.asked = each.find(ids_G, select_G)
             assert each.asked is not None
@@ -87,49 +99,34 @@ class SpeculativeRunner:
         return torch.cat(made)
 
     def _compute(self, asked: Sequence[tuple[DraftedPrompt, Array, Array]]) -> None:
-        """One pass over all canvases that are asked for, and over guesses where there is something
-        to guess from."""
-        guessed = [self._guess(*each) for each in asked]
-        drafted = any(len(canvases) > 1 for canvases in guessed)
-        lanes = self.drafts if drafted or any(len(each.lanes) > 1 for each, *_ in asked) else 1
-        ids, selects, prompts = list[Array](), list[Array](), list[Any]()
-        for (each, *_), canvases in zip(asked, guessed, strict=True):
-            each.lanes += [each.lanes[0].fork() for _ in range(lanes - len(each.lanes))]
+        """One pass over all canvases that are asked for, and over those that are drafted."""
+        drafts = [each.draft(ids_G, select_G, self.guesses) for each, ids_G, select_G in asked]
+        # With fewer guesses its own canvas is computed again, so that every lane is kept.
+        width = max(map(len, [*drafts, *[each.lanes for each, *_ in asked]]))
+        prompts, canvases = list[Any](), list[tuple[Array, Array]]()
+        for (each, *_), some in zip(asked, drafts, strict=True):
+            each.lanes += [each.lanes[0].fork() for _ in range(width - len(each.lanes))]
             prompts += each.lanes
-            # With fewer guesses its own canvas is computed again, so that every one has its lane.
-            for ids_G, select_G in (canvases + canvases[:1] * lanes)[:lanes]:
-                ids.append(ids_G)
-                selects.append(select_G)
-        select_SG = np.stack(selects)
-        logits_NV = self.runner(np.stack(ids), prompts, select_SG)
+            canvases += (some + some[:1] * width)[:width]
+        select_SG = np.stack([select_G for _, select_G in canvases])
+        logits_NV = self.runner(np.stack([ids_G for ids_G, _ in canvases]), prompts, select_SG)
+        made, told = list[CachedLogits](), iter(self._likely(logits_NV))
         parts = logits_NV.split(select_SG.sum(1).tolist())
-        made = [CachedLogits(*each) for each in zip(ids, selects, parts, strict=True)]
+        for (ids_G, select_G), part_NV in zip(canvases, parts, strict=True):
+            pairs = zip(select_G.nonzero()[0].tolist(), told, strict=False)
+            likely = sorted((doubt, place, int(token)) for place, (doubt, token) in pairs)
+            made.append(CachedLogits(ids_G, select_G, part_NV, [each[1:] for each in likely]))
         for number, (each, *_) in enumerate(asked):
-            each.known = made[number * lanes : (number + 1) * lanes]
+            each.known = made[number * width : (number + 1) * width]
 
-    def _guess(
-        self, prompt: DraftedPrompt, ids_G: Array, select_G: Array
-    ) -> list[tuple[Array, Array]]:
-        """The canvas that is asked for, and what may be asked for next: one likely commit more each
-        time."""
-        canvases, last = [(ids_G, select_G)], prompt.asked
-        if (
-            last is None
-            or not (last.select_G[: len(select_G)] & select_G[: len(last.select_G)]).any()
-        ):
-            return canvases
-        never = torch.tensor((*self.tokens.never, self.tokens.mask), device=last.logits_NV.device)
-        chance_NV = last.logits_NV.float().index_fill(1, never[:-1], -torch.inf).log_softmax(-1)
-        chance_NV[:, self.tokens.mask] = -torch.inf
-        chance_N, best_N = chance_NV.max(dim=-1)
-        likely = []
-        places = last.select_G.nonzero()[0].tolist()
-        for place, chance, token in zip(places, chance_N.tolist(), best_N.tolist(), strict=True):
-            if place < len(select_G) and select_G[place]:
-                likely.append((-chance, place, token))
-        # The last of a block opens the next one.
-        for _, place, token in sorted(likely)[: min(self.drafts, len(likely)) - 1]:
-            ids_G, select_G = ids_G.copy(), select_G.copy()
-            ids_G[place], select_G[place] = token, False
-            canvases.append((ids_G, select_G))
-        return canvases
+    def _likely(self, logits_NV: Tensor) -> list[tuple[float, float]]:
+        """For each position how little sure its likeliest id is, and that id: in one transfer."""
+        banned = torch.tensor(self.tokens.never, dtype=torch.long, device=logits_NV.device)
+        logits_NV = logits_NV.float().index_fill(1, banned, -torch.inf)
+        total_N = logits_NV.logsumexp(-1)
+        # The mask counts for the confidence, as in the sampler, and is never chosen.
+        logits_NV[:, self.tokens.mask] = -torch.inf
+        best = logits_NV.max(dim=-1)
+        doubt_N, best_N = (total_N - best.values).double(), best.indices.double()
+        told: list[tuple[float, float]] = torch.stack((doubt_N, best_N), dim=1).tolist()
+        return told

@@ -16,10 +16,9 @@ import torch
 
 from mmdiff.answers import Decision, Extraction, FieldResult, Repair
 from mmdiff.config import DecodingConfig, TokenIds
-from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import PAD_POSITION, Array, Canvas, stacked
 from mmdiff.decoding.guidance import Guided
-from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.model_runner import ModelRunner, make_runner
 from mmdiff.decoding.sampler import Runner, Sampler, seed_of
 from mmdiff.structured.constraint.compiled import CompiledSchema
 from mmdiff.structured.constraint.slots import ChoiceSlot, SlotsConstraint, WordSlot

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from mmdiff import config
 from mmdiff.config import DecodingConfig, TokenIds
-from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import PAD_POSITION, Array, Canvas
-from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.model_runner import ModelRunner, make_runner
 from mmdiff.decoding.sampler import END_WINDOW, GROWTH, Sampler, denoise
 from mmdiff.decoding.speculative import SpeculativeRunner
 from mmdiff.errors import MMDiffError
@@ -317,9 +316,8 @@ def test_the_verify_lane_tells_what_a_hidden_token_would_be(pipeline: Pipeline) 
 
 
 def test_wino_refuses_caches(pipeline: Pipeline) -> None:
-    assert isinstance(
-        make_runner(pipeline.prefill(ROWS[:1], 8), DecodingConfig(rule="wino")), ModelRunner
-    )
+    plain = make_runner(pipeline.prefill(ROWS[:1], 8), DecodingConfig(rule="wino"))
+    assert isinstance(plain, ModelRunner) and plain.cache is None
     with pytest.raises(MMDiffError, match="cache='dual' does not fit rule='wino'"):
         pipeline.chat(ROWS[0], rule="wino", cache="dual")
 

@@ -60,13 +60,13 @@ def votes_of(
         logits_NV,
         logits_NV.argmax(-1),
         torch.tensor([quota]),
+        torch.tensor([0]),
         block_length,
         draws,
         [0],
         nothing,
         torch.zeros(0, dtype=torch.long),
         logits_NV[:0],
-        torch.tensor([False]),
     )
 
 
@@ -263,13 +263,13 @@ def revised(
         logits_NV,
         logits_NV.argmax(-1),
         torch.tensor([quota]),
+        torch.tensor([0]),
         block_length,
         [(torch.Generator(), len(logits_NV))],
         [0],
         decided_1G,
         canvas.ids_BG[decided_1G],
         probs_GV[decided_1G[0]].log(),
-        torch.tensor([False]),
     )
     here_1G = rule(votes, votes.confidence_AG)
     ids_1G = canvas.ids_BG.masked_scatter(eligible_1G, votes.ids_N)

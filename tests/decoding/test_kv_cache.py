@@ -14,10 +14,9 @@ from PIL import Image
 
 from mmdiff import config
 from mmdiff.config import BackboneConfig, DecodingConfig
-from mmdiff.decoding.cached_runner import CachedRunner, make_runner
 from mmdiff.decoding.canvas import Canvas
-from mmdiff.decoding.kv_cache import CACHES, KVPool
-from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.kv_cache import CACHES, KVPool, KVSlot
+from mmdiff.decoding.model_runner import ModelRunner, make_runner
 from mmdiff.decoding.sampler import denoise
 from mmdiff.decoding.speculative import SpeculativeRunner
 from mmdiff.errors import MMDiffError
@@ -75,7 +74,7 @@ def test_ids_equal_the_published_ones(
     predict = make_runner(ModelRunner(llada, prompt), decoding)
     *_, last = denoise(predict, Canvas.blank(1, decoding.gen_length, tokens.mask), decoding, tokens)
     assert torch.cat((prompt, last.ids_BG), dim=1).tolist() == case["output"]
-    assert isinstance(predict, CachedRunner) and predict.calls <= case["nfe"]
+    assert isinstance(predict, ModelRunner) and predict.calls <= case["nfe"]
 
 
 PICTURES = [Image.new("RGB", (70, 40), "red"), Image.new("RGB", (64, 64), "blue")]
@@ -145,7 +144,7 @@ def test_fixed_positions_stay_and_every_step_commits(
         before, count = canvas, count + 1
     assert not before.open_BG.any() and before.ids_BG[0, [0, 3, 11]].tolist() == [40, 41, 42]
     assert not torch.isin(before.ids_BG, torch.tensor([tokens.mask, *tokens.never])).any()
-    assert not isinstance(predict, CachedRunner) or predict.calls == count
+    assert isinstance(predict, ModelRunner) and predict.calls == count
     again = list(
         denoise(
             make_runner(pipeline.prefill(prompts()[:1], 20), decoding),
@@ -234,26 +233,19 @@ def test_rows_that_leave_make_room_for_others() -> None:
     draw = random.Random(0)
     pool, wanted = KVPool(sizes, torch.device("cpu"), torch.float32), torch.zeros(2, 2, 0, 2, 1, 2)
     for _ in range(200):
-        count = len(pool.slots)
-        assert wanted.shape[2] == count and [slot.index for slot in pool.slots] == [*range(count)]
-        if count and draw.random() < 0.5:
-            rows = sorted(draw.sample(range(count), draw.randint(0, count)))
-            if draw.random() < 0.2:
-                rows.reverse()
-            pool.keep([pool.slots[row] for row in rows])
-            wanted = wanted[:, :, rows]
-        else:
-            more, length = draw.randint(0, 3), pool.length + (draw.random() < 0.1)
-            pool.reserve(count + more, length)
-            wanted = torch.nn.functional.pad(wanted, (0, 0, 0, length + 1 - wanted.shape[4]))
-            for _ in range(more):
-                slot = pool.add()
-                with torch.inference_mode():
-                    pool.stored[:, :, slot.index] = 0.0  # what is left there is never read
-            wanted = torch.nn.functional.pad(wanted, (0, 0, 0, 0, 0, 0, 0, more))
-        held = pool.stored[:, :, : len(pool.slots)]
-        assert torch.equal(held, wanted)
+        assert wanted.shape[2] == len(pool.slots)
+        rows = sorted(draw.sample(range(len(pool.slots)), draw.randint(0, len(pool.slots))))
+        if draw.random() < 0.2:
+            rows.reverse()
+        more, columns = draw.randint(0, 3) * (len(rows) < 20), wanted.shape[4] - 1
+        length = columns + (draw.random() < 0.1)
+        slots = [*[pool.slots[row] for row in rows], *[KVSlot() for _ in range(more)]]
+        moved = slots != pool.slots or length > columns
+        pool.arrange(slots, length)
+        if moved:  # the column for padding, which is never read, is not kept
+            wanted = wanted[:, :, rows, :, :columns]
+            wanted = torch.nn.functional.pad(wanted, (0, 0, 0, length + 1 - columns, 0, 0, 0, more))
+        assert torch.equal(pool.stored, wanted)
         value = draw.random()
-        with torch.inference_mode():
-            held += value
+        pool.stored += value
         wanted = wanted + value

@@ -105,6 +105,56 @@ def test_so_does_a_step_with_other_settings(
         counted.counts.clear()
 
 
+def test_a_speculative_step_reads_once_and_its_pass_once_more(
+    endless: Pipeline, counted: Counted
+) -> None:
+    """What to guess is read where there is a pass; steps that were guessed right have none."""
+    running = started(endless, lookahead=3, rule="quota", threshold=None)
+    running.step()
+    steps = passes = 0
+    while running.working:
+        before = max(each.prompt.passes for each in running.running)
+        counted.counts.clear()
+        with counted:
+            running.step()
+        made = max(each.prompt.passes for each in running.running) - before
+        assert sum(counted.counts.values()) <= 1 + made, counted.counts
+        steps, passes = steps + 1, passes + made
+    assert steps > 1 and passes
+
+
+class OnDevice(Tensor):
+    """A tensor that plays one on a device: what is made of it is there too, until it is read."""
+
+    reads = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ not in READS:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        cls.reads += 1
+        return func(args[0].as_subclass(Tensor), *args[1:], **(kwargs or {}))
+
+
+def test_a_constrained_step_reads_its_logits_and_nothing_else(endless: Pipeline) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"color": {"enum": ["red", "blue"]}, "name": {"type": "string"}},
+        "required": ["color", "name"],
+    }
+    scaffolds = [endless.compile(schema, max_tokens=40)] * 2
+    rows = [[{"role": "user", "content": [{"type": "text", "text": "what?"}]}]] * 2
+    running = endless.start(rows, scaffolds=scaffolds, rule="quota", threshold=None, steps=8)
+    usual, steps = running.runner, 0
+    running.runner = lambda *asked: usual(*asked).as_subclass(OnDevice)
+    while running.working:
+        OnDevice.reads = 0
+        running.step()
+        steps += 1
+        assert OnDevice.reads == 1
+    assert steps > 2
+
+
 def test_what_waits_is_counted(counted: Counted) -> None:
     some = torch.tensor([True, False])
     with counted:

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from mmdiff.config import PRESETS, DecodingConfig
-from mmdiff.decoding.cached_runner import make_runner
 from mmdiff.decoding.canvas import Canvas
-from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.model_runner import ModelRunner, make_runner
 from mmdiff.decoding.sampler import denoise
 from mmdiff.errors import MMDiffError
 from mmdiff.eval import speed

@@ -27,7 +27,7 @@ def of(file: str, near: str, wide: str, changes: Sequence[tuple[str, ...]]) -> l
     return [Change(file, old, new, near, wide, *why) for old, new, *why in changes]
 
 
-CACHES = "tests/decoding/test_kv_cache.py tests/decoding/test_cached_runner.py"
+CACHES = "tests/decoding/test_kv_cache.py tests/decoding/test_model_runner.py"
 LOADING = (
     "tests/modeling/test_checkpoint.py tests/modeling/test_checkpoint_folder.py "
     "tests/modeling/test_families.py tests/modeling/test_published.py "
@@ -48,39 +48,36 @@ CHANGES: list[Change] = [
             ("best_N2[:, 0] - best_N2[:, 1]", "best_N2[:, 0]"),
             ("-votes.scatter(torch.arange", "votes.scatter(torch.arange"),
             (
-                "self.eligible_AG.int().argmax(1, keepdim=True) //",
-                "self.eligible_AG.int().argmin(1, keepdim=True) //",
+                "self.eligible_AG.int().argmax(1, keepdim=True)",
+                "self.eligible_AG.int().argmin(1, keepdim=True)",
             ),
             ("votes.confidence_AG >= self.threshold", "votes.confidence_AG > self.threshold"),
             ("Threshold(\n        0.9 if", "Threshold(\n        0.95 if"),
             ("self.factor / (ranks_AG + 2)", "self.factor / (ranks_AG + 1)"),
             ("before_AG <= self.gamma", "before_AG < self.gamma"),
             ("(sorted_AG.cumsum(1) - sorted_AG)", "(sorted_AG.cumsum(1))"),
-            (" % votes.block_length\n", "\n"),
+            ("        places_G %= votes.block_length\n", ""),
             ("stride // self.base)", "stride // self.base - 1)"),
             ("near: float = 0.75", "near: float = 0.7"),
             ("votes.confidence_AG >= self.near", "votes.confidence_AG > self.near"),
             (
-                "torch.ones_like(votes.quota_A))\n\n\n@dataclass(frozen=True)\nclass Running",
-                "votes.quota_A)\n\n\n@dataclass(frozen=True)\nclass Running",
+                "_first(votes.scatter(votes.uniform_N), votes.eligible_AG, 1)",
+                "_first(votes.scatter(votes.uniform_N), votes.eligible_AG, votes.quota_A[:, None])",
             ),
-            (
-                "votes.eligible_AG.sum(1) - votes.quota_A",
-                "votes.eligible_AG.sum(1) - votes.quota_A - 1",
-            ),
+            (" - votes.quota_A[:, None]", " - votes.quota_A[:, None] - 1"),
             ("(after.step_BG >= 0) & votes.block_AG", "(after.step_BG >= 0)"),
             ("_first(-after.confidence_BG", "_first(after.confidence_BG"),
-            ("torch.minimum(count_A, commits_A - 1).clamp(min=0)", "torch.zeros_like(count_A)"),
-            ("(commits_A + 7) // 8", "commits_A // 8"),
+            ("torch.minimum(count_A1, commits_A1 - 1)", "torch.zeros_like(count_A1)"),
+            ("(commits_A1 + 7) // 8", "commits_A1 // 8"),
             ("self.least // 2", "0"),
             ("votes.confidence_AG > mean_A[:, None]", "votes.confidence_AG >= mean_A[:, None]"),
             (".clamp(min=1), 1.0)", ".clamp(min=1), 0.0)"),
             ("_first(drop_AG, votes", "_first(-drop_AG, votes"),
             ("self.top = dict(zip(votes.names, top_AG, strict=True))", "pass"),
-            ("self.keep), (commits_A - 1)", "self.keep), 0 * (commits_A - 1)"),
-            ("self.keep), (commits_A - 1)", "self.keep), commits_A"),
+            ("votes.commits(after) - 1)", "0)"),
+            ("votes.commits(after) - 1)", "votes.commits(after))"),
             ("likely_AG < self.keep", "likely_AG > self.keep"),
-            ("_first(\n            -likely_AG", "_first(likely_AG"),
+            ("_first(-likely_AG", "_first(likely_AG"),
             (".clamp(self.least, self.most)", ".clamp(max=self.most)"),
             ("share: float = 0.7", "share: float = 0.8"),
             ("votes.confidence_AG > self.take", "votes.confidence_AG >= self.take"),
@@ -112,28 +109,24 @@ CHANGES: list[Change] = [
         ),
         [
             ("each.tail(END_WINDOW)", "each.tail(END_WINDOW // 2)"),
-            ("self.order(votes)) | Deadline()(votes, votes.confidence_AG)", "self.order(votes))"),
+            ("self.order(votes)) | (votes.eligible_AG & expired_A1)", "self.order(votes))"),
             (
                 "constraint.expand(here_AG[row]) & eligible_AG[row]",
                 "constraint.expand(here_AG[row])",
             ),
             (
-                "self.rule.remask(votes, after) & ~votes.expired_A[:, None]",
+                "self.rule.remask(votes, after) & ~expired_A1",
                 "self.rule.remask(votes, after)",
             ),
-            ("ids_AG, votes.confidence_AG, steps_A)", "ids_AG, votes.confidence_AG, steps_A + 1)"),
-            ("each.growth += 1", "each.growth = 1"),
+            ("votes.confidence_AG, votes.steps_A)", "votes.confidence_AG, votes.steps_A + 1)"),
             ("self._next_name += len(other.running)", "self._next_name += 1"),
             ("self.running += other.running", "self.running = other.running + self.running"),
             ("each.name in abort or each.finished", "each.finished"),
             ("temperature, [draws[row]]", "temperature, [draws[0]]"),
-            ("logits_SV[int(select_AG.sum()) :]", "logits_SV[: -int(select_AG.sum())]"),
+            ("logits_SV[int(asked.select_AG.sum()) :]", "logits_SV[: -int(asked.select_AG.sum())]"),
             ("logits_SV < least_S1", "logits_SV <= least_S1"),
-            (
-                "each.growing = each.length < each.limit\n                else",
-                "each.growing = True\n                else",
-            ),
-            ("< END_EXPECTED for", "> END_EXPECTED for"),
+            ("GROWTH * next(short)", "GROWTH"),
+            (" < END_EXPECTED\n", " > END_EXPECTED\n"),
             ("END_EXPECTED = 0.5", "END_EXPECTED = 0.6"),
             (".flip(0).cumprod(0).flip(0)", ".cumprod(0)"),
             ("expects_N).mean()", "expects_N).max()"),
@@ -159,21 +152,40 @@ CHANGES: list[Change] = [
         f"{CACHES} -k 'published or leave or exact or parts'",
         "tests/decoding/test_kv_cache.py tests/decoding/test_prefix_cache.py -k 'store or quota'",
         [
-            ("progress.block_AG.cumsum(1) > 0", "progress.block_AG"),
-            ("return progress.block_AG\n", "return progress.open_AG & progress.block_AG\n"),
-            ("progress.open_before_AG | progress.open_AG", "progress.open_AG"),
+            ("slot.block_G.cumsum() > 0", "slot.block_G"),
+            ("return slot.block_G\n", "return slot.open_G & slot.block_G\n"),
+            ("slot.open_before_G | slot.open_G", "slot.open_G"),
             ("interval: int | None = 8", "interval: int | None = 9"),
-            ("age_A >= interval", "age_A > interval"),
-            (" | progress.entered_A", ""),
-            (" | progress.grown_A", ""),
-            ("np.ones_like(progress.open_AG)", "progress.open_AG"),
-            ("if moved == sorted(moved):", "if True:"),
+            ("slot.age >= self.interval", "slot.age > self.interval"),
+            (" or slot.entered", ""),
+            (" or slot.grown", ""),
+            ("np.ones_like(slot.open_G)", "slot.open_G"),
+            ("before[:, :, self.slots.index(slot), :, :kept]", "before[:, :, row, :, :kept]"),
+            ("if self.slots == slots and columns >= length:", "if self.slots == slots:"),
+            ("if isinstance(self.rows, Tensor):", "if not isinstance(self.rows, Tensor):"),
+            ("if indices != list(range(run.start, run.stop)):", "if False:"),
+            ("1 if anew_A[row] else slot.age + 1", "0 if anew_A[row] else slot.age + 1"),
+            ("1 if anew_A[row] else slot.age + 1", "1 if anew_A[row] else slot.age"),
             (
-                "if more > 0 or columns > 0:",
-                "if more > 0:",
-                "new room is made a row early, and the numbers in it are the same",
+                "columns_AG = np.zeros(len(slots), dtype=bool), select_AG.copy()",
+                "columns_AG = np.zeros(len(slots), dtype=bool), np.zeros_like(select_AG)",
+                (
+                    "every cache's columns hold the open positions of the block, and rows in a "
+                    "hurry are computed anew"
+                ),
             ),
-            ("if isinstance(self.slots_A, Tensor):", "if not isinstance(self.slots_A, Tensor):"),
+            (
+                "columns_AG & (ids_AG != PAD_POSITION)",
+                "columns_AG",
+                (
+                    "more is computed, but nothing looks at an absent column, and growth makes a "
+                    "row stale"
+                ),
+            ),
+            ("                break\n", "                continue\n"),
+            ("length != self.length\n", "length < self.length\n"),
+            ("block != self.block, length", "block < self.block, length"),
+            ("self.open_G[: len(ids_G)]\n", "(ids_G == mask_id)[: len(self.open_G)]\n"),
             (
                 "return both[0][:, :, : self.total], both[1]",
                 "return both[1][:, :, : self.total], both[0]",
@@ -181,7 +193,7 @@ CHANGES: list[Change] = [
         ],
     ),
     *of(
-        "mmdiff/decoding/cached_runner.py",
+        "mmdiff/decoding/model_runner.py",
         (
             f"{CACHES} tests/decoding/test_prefix_cache.py -k 'published or leave or exact or "
             "parts or store or shifted'"
@@ -191,39 +203,13 @@ CHANGES: list[Change] = [
             "tests/decoding/test_batching.py -k 'store or quota'"
         ),
         [
-            ("1 if anew else slot.age + 1", "0 if anew else slot.age + 1"),
-            ("1 if anew else slot.age + 1", "1 if anew else slot.age"),
-            (
-                "(progress) | select_AG",
-                "(progress)",
-                (
-                    "every cache's columns hold the open positions of the block, and rows in a "
-                    "hurry are computed anew"
-                ),
-            ),
-            (
-                "        columns_AG &= ids_AG != PAD_POSITION\n",
-                "",
-                (
-                    "more is computed, but nothing looks at an absent column, and growth makes a "
-                    "row stale"
-                ),
-            ),
-            ("(False, ~anew_A)", "(False, anew_A)"),
-            ("                break\n", "                continue\n"),
-            ("first = min(self._recall", "first = max(self._recall"),
-            ("length_A != [slot.length", "length_A < [slot.length"),
-            ("block_A != [slot.block", "block_A < [slot.block"),
-            (
-                "            before_AG,\n            numbers_G",
-                "            open_AG,\n            numbers_G",
-            ),
-            ("same = (slots_A == np.arange(run.start, run.stop)).all()", "same = True"),
+            ("(anew_A == anew).nonzero()", "(anew_A == True).nonzero()"),
+            ("first = min(ends, default=0)", "first = max(ends, default=0)"),
             (" and not model.backbone.shifted\n", "\n"),
             ("exact[-1])", "exact[0])"),
             (
-                "if decoding.refresh is None",
-                "if not decoding.refresh",
+                "if decoding.refresh is not None:",
+                "if decoding.refresh:",
                 "a refresh of 0 steps is refused by the settings",
             ),
             ("if name not in exact:", "if name == exact[0]:"),
@@ -659,11 +645,11 @@ CHANGES: list[Change] = [
         [
             ("self.misses += found is None", "self.misses += found is not None"),
             (
-                "key, first, row = version, 0, []",
-                'key, first, row = b"", 0, []',
+                "key, first, blocks = version, 0,",
+                'key, first, blocks = b"", 0,',
                 "what other weights made was dropped when the version was asked for",
             ),
-            ("mels[:, :length] for mels", "mels for mels"),
+            ("mels[:, :length]) for mels", "mels) for mels"),
             ("if version != self._version:", "if version < self._version:"),
         ],
     ),
@@ -689,16 +675,17 @@ CHANGES: list[Change] = [
             "grow or ragged or guesses or none-'"
         ),
         [
-            ("if self.growing and not self.expired:", "if self.growing:"),
+            ("self.length < self.limit and not self.expired", "self.length < self.limit"),
             (
-                "        if self.expired:\n            here_G",
-                "        if False:\n            here_G",
+                "        if self.expired:\n            return",
+                "        if False:\n            return",
             ),
             ("self.steps - self.growth", "self.steps"),
+            ("self.growth += 1", "self.growth = 1"),
             ("self.constraint is None and any(", "any("),
             ("= 1.0, self.steps", "= 1.0, self.steps + 1"),
             ("min(more, self.limit - self.length)", "more"),
-            ("self.step_G[block] >= 0", "~self.open_G[block]"),
+            ("self._in_block(self.step_G >= 0,", "self._in_block(~self.open_G,"),
             ("decoding.steps < len(blocks)", "decoding.steps <= len(blocks)"),
             ("max(1, steps)) if quota]", "max(1, steps))]"),
             ("max(1, steps)", "steps"),

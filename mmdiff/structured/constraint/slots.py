@@ -351,9 +351,8 @@ class SlotsConstraint:
         draws: torch.Generator,
     ) -> Tensor:
         """As `sampler.Constraint.decide`."""
-        here_NV = logits_NV.cpu()  # the same memory, where they are there already
-        rows_NV = here_NV.numpy()
-        row_G, ids_N = ids_G.cpu().numpy(), np.zeros(len(positions), dtype=np.int64)
+        rows_NV, row_G = logits_NV.numpy(), ids_G.numpy()
+        ids_N = np.zeros(len(positions), dtype=np.int64)
         positions_N = np.array(positions)
         for slot in self._lone:
             here, asked = self._asked(slot, positions_N)
@@ -373,9 +372,7 @@ class SlotsConstraint:
             chosen = group.choose(gains, temperature, draws)
             for slot, (here, asked), choice in zip(group.slots, wanted, chosen, strict=True):
                 ids_N[here] = slot.ids_KL[choice, asked]
-        if here_NV is not logits_NV:
-            logits_NV.copy_(here_NV)
-        return torch.from_numpy(ids_N).to(logits_NV.device)
+        return torch.from_numpy(ids_N)
 
     def expand(self, here_G: Tensor) -> Tensor:
         """As `sampler.Constraint.expand`: all of a choice."""
@@ -389,7 +386,7 @@ class SlotsConstraint:
 
     def forced(self, ids_G: Tensor) -> dict[int, int]:
         """As `sampler.Constraint.forced`."""
-        row_G, found = ids_G.cpu().numpy(), {}
+        row_G, found = ids_G.numpy(), {}
         for slot in self._lone:
             ids_L, open_L = self._part(row_G, slot)
             if open_L.any():

@@ -1,5 +1,6 @@
 """What each cache computes anew, by hand, and what is kept while rows join and grow."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +10,32 @@ import torch
 from PIL import Image
 
 from mmdiff.config import BackboneConfig, DecodingConfig
-from mmdiff.decoding.cached_runner import CachedRunner, make_runner
-from mmdiff.decoding.canvas import PAD_POSITION, Array
+from mmdiff.decoding.canvas import PAD_POSITION
 from mmdiff.decoding.kv_cache import (
     BlockPolicy,
     CachePolicy,
-    CacheState,
     DelayedPolicy,
     DualPolicy,
     KVPool,
+    KVSlot,
     PrefixPolicy,
 )
-from mmdiff.decoding.model_runner import ModelRunner
+from mmdiff.decoding.model_runner import ModelRunner, make_runner
 from mmdiff.errors import MMDiffError
 from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_weights
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Pipeline
 
 
-def progress(**changes: Array) -> CacheState:
+def progress(**changes: Any) -> KVSlot:
     """One row in the middle of three blocks of two; one of them was decided at the step before."""
-    usual = {
-        "open_AG": np.array([[0, 0, 0, 1, 1, 1]]).astype(bool),
-        "open_before_AG": np.array([[0, 0, 1, 1, 1, 1]]).astype(bool),
-        "block_AG": np.array([[0, 0, 1, 1, 0, 0]]).astype(bool),
-        "entered_A": np.array([False]),
-        "age_A": np.array([3]),
-        "grown_A": np.array([False]),
-    }
-    return CacheState(**{**usual, **changes})
+    usual = KVSlot(
+        open_G=np.array([0, 0, 0, 1, 1, 1]).astype(bool),
+        open_before_G=np.array([0, 0, 1, 1, 1, 1]).astype(bool),
+        block_G=np.array([0, 0, 1, 1, 0, 0]).astype(bool),
+        age=3,
+    )
+    return dataclasses.replace(usual, **changes)
 
 
 @pytest.mark.parametrize(
@@ -50,32 +48,28 @@ def progress(**changes: Array) -> CacheState:
     ],
 )
 def test_positions_that_are_recomputed(cache: CachePolicy, positions: list[int]) -> None:
-    assert cache.positions_to_recompute(progress()).astype(int).tolist() == [positions]
-    reopened = np.array([[0, 1, 0, 1, 1, 1]]).astype(
+    assert cache.positions_to_recompute(progress()).astype(int).tolist() == positions
+    reopened = np.array([0, 1, 0, 1, 1, 1]).astype(
         bool
     )  # a token that was taken back is open again, and was not before
-    assert isinstance(cache, DualPolicy) or cache.positions_to_recompute(
-        progress(open_AG=reopened)
-    )[0, 1] == (not isinstance(cache, BlockPolicy) or isinstance(cache, DelayedPolicy))
+    assert isinstance(cache, DualPolicy) or cache.positions_to_recompute(progress(open_G=reopened))[
+        1
+    ] == (not isinstance(cache, BlockPolicy) or isinstance(cache, DelayedPolicy))
 
 
 @pytest.mark.parametrize("cache", [PrefixPolicy, BlockPolicy, DualPolicy, DelayedPolicy])
 def test_rows_that_are_computed_anew(cache: type[PrefixPolicy] | type[BlockPolicy]) -> None:
     def stale(interval: int | None, **changes: Any) -> bool:
-        return bool(
-            cache(interval).needs_refresh(
-                progress(**{name: np.array([value]) for name, value in changes.items()})
-            )
-        )
+        return cache(interval).needs_refresh(progress(**changes))
 
-    assert stale(None, age_A=-1) and not stale(None, age_A=1000)
-    assert [age for age in range(1, 6) if stale(3, age_A=age)] == [3, 4, 5]
-    for change in ({"entered_A": True}, {"grown_A": True}):
+    assert stale(None, age=-1) and not stale(None, age=1000)
+    assert [age for age in range(1, 6) if stale(3, age=age)] == [3, 4, 5]
+    for change in ({"entered": True}, {"grown": True}):
         assert stale(None, **change) == (
             cache is not PrefixPolicy
         )  # which computes the whole canvas at every step
     usual = cache()
-    assert [bool(usual.needs_refresh(progress(age_A=np.array([age])))) for age in (7, 8)] == [
+    assert [usual.needs_refresh(progress(age=age)) for age in (7, 8)] == [
         False,
         cache is DelayedPolicy,
     ]
@@ -94,19 +88,20 @@ SIZES = BackboneConfig(
 def test_keys_and_values_are_written_and_given_back_where_they_belong() -> None:
     """Of some rows and of all, at a run of columns and at scattered ones; padding is not read."""
     pool = KVPool(SIZES, torch.device("cpu"), torch.float32)
-    pool.reserve(3, 4)
+    slots = [KVSlot(), KVSlot(), KVSlot()]
+    pool.arrange(slots, 4)
     with torch.inference_mode():
-        for where, slots in (
-            (slice(1, 3), slice(0, 3)),
-            (np.array([[3, 0], [2, -1]]), np.array([2, 0])),
+        for where, rows in (
+            (np.array([[1, 2]] * 3), [0, 1, 2]),
+            (np.array([[3, 0], [2, -1]]), [2, 0]),
+            (np.array([[0, 1], [0, 1]]), [1, 2]),
         ):
-            before, count = pool.stored.clone(), 3 if isinstance(slots, slice) else 2
+            before, count = pool.stored.clone(), len(rows)
             k, v = torch.rand(count, 2, 2, 2), torch.rand(count, 2, 2, 2)
-            got_k, got_v = pool.writers(where, slots, 4)[0](k, v)
+            got_k, got_v = pool.writers([slots[row] for row in rows], where, 4)[0](k, v)
             assert got_k.shape == got_v.shape == (count, 2, 4, 2)
-            for number, row in enumerate(range(3) if isinstance(slots, slice) else [2, 0]):
-                places = [1, 2] if isinstance(where, slice) else where[number].tolist()
-                for new, place in enumerate(places):
+            for number, row in enumerate(rows):
+                for new, place in enumerate(where[number].tolist()):
                     before[0, 0, row, :, place] = k[number, :, new]
                     before[0, 1, row, :, place] = v[number, :, new]
                 torch.testing.assert_close(got_k[number], before[0, 0, row, :, :4])
@@ -116,11 +111,11 @@ def test_keys_and_values_are_written_and_given_back_where_they_belong() -> None:
 
 def test_columns_are_added_behind() -> None:
     pool = KVPool(SIZES, torch.device("cpu"), torch.float32)
-    pool.reserve(1, 2)
-    with torch.inference_mode():
-        pool.stored[..., :2, :] = 1.0
-        pool.reserve(1, 4)
-    assert pool.length == 4 and pool.stored[0, 0, 0, 0, :, 0].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+    slots = [KVSlot()]
+    pool.arrange(slots, 2)
+    pool.stored[..., :2, :] = 1.0
+    pool.arrange(slots, 4)
+    assert pool.stored[0, 0, 0, 0, :, 0].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +132,15 @@ class Noted(BlockPolicy):
         super().__init__(3)
         object.__setattr__(self, "told", [])
 
-    def needs_refresh(self, progress: CacheState) -> Array:
-        self.told.append(progress)  # type: ignore[attr-defined]
-        return super().needs_refresh(progress)
+    def needs_refresh(self, slot: KVSlot) -> bool:
+        self.told.append(dataclasses.replace(slot))  # type: ignore[attr-defined]
+        return super().needs_refresh(slot)
 
 
 def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
     """Blocks of two: the row grows at the third step, and enters its next block at the fourth."""
     mask, noted = llada.model_config.tokens.mask, Noted()
-    runner = CachedRunner(ModelRunner(llada, torch.tensor([[1, 2, 3]])), noted, 2)
+    runner = ModelRunner(llada, torch.tensor([[1, 2, 3]])).cached(noted, 2)
     canvases = [
         [mask, mask, mask, PAD_POSITION, PAD_POSITION],
         [5, mask, mask, PAD_POSITION, PAD_POSITION],
@@ -161,8 +156,8 @@ def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
         select = (ids == mask) & (np.arange(5) < (first // 2 + 1) * 2)
         runner(ids, runner.prompts, select)
     told = noted.told  # type: ignore[attr-defined]
-    assert [each.grown_A.item() for each in told] == [True, False, True, False, False, False, False]
-    assert [each.entered_A.item() for each in told] == [
+    assert [each.grown for each in told] == [True, False, True, False, False, False, False]
+    assert [each.entered for each in told] == [
         True,
         False,
         False,
@@ -172,11 +167,11 @@ def test_a_cache_is_told_where_the_rows_stand(llada: MMDiffModel) -> None:
         False,
     ]
     # Anew when it is first seen, grows, or enters a block; three steps later for its age.
-    assert [each.age_A.item() for each in told] == [-1, 1, 2, 1, 1, 2, 1]
-    assert told[1].open_before_AG[0, :3].tolist() == [True, True, True]
-    assert told[2].open_before_AG[0, :3].tolist() == [False, True, True]
-    assert told[1].open_AG[0].tolist() == [False, True, True, False, False]
-    assert told[3].block_AG.astype(int).tolist() == [[0, 0, 1, 1, 0]]
+    assert [each.age for each in told] == [-1, 1, 2, 1, 1, 2, 1]
+    assert told[1].open_before_G[:3].tolist() == [True, True, True]
+    assert told[2].open_before_G[:3].tolist() == [False, True, True]
+    assert told[1].open_G.tolist() == [False, True, True, False, False]
+    assert told[3].block_G.astype(int).tolist() == [0, 0, 1, 1, 0]
 
 
 @pytest.mark.parametrize("refresh", [1, 2, 3])
@@ -260,10 +255,9 @@ def test_a_prompt_with_a_hole_in_the_store_is_computed_from_the_hole_on(endless:
 def test_the_usual_cache_is_exact(endless: Pipeline, llada: MMDiffModel) -> None:
     """The prompt is kept where it does not see the answer, and nothing is where it does."""
     usual = make_runner(endless.prefill([user("a")], 4), DecodingConfig())
-    assert isinstance(usual, CachedRunner) and usual.cache == PrefixPolicy()
-    assert isinstance(
-        make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig()), ModelRunner
-    )
+    assert isinstance(usual, ModelRunner) and usual.cache == PrefixPolicy()
+    plain = make_runner(ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig())
+    assert isinstance(plain, ModelRunner) and plain.cache is None
     with pytest.raises(MMDiffError, match="cache='prefix' is not; use none"):
         make_runner(
             ModelRunner(llada, torch.tensor([[1, 2]])), DecodingConfig(cache="prefix", lookahead=2)
