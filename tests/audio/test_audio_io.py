@@ -21,18 +21,13 @@ from hypothesis import strategies as st
 from mmdiff.audio import audio_io
 from mmdiff.audio.audio_io import AudioError, Limits, load_audio, resample
 from mmdiff.errors import MMDiffError
+from tests.helpers.media import audio_file
 
 
 def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)).astype(
         np.float32
     )
-
-
-def encoded(samples: np.ndarray, rate: int, **kind: str) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, **kind)
-    return buffer.getvalue()
 
 
 def close_to_tone(samples: np.ndarray, tolerance: float) -> None:
@@ -64,7 +59,7 @@ def close_to_tone(samples: np.ndarray, tolerance: float) -> None:
 )
 def test_every_format(format_name: str, subtype: str, tolerance: float) -> None:
     close_to_tone(
-        load_audio(encoded(tone(16_000), 16_000, format=format_name, subtype=subtype)), tolerance
+        load_audio(audio_file(tone(16_000), 16_000, format=format_name, subtype=subtype)), tolerance
     )
 
 
@@ -72,7 +67,7 @@ def test_every_format(format_name: str, subtype: str, tolerance: float) -> None:
     "rate", [4_000, 8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000]
 )
 def test_every_rate(rate: int) -> None:
-    close_to_tone(load_audio(encoded(tone(rate), rate, format="WAV")), 0.01)
+    close_to_tone(load_audio(audio_file(tone(rate), rate, format="WAV")), 0.01)
     close_to_tone(load_audio(tone(rate), rate), 0.01)
 
 
@@ -128,7 +123,7 @@ def test_more_that_pyav_reads(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("size", [0, 0xFFFF_FFFF, 0x7FFF_FFFF, 0xFFFF_FFF0])
 def test_a_wav_from_a_pipe_does_not_tell_its_length(size: int, tmp_path: Path) -> None:
-    content = bytearray(encoded(tone(16_000), 16_000, format="WAV"))
+    content = bytearray(audio_file(tone(16_000), 16_000, format="WAV"))
     place = content.index(b"data") + 4
     content[place : place + 4] = content[4:8] = size.to_bytes(4, "little")
     (tmp_path / "piped.wav").write_bytes(content)
@@ -158,7 +153,7 @@ def test_g722_is_told_by_its_name(tmp_path: Path) -> None:
 def test_sources_agree(tmp_path: Path) -> None:
     samples = tone(16_000)
     path = tmp_path / "tone.wav"
-    path.write_bytes(encoded(samples, 16_000, format="WAV", subtype="FLOAT"))
+    path.write_bytes(audio_file(samples, 16_000, format="WAV", subtype="FLOAT"))
     stream = io.BytesIO(path.read_bytes())
     stream.seek(0, io.SEEK_END)
     for source in (path, str(path), path.read_bytes(), stream):
@@ -210,7 +205,7 @@ WRONG_SCALES = {
     ),
     "16 bits as a list": ((32_000 * tone(16_000)).astype(int).tolist(), "integers of 64 bits"),
     "a file of floats": (
-        encoded(np.float32([0.0, 12_345.0, 1.0]), 16_000, format="WAV", subtype="FLOAT"),
+        audio_file(np.float32([0.0, 12_345.0, 1.0]), 16_000, format="WAV", subtype="FLOAT"),
         "12,345",
     ),
 }
@@ -251,7 +246,7 @@ def wav_header(rate: int, channels: int, frames: int = 4) -> bytes:
 
 
 def flac_of_rate(rate: int) -> bytes:
-    content = bytearray(encoded(np.zeros(16_000, np.float32), 16_000, format="FLAC"))
+    content = bytearray(audio_file(np.zeros(16_000, np.float32), 16_000, format="FLAC"))
     content[18:21] = ((rate << 4) | (content[20] & 15)).to_bytes(
         3, "big"
     )  # STREAMINFO: 20 bits of rate
@@ -268,11 +263,11 @@ BAD = {
     "1024 channels": (wav_header(16_000, 1024), "1,024 channels"),
     "flac of 655,350 Hz": (flac_of_rate(655_350), "a rate of 655,350 Hz"),
     "not a number": (
-        encoded(np.array([0, np.nan]), 16_000, format="WAV", subtype="FLOAT"),
+        audio_file(np.array([0, np.nan]), 16_000, format="WAV", subtype="FLOAT"),
         "not finite",
     ),
     "infinite": (
-        encoded(np.array([0, np.inf]), 16_000, format="WAV", subtype="FLOAT"),
+        audio_file(np.array([0, np.inf]), 16_000, format="WAV", subtype="FLOAT"),
         "not finite",
     ),
     "empty mp4": (b"\0\0\0\x18ftypM4A \0\0\0\0" + b"\0" * 32, "mp4"),
@@ -290,7 +285,7 @@ def test_bad_files_are_refused(content: bytes, reason: str, tmp_path: Path) -> N
 
 
 def test_a_flac_from_a_pipe_does_not_tell_its_length() -> None:
-    content = bytearray(encoded(tone(16_000), 16_000, format="FLAC"))
+    content = bytearray(audio_file(tone(16_000), 16_000, format="FLAC"))
     content[21:26] = bytes([content[21] & 0xF0, 0, 0, 0, 0])  # STREAMINFO: 36 bits of samples
     close_to_tone(load_audio(bytes(content)), 1e-3)
 
@@ -329,7 +324,7 @@ def test_bad_sources_are_refused(source: object, rate: int | None, reason: str) 
 
 def test_limits_hold_before_decoding() -> None:
     with pytest.raises(AudioError, match="lasts 2 seconds or more, longer than the 1 allowed"):
-        load_audio(encoded(tone(16_000, 2), 16_000, format="WAV"), limits=Limits(seconds=1))
+        load_audio(audio_file(tone(16_000, 2), 16_000, format="WAV"), limits=Limits(seconds=1))
     with pytest.raises(AudioError, match="takes 4 MiB or more when decoded, above the 1 allowed"):
         load_audio(np.zeros((1 << 20, 2), np.int8), 16_000, Limits(decoded_bytes=1 << 20))
 
@@ -431,7 +426,7 @@ def test_garbage_is_a_sound_or_an_error_of_ours(content: bytes, start: bytes) ->
 )
 @settings(max_examples=200, deadline=None)
 def test_damage_is_survived(position: int, value: int, kind: str, cut: bool) -> None:
-    content = bytearray(encoded(tone(16_000, 0.1), 16_000, format=kind))
+    content = bytearray(audio_file(tone(16_000, 0.1), 16_000, format=kind))
     position %= len(content)
     content = (
         content[:position] if cut else content[:position] + bytes([value]) + content[position + 1 :]

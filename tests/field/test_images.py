@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,9 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from mmdiff.serve.batch.captions import SUFFIXES
 from mmdiff.vision.image_io import ImageError, open_image
+from tests.helpers.media import encoded, png_line
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
-
-
-def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    held = io.BytesIO()
-    image.save(held, kind, **options)
-    return held.getvalue()
 
 
 def red(mode: str = "RGB") -> Image.Image:
@@ -39,24 +33,7 @@ def with_text(how: str) -> bytes:
         info.add_itxt("prompt", "x" * 2_000_000, zip=True)
     else:
         info.add_text("prompt", "x" * 2_000_000, zip=how == "zTXt")
-    return saved(red(), pnginfo=info)
-
-
-def line(samples: bytes, width: int, depth: int, kind: int, clear: bytes) -> bytes:
-    """A PNG one pixel high, with a transparent colour."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)),
-        (b"tRNS", clear),
-        (b"IDAT", zlib.compress(b"\0" + samples)),
-        (b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-        for name, content in chunks
-    )
+    return encoded(red(), pnginfo=info)
 
 
 def photo(orientation: int, details: bool = False) -> Image.Image:
@@ -65,15 +42,15 @@ def photo(orientation: int, details: bool = False) -> Image.Image:
     exif[0x0112] = orientation
     if details:
         exif.get_ifd(0x8769).update({0xA002: 40, 0xA003: 20})
-    return Image.open(io.BytesIO(saved(Image.new("RGB", (40, 20), RED), "JPEG", exif=exif)))
+    return Image.open(io.BytesIO(encoded(Image.new("RGB", (40, 20), RED), "JPEG", exif=exif)))
 
 
 def scan(top: int, kind: str = "PNG") -> bytes:
-    return saved(Image.fromarray(np.array([[top, 0]], np.uint16)), kind)
+    return encoded(Image.fromarray(np.array([[top, 0]], np.uint16)), kind)
 
 
 def data_url(spell: Callable[[str], str]) -> str:
-    return spell(base64.b64encode(saved(red())).decode())
+    return spell(base64.b64encode(encoded(red())).decode())
 
 
 # What is opened -> the report, and the colour of the first pixel.
@@ -96,47 +73,47 @@ COLOURS: dict[str, tuple[str, Callable[[], Any], tuple[int, int, int]]] = {
     ),
     "grey 16-bit PNG, transparent": (
         "python-pillow/Pillow/pull/3744",
-        lambda: line(b"\x12\x34\0\0", 2, 16, 0, b"\x12\x34"),
+        lambda: png_line(b"\x12\x34\0\0", 2, 16, 0, b"\x12\x34"),
         WHITE,
     ),
     "grey 2-bit PNG, transparent": (
         "randy408/libspng/issues/48",
-        lambda: line(b"\x50", 2, 2, 0, b"\0\1"),
+        lambda: png_line(b"\x50", 2, 2, 0, b"\0\1"),
         WHITE,
     ),
     "grey 1-bit PNG, transparent": (
         "python-pillow/Pillow/issues/9281",
-        lambda: line(b"\x40", 2, 1, 0, b"\0\0"),
+        lambda: png_line(b"\x40", 2, 1, 0, b"\0\0"),
         WHITE,
     ),
     "RGB 16-bit PNG, transparent": (
         "python-pillow/Pillow/issues/421",
-        lambda: line(b"\x12\x34" * 3 + b"\0" * 6, 2, 16, 2, b"\x12\x34" * 3),
+        lambda: png_line(b"\x12\x34" * 3 + b"\0" * 6, 2, 16, 2, b"\x12\x34" * 3),
         WHITE,
     ),
     "clear RGBA": (
         "QwenLM/Qwen3-VL/pull/661",
-        lambda: saved(Image.new("RGBA", (2, 2), (255, 0, 0, 0))),
+        lambda: encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0))),
         WHITE,
     ),
     "clear LA": (
         "meerk40t/meerk40t/issues/962",
-        lambda: saved(Image.new("LA", (2, 2), (0, 0))),
+        lambda: encoded(Image.new("LA", (2, 2), (0, 0))),
         WHITE,
     ),
     "clear palette": (
         "MMMU-Benchmark/MMMU/issues/17",
-        lambda: saved(red("P"), transparency=b"\0" * 256),
+        lambda: encoded(red("P"), transparency=b"\0" * 256),
         WHITE,
     ),
     "CMYK JPEG": (
         "python-pillow/Pillow/issues/6563",
-        lambda: saved(red("CMYK"), "JPEG", quality=100),
+        lambda: encoded(red("CMYK"), "JPEG", quality=100),
         RED,
     ),
     "float TIFF": (
         "python-pillow/Pillow/issues/5114",
-        lambda: saved(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"),
+        lambda: encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"),
         WHITE,
     ),
     "data URL in lines": (
@@ -210,7 +187,7 @@ def test_images_are_turned_once(name: str) -> None:
 
 
 def closed() -> Image.Image:
-    with io.BytesIO(saved(red())) as held:
+    with io.BytesIO(encoded(red())) as held:
         return Image.open(held)
 
 
@@ -221,7 +198,7 @@ def left(folder: Path) -> Image.Image:
 
 
 def half_floats() -> bytes:
-    whole = saved(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF")
+    whole = encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF")
     return whole.replace(struct.pack("<HHII", 258, 3, 1, 32), struct.pack("<HHII", 258, 3, 1, 16))
 
 
@@ -245,7 +222,7 @@ REASONS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     ),
     "cut short": (
         "python-pillow/Pillow/issues/4163",
-        lambda _: saved(Image.effect_noise((64, 64), 90), "PNG")[:-900],
+        lambda _: encoded(Image.effect_noise((64, 64), 90), "PNG")[:-900],
         "is cut short",
     ),
     "file URL": (
@@ -265,7 +242,7 @@ REASONS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     ),
     "base64 without its head": (
         "BerriAI/litellm/pull/34783",
-        lambda _: base64.b64encode(saved(red())).decode() * 99,
+        lambda _: base64.b64encode(encoded(red())).decode() * 99,
         "…",
     ),
 }

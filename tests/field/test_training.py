@@ -1,7 +1,6 @@
 """Public reports about training runs of other projects, each tried on us with an input of our
 own."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mmdiff.training.loop import Batch, TrainConfig, parameter_groups, train
 from mmdiff.training.losses import WEIGHTINGS
 from mmdiff.training.packing import Turn
 from mmdiff.vision.image_io import open_image
+from tests.helpers.media import encoded
 
 CONFIG = TrainConfig(
     steps=6, learning_rate=1e-2, rates={}, warmup_steps=1, save_every=2, log_every=1, workers=0
@@ -145,9 +145,7 @@ def test_weights_are_looked_at_before_they_are_saved(tmp_path: Path) -> None:
 
 
 def image_bytes(size: int = 32) -> bytes:
-    buffer = io.BytesIO()
-    Image.effect_noise((size, size), 50).convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.effect_noise((size, size), 50).convert("RGB"))
 
 
 DAMAGED: list[tuple[str, bytes | None, Any]] = [

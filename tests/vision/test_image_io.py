@@ -22,14 +22,9 @@ from mmdiff.errors import MMDiffError
 from mmdiff.vision.image_io import ImageError, open_image
 from mmdiff.vision.merge import merge_views
 from mmdiff.vision.preprocess import count_tokens, make_views
+from tests.helpers.media import encoded, png_line
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def pixels(source: Any) -> Any:
@@ -398,36 +393,18 @@ def test_truncated_files(kind: str, tmp_path: Path) -> None:
     assert lazy.size == (64, 64)
 
 
-def png(samples: bytes, width: int, depth: int, kind: int, clear: bytes = b"") -> bytes:
-    """One line of a PNG of that depth and kind of colour, and what is transparent in it."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)),
-        (b"tRNS", clear),
-        (b"IDAT", zlib.compress(b"\0" + samples)),
-        (b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-        for name, content in chunks
-        if content or name == b"IEND"
-    )
-
-
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
         (
-            png(struct.pack(">3H", 30_000, 0, 65_535), 3, 16, 0, struct.pack(">H", 30_000)),
+            png_line(struct.pack(">3H", 30_000, 0, 65_535), 3, 16, 0, struct.pack(">H", 30_000)),
             [255, 0, 255],
         ),
-        (png(bytes([0b01_00_01_11]), 4, 2, 0, struct.pack(">H", 1)), [255, 0, 255, 255]),
-        (png(bytes([0x5A]), 2, 4, 0, struct.pack(">H", 5)), [255, 170]),
-        (png(bytes([0b01000000]), 2, 1, 0, struct.pack(">H", 0)), [255, 255]),
+        (png_line(bytes([0b01_00_01_11]), 4, 2, 0, struct.pack(">H", 1)), [255, 0, 255, 255]),
+        (png_line(bytes([0x5A]), 2, 4, 0, struct.pack(">H", 5)), [255, 170]),
+        (png_line(bytes([0b01000000]), 2, 1, 0, struct.pack(">H", 0)), [255, 255]),
         (
-            png(
+            png_line(
                 struct.pack(">6H", 0x1234, 0x2345, 0x3456, 0, 0, 0),
                 2,
                 16,

@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from mmdiff.serve.http import schemas
+from tests.helpers.media import data_url, encoded
 from tests.helpers.serving import CAPTION, CHAT, LEAKS, QUERY, SPEECH, Served, asking
 
 EITHER = 0  # stands for 200 or 400: some damage leaves enough to see
@@ -36,9 +37,7 @@ class Bad(NamedTuple):
 
 
 def png(size: tuple[int, int], mode: str = "1", **options: Any) -> bytes:
-    held = io.BytesIO()
-    Image.new(mode, size).save(held, "PNG", **options)
-    return held.getvalue()
+    return encoded(Image.new(mode, size), **options)
 
 
 def wav(samples: Any, rate: int = 16000, channels: int = 1) -> bytes:
@@ -49,10 +48,6 @@ def wav(samples: Any, rate: int = 16000, channels: int = 1) -> bytes:
         out.setframerate(rate)
         out.writeframes(np.asarray(samples, "<i2").tobytes())
     return held.getvalue()
-
-
-def url(data: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{b64encode(data).decode()}"
 
 
 def picture(source: str) -> dict[str, Any]:
@@ -378,32 +373,32 @@ def picture_cases() -> list[Bad]:
         bad
         for end in range(0, len(whole) - 16, 24)
         if end
-        for bad in in_any_picture(url(whole[:end]), EITHER, "")
+        for bad in in_any_picture(data_url(whole[:end]), EITHER, "")
     ]
     for kind in ("TIFF", "PPM", "ICO", "PCX", "TGA", "JPEG2000", "EPS", "PDF"):
         held = io.BytesIO()
         Image.new("RGB", (8, 8)).save(held, kind)
-        found += in_any_picture(url(held.getvalue()), 400, "unsupported_image_format")
+        found += in_any_picture(data_url(held.getvalue()), 400, "unsupported_image_format")
     for data in (
         b"<html></html>",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"8BPS\0\1",
         b"\0" * 64,
     ):
-        found += in_any_picture(url(data), 400, "unsupported_image_format")
+        found += in_any_picture(data_url(data), 400, "unsupported_image_format")
     header = bytearray(png((8, 8)))
     header[16:24] = struct.pack(">II", 60_000, 60_000)
     for data in (png((9000, 9000)), png((13_000, 13_000)), bytes(header)):
         found += (
-            in_any_picture(url(data), 413, "image_too_large")
+            in_any_picture(data_url(data), 413, "image_too_large")
             if data[16:20] != header[16:20]
             else []
         )
-    found += in_any_picture(url(png((20_000, 16))), 400, "invalid_image")
+    found += in_any_picture(data_url(png((20_000, 16))), 400, "invalid_image")
     frames = [Image.new("RGB", (8, 8), (2 * shade, 0, 0)) for shade in range(90)]
     held = io.BytesIO()
     frames[0].save(held, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
-    return found + in_any_picture(url(held.getvalue()), 413, "image_too_large")
+    return found + in_any_picture(data_url(held.getvalue()), 413, "image_too_large")
 
 
 def sound_cases() -> list[Bad]:
@@ -470,7 +465,7 @@ def damaged_cases() -> list[Bad]:
         held = io.BytesIO()
         Image.effect_noise((48, 40), 90).convert("RGB").save(held, kind)
         for data in damaged(held.getvalue(), range(14), 4):
-            source = url(data, f"image/{kind.lower()}")
+            source = data_url(data, f"image/{kind.lower()}")
             found.append(
                 Bad(QUERY, EITHER, "", {"json": {"image_url": source, "question": "what?"}})
             )
@@ -628,7 +623,7 @@ def test_odd_images_and_audio_are_answered(server: Served, tmp_path: Path) -> No
         Image.new(mode, (64, 40)).save(held, kind)
         pictures.append(held.getvalue())
     for data in pictures:
-        answer = server.client.post(CHAT, json=asking("what?", picture(url(data))))
+        answer = server.client.post(CHAT, json=asking("what?", picture(data_url(data))))
         assert answer.status_code == 200, answer.text
     for data in (
         wav([0] * 1600),

@@ -1,6 +1,5 @@
 """What clients get: OpenAI's own for completions and transcripts, plain HTTP for the rest."""
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import openai
 import pytest
-import soundfile
 from pydantic import BaseModel, Field
 
 from mmdiff.audio.audio_io import load_audio
+from tests.helpers.media import audio_file
 from tests.helpers.serving import SLOW, Served, asking, data_url
 
 COLOUR = "what color is the circle?"
@@ -258,12 +257,10 @@ def test_channels_of_a_call_are_transcribed_each_on_its_own(
     call_NC = np.zeros((max(map(len, spoken)), 2), np.float32)
     for channel, samples in enumerate(spoken):
         call_NC[: len(samples), channel] = samples
-    held = io.BytesIO()
-    soundfile.write(held, call_NC, 16_000, format="WAV")
     create = client.audio.transcriptions.create
     made = create(
         model="tiny",
-        file=("call.wav", held.getvalue()),
+        file=("call.wav", audio_file(call_NC)),
         response_format="verbose_json",
         extra_body={"channels": "separate"},
     )

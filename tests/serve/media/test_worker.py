@@ -1,29 +1,23 @@
 """What an image may be, to the last pixel, and what audio of several channels becomes; test_parts
 has the process around it."""
 
-import io
-
 import numpy as np
 import pytest
-import soundfile
 from PIL import Image
 
 from mmdiff.serve.errors import ApiError
 from mmdiff.serve.media.worker import decode_audio, decode_image
 from mmdiff.serve.options import MediaLimits
+from tests.helpers.media import audio_file, encoded
 
 
 def png(width: int, height: int) -> bytes:
-    held = io.BytesIO()
-    Image.new("RGB", (width, height)).save(held, "PNG")
-    return held.getvalue()
+    return encoded(Image.new("RGB", (width, height)))
 
 
 def webp(frames: int) -> bytes:
-    held = io.BytesIO()
     made = [Image.new("RGB", (8, 8), (2 * shade, 0, 0)) for shade in range(frames)]
-    made[0].save(held, "WEBP", save_all=True, append_images=made[1:], lossless=True)
-    return held.getvalue()
+    return encoded(made[0], "WEBP", save_all=True, append_images=made[1:], lossless=True)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +65,7 @@ def test_animations_may_have_so_many_frames() -> None:
 
 def wav(*channels: float) -> bytes:
     """A second of audio at 16 kHz, each channel of one value."""
-    held = io.BytesIO()
-    soundfile.write(held, np.tile(np.array(channels), (16_000, 1)), 16_000, format="WAV")
-    return held.getvalue()
+    return audio_file(np.tile(np.array(channels), (16_000, 1)))
 
 
 def test_channels_of_audio_are_mixed_or_kept_apart() -> None:
