@@ -7,6 +7,7 @@ as fast as trained ones per pass; how many tokens a pass commits is only told by
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import itertools
@@ -116,11 +117,13 @@ def bench(
     repeats: int,
     baselines: bool,
     diverging: bool = False,
+    bfloat16: bool = False,
 ) -> dict[str, Any]:
     """Every load measured, and beside them the obvious versions; also printed as a table.
 
     Args:
         diverging: also tell how far each cache is from computing everything.
+        bfloat16: also tell how much faster each load is in bfloat16 than in float32.
     """
     for load in loads if baselines else ():
         _check_plain(load.decoding)
@@ -130,6 +133,9 @@ def bench(
         rows.append({**_row(load), **measure(model, load, repeats, machine)})
         if diverging and load.decoding.cache != "none":
             rows[-1] |= divergence(model, load)
+    if bfloat16:
+        ratios = compare_dtypes(model, loads, repeats)
+        rows += [_row(load) | ratio for load, ratio in zip(loads, ratios, strict=True)]
     if baselines:
         for load in {tuple(_row(load).values()): load for load in loads}.values():
             rows += [{**_row(load), **row} for row in measure_baselines(model, load, repeats)]
@@ -171,6 +177,36 @@ def measure(
         "first_commit_ms": round(statistics.median(run["first_ms"] for run in runs), 2),
         "peak_mebibytes": round(peak_mebibytes(model.device)),
     }
+
+
+def compare_dtypes(
+    model: MMDiffModel, loads: Sequence[Load], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """How many times as fast a pass is in bfloat16 as in float32: median, least and most of
+    `rounds`.
+
+    The two take turns within a round, so that what else the machine does slows down both. Of seven
+    rounds, least and most are a 98 % interval of the median.
+    """
+    types = [torch.float32, torch.bfloat16]
+    models = {dtype: torch.nn.Module.to(copy.deepcopy(model), dtype) for dtype in types}
+    for load in track(loads, "bfloat16"):
+        for each in models.values():
+            _answer(each, _short(load), 0)
+        ratios = []
+        for number in range(rounds):
+            types.reverse()  # neither always goes first
+            per_pass = {}
+            for dtype in types:
+                run = _answer(models[dtype], load, number)
+                per_pass[dtype] = run["seconds"] / run["passes"]
+            ratios.append(per_pass[torch.float32] / per_pass[torch.bfloat16])
+        yield {
+            "how": f"bfloat16, cache {load.decoding.cache}",
+            "times_float32": round(statistics.median(ratios), 3),
+            "least": round(min(ratios), 3),
+            "most": round(max(ratios), 3),
+        }
 
 
 def divergence(model: MMDiffModel, load: Load) -> dict[str, float]:

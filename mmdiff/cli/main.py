@@ -598,6 +598,9 @@ def bench(
     divergence: Annotated[
         bool, typer.Option("--divergence", help="Also tell how far caches are from exact.")
     ] = False,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="Also time bfloat16 against float32, by turns.")
+    ] = False,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the layers; CUDA graphs on a GPU.")
     ] = False,
@@ -631,12 +634,11 @@ def bench(
     if setting or limit or plot:
         given = "--setting" if setting else "--limit" if limit else "--plot"
         raise _refuse(f"{given} is for --accuracy; add it, or leave {given} out")
-    import torch
 
     from mmdiff.config import DecodingConfig, from_dict
     from mmdiff.eval.speed import SIZES, Load, bench, compile_layers, picture_length, random_model
     from mmdiff.modeling.checkpoint import config_of
-    from mmdiff.modeling.device import choose_device
+    from mmdiff.modeling.device import choose_device, choose_dtype
     from mmdiff.modeling.hub import find_base
     from mmdiff.pipeline import load
 
@@ -673,7 +675,8 @@ def bench(
         ]
     except ValueError as error:
         raise _refuse(str(error)) from None
-    place, number_type = choose_device(device), getattr(torch, dtype)
+    place = choose_device(device)
+    number_type = choose_dtype(dtype, place)
     if model is not None and trained:
         measured = load(model, device=place, dtype=number_type).model
     else:
@@ -686,7 +689,7 @@ def bench(
     ]
     if compiled:
         compile_layers(measured)
-    report = bench(measured, loads, repeats, baselines, divergence)
+    report = bench(measured, loads, repeats, baselines, divergence, bfloat16)
     if out is not None:
         out.write_text(_json(report, indent=1) + "\n")
 
@@ -748,14 +751,15 @@ def info(
         str, typer.Argument(help="A preset, a shipped model, a folder or a hub name.")
     ] = "tiny",
 ) -> None:
-    """Say what a model is made of, without loading its weights."""
+    """Say what a model is made of, without loading its weights, and where it would run."""
     from mmdiff.config import PRESETS
     from mmdiff.modeling.checkpoint import config_of, describe
+    from mmdiff.modeling.device import describe_machine
     from mmdiff.modeling.hub import SHIPPED, find_base
 
     only_preset = model in PRESETS and not (SHIPPED / model / "config.json").is_file()
     stored = PRESETS[model] if only_preset else config_of(find_base(model, weights=False)[0])
-    typer.echo(_json(describe(stored), indent=1))
+    typer.echo(_json({**describe(stored), "machine": describe_machine()}, indent=1))
 
 
 def main() -> None:

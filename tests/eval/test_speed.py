@@ -82,6 +82,14 @@ def test_a_report(model: MMDiffModel, capsys: pytest.CaptureFixture[str]) -> Non
     assert report["date"][:4] in capsys.readouterr().out
 
 
+def test_bfloat16_is_timed_against_float32(model: MMDiffModel) -> None:
+    load = Load(10, 2, DecodingConfig(16, 8, 8, stop=False, cache="prefix"))
+    row = bench(model, [load], 3, baselines=False, bfloat16=True)["rows"][-1]
+    assert row["how"] == "bfloat16, cache prefix" and row["batch"] == 2
+    assert 0 < row["least"] <= row["times_float32"] <= row["most"]
+    assert model.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     "decoding",
     [
