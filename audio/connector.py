@@ -146,22 +146,20 @@ class QFormerAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(width, width) for _ in range(4)
-        )
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width)
 
     def forward(self, hidden_NQD: Tensor, states_NTD: Tensor, mask_N11T: Tensor | None) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for project, x in (
-                (self.q_proj, hidden_NQD),
-                (self.k_proj, states_NTD),
-                (self.v_proj, states_NTD),
-            )
-        )
-        return self.o_proj(
-            scaled_dot_product_attention(q, k, v, attn_mask=mask_N11T).transpose(1, 2).flatten(2)
-        )
+        q = self._heads(self.q_proj(hidden_NQD))
+        k = self._heads(self.k_proj(states_NTD))
+        v = self._heads(self.v_proj(states_NTD))
+        out_NHQK = scaled_dot_product_attention(q, k, v, attn_mask=mask_N11T)
+        return self.o_proj(out_NHQK.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 CONNECTORS = {"stack": StackConnector, "dual": DualAdapter}
