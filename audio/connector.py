@@ -39,8 +39,7 @@ class StackConnector(nn.Module):
         )
         stacked = features_NTD.reshape(len(features_NTD), -1, self.stack * features_NTD.shape[2])
         joined = self.layers(self.norm(stacked))
-        counts = [-(-count // self.stack) for count in valid_NT.sum(1).tolist()]
-        return [row[:count] for row, count in zip(joined, counts, strict=True)]
+        return _cut(joined, (valid_NT.sum(1) + self.stack - 1) // self.stack)
 
 
 class DualAdapter(nn.Module):
@@ -89,7 +88,7 @@ class SemanticAdapter(nn.Module):
         hidden_NDT = first((features_NTD[:, :length] * whole_NT[..., None]).transpose(1, 2))
         joined_NDT = second(activation(hidden_NDT) * whole_NT[:, None])
         embeds = self.layers(joined_NDT.transpose(1, 2))
-        return [row[:count] for row, count in zip(embeds, counts_N.tolist(), strict=True)]
+        return _cut(embeds, counts_N)
 
 
 class AcousticAdapter(nn.Module):
@@ -160,6 +159,11 @@ class QFormerAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _cut(embeds_NTE: Tensor, counts_N: Tensor) -> list[Tensor]:
+    """The first embeddings of each window, without those of its padding."""
+    return [row[:count] for row, count in zip(embeds_NTE, counts_N.tolist(), strict=True)]
 
 
 CONNECTORS = {"stack": StackConnector, "dual": DualAdapter}

@@ -66,7 +66,7 @@ def rope_theta(published: Mapping[str, Any]) -> float | None:
         rope = {"rope_type": value}
         if isinstance(value, Mapping):
             rope = dict(value)
-        kinds = [rope.pop(name, None) for name in ("rope_type", "type")]
+        kinds = (rope.pop("rope_type", None), rope.pop("type", None))
         theta = rope.pop("rope_theta", None)
         if rope.get("partial_rotary_factor") == 1:
             del rope["partial_rotary_factor"]
