@@ -1,4 +1,4 @@
-"""Decode any sound to 16 kHz mono: files, bytes, streams, arrays; or say in one sentence what is
+"""Decode any audio to 16 kHz mono: files, bytes, streams, arrays; or say in one sentence what is
 wrong.
 
 WAV, FLAC, OGG, MP3 and AIFF are read by libsndfile (soundfile); M4A, MP4, WebM, AAC, AMR, WMA, AVI,
@@ -54,20 +54,20 @@ AudioSource = str | os.PathLike[str] | bytes | BinaryIO | npt.NDArray[np.generic
 
 
 class AudioError(MMDiffError):
-    """A sound cannot be used; the message names it and says what to do."""
+    """Audio cannot be used; the message names it and says what to do."""
 
 
 class AudioTooLong(AudioError):
-    """A sound lasts longer than allowed."""
+    """Audio lasts longer than allowed."""
 
 
 class AudioTooLarge(AudioError):
-    """A sound takes more memory than allowed."""
+    """Audio takes more memory than allowed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one sound may cost; checked from the header and again while decoding, since headers
+    """What one file may cost; checked from the header and again while decoding, since headers
     lie."""
 
     seconds: float = 1800.0
@@ -77,7 +77,7 @@ class Limits:
 def load_audio(
     source: AudioSource, sample_rate: int | None = None, limits: Limits | None = None
 ) -> Samples:
-    """The sound as float32 samples at 16 kHz, (samples,), from -1 to 1 for integer formats.
+    """The audio as float32 samples at 16 kHz, (samples,), from -1 to 1 for integer formats.
 
     Args:
         source: a path, a data URL, the bytes of a file, a binary stream (read from its start where
@@ -89,7 +89,7 @@ def load_audio(
 
     Raises:
         AudioError: the source is missing, empty, damaged, too long, of an unusual rate, or no
-            sound.
+            audio.
     """
     limits = limits or Limits()
     if isinstance(source, np.ndarray) or not (
@@ -119,10 +119,9 @@ def load_channels(
         array = _array(source)
         if array.ndim != 2:
             return [load_audio(source, sample_rate, limits)]
-        rows = (
-            array if array.shape[0] <= MAX_CHANNELS < array.shape[1] else array.T
-        )  # as in _from_array
-        return [load_audio(np.ascontiguousarray(row), sample_rate, limits) for row in rows]
+        if not _channels_first(array):
+            array = array.T
+        return [load_audio(np.ascontiguousarray(row), sample_rate, limits) for row in array]
     if sample_rate is not None:
         return [load_audio(source, sample_rate, limits)]  # which says what is wrong with that
     found: list[Samples] = []
@@ -137,24 +136,24 @@ def load_channels(
 
 
 def resample(samples: Samples, rate: int, target: int = SAMPLE_RATE) -> Samples:
-    """One sound at another rate, by soxr's high quality."""
-    soxr = require_extra("soxr", "audio", "changing the rate of a sound")
-    return (
-        samples if rate == target else np.asarray(soxr.resample(samples, rate, target), np.float32)
-    )
+    """Audio at another rate, by soxr's high quality."""
+    soxr = require_extra("soxr", "audio", "changing the rate of audio")
+    if rate == target:
+        return samples
+    return np.asarray(soxr.resample(samples, rate, target), np.float32)
 
 
 @contextmanager
 def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
     if isinstance(source, bytes | bytearray | memoryview):
-        yield io.BytesIO(source), "the sound"
+        yield io.BytesIO(source), "the audio"
     elif isinstance(source, str) and is_data_url(source):
-        yield io.BytesIO(decode_data_url(source, AudioError)), "the sound"
+        yield io.BytesIO(decode_data_url(source, AudioError)), "the audio"
     elif isinstance(source, str | os.PathLike):
-        with open_file(str(source), "sound", AudioError) as file:
+        with open_file(str(source), "audio", AudioError) as file:
             yield file, shorten(str(source))
     else:
-        name = str(getattr(source, "name", "the sound"))
+        name = str(getattr(source, "name", "the audio"))
         yield read_stream(source, name, AudioError), name
 
 
@@ -190,21 +189,21 @@ def container_of(start: bytes) -> str | None:
 def _with_length(file: BinaryIO, start: bytes) -> BinaryIO:
     """A WAV whose header says 0 bytes of samples, as one written to a pipe does, with all that
     follows as samples."""
-    place = start.find(b"data", 12)
-    if start[:4] != b"RIFF" or place < 0 or start[place + 4 : place + 8] != bytes(4):
+    found = start.find(b"data", 12)
+    if start[:4] != b"RIFF" or found < 0 or start[found + 4 : found + 8] != bytes(4):
         return file
-    behind = file.seek(0, os.SEEK_END) - place - 8
+    behind = file.seek(0, os.SEEK_END) - found - 8
     file.seek(0)
-    next_chunk = int.from_bytes(start[place + 12 : place + 16], "little") + 8
+    next_chunk = int.from_bytes(start[found + 12 : found + 16], "little") + 8
     if behind == 0 or next_chunk == behind:  # truly empty, perhaps with a list of tags behind
         return file
     content = bytearray(file.read())
-    content[place + 4 : place + 8] = behind.to_bytes(4, "little")
+    content[found + 4 : found + 8] = behind.to_bytes(4, "little")
     return io.BytesIO(content)
 
 
 def _through_soundfile(file: BinaryIO, name: str, limits: Limits) -> tuple[Blocks, int, int]:
-    soundfile = require_extra("soundfile", "audio", "reading sound")
+    soundfile = require_extra("soundfile", "audio", "reading audio")
 
     try:
         opened = soundfile.SoundFile(file)
@@ -249,10 +248,10 @@ def _through_av(
         stream = opened.streams.audio[0]
         rate, channels = int(stream.codec_context.sample_rate), int(stream.codec_context.channels)
     except IndexError as error:
-        raise AudioError(f"{name} holds no sound: give a file with an audio track") from error
+        raise AudioError(f"{name} holds no audio: give a file with an audio track") from error
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(
-            f"{name} is no {container} sound that can be read ({_first_line(error)}): {USE}"
+            f"{name} is not {container} audio that can be read ({_first_line(error)}): {USE}"
         ) from error
     _check_kind(rate, channels, name)
     if opened.duration:
@@ -276,12 +275,12 @@ def _through_av(
 
 
 def _mono_16_khz(blocks: Blocks, rate: float, channels: int, name: str, limits: Limits) -> Samples:
-    soxr = require_extra("soxr", "audio", "changing the rate of a sound")
-    stream = (
-        soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
-    )
-    mix = _Mix(channels)
-    done, parts = 0, []
+    soxr = require_extra("soxr", "audio", "changing the rate of audio")
+    stream = None
+    if rate != SAMPLE_RATE:
+        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+    mix, done = _Mix(channels), 0
+    parts = [np.zeros(0, np.float32)]
     for block in blocks:
         done += len(block)
         _check_length(done, rate, name, limits)
@@ -292,16 +291,15 @@ def _mono_16_khz(blocks: Blocks, rate: float, channels: int, name: str, limits: 
         if (most := float(np.abs(block).max(initial=0))) > LARGEST:
             raise AudioError(
                 f"{name} holds values up to {most:,.0f}, but floats go from -1 to 1: divide them "
-                "by their full scale, "
-                "which is 32,768 for 16-bit values"
+                "by their full scale, which is 32,768 for 16-bit values"
             )
         mono = mix(block)
         parts.append(stream.resample_chunk(mono) if stream else mono)
     if stream is not None:
         parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    samples = np.concatenate(parts)
     if not len(samples):
-        raise AudioError(f"{name} has no samples: give a sound of at least a few milliseconds")
+        raise AudioError(f"{name} has no samples: give audio of at least a few milliseconds")
     return np.asarray(samples, np.float32)
 
 
@@ -338,9 +336,11 @@ def _from_array(source: object, rate: object, limits: Limits) -> Samples:
         raise AudioError(
             f"sample_rate={shorten(repr(rate))} is not a number: give it in Hz, such as 16000"
         )
-    if array.ndim == 2 and array.shape[0] <= MAX_CHANNELS < array.shape[1]:
-        array = array.T  # (channels, samples), as torchaudio has it
-    by_channel = array if array.ndim == 2 else array[:, None]
+    by_channel = array
+    if array.ndim == 1:
+        by_channel = array[:, None]
+    elif _channels_first(array):
+        by_channel = array.T
     hertz, channels = float(rate), by_channel.shape[1]
     _check_kind(hertz, channels, name)
     _check_length(len(by_channel), hertz, name, limits)
@@ -389,10 +389,19 @@ def _scaled_blocks(array: npt.NDArray[np.generic]) -> Blocks:
     """Floats as they are, integers of any width from -1 to 1 (unsigned ones are centred, as in
     8-bit WAV)."""
     kind, step = array.dtype.kind, max(1, BLOCK_VALUES // array.shape[1])
-    half = float(1 << (8 * array.dtype.itemsize - 1)) if kind in "ui" else 1.0
+    half, middle = 1.0, 0.0
+    if kind in "ui":
+        half = float(1 << (8 * array.dtype.itemsize - 1))
+    if kind == "u":
+        middle = half
     for start in range(0, len(array), step):
-        block = array[start : start + step].astype(np.float64) - (half if kind == "u" else 0.0)
+        block = array[start : start + step].astype(np.float64) - middle
         yield (block / half).astype(np.float32)
+
+
+def _channels_first(array: npt.NDArray[np.generic]) -> bool:
+    """Whether a table is (channels, samples), as torchaudio has it, rather than the other way."""
+    return array.shape[0] <= MAX_CHANNELS < array.shape[1]
 
 
 def _check_kind(rate: float, channels: int, name: str) -> None:

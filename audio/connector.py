@@ -39,8 +39,7 @@ class StackConnector(nn.Module):
         )
         stacked = features_NTD.reshape(len(features_NTD), -1, self.stack * features_NTD.shape[2])
         joined = self.layers(self.norm(stacked))
-        counts = [-(-count // self.stack) for count in valid_NT.sum(1).tolist()]
-        return [row[:count] for row, count in zip(joined, counts, strict=True)]
+        return _cut(joined, (valid_NT.sum(1) + self.stack - 1) // self.stack)
 
 
 class DualAdapter(nn.Module):
@@ -89,7 +88,7 @@ class SemanticAdapter(nn.Module):
         hidden_NDT = first((features_NTD[:, :length] * whole_NT[..., None]).transpose(1, 2))
         joined_NDT = second(activation(hidden_NDT) * whole_NT[:, None])
         embeds = self.layers(joined_NDT.transpose(1, 2))
-        return [row[:count] for row, count in zip(embeds, counts_N.tolist(), strict=True)]
+        return _cut(embeds, counts_N)
 
 
 class AcousticAdapter(nn.Module):
@@ -146,22 +145,25 @@ class QFormerAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(width, width) for _ in range(4)
-        )
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width)
 
     def forward(self, hidden_NQD: Tensor, states_NTD: Tensor, mask_N11T: Tensor | None) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for project, x in (
-                (self.q_proj, hidden_NQD),
-                (self.k_proj, states_NTD),
-                (self.v_proj, states_NTD),
-            )
-        )
-        return self.o_proj(
-            scaled_dot_product_attention(q, k, v, attn_mask=mask_N11T).transpose(1, 2).flatten(2)
-        )
+        q = self._heads(self.q_proj(hidden_NQD))
+        k = self._heads(self.k_proj(states_NTD))
+        v = self._heads(self.v_proj(states_NTD))
+        out_NHQK = scaled_dot_product_attention(q, k, v, attn_mask=mask_N11T)
+        return self.o_proj(out_NHQK.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _cut(embeds_NTE: Tensor, counts_N: Tensor) -> list[Tensor]:
+    """The first embeddings of each window, without those of its padding."""
+    return [row[:count] for row, count in zip(embeds_NTE, counts_N.tolist(), strict=True)]
 
 
 CONNECTORS = {"stack": StackConnector, "dual": DualAdapter}

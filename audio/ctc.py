@@ -29,16 +29,16 @@ def timed_path(logits_TV: Tensor, blank: int) -> list[TimedToken]:
     best = logits_TV.float().softmax(-1).max(-1)
     found: list[TimedToken] = []
     last = blank
-    for place, (token, probability) in enumerate(
+    for position, (token, probability) in enumerate(
         zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ):
         if token == last and token != blank:
             before = found[-1]
             found[-1] = before._replace(
-                end=place + 1, probability=max(before.probability, probability)
+                end=position + 1, probability=max(before.probability, probability)
             )
         elif token != blank:
-            found.append(TimedToken(token, place, place + 1, probability))
+            found.append(TimedToken(token, position, position + 1, probability))
         last = token
     return found
 
@@ -60,9 +60,11 @@ def timed_words(
         groups[-1].append(token)
     words = []
     for number, group in enumerate(groups):
-        # CTC's peaks are short and early: a word lasts an embedding longer where there is room.
-        room = groups[number + 1][0].start if number + 1 < len(groups) else group[-1].end
-        end = max(min(group[-1].end + 1, room), group[0].start + 1)
+        # CTC's peaks are short and early: a word lasts an embedding longer, up to the next one.
+        end = group[-1].end
+        if number + 1 < len(groups):
+            end = min(end + 1, groups[number + 1][0].start)
+        end = max(end, group[0].start + 1)
         text = decode([token.id for token in group]).strip()
         least = min(token.probability for token in group)
         words.append(Word(start + seconds * group[0].start, start + seconds * end, text, least))

@@ -20,7 +20,7 @@ QUIETEST = (
 )  # of the louder parts: what is below it is noise of the converter, and is raised no further
 FRAME = 512  # samples over which a level is measured
 LOUDER_PARTS = 90.0  # percentile of the frames' levels: neither pauses nor a click decide it
-REACH = 2 * SAMPLE_RATE // FRAME  # frames on both sides that decide the level at a place
+REACH = 2 * SAMPLE_RATE // FRAME  # frames on both sides that decide the level at a frame
 
 
 def level(samples: Samples) -> Samples:

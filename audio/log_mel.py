@@ -1,8 +1,8 @@
-"""Log-mel spectrograms as Whisper takes them, of sounds at their own length, and their windows of
+"""Log-mel spectrograms as Whisper takes them, of audio at its own length, and their windows of
 at most 30 s.
 
 Source: openai/whisper, `whisper/audio.py`. Frames are those that `transformers`'
-WhisperFeatureExtractor gives for the sound padded with silence; only those behind its end are left
+WhisperFeatureExtractor gives for the audio padded with silence; only those behind its end are left
 out.
 
 Shapes: M mels, F frames, N windows, L samples.
@@ -25,7 +25,7 @@ DYNAMIC_RANGE = 8.0  # decades below the loudest value that are kept
 
 
 def log_mel_spectrogram(samples: Samples, num_mels: int) -> Tensor:
-    """The log-mel spectrogram (M, F) of a sound at 16 kHz, one frame for each 10 ms begun."""
+    """The log-mel spectrogram (M, F) of audio at 16 kHz, one frame for each 10 ms begun."""
     num_frames = count_frames(len(samples))
     signal_L = torch.nn.functional.pad(
         torch.from_numpy(samples), (0, num_frames * HOP + N_FFT - len(samples))
@@ -42,7 +42,7 @@ def count_frames(num_samples: int) -> int:
 
 
 def split_windows(samples: Samples) -> list[Samples]:
-    """A sound in pieces of at most 30 s; nothing is cut off."""
+    """Audio in pieces of at most 30 s; nothing is cut off."""
     step = WINDOW_SECONDS * SAMPLE_RATE
     return [samples[start : start + step] for start in range(0, len(samples), step)]
 

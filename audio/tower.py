@@ -1,8 +1,8 @@
-"""Whisper's encoder (arXiv 2212.04356) for sounds of any length up to 30 s, each row of a batch as
-if it were alone.
+"""Whisper's encoder (arXiv 2212.04356) for audio of any length up to 30 s, each window of a batch
+as if it were alone.
 
 The layers are those of `transformers`. Published weights are taught on windows padded to 30 s; here
-a sound is encoded at its own length, with the first of the positions, and what pads a batch is
+audio is encoded at its own length, with the first of the positions, and what pads a batch is
 never looked at.
 
 Shapes: N windows, M mels, F frames of 10 ms, T encoder frames of 20 ms, D width.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from mmdiff import torchvision_fix
 from mmdiff.config import AudioConfig
 from mmdiff.errors import CheckpointError
 
@@ -27,6 +28,7 @@ class WhisperTower(nn.Module):
     `transformers.WhisperModel.encoder`."""
 
     def __init__(self, config: AudioConfig) -> None:
+        torchvision_fix.declare_operators()  # which transformers imports
         from transformers import WhisperConfig
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -64,19 +66,16 @@ class WhisperTower(nn.Module):
         valid_NT = real_NF[:, ::2]
         _, length, width = states_NTD.shape
         states_NTD = states_NTD + sinusoids(length, width, mels_NMF.device).to(states_NTD.dtype)
-        mask_N11T = (
-            None
-            if bool(valid_NT.all())
-            else valid_NT[:, None, None].expand(-1, 1, valid_NT.shape[1], -1)
-        )
+        mask_N11T = None
+        if not bool(valid_NT.all()):
+            mask_N11T = valid_NT[:, None, None].expand(-1, 1, valid_NT.shape[1], -1)
         kept = []
         for number, layer in enumerate(self.layers):
             if number in self.config.taps:
                 kept.append(states_NTD)
-            output = layer(states_NTD, mask_N11T)
-            states_NTD = (
-                output[0] if isinstance(output, tuple) else output
-            )  # a pair before transformers 5.4
+            states_NTD = layer(states_NTD, mask_N11T)
+            if isinstance(states_NTD, tuple):  # before transformers 5.4
+                states_NTD = states_NTD[0]
         return [*kept, self.layer_norm(states_NTD)], valid_NT
 
 
@@ -85,7 +84,7 @@ def _check(mels_NMF: Tensor, config: AudioConfig) -> None:
         raise ValueError(
             f"spectrograms of shape {tuple(mels_NMF.shape)} do not fit: this encoder takes "
             "(windows, "
-            f"{config.num_mels}, at most {2 * config.max_positions} frames); cut sounds with "
+            f"{config.num_mels}, at most {2 * config.max_positions} frames); cut audio with "
             "split_windows"
         )
 

@@ -56,7 +56,7 @@ def detect_speech(
         threshold: the gate's probability of speech, 0 to 1.
         min_silence: seconds of silence that end a segment; longer speech is cut at its longest
             pause.
-        padding: seconds that are kept around a segment, as far as its neighbours leave room.
+        padding: seconds that are kept around a segment, as far as its neighbours allow.
     """
     silero_vad, model, lock = _gate()
     with lock, torch.inference_mode():
@@ -73,12 +73,14 @@ def detect_speech(
             if progress is None
             else lambda percent: progress(percent / 100),
         )
-    spans = [Span(int(speech["start"]), int(speech["end"])) for speech in found]
-    return [part for span in spans for part in _cut(samples, span, max_seconds)]
+    parts = []
+    for speech in found:
+        parts += _cut(samples, Span(int(speech["start"]), int(speech["end"])), max_seconds)
+    return parts
 
 
 def quiet_segments(samples: Samples, max_seconds: float = WINDOW_SECONDS) -> list[Span]:
-    """The whole sound in segments of at most `max_seconds`, cut where it is quietest near their
+    """The whole audio in segments of at most `max_seconds`, cut where it is quietest near their
     ends."""
     return _cut(samples, Span(0, len(samples)), max_seconds)
 

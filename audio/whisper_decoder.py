@@ -155,7 +155,7 @@ class SpeechRecognizer:
             ):
                 words = list(_placed(found.words or (), window))
                 whole = next(
-                    (place for place, word in enumerate(words) if _hides_words(word, window)),
+                    (number for number, word in enumerate(words) if _hides_words(word, window)),
                     len(words),
                 )
                 yield from ((segment, spoken) for segment in self._segments(found, words, whole))
@@ -174,7 +174,7 @@ class SpeechRecognizer:
     ) -> Iterator[tuple[Any, str]]:
         """faster-whisper's segments in a window, whose times count from its start."""
         part = level(samples[window[0].start : window[-1].end])
-        room = min(
+        limit = min(
             MOST_TOKENS, 16 + int(TOKENS_PER_SECOND * min(len(part) / SAMPLE_RATE, WINDOW_SECONDS))
         )
         with self._lock:
@@ -188,7 +188,7 @@ class SpeechRecognizer:
                 log_prob_threshold=LEAST_LOGPROB,
                 condition_on_previous_text=False,
                 word_timestamps=True,
-                max_new_tokens=room,
+                max_new_tokens=limit,
             )
         found = iter(found)
         while (each := self._next(found)) is not None:
@@ -206,16 +206,11 @@ class SpeechRecognizer:
         its words."""
         for _, same in groupby(words[:whole], lambda each: each.stretch):
             group = list(same)
-            kept, text = (
-                tuple(each.word for each in group),
-                "".join(each.raw for each in group).strip(),
-            )
-            encode = self.engine.hf_tokenizer.encode
-            ids = (
-                found.tokens
-                if len(group) == len(words)
-                else encode(f" {text}", add_special_tokens=False).ids
-            )
+            kept = tuple(each.word for each in group)
+            text = "".join(each.raw for each in group).strip()
+            ids = found.tokens
+            if len(group) < len(words):
+                ids = self.engine.hf_tokenizer.encode(f" {text}", add_special_tokens=False).ids
             confidence = words_confidence(kept) * (1 - float(found.no_speech_prob))
             if text:
                 yield Segment(
@@ -245,10 +240,11 @@ def _placed(words: Sequence[Any], window: Window) -> Iterator[PlacedWord]:
         start = max(origin + float(each.start), earliest)
         end = max(origin + float(each.end), start)
         shared = [min(end, last) - max(start, first) for first, last in stretches]
-        best = max(
-            range(len(stretches)), key=shared.__getitem__
-        )  # the nearest where none is shared
-        number = best if number is None else max(number, best) if shared[best] > 0 else number
+        best = shared.index(max(shared))  # the nearest where none is shared
+        if number is None:
+            number = best
+        elif shared[best] > 0:
+            number = max(number, best)
         first, last = stretches[number]
         start, earliest = min(max(start, first), last), min(max(end, first), last)
         yield PlacedWord(
@@ -283,10 +279,13 @@ def load_recognizer(
     Raises:
         CheckpointError: nothing is known by that name, or it is damaged or not a Whisper model.
     """
-    folder = default_folder() if name is None else find_folder(name)
+    shown = DEFAULT_NAME
+    if name is None:
+        folder = default_folder()
+    else:
+        folder, shown = find_folder(name), str(name)
     layout = checkpoint_layout(folder)
     require_extra("faster_whisper", "audio", "recognising speech")
-    shown = DEFAULT_NAME if name is None else str(name)
     if layout == "ctranslate2":
         return SpeechRecognizer(_engine(folder, device, threads), shown, folder / "model.bin")
     with tempfile.TemporaryDirectory(prefix="mmdiff-whisper-") as made:
@@ -396,14 +395,15 @@ def _engine(folder: Path, device: str | torch.device | None, threads: int) -> An
     import ctranslate2
     from faster_whisper import WhisperModel
 
-    place = torch.device(device or "cpu")
-    on_gpu = place.type == "cuda" and ctranslate2.get_cuda_device_count() > 0
+    chosen = torch.device(device or "cpu")
+    on_gpu = chosen.type == "cuda" and ctranslate2.get_cuda_device_count() > 0
+    where: dict[str, Any] = {"device": "cpu", "compute_type": "int8"}
+    if on_gpu:
+        where = {"device": "cuda", "compute_type": "float16", "device_index": chosen.index or 0}
     try:
         return WhisperModel(
             str(folder),
-            device="cuda" if on_gpu else "cpu",
-            device_index=(place.index or 0) if on_gpu else 0,
-            compute_type="float16" if on_gpu else "int8",
+            **where,
             cpu_threads=threads or torch.get_num_threads(),
         )
     # CTranslate2 raises RuntimeError and ValueError for damaged files, tokenizers others

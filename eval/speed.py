@@ -7,6 +7,7 @@ as fast as trained ones per pass; how many tokens a pass commits is only told by
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import itertools
@@ -115,11 +116,13 @@ def bench(
     repeats: int,
     baselines: bool,
     diverging: bool = False,
+    bfloat16: bool = False,
 ) -> dict[str, Any]:
     """Every load measured, and beside them the obvious versions; also printed as a table.
 
     Args:
         diverging: also tell how far each cache is from computing everything.
+        bfloat16: also tell how much faster each load is in bfloat16 than in float32.
     """
     if baselines:
         for load in loads:
@@ -130,9 +133,15 @@ def bench(
         rows.append({**_row(load), **measure(model, load, repeats, machine)})
         if diverging and load.decoding.cache != "none":
             rows[-1] |= divergence(model, load)
+    if bfloat16:
+        ratios = compare_dtypes(model, loads, repeats)
+        rows += [_row(load) | ratio for load, ratio in zip(loads, ratios, strict=True)]
     if baselines:
-        for load in {tuple(_row(load).values()): load for load in loads}.values():
-            rows += [{**_row(load), **row} for row in measure_baselines(model, load, repeats)]
+        alike: dict[str, list[Load]] = {}
+        for load in loads:
+            alike.setdefault(str(_row(load)), []).append(load)
+        for group in alike.values():
+            rows += [_row(group[0]) | row for row in measure_baselines(model, group, repeats)]
     report = {
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
@@ -174,6 +183,30 @@ def measure(
     }
 
 
+def compare_dtypes(
+    model: MMDiffModel, loads: Sequence[Load], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """How many times as fast a pass is in bfloat16 as in float32: median, least and most of
+    `rounds`.
+
+    The two take turns within a round, so that what else the machine does slows down both.
+    """
+    types = [torch.float32, torch.bfloat16]
+    models = {dtype: torch.nn.Module.to(copy.deepcopy(model), dtype) for dtype in types}
+    for load in track(loads, "bfloat16"):
+        for each in models.values():
+            _answer(each, _short(load), 0)
+        ratios = []
+        for number in range(rounds):
+            types.reverse()  # neither always goes first
+            per_pass = {}
+            for dtype in types:
+                run = _answer(models[dtype], load, number)
+                per_pass[dtype] = run["seconds"][0] / run["passes"][0]
+            ratios.append(per_pass[torch.float32] / per_pass[torch.bfloat16])
+        yield _ratios(f"bfloat16, cache {load.decoding.cache}", "float32", ratios)
+
+
 def divergence(model: MMDiffModel, load: Load) -> dict[str, float]:
     """How far a cache is from computing everything: in logits on its own way, and in the ids at its
     end.
@@ -202,8 +235,22 @@ def divergence(model: MMDiffModel, load: Load) -> dict[str, float]:
     return {"logits_off": round(statistics.mean(off), 4), "ids_equal": round(same, 4)}
 
 
-def measure_baselines(model: MMDiffModel, load: Load, repeats: int) -> Iterator[dict[str, Any]]:
-    """The obvious loops, for fixed quotas and without an early end: the same number of passes."""
+COUNTERPARTS = {"none": "llada_loop", "block": "joining block", "dual": "joining dual"}
+
+
+def measure_baselines(
+    model: MMDiffModel, loads: Sequence[Load], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """The obvious loops, for fixed quotas and without an early end, and how many times as fast ours
+    are: median, least and most of `rounds`.
+
+    Args:
+        loads: alike but for their caches.
+
+    All take turns within a round, after one that is not counted, so that what else the machine does
+    slows down all of them. The number of passes is the same.
+    """
+    load = loads[0]
     decoding, mask = load.decoding, model.model_config.tokens.mask
     lengths = (decoding.gen_length, decoding.block_length, decoding.steps, mask)
     ways: dict[str, Callable[[Tensor], Tensor]] = {
@@ -211,20 +258,38 @@ def measure_baselines(model: MMDiffModel, load: Load, repeats: int) -> Iterator[
         "joining block": lambda ids: joining_caches(model.backbone, ids, *lengths, dual=False),
         "joining dual": lambda ids: joining_caches(model.backbone, ids, *lengths, dual=True),
     }
-    for name, way in track(ways.items(), "the obvious versions"):
-        seconds = []
-        for seed in range(repeats):
-            prompt, started = random_prompt(model, load, seed), time.perf_counter()
+    ours = {each.decoding.cache or "none": each for each in loads}
+    seconds: dict[str, list[float]] = {name: [] for name in (*ways, *ours)}
+    for seed in track(range(-1, rounds), "the obvious versions"):
+        prompt = random_prompt(model, load, max(seed, 0))
+        for name, way in ways.items():
+            started = time.perf_counter()
             way(prompt)
             _wait(model.device)
-            seconds.append(time.perf_counter() - started)
-        middle = statistics.median(seconds)
+            seconds[name].append(time.perf_counter() - started)
+        for cache, each in ours.items():
+            seconds[cache] += _answer(model, each, max(seed, 0))["seconds"]
+    for name in ways:
+        middle = statistics.median(seconds[name][1:])
         yield {
             "how": name,
             "passes": decoding.steps,
             "seconds": round(middle, 4),
             "ms_per_pass": round(1000 * middle / decoding.steps, 3),
         }
+    for cache in filter(ours.__contains__, COUNTERPARTS):
+        pairs = zip(seconds[COUNTERPARTS[cache]], seconds[cache], strict=True)
+        yield _ratios(f"cache {cache}", COUNTERPARTS[cache], [a / b for a, b in list(pairs)[1:]])
+
+
+def _ratios(how: str, other: str, ratios: Sequence[float]) -> dict[str, Any]:
+    """Median, least and most; of seven, the latter are a 98 % interval of the median."""
+    return {
+        "how": f"{how} against {other}",
+        "times_as_fast": round(statistics.median(ratios), 3),
+        "least": round(min(ratios), 3),
+        "most": round(max(ratios), 3),
+    }
 
 
 def random_prompt(model: MMDiffModel, load: Load, seed: int) -> Tensor:

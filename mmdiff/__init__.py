@@ -7,7 +7,6 @@ this package is cheap: PyTorch and its relatives come with the first use of `loa
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mmdiff import torchvision_fix
 from mmdiff.modeling import auto_classes
 
 if TYPE_CHECKING:
@@ -38,8 +37,6 @@ __all__ = [
     "__version__",
     "load",
 ]
-
-torchvision_fix.install()  # before anything can import torchvision; does nothing until then
 
 
 def __getattr__(name: str) -> Any:

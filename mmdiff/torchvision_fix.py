@@ -2,57 +2,37 @@
 
 The package index serves one torchvision build a platform. Next to a CPU-only torch it stops at
 import, because two operators that its Python code describes are missing from its compiled part;
-declaring their schemas is enough for everything mmdiff's towers use. Inert where torch has CUDA or
-ROCm, and where torchvision is never imported.
+declaring their schemas is enough for everything mmdiff's towers use. Called before libraries that
+import torchvision: transformers, timm, open_clip. Does nothing where torch has CUDA or ROCm.
 """
 
 from __future__ import annotations
 
-import importlib.machinery
+import importlib.util
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _kept: list[object] = []  # a library's declarations end with the object
 
 
-class _Finder:
-    """Finds nothing; declares the operators the moment torchvision is first asked for.
-
-    A meta path finder, but not by name: the import of `importlib.abc` would take longer than that
-    of this package.
-    """
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname == "torchvision":
-            sys.meta_path.remove(self)
-            spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-            if (
-                spec is not None
-                and spec.origin is not None
-                and _mismatched(Path(spec.origin).parent / "version.py")
-            ):
-                _declare()
-        return None
-
-
-def install() -> None:
-    """Watch for the first import of torchvision; costs nothing until then."""
-    if "torchvision" not in sys.modules and not any(
-        isinstance(finder, _Finder) for finder in sys.meta_path
-    ):
-        sys.meta_path.insert(0, _Finder())
+def declare_operators() -> None:
+    """Declare what torchvision lacks, once, where it is installed and does not fit torch."""
+    if _kept or "torchvision" in sys.modules:
+        return
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return
+    if _mismatched(Path(spec.origin).parent / "version.py"):
+        _declare()
 
 
 def _mismatched(version_file: Path) -> bool:
+    if not version_file.exists() or "+cu" not in version_file.read_text():
+        return False
     import torch
 
-    cpu_only = torch.version.cuda is None and torch.version.hip is None
-    return cpu_only and version_file.exists() and "+cu" in version_file.read_text()
+    return torch.version.cuda is None and torch.version.hip is None
 
 
 def _declare() -> None:

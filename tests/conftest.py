@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import mmdiff  # noqa: F401  (first: it lets torchvision import beside a CPU-only torch)
+from mmdiff import torchvision_fix
 from tests.helpers import programs
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Before anything imports PyTorch: two test workers share two cores, and no test may fetch a model.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+torchvision_fix.declare_operators()  # before tests import what imports torchvision
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

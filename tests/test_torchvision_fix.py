@@ -16,26 +16,35 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_torchvision_imports() -> None:
-    assert (
-        run(
-            "import mmdiff, torchvision, torchvision.transforms.v2, torch\n"
-            "print(torchvision.__name__, hasattr(torch.ops.torchvision, 'nms'))"
-        )
-        == "torchvision True"
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from mmdiff import torchvision_fix\ntorchvision_fix.declare_operators()",
+        "from transformers import AutoProcessor",
+        "from mmdiff.modeling import multimodal",
+        "from mmdiff.vision.tower import BUILDERS\nfrom mmdiff.config import PRESETS\n"
+        "import dataclasses\nBUILDERS['timm'](dataclasses.replace(PRESETS['tiny'].vision))",
+        "from mmdiff.audio.tower import WhisperTower\nfrom mmdiff.config import PRESETS\n"
+        "WhisperTower(PRESETS['tiny'].audio)",
+    ],
+)
+def test_torchvision_imports(first: str) -> None:
+    checked = (
+        "import torchvision.transforms.v2, torch\nprint(hasattr(torch.ops.torchvision, 'nms'))"
     )
+    assert run(f"import mmdiff\n{first}\n{checked}") == "True"
 
 
-def test_nothing_happens_until_then() -> None:
-    assert (
-        run(
-            "from mmdiff import torchvision_fix\n"
-            "import sys\n"
-            "torchvision_fix.install(); torchvision_fix.install()\n"
-            "print(sum(isinstance(f, torchvision_fix._Finder) for f in sys.meta_path), 'torch' in sys.modules)"
-        )
-        == "1 False"
+def test_nothing_is_hooked_and_nothing_heavy_imported() -> None:
+    """mmdiff's one finder waits for transformers' Auto classes; torchvision is not waited for."""
+    code = (
+        "import sys\n"
+        "before = list(sys.meta_path)\n"
+        "import mmdiff\n"
+        "new = [type(f).__module__ for f in sys.meta_path if f not in before]\n"
+        "print(new, {'torch', 'torchvision'} & sys.modules.keys())"
     )
+    assert run(code) == "['mmdiff.modeling.auto_classes'] set()"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Pictures -> features: open, cut into views, encode, connect."""
+"""Images -> features: open, cut into views, encode, connect."""
 
 if __name__ != "mmdiff.vision":
-    raise ImportError(f"import mmdiff.vision, not {__name__}: the rooms of mmdiff share one name")
+    raise ImportError(
+        f"import mmdiff.vision, not {__name__}: the packages of mmdiff share one name"
+    )

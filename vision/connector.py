@@ -22,9 +22,9 @@ def build_connector(in_features: int, out_features: int, norm: bool = False) -> 
     the tower's last norm, and a connector learned from scratch would otherwise pass their large
     common part on.
     """
-    layers: OrderedDict[str, nn.Module] = (
-        OrderedDict(norm=nn.LayerNorm(in_features)) if norm else OrderedDict()
-    )
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if norm:
+        layers["norm"] = nn.LayerNorm(in_features)
     layers["0"] = nn.Linear(in_features, out_features)
     layers["1"] = nn.GELU()
     layers["2"] = nn.Linear(out_features, out_features)

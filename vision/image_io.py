@@ -1,4 +1,4 @@
-"""Open any picture as RGB: files, bytes, streams, Pillow pictures, arrays; or say in one sentence
+"""Open any image as RGB: files, bytes, streams, Pillow images, arrays; or say in one sentence
 what is wrong.
 
 Orientation from EXIF is applied, transparency is laid on white, greys of 10 to 32 bits are scaled
@@ -66,41 +66,39 @@ ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDAr
 
 
 class ImageError(MMDiffError):
-    """A picture cannot be used; the message names it and says what to do."""
+    """An image cannot be used; the message names it and says what to do."""
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An upright RGB picture, independent of its source.
+    """An upright RGB image, independent of its source.
 
     Args:
         source: a path, a data URL, the bytes of a file, a binary stream (read from its start where
-            it can seek, left open), a Pillow picture, or an array (H, W), (H, W, 1), (H, W, 2), (H,
+            it can seek, left open), a Pillow image, or an array (H, W), (H, W, 1), (H, W, 2), (H,
             W, 3) or (H, W, 4): grey, grey and alpha, RGB or RGBA; bool, integers from 0 to 255
             (uint16: of 10, 12 or 16 bits too) or floats from 0 to 1.
         max_pixels: width times height at most; checked from the header, before anything is decoded.
 
     Raises:
-        ImageError: the source is missing, empty, damaged, too large or no picture.
+        ImageError: the source is missing, empty, damaged, too large or not an image.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, f"the Pillow picture of mode {source.mode}", max_pixels)
+        return _to_rgb(source, f"the Pillow image of mode {source.mode}", max_pixels)
     if isinstance(source, str) and is_data_url(source):
-        return _from_file(
-            io.BytesIO(decode_data_url(source, ImageError)), "the picture", max_pixels
-        )
+        return _from_file(io.BytesIO(decode_data_url(source, ImageError)), "the image", max_pixels)
     if isinstance(source, str | os.PathLike):
-        with open_file(str(source), "picture", ImageError) as file:
+        with open_file(str(source), "image", ImageError) as file:
             return _from_file(file, shorten(str(source)), max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _from_file(io.BytesIO(source), "the picture", max_pixels)
+        return _from_file(io.BytesIO(source), "the image", max_pixels)
     if not callable(getattr(source, "read", None)):
         raise ImageError(
-            f"a {type(source).__name__} is no picture: give a path, bytes, a Pillow picture or "
+            f"a {type(source).__name__} is not an image: give a path, bytes, a Pillow image or "
             "an array"
         )
-    name = str(getattr(source, "name", "the picture"))
+    name = str(getattr(source, "name", "the image"))
     return _from_file(read_stream(source, name, ImageError), name, max_pixels)
 
 
@@ -125,11 +123,11 @@ def png_without_text(content: bytes) -> bytes:
 
 def _chunks(content: bytes) -> Iterator[bytes]:
     """Those of a PNG, with their lengths and checksums."""
-    place = len(PNG_MARK)
-    while place < len(content):
-        end = place + 12 + int.from_bytes(content[place : place + 4])
-        yield content[place:end]
-        place = end
+    start = len(PNG_MARK)
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        yield content[start:end]
+        start = end
 
 
 def _identify(file: BinaryIO, name: str) -> Image.Image:
@@ -138,7 +136,7 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
     if not prefix:
         raise ImageError(f"{name} is empty: {USE}")
     for format_name in FORMATS:
-        # Image.open would warn about large pictures through a process-wide limit; ours comes right
+        # Image.open would warn about large images through a process-wide limit; ours comes right
         # after the header.
         factory, accept = Image.OPEN[format_name]
         if (
@@ -163,7 +161,7 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
                 ) from error
     if prefix[4:8] == b"ftyp" and prefix[8:12] in PLUGINS:
         return _through_plugin(file, name, *PLUGINS[prefix[8:12]])
-    raise ImageError(f"{name} is no picture that can be read: {USE}")
+    raise ImageError(f"{name} is not an image that can be read: {USE}")
 
 
 def _through_plugin(
@@ -232,12 +230,12 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 def _transparent_key(image: Image.Image) -> int | tuple[int, ...] | None:
     """What a PNG of 2, 4 or 48 bits means by its transparent colour, in the 8 bits that Pillow
     makes of its samples."""
-    raw_mode = (
-        image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
-    )
+    raw_mode = None
+    if isinstance(image, PngImagePlugin.PngImageFile) and image.tile:
+        raw_mode = image.tile[0][3]
     key = image.info.get("transparency")
     if isinstance(key, int) and raw_mode in ("L;2", "L;4"):
-        return key * (85 if raw_mode == "L;2" else 17)
+        return key * {"L;2": 85, "L;4": 17}[raw_mode]
     if isinstance(key, tuple) and raw_mode == "RGB;16B":
         return tuple(sample >> 8 for sample in key)
     return None
@@ -246,13 +244,12 @@ def _transparent_key(image: Image.Image) -> int | tuple[int, ...] | None:
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(
-            f"{name} has no pixels ({width} x {height}): give a picture of at least 1 x 1 pixels"
+            f"{name} has no pixels ({width} x {height}): give an image of at least 1 x 1 pixels"
         )
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} = {width * height:,} pixels, more than the "
-            f"{max_pixels:,} allowed: "
-            "make it smaller, such as with Pillow's thumbnail"
+            f"{max_pixels:,} allowed: make it smaller, such as with Pillow's thumbnail"
         )
 
 
@@ -262,13 +259,15 @@ def _orientation(image: Image.Image) -> int:
         value = exif.get(ExifTags.Base.Orientation, 1)
         if image.format is None and not _lies_as_stored(image, exif):
             return 1
-    except Exception:  # damaged EXIF says nothing about the pixels, which are sound
+    except Exception:  # damaged EXIF says nothing about the pixels, which are good
         return 1
-    return value if isinstance(value, int) else 1
+    if isinstance(value, int):
+        return value
+    return 1
 
 
 def _lies_as_stored(image: Image.Image, exif: Image.Exif) -> bool:
-    """Whether a picture made of another one, with its EXIF, has not been turned upright on the way.
+    """Whether an image made of another one, with its EXIF, has not been turned upright on the way.
 
     Pillow leaves the tag as it is when it turns or converts. Cameras write width and height as
     stored; where they are missing, the pixels are taken as they stand.
@@ -285,7 +284,9 @@ def _on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
     # Pillow converts premultiplied grey in two steps only
-    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if image.mode == "La":
+        image = image.convert("LA")
+    rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
 
 
@@ -317,20 +318,21 @@ def _from_array(array: npt.NDArray[np.generic], max_pixels: int) -> Image.Image:
     name = f"the array of shape {array.shape} and type {array.dtype}"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
         raise ImageError(
-            f"{name} is no picture: give (height, width) or (height, width, 1 to 4 channels)"
+            f"{name} is not an image: give (height, width) or (height, width, 1 to 4 channels)"
         )
     _check_size(array.shape[1], array.shape[0], name, max_pixels)
     if array.dtype.kind not in "buif":
         raise ImageError(f"{name} holds no numbers: give uint8 from 0 to 255 or floats from 0 to 1")
     low, high = array.min(), array.max()
-    top = {"b": 1, "f": 1}.get(
-        array.dtype.kind, _highest(high) if array.dtype == np.uint16 else 255
-    )
+    top = {"b": 1, "f": 1}.get(array.dtype.kind, 255)
+    if array.dtype == np.uint16:
+        top = _highest(high)
     if not (low >= 0 and high <= top):  # also true of NaN
         raise ImageError(
             f"{name} holds values from {low} to {high}: bring them to 0 to {top} first"
         )
     if array.dtype != np.uint8:
         array = np.rint(array.astype(np.float32) * (255 / top)).astype(np.uint8)
-    pixels = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    return _on_white(Image.fromarray(np.ascontiguousarray(pixels))).convert("RGB")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    return _on_white(Image.fromarray(np.ascontiguousarray(array))).convert("RGB")

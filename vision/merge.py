@@ -1,8 +1,8 @@
-"""Lay the features of a picture's views out as one row of embeddings for the prompt.
+"""Lay the features of an image's views out as one row of embeddings for the prompt.
 
 Tiles become one map without its padding, bounded in area, with a learned newline at the end of
-every row ("spatial unpad" of LLaVA-NeXT, as LLaDA-V uses it); the view of the whole picture comes
-before them. A picture of one view is its features and one newline.
+every row ("spatial unpad" of LLaVA-NeXT, as LLaDA-V uses it); the view of the whole image comes
+before them. An image of one view is its features and one newline.
 
 Shapes: V views, N features of a view in row-major order, D width, S features per side of a view, H
 and W of the map, T embeddings.
@@ -27,12 +27,12 @@ def merge_views(
     config: VisionConfig,
     newline_D: Tensor | None = None,
 ) -> Tensor:
-    """The embeddings (T, D) of one picture; T is `count_tokens(size, config, layout)`.
+    """The embeddings (T, D) of one image; T is `count_tokens(size, config, layout)`.
 
     Args:
-        features_VND: connected features of the picture's views, `config.tokens_per_side` squared
+        features_VND: connected features of the image's views, `config.tokens_per_side` squared
             each.
-        size: width and height of the picture in pixels.
+        size: width and height of the image in pixels.
         grid: columns and rows of tiles behind the first view; (0, 0) without tiles.
         newline_D: the learned newline; None where `config.newline` is False.
 
@@ -43,8 +43,7 @@ def merge_views(
     if features_VND.shape[:2] != (1 + columns * rows, side**2):
         raise ValueError(
             f"features of shape {tuple(features_VND.shape)} do not fit a grid of {columns} x "
-            f"{rows} tiles: "
-            f"({1 + columns * rows}, {side**2}, width) is needed"
+            f"{rows} tiles: ({1 + columns * rows}, {side**2}, width) is needed"
         )
     if (newline_D is not None) != config.newline:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Cut a picture into the square views that a tower sees, and normalise them.
+"""Cut an image into the square views that a tower sees, and normalise them.
 
-Three layouts: "anyres" (LLaVA-NeXT as in LLaDA-V: the whole picture squashed, then tiles of the
-picture fitted into the best grid), "resize" (squashed) and "pad" (centred in a square of the
+Three layouts: "anyres" (LLaVA-NeXT as in LLaDA-V: the whole image squashed, then tiles of the
+image fitted into the best grid), "resize" (squashed) and "pad" (centred in a square of the
 normaliser's mean colour, as LLaVA-1.5 does). Opening files is in `image_io.py`, the number of
 embeddings in `anyres.py`.
 
@@ -27,31 +27,29 @@ __all__ = ["Views", "count_tokens", "make_views"]
 TALLEST = (
     32_768  # pixels; Pillow resizes across before down, with a strip of the full height in between
 )
-WIDEST_SQUARE = 8_192  # pixels; a 1 x 1,000,000 picture padded to a square would need terabytes
+WIDEST_SQUARE = 8_192  # pixels; a 1 x 1,000,000 image padded to a square would need terabytes
 
 
 @dataclass(frozen=True)
 class Views:
-    """One picture as a tower takes it."""
+    """One image as a tower takes it."""
 
-    pixels_V3HW: (
-        Tensor  # float32, normalised; with tiles, the view of the whole picture comes first
-    )
-    size: Size  # width and height of the picture in pixels
+    pixels_V3HW: Tensor  # float32, normalised; with tiles, the view of the whole image comes first
+    size: Size  # width and height of the image in pixels
     # columns and rows of tiles, in row-major order behind the first view; (0, 0): no tiles
     grid: Size
     layout: ViewLayout
 
 
 def make_views(image: Image.Image, config: VisionConfig, layout: ViewLayout | None = None) -> Views:
-    """Cut and normalise an RGB picture; `layout` overrides the configured one.
+    """Cut and normalise an RGB image; `layout` overrides the configured one.
 
     Raises:
-        ValueError: the picture is not RGB.
+        ValueError: the image is not RGB.
     """
     if image.mode != "RGB":
         raise ValueError(
-            f"make_views takes RGB pictures, not mode {image.mode!r}: open them with open_image"
+            f"make_views takes RGB images, not mode {image.mode!r}: open them with open_image"
         )
     layout = layout or config.layout
     views, grid = LAYOUTS[layout](image, config)
@@ -96,7 +94,7 @@ LAYOUTS: dict[ViewLayout, Callable[[Image.Image, VisionConfig], tuple[list[Image
 
 
 def _fit_on_black(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Keep the aspect ratio; black bars fill the rest, with the picture in the middle."""
+    """Keep the aspect ratio; black bars fill the rest, with the image in the middle."""
     across, down = width / image.width, height / image.height
     if across < down:
         size = width, min(math.ceil(image.height * across), height)

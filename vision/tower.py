@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,12 @@ class Tower(nn.Module):
         """Features (V, P, D) of normalised pixels (V, 3, S, S).
 
         Raises:
-            ValueError: the pixels are not square pictures of the configured size.
+            ValueError: the pixels are not square images of the configured size.
         """
         if pixels_V3SS.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"pixels of shape {tuple(pixels_V3SS.shape)} do not fit: this tower takes "
-                f"(views, 3, {self.image_size}, {self.image_size}); cut pictures with make_views"
+                f"(views, 3, {self.image_size}, {self.image_size}); cut images with make_views"
             )
         return self.encode(pixels_V3SS)
 
@@ -56,6 +55,7 @@ class TransformersTower(Tower):
     canonical ones."""
 
     def __init__(self, config: VisionConfig) -> None:
+        torchvision_fix.declare_operators()  # which transformers imports
         from transformers import SiglipVisionConfig, SiglipVisionModel
 
         super().__init__(config)
@@ -121,13 +121,13 @@ def _timm_sizes(config: VisionConfig) -> dict[str, Any]:
 
 
 def _build_timm(config: VisionConfig) -> Tower:
-    torchvision_fix.install()
+    torchvision_fix.declare_operators()
     timm = require_extra("timm.models.vision_transformer", "towers", "a vision tower of timm")
     return TimmTower(config, timm.VisionTransformer(**_timm_sizes(config)))
 
 
 def _build_open_clip(config: VisionConfig) -> Tower:
-    torchvision_fix.install()
+    torchvision_fix.declare_operators()
     open_clip = require_extra("open_clip.timm_model", "towers", "a vision tower of open_clip")
 
     # open_clip names its SigLIP towers after timm models; timm reads the sizes of an unlisted one
@@ -191,11 +191,12 @@ def tower_state(tower: nn.Module) -> dict[str, Tensor]:
     for own_name, tensor in tower.state_dict().items():
         name = _canonical_name(own_name)
         if "{}" in name:
-            state |= {
-                name.format(x): part.clone() for x, part in zip("qkv", tensor.chunk(3), strict=True)
-            }
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                state[name.format(letter)] = part.clone()
+        elif own_name.endswith("pos_embed"):
+            state[name] = tensor[0]
         else:
-            state[name] = tensor[0] if own_name.endswith("pos_embed") else tensor
+            state[name] = tensor
     return state
 
 
@@ -211,24 +212,23 @@ def load_tower(tower: nn.Module, state: Mapping[str, Tensor]) -> None:
             or of the wrong shape; the message lists them.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in tower_state(tower).items()}
-    num_layers = 1 + max(
-        int(name.split(".")[2]) for name in expected if name.startswith("encoder.layers.")
-    )
-    names = {
-        given: name
-        for given, name in _published_names(state, num_layers).items()
-        if name is not None
-    }
-    kept = {name: state[given] for given, name in names.items()}
-    wrong = [
-        f"{name} is {tuple(kept[name].shape)}, not {shape}"
-        for name, shape in expected.items()
-        if name in kept and tuple(kept[name].shape) != shape
-    ]
+    layers = [name.split(".")[2] for name in expected if name.startswith("encoder.layers.")]
+    num_layers = 1 + max(map(int, layers))
+    kept: dict[str, Tensor] = {}
+    twice, wrong = [], []
+    for given, name in _published_names(state, num_layers).items():
+        if name is None:
+            continue
+        if name in kept:
+            twice.append(name)
+        kept[name] = state[given]
+    for name, shape in expected.items():
+        if name in kept and tuple(kept[name].shape) != shape:
+            wrong.append(f"{name} is {tuple(kept[name].shape)}, not {shape}")
     problems = {
         "missing": expected.keys() - kept.keys(),
         "unknown": kept.keys() - expected.keys(),
-        "named twice": [name for name, count in Counter(names.values()).items() if count > 1],
+        "named twice": twice,
         "wrong": wrong,
     }
     listed = [f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names]
@@ -265,10 +265,11 @@ def _own_names(tower: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
     own: dict[str, Tensor] = {}
     for own_name, tensor in tower.state_dict().items():
         name = _canonical_name(own_name)
-        parts = [state[name.format(x)] for x in "qkv"] if "{}" in name else [state[name]]
-        own[own_name] = (
-            torch.cat(parts).reshape(tensor.shape) if own_name.startswith("trunk.") else parts[0]
-        )
+        # Of a name without {}, all three are the same.
+        parts = [state[each] for each in dict.fromkeys(map(name.format, "qkv"))]
+        own[own_name] = parts[0]
+        if own_name.startswith("trunk."):
+            own[own_name] = torch.cat(parts).reshape(tensor.shape)
     return own
 
 

@@ -79,6 +79,7 @@ class BenchOptions:
     repeats: int = flag(3, "Answers measured, of which the medians are shown.")
     baselines: bool = flag(False, "Also measure the obvious versions.")
     divergence: bool = flag(False, "Also tell how far caches are from exact.")
+    bfloat16: bool = flag(False, "Also time bfloat16 against float32, by turns.")
     compiled: bool = flag(False, "Compile the layers; CUDA graphs on a GPU.", name="compile")
     out: Path | None = flag(
         None, "Write the report as JSON here; with --accuracy an interrupted one goes on."
@@ -152,7 +153,9 @@ def bench(options: BenchOptions) -> None:
     ]
     if options.compiled:
         compile_layers(measured)
-    report = bench(measured, loads, options.repeats, options.baselines, options.divergence)
+    report = bench(
+        measured, loads, options.repeats, options.baselines, options.divergence, options.bfloat16
+    )
     if options.out is not None:
         options.out.write_text(to_json(report, indent=1) + "\n")
 
@@ -186,13 +189,12 @@ def _sizes(options: BenchOptions) -> ModelConfig:
 
 
 def _measured_model(options: BenchOptions, sizes: ModelConfig) -> MMDiffModel:
-    import torch
-
     from mmdiff.eval.speed import random_model
-    from mmdiff.modeling.device import choose_device
+    from mmdiff.modeling.device import choose_device, choose_dtype
     from mmdiff.pipeline import load
 
-    device, number_type = choose_device(options.device), getattr(torch, options.dtype)
+    device = choose_device(options.device)
+    number_type = choose_dtype(options.dtype, device)
     if options.model is not None and options.trained:
         return load(options.model, device=device, dtype=number_type).model
     return random_model(sizes, device, number_type)
@@ -222,11 +224,12 @@ def info(
         str, typer.Argument(help="A preset, a shipped model, a folder or a hub name.")
     ] = "tiny",
 ) -> None:
-    """Say what a model is made of, without loading its weights."""
+    """Say what a model is made of, without loading its weights, and where it would run."""
     from mmdiff.config import PRESETS
     from mmdiff.modeling.checkpoint import config_of, describe
+    from mmdiff.modeling.device import describe_machine
     from mmdiff.modeling.hub import SHIPPED, find_base
 
     only_preset = model in PRESETS and not (SHIPPED / model / "config.json").is_file()
     stored = PRESETS[model] if only_preset else config_of(find_base(model, weights=False)[0])
-    typer.echo(to_json(describe(stored), indent=1))
+    typer.echo(to_json({**describe(stored), "machine": describe_machine()}, indent=1))

@@ -51,7 +51,7 @@ def build_attention_mask(
     where all may.
 
     Padding is never looked at. "full" is bidirectional; "segment-causal" is bidirectional inside a
-    segment (system, a picture, user text, answer) and causal between segments, so a prompt's keys
+    segment (system, an image, user text, answer) and causal between segments, so a prompt's keys
     and values never depend on what follows. `branches_BT` packs several continuations behind a
     shared beginning: 0 marks the shared part, and a branch sees itself and the shared part only.
     """

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from mmdiff import torchvision_fix
+
 AUTO = "transformers.models.auto."
 REGISTERED_BY = {
     AUTO + "configuration_auto": "mmdiff.modeling.auto_config",
@@ -30,6 +32,7 @@ class _Finder:
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in REGISTERED_BY:
             return None
+        torchvision_fix.declare_operators()  # transformers' modules for images import torchvision
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module

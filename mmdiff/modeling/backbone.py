@@ -1,7 +1,7 @@
 """LLaDA's bidirectional transformer (arXiv 2502.09992) with Llama's names: embeddings in, hidden
 states out.
 
-Left out: sampling, pictures and sound (they arrive as embeddings), what is kept between steps (see
+Left out: sampling, images and audio (they arrive as embeddings), what is kept between steps (see
 kv_cache.py).
 
 Shapes: B batch, T positions, Q positions whose states are wanted, S positions looked at, D width, H
@@ -43,11 +43,12 @@ class RMSNorm(nn.Module):
 
 
 def _taken(x: Tensor, wanted_BQ: Tensor | None) -> Tensor:
-    """Each row's wanted positions of (B, ..., T, X)."""
+    """Each sequence's wanted positions of (B, ..., T, X)."""
     if wanted_BQ is None:
         return x
-    places = wanted_BQ.view(len(wanted_BQ), *[1] * (x.ndim - 3), -1, 1)
-    return x.gather(-2, places.expand(*x.shape[:-2], -1, x.shape[-1]))
+    # An index that says the same position for every head and every number of a vector.
+    index = wanted_BQ.view(len(wanted_BQ), *[1] * (x.ndim - 3), -1, 1)
+    return x.gather(-2, index.expand(*x.shape[:-2], -1, x.shape[-1]))
 
 
 class Attention(nn.Module):
@@ -71,24 +72,22 @@ class Attention(nn.Module):
         wanted_BQ: Tensor | None = None,
     ) -> Tensor:
         """What the positions `wanted_BQ` see, (B, Q, D)."""
-        q_BHQK, k_BHTK, v_BHTK = (
-            proj(each_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj, each_BTD in (
-                (self.q_proj, _taken(x_BTD, wanted_BQ)),
-                (self.k_proj, x_BTD),
-                (self.v_proj, x_BTD),
-            )
-        )
         cos_B1TK, sin_B1TK = rotary
-        q_BHQK = rotate(q_BHQK, (_taken(cos_B1TK, wanted_BQ), _taken(sin_B1TK, wanted_BQ)))
-        k_BHSK, v_BHSK = rotate(k_BHTK, rotary), v_BHTK
+        rotary_Q = (_taken(cos_B1TK, wanted_BQ), _taken(sin_B1TK, wanted_BQ))
+        q_BHQK = rotate(self._heads(self.q_proj(_taken(x_BTD, wanted_BQ))), rotary_Q)
+        k_BHSK = rotate(self._heads(self.k_proj(x_BTD)), rotary)
+        v_BHSK = self._heads(self.v_proj(x_BTD))
         if keep is not None:
             k_BHSK, v_BHSK = keep(k_BHSK, v_BHSK)
-        out_BHQK = attention(
-            q_BHQK, k_BHSK, v_BHSK, None if mask_B1TS is None else _taken(mask_B1TS, wanted_BQ)
-        )
+        if mask_B1TS is not None:
+            mask_B1TS = _taken(mask_B1TS, wanted_BQ)
+        out_BHQK = attention(q_BHQK, k_BHSK, v_BHSK, mask_B1TS)
         out_BQD: Tensor = self.o_proj(out_BHQK.transpose(1, 2).flatten(2))
         return out_BQD
+
+    def _heads(self, x_BTD: Tensor) -> Tensor:
+        """(B, H, T, K)."""
+        return x_BTD.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -152,7 +151,7 @@ class Backbone(nn.Module):
         logits.
 
         Args:
-            x_BTD: token, picture and sound embeddings.
+            x_BTD: token, image and audio embeddings.
             positions_BT: rotary positions, counted per row.
             mask_B1TS: True where a position may look; None lets every position see every other (no
                 causal mask).

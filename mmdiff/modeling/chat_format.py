@@ -39,15 +39,14 @@ def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     own = _own_template(folder, tokenizer)
     if own is None:
-        known = {IM_START, IM_END} <= tokenizer.get_vocab().keys()
-        return FLATTENED + CHATML_TEMPLATE if known else CHAT_TEMPLATE
+        if {IM_START, IM_END} <= tokenizer.get_vocab().keys():
+            return FLATTENED + CHATML_TEMPLATE
+        return CHAT_TEMPLATE
     if IMAGE in own:  # it was written for this processor
         return own
-    return (
-        CHAT_TEMPLATE
-        if _written(tokenizer, own) == _written(tokenizer, CHAT_TEMPLATE)
-        else FLATTENED + own
-    )
+    if _written(tokenizer, own) == _written(tokenizer, CHAT_TEMPLATE):
+        return CHAT_TEMPLATE
+    return FLATTENED + own
 
 
 def with_end_of_turn(

@@ -4,7 +4,7 @@ through one table.
 The layout is recognised by the keys, never by `model_type`: two published models share one and
 differ in layout. Three layouts are known: our own, LLaDA's (`model.transformer.blocks.N...`) and
 LLaDA-V's (`model.layers.N...`). Both published ones rotate halves as we do, so translating is
-renaming; the tables are in `families.py`.
+renaming; the tables are in `layouts/`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from mmdiff.modeling.adapters import merge_adapter
 from mmdiff.modeling.chat_format import chat_template, with_end_of_turn
 from mmdiff.modeling.checkpoint_folder import CheckpointTensors, read_json, refuse_adapter, some
 from mmdiff.modeling.layouts.families import recognise, translate
+from mmdiff.modeling.layouts.family import Layout
 from mmdiff.modeling.layouts.published_config import config_of_published
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.modeling.onednn_linear import use_onednn
@@ -40,6 +41,7 @@ from mmdiff.modeling.quantize import Bits, quantize
 from mmdiff.vision.tower import load_tower, tower_state
 
 TOWER = "vision_tower."
+OTHER_TOKENIZERS = ("tokenizer.model", "vocab.txt", "tokenizer_config.json")
 WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -56,7 +58,10 @@ def load_weights(
             a tensor holds anything but finite floating-point numbers.
     """
     layout = recognise(weights)
-    sources = {target: name for name in weights if (target := translate(name, layout)) is not None}
+    sources: dict[str, str] = {}
+    for name in weights:
+        if (target := translate(name, layout)) is not None:
+            sources[target] = name
     expected = canonical_state(model)
     _refuse_misfits(
         layout,
@@ -65,31 +70,29 @@ def load_weights(
             "missing names": sorted(expected.keys() - sources.keys()),
         },
     )
-    ours, misshapen = {}, []
+    ours: dict[str, Tensor] = {}
+    tower: dict[str, Tensor] = {}
+    misshapen = []
     for target, name in sorted(sources.items()):
         tensor = weights[name]
         if tensor.shape != expected[target].shape:
             misshapen.append(
                 f"{target}: {tuple(tensor.shape)} instead of {tuple(expected[target].shape)}"
             )
+        elif target.startswith(TOWER):
+            tower[target.removeprefix(TOWER)] = _number_type(name, tensor, dtype)
         else:
             ours[target] = _number_type(name, tensor, dtype)
     _refuse_misfits(layout, {"wrong shapes": misshapen})
     if model.vision_tower is not None:
-        tower = {
-            name.removeprefix(TOWER): tensor
-            for name, tensor in ours.items()
-            if name.startswith(TOWER)
-        }
         load_tower(model.vision_tower, tower)
-    rest = {name: tensor for name, tensor in ours.items() if not name.startswith(TOWER)}
-    model.load_state_dict(rest, strict=False, assign=True)
+    model.load_state_dict(ours, strict=False, assign=True)
 
 
-def _refuse_misfits(layout: str, problems: Mapping[str, list[str]]) -> None:
+def _refuse_misfits(layout: Layout, problems: Mapping[str, list[str]]) -> None:
     if listed := [f"{kind}: {some(names)}" for kind, names in problems.items() if names]:
         raise CheckpointError(
-            f"the checkpoint ({layout} layout) does not fit the model; {'; '.join(listed)}"
+            f"the checkpoint ({layout.name} layout) does not fit the model; {'; '.join(listed)}"
         )
 
 
@@ -99,8 +102,7 @@ def _number_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor
         kind = str(tensor.dtype).removeprefix("torch.")
         raise CheckpointError(
             f"{name} is stored as {kind}: quantized weights are not read; load the checkpoint in "
-            "bfloat16 or float32, "
-            "with quantize='8bit' or '4bit' to make it smaller"
+            "bfloat16 or float32, with quantize='8bit' or '4bit' to make it smaller"
         )
     made = tensor.to(dtype)
     if not _is_finite(made):
@@ -123,11 +125,13 @@ def _is_finite(tensor: Tensor) -> bool:
 def canonical_state(model: MMDiffModel) -> dict[str, Tensor]:
     """The model's weights under the names that are saved, whichever library its tower comes
     from."""
-    state = {
-        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(TOWER)
-    }
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(TOWER):
+            state[name] = tensor
     if model.vision_tower is not None:
-        state |= {TOWER + name: tensor for name, tensor in tower_state(model.vision_tower).items()}
+        for name, tensor in tower_state(model.vision_tower).items():
+            state[TOWER + name] = tensor
     return state
 
 
@@ -160,9 +164,8 @@ def load_folder(
         model.set_config(with_end_of_turn(config, tokenizer, template))
     if bits is not None:
         quantize(model.backbone.layers, bits)
-    elif (
-        device.type == "cpu" and device_map is None
-    ):  # Accelerate's hooks bring weights to the modules they belong to
+    # Accelerate's hooks bring weights to the modules they belong to.
+    elif device.type == "cpu" and device_map is None:
         use_onednn(model)
     if device_map is not None:
         from accelerate import dispatch_model, infer_auto_device_map
@@ -221,10 +224,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             tokenizer = Qwen2Tokenizer.from_pretrained(folder)
-        elif any(
-            (folder / name).is_file()
-            for name in ("tokenizer.model", "vocab.txt", "tokenizer_config.json")
-        ):
+        elif any(map(Path.is_file, map(folder.joinpath, OTHER_TOKENIZERS))):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         else:
             raise FileNotFoundError("there is no tokenizer.json")
@@ -244,8 +244,7 @@ def _cure(folder: Path) -> str:
         if Version(saved_with) > Version(transformers.__version__):
             return (
                 f"it was saved with transformers {saved_with}, and {transformers.__version__} is "
-                "installed: "
-                f"pip install 'transformers>={saved_with}'"
+                f"installed: pip install 'transformers>={saved_with}'"
             )
     return "fetch it again"
 
@@ -261,8 +260,11 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     """Settings and numbers of parameters, counted on the meta device."""
     with torch.device("meta"):
         model = MMDiffModel(MMDiffConfig.of(config))
-    parts = {
-        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
-    }
-    total = sum(p.numel() for p in model.parameters())
-    return {"parameters": {"total": total, **parts}, "settings": to_dict(config)}
+    parts = {"total": _count(model)}
+    for name, part in model.named_children():
+        parts[name] = _count(part)
+    return {"parameters": parts, "settings": to_dict(config)}
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(map(Tensor.numel, module.parameters()))

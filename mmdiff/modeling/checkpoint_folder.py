@@ -1,7 +1,7 @@
 """What lies in a checkpoint folder: JSON objects and safetensors files, read strictly. Pickles are
 never opened.
 
-Names and settings are not interpreted here: that is `families.py` and `checkpoint.py`.
+Names and settings are not interpreted here: that is `layouts/` and `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ def weight_map(folder: Path) -> dict[str, Path]:
     if absent := _absent(folder, listed):
         raise CheckpointError(f"{folder} is incomplete: {some(absent)}; fetch it again")
     held_by = {file: set(tensor_names(folder / file)) for file in sorted(set(listed.values()))}
-    if ghosts := [
-        f"{name} in {file}" for name, file in sorted(listed.items()) if name not in held_by[file]
-    ]:
+    ghosts = []
+    for name, file in sorted(listed.items()):
+        if name not in held_by[file]:
+            ghosts.append(f"{name} in {file}")
+    if ghosts:
         raise CheckpointError(
             f"{folder} is incomplete: {INDEX} names tensors that are not there: {some(ghosts)}; "
             "fetch it again"
@@ -83,8 +85,7 @@ def _read_index(index: Path) -> dict[str, str]:
     ):
         raise CheckpointError(
             f"{index} has no weight_map from tensor names to file names ({shown(listed)}); fetch "
-            "it again, or delete "
-            f"it where {SINGLE} is whole"
+            f"it again, or delete it where {SINGLE} is whole"
         )
     return listed
 
@@ -96,15 +97,11 @@ def _absent(folder: Path, listed: Mapping[str, str]) -> list[str]:
 
 
 def _without_weights(folder: Path) -> str:
-    pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(
-        path.name for path in folder.glob("*.pt")
-    )
-    hint = (
-        f"; {pickles[0]} is a pickle, which is never read: convert it to safetensors"
-        if pickles
-        else ""
-    )
-    return f"{folder} holds neither {SINGLE} nor {INDEX}{hint}"
+    reason = f"{folder} holds neither {SINGLE} nor {INDEX}"
+    if pickles := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")):
+        name = pickles[0].name
+        reason += f"; {name} is a pickle, which is never read: convert it to safetensors"
+    return reason
 
 
 @contextmanager

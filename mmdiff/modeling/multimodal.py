@@ -4,7 +4,7 @@
 asked for. Denoising is in `sampler.py`, published layouts in `checkpoint.py`.
 
 Shapes: B batch, T positions, D width, V vocabulary, S selected positions, N views or windows, P
-patches, W views of one picture.
+patches, W views of one image.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from mmdiff.modeling.attention import build_attention_mask
 from mmdiff.modeling.auto_config import MMDiffConfig as MMDiffConfig
 from mmdiff.modeling.backbone import Backbone
 from mmdiff.modeling.checkpoint_folder import replacing_weights
+from mmdiff.modeling.media_inputs import MediaInputs
 from mmdiff.tokens import segment_ids as derive_segments
 from mmdiff.vision.connector import build_connector, pixel_shuffle
 from mmdiff.vision.merge import merge_views
 from mmdiff.vision.tower import build_tower
 
-WINDOWS_AT_ONCE = 8  # windows of sound that the tower sees together
+WINDOWS_AT_ONCE = 8  # windows of audio that the tower sees together
 
 
 class Encoder(Protocol):
@@ -67,15 +68,20 @@ class MMDiffModel(PreTrainedModel):
         super().__init__(config)
         self.model_config = model = config.model
         self.backbone = Backbone(model.backbone)
-        self.vision_tower = build_tower(model.vision) if model.vision else None
-        self.connector = _connector(model) if model.vision else None
-        self.audio_tower: nn.Module | None = WhisperTower(model.audio) if model.audio else None
         width = model.backbone.hidden_size
-        self.audio_connector = (
-            CONNECTORS[model.audio.connector](model.audio, width) if model.audio else None
-        )
-        has_newline = model.vision is not None and model.vision.newline
-        self.image_newline = nn.Parameter(torch.zeros(width)) if has_newline else None
+        self.vision_tower: nn.Module | None = None
+        self.connector: nn.Module | None = None
+        self.audio_tower: nn.Module | None = None
+        self.audio_connector: nn.Module | None = None
+        self.image_newline: nn.Parameter | None = None
+        if model.vision is not None:
+            self.vision_tower = build_tower(model.vision)
+            self.connector = _connector(model)
+        if model.audio is not None:
+            self.audio_tower = WhisperTower(model.audio)
+            self.audio_connector = CONNECTORS[model.audio.connector](model.audio, width)
+        if model.vision is not None and model.vision.newline:
+            self.image_newline = nn.Parameter(torch.zeros(width))
         self.post_init()
 
     def set_config(self, config: ModelConfig) -> None:
@@ -97,14 +103,12 @@ class MMDiffModel(PreTrainedModel):
         if any(type(module).__module__.startswith("bitsandbytes") for module in self.modules()):
             raise MMDiffError(
                 f"a model with layers in 8 or 4 bits is not saved in {str(save_directory)!r}: "
-                "load it without "
-                "quantize and save that; every load can quantize it again"
+                "load it without quantize and save that; every load can quantize it again"
             )
         with replacing_weights(Path(save_directory)):
             super().save_pretrained(save_directory, *args, **kwargs)
-        if (
-            Path(save_directory) / "config.json"
-        ).exists():  # safetensors leaves weights to their owner
+        # safetensors leaves weights to their owner
+        if (Path(save_directory) / "config.json").exists():
             share_weights(Path(save_directory), like="config.json")
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -116,38 +120,20 @@ class MMDiffModel(PreTrainedModel):
     def encode_images(
         self, pixel_values: Tensor, image_sizes: Tensor, image_grids: Tensor
     ) -> list[Tensor]:
-        """The embeddings (tokens, D) of each picture.
-
-        Args:
-            pixel_values: the views of all pictures in reading order, (N, 3, H, W).
-            image_sizes: width and height of each picture in pixels, (pictures, 2).
-            image_grids: columns and rows of tiles behind the base view, (pictures, 2); 0 and 0 for
-                a single view.
-        """
-        assert (
-            self.vision_tower is not None
-            and self.connector is not None
-            and self.model_config.vision is not None
-        )
+        """The embeddings (tokens, D) of each image; arguments as in `MediaInputs`."""
         vision, newline = self.model_config.vision, self.image_newline
+        assert vision is not None and self.vision_tower is not None and self.connector is not None
         patches_NPD = self.vision_tower(pixel_values.to(self.dtype))
         features_NPD = self.connector(pixel_shuffle(patches_NPD, vision.pixel_shuffle))
         sizes, grids = image_sizes.tolist(), image_grids.tolist()
-        pictures = features_NPD.split([1 + columns * rows for columns, rows in grids])
-        laid_out = zip(pictures, sizes, grids, strict=True)
-        return [
-            merge_views(views_WPD, size, grid, vision, newline)
-            for views_WPD, size, grid in laid_out
-        ]
+        images = features_NPD.split([1 + columns * rows for columns, rows in grids])
+        embeds = []
+        for views_WPD, size, grid in zip(images, sizes, grids, strict=True):
+            embeds.append(merge_views(views_WPD, size, grid, vision, newline))
+        return embeds
 
     def encode_audio(self, input_features: Tensor, feature_lengths: Tensor) -> list[Tensor]:
-        """The embeddings (tokens, D) of each window.
-
-        Args:
-            input_features: log-mel spectrograms of all windows in reading order, zero behind their
-                ends, (N, M, F).
-            feature_lengths: frames of each window, (N).
-        """
+        """The embeddings (tokens, D) of each window; arguments as in `MediaInputs`."""
         assert self.audio_tower is not None and self.audio_connector is not None
         embeds: dict[int, Tensor] = {}
         # Windows about as long as each other together: little of what the tower sees is then
@@ -162,74 +148,64 @@ class MMDiffModel(PreTrainedModel):
     def embed(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        image_sizes: Tensor | None = None,
-        image_grids: Tensor | None = None,
-        input_features: Tensor | None = None,
-        feature_lengths: Tensor | None = None,
         encoder: Encoder | None = None,
+        **media: Tensor | None,
     ) -> Tensor:
-        """Embeddings (B, T, D) of the ids, with those of each picture and sound at its
+        """Embeddings (B, T, D) of the ids, with those of all images and audio at their
         placeholders.
 
         Args:
-            encoder: what encodes pictures and sounds in the model's stead.
+            encoder: what encodes images and audio in the model's stead.
+            media: the tensors of `MediaInputs`, by name.
         """
-        tokens, encoder = self.model_config.tokens, encoder or self
+        tokens, encoder, inputs = self.model_config.tokens, encoder or self, MediaInputs(**media)
         embeds_BTD: Tensor = self.backbone.embed_tokens(input_ids)
-        if pixel_values is not None and image_sizes is not None and image_grids is not None:
-            pictures = encoder.encode_images(pixel_values, image_sizes, image_grids)
-            embeds_BTD = merge_media_embeddings(
-                embeds_BTD, torch.eq(input_ids, tokens.image or 0), torch.cat(pictures)
-            )
-        if input_features is not None and feature_lengths is not None:
-            sounds = encoder.encode_audio(input_features, feature_lengths)
-            embeds_BTD = merge_media_embeddings(
-                embeds_BTD, torch.eq(input_ids, tokens.audio or 0), torch.cat(sounds)
-            )
+        pixels, sizes, grids = inputs.pixel_values, inputs.image_sizes, inputs.image_grids
+        if pixels is not None and sizes is not None and grids is not None:
+            images = encoder.encode_images(pixels, sizes, grids)
+            here_BT = torch.eq(input_ids, tokens.image or 0)
+            embeds_BTD = merge_media_embeddings(embeds_BTD, here_BT, torch.cat(images))
+        mels, lengths = inputs.input_features, inputs.feature_lengths
+        if mels is not None and lengths is not None:
+            windows = encoder.encode_audio(mels, lengths)
+            here_BT = torch.eq(input_ids, tokens.audio or 0)
+            embeds_BTD = merge_media_embeddings(embeds_BTD, here_BT, torch.cat(windows))
         return embeds_BTD
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_sizes: Tensor | None = None,
-        image_grids: Tensor | None = None,
-        input_features: Tensor | None = None,
-        feature_lengths: Tensor | None = None,
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         branch_ids: Tensor | None = None,
         select: Tensor | None = None,
+        **media: Tensor | None,
     ) -> MMDiffOutput:
         """Logits (B, T, V), or (S, V) at the True positions of `select` (B, T), the only ones then
         computed.
 
         `attention_mask` (B, T) is 1 at real positions; `segment_ids` and `branch_ids` are as in
-        `attention.build_attention_mask`; what is left out is derived from the ids.
+        `attention.build_attention_mask`; what is left out is derived from the ids. `media` are the
+        tensors of `MediaInputs`, by name (`pixel_values=...`).
         """
-        tokens, pattern = self.model_config.tokens, self.model_config.backbone.attention_pattern
-        valid_BT = (
-            torch.ones_like(input_ids, dtype=torch.bool)
-            if attention_mask is None
-            else attention_mask.bool()
+        tokens, backbone = self.model_config.tokens, self.model_config.backbone
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        valid_BT = attention_mask.bool()
+        if position_ids is None:
+            position_ids = (valid_BT.cumsum(1) - 1).clamp(min=0)
+        if segment_ids is None:
+            segment_ids = derive_segments(input_ids, tokens)
+        mask_B1TT = build_attention_mask(
+            valid_BT, segment_ids, backbone.attention_pattern, branch_ids
         )
-        positions_BT = (
-            (valid_BT.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids
-        )
-        segments_BT = derive_segments(input_ids, tokens) if segment_ids is None else segment_ids
-        mask_B1TT = build_attention_mask(valid_BT, segments_BT, pattern, branch_ids)
-        media = (pixel_values, image_sizes, image_grids, input_features, feature_lengths)
-        embeds_BTD = self.embed(input_ids, *media)
-        hidden_BTD = self.backbone(embeds_BTD, positions_BT, mask_B1TT)
-        if (
-            self.model_config.backbone.shifted
-        ):  # each position's logits are made at the one before it
+        hidden_BTD = self.backbone(self.embed(input_ids, None, **media), position_ids, mask_B1TT)
+        if backbone.shifted:  # each position's logits are made at the one before it
             hidden_BTD = torch.cat((hidden_BTD[:, :1], hidden_BTD[:, :-1]), dim=1)
-        return MMDiffOutput(
-            logits=self.backbone.lm_head(hidden_BTD if select is None else hidden_BTD[select])
-        )
+        if select is not None:
+            hidden_BTD = hidden_BTD[select]
+        return MMDiffOutput(logits=self.backbone.lm_head(hidden_BTD))
 
 
 def _connector(config: ModelConfig) -> nn.Sequential:
@@ -244,7 +220,7 @@ AutoModelForImageTextToText.register(MMDiffConfig, MMDiffModel)
 
 
 def merge_media_embeddings(embeds_BTD: Tensor, here_BT: Tensor, media_ND: Tensor) -> Tensor:
-    """Replace the embeddings at the True positions of `here_BT`, row by row, by the rows of
+    """Replace the embeddings at the True positions of `here_BT`, sequence after sequence, by
     `media_ND`.
 
     Raises:

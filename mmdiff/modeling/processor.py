@@ -1,17 +1,17 @@
-"""Messages with text, pictures and sounds -> one ragged batch of tensors, as Hugging Face
+"""Messages with text, images and audio -> one ragged batch of tensors, as Hugging Face
 processors do it.
 
-Prompts are padded on the left, so that every row's answer starts in the same column. Pictures may
-be anything `vision.image.open_image` takes and sounds what `audio.decode.load_audio` takes; nothing
-is fetched from the network.
+Prompts are padded on the left, so that every answer starts in the same column. Images may be
+anything `open_image` takes and audio what `load_audio` takes; nothing is fetched from the network.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmdiff.audio.audio_io import SAMPLE_RATE, load_audio
-from mmdiff.audio.connector import count_tokens as count_sound_tokens
+from mmdiff.audio.connector import count_tokens as count_audio_tokens
 from mmdiff.audio.level import level
 from mmdiff.audio.log_mel import log_mel_spectrogram, pad_mels, split_windows
 from mmdiff.config import (
@@ -37,6 +37,7 @@ from mmdiff.config import (
 )
 from mmdiff.errors import MMDiffError
 from mmdiff.modeling.auto_config import MMDiffConfig
+from mmdiff.modeling.media_inputs import MEDIA_NAMES, MediaInputs
 from mmdiff.tokens import AUDIO, CHAT_TEMPLATE, IMAGE, control_tokens, neutralize, well_formed
 from mmdiff.vision.image_io import open_image
 from mmdiff.vision.preprocess import Views, count_tokens, make_views
@@ -44,10 +45,11 @@ from mmdiff.vision.preprocess import Views, count_tokens, make_views
 MARKS = re.compile(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})")
 Messages = Sequence[Mapping[str, Any]]
 ROLES, PARTS = ("system", "user", "assistant"), ("text", "image", "audio")
+SOURCE_KEYS = ("audio", "image", "url", "path")  # where a part has its media
 
 
 class MMDiffProcessor(ProcessorMixin):
-    """Tokenizer, and preparation of pictures and sounds, of one model."""
+    """Tokenizer, and preparation of images and audio, of one model."""
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class MMDiffProcessor(ProcessorMixin):
     ) -> None:
         """
         Args:
-            media_first: whether the images and sounds of a message are put before its text, in
+            media_first: whether the images and audio of a message are put before its text, in
                 whatever order its parts come; the model's `ModelConfig.media_first`.
         """
         self.media_first = media_first
@@ -76,13 +78,12 @@ class MMDiffProcessor(ProcessorMixin):
         config: ModelConfig,
         chat_template: str | None = None,
     ) -> MMDiffProcessor:
-        vision = dataclasses.asdict(config.vision) if config.vision else None
-        audio = dataclasses.asdict(config.audio) if config.audio else None
+        parts = dataclasses.asdict(config)
         return cls(
             tokenizer,
-            dataclasses.asdict(config.tokens),
-            vision,
-            audio,
+            parts["tokens"],
+            parts["vision"],
+            parts["audio"],
             chat_template,
             config.media_first,
         )
@@ -97,7 +98,10 @@ class MMDiffProcessor(ProcessorMixin):
 
         Files are read by `load_audio` and `open_image`; audio that is an array has 16 kHz.
         """
-        for messages in conversation if _is_batch(conversation) else [conversation]:
+        conversations = [conversation]
+        if _is_batch(conversation):
+            conversations = conversation
+        for messages in conversations:
             check_messages(messages)
         conversation = _harmless(conversation, control_tokens(self.tokenizer, self.tokens))
         if self.media_first:
@@ -122,20 +126,18 @@ class MMDiffProcessor(ProcessorMixin):
         """Tokens, pixels and spectrograms of one prompt or several.
 
         Args:
-            images: the pictures of the prompt, or one list of pictures per prompt.
-            text: prompts in the chat format, with one `<|image|>` per picture and one `<|audio|>`
-                per sound.
-            audio: the sounds of all prompts in reading order, in one list or one list per prompt.
-            sampling_rate: of sounds that are given as arrays, in Hz; files know their own.
+            images: those of the prompt, or one list of images per prompt.
+            text: prompts in the chat format, with one `<|image|>` per image and one `<|audio|>`
+                per audio.
+            audio: that of all prompts in reading order, in one list or one list per prompt.
+            sampling_rate: of audio that is given as arrays, in Hz; files know their own.
             options: what callers of any processor pass, with values that say what is done here in
                 any case, such as `padding=True`; also inside `text_kwargs`, `images_kwargs`,
                 `audio_kwargs` or `common_kwargs`.
 
         Returns:
-            input_ids and attention_mask (B, T), padded on the left; with pictures also pixel_values
-            (views of all of them, N, 3, H, W), image_sizes and image_grids (pictures, 2); with
-            sounds also input_features (windows of at most 30 s of all of them, N, M, F) and
-            feature_lengths (N), as `MMDiffModel` takes them.
+            input_ids and attention_mask (B, T), padded on the left, and of `MediaInputs` what there
+            is, as `MMDiffModel` takes them.
 
         Raises:
             MMDiffError: media and their marks differ in number, the model takes none of the kind,
@@ -150,86 +152,66 @@ class MMDiffProcessor(ProcessorMixin):
             raise MMDiffError(
                 f"sampling_rate={shown(sampling_rate)} does not fit; give a number, in Hz"
             )
-        texts, single = [text] if isinstance(text, str) else text or (), isinstance(text, str)
-        if not isinstance(texts, list | tuple) or not all(
-            isinstance(prompt, str) for prompt in texts
-        ):
-            raise MMDiffError(
-                f"text={shown(text)} does not fit; give a prompt in the chat format, or a list "
-                "of them"
-            )
-        pictures, sounds = (
-            _rows_of_pictures(images, len(texts), single),
-            _rows_of_sounds(audio, texts),
-        )
-        rows = [
-            self._encode(prompt, self._views(prompt, seen), self._mels(heard, sampling_rate))
-            for prompt, seen, heard in zip(texts, pictures, sounds, strict=True)
-        ]
-        width = max((len(row.ids) for row in rows), default=0)
-        pads = [width - len(row.ids) for row in rows]
-        batch: dict[str, Any] = {
-            "input_ids": torch.tensor(
-                [[self.tokens.pad] * pad + row.ids for pad, row in zip(pads, rows, strict=True)]
-            ),
-            "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]),
-        }
-        if views := [view for row in rows for view in row.views]:
-            batch["pixel_values"] = torch.cat([view.pixels_V3HW for view in views])
-            batch["image_sizes"] = torch.tensor([view.size for view in views])
-            batch["image_grids"] = torch.tensor([view.grid for view in views])
-        if mels := [mel for row in rows for windows in row.mels for mel in windows]:
-            batch["input_features"], batch["feature_lengths"] = pad_mels(mels)
-        return BatchFeature(batch)
+        prompts = _prompts(text)
+        images_of = _images_by_prompt(images, len(prompts), single=isinstance(text, str))
+        audio_of = _audio_by_prompt(audio, prompts)
+        rows = []
+        for prompt, seen, heard in zip(prompts, images_of, audio_of, strict=True):
+            views, mels = self._views(prompt, seen), self._mels(heard, sampling_rate)
+            rows.append(self._encode(prompt, views, mels))
+        media = _media_inputs(rows)
+        return BatchFeature({**_padded(rows, self.tokens.pad), **media.present()})
 
     def _encode(self, prompt: str, views: list[Views], mels: list[list[Tensor]]) -> _Row:
-        """The prompt's ids, with as many placeholders for each mark as its picture or sound has
+        """The prompt's ids, with as many placeholders for each mark as its image or audio has
         embeddings."""
         counts = {
-            IMAGE: iter([self._count_view(view, len(views)) for view in views]),
-            AUDIO: iter([self._count_windows(windows) for windows in mels]),
+            IMAGE: map(self._count_view, views),
+            AUDIO: map(self._count_windows, mels),
         }
         placeholders = {IMAGE: self.tokens.image or 0, AUDIO: self.tokens.audio or 0}
         ids: list[int] = []
         for part in MARKS.split(prompt):
-            ids += [placeholders[part]] * next(counts[part]) if part in counts else self._ids(part)
-        return _Row(ids, views, mels)
+            if part in counts:
+                ids += [placeholders[part]] * next(counts[part])
+            else:
+                ids += self._ids(part)
+        return _Row(ids, views, list(itertools.chain.from_iterable(mels)))
 
-    def _views(self, prompt: str, pictures: Sequence[Any]) -> list[Views]:
-        _check_marks([prompt], IMAGE, len(pictures), "pictures")
-        if pictures and (self.vision is None or self.tokens.image is None):
+    def _views(self, prompt: str, images: Sequence[Any]) -> list[Views]:
+        _check_marks([prompt], IMAGE, len(images), "images")
+        if not images:
+            return []
+        if self.vision is None or self.tokens.image is None:
             raise MMDiffError(
-                "this model takes no pictures; ask it in words alone or load another model"
+                "this model takes no images; ask it in words alone or load another model"
             )
-        return [
-            make_views(open_image(picture), self._vision, self._layout(len(pictures)))
-            for picture in pictures
-        ]
+        layout = self._layout(len(images))
+        return [make_views(open_image(image), self._vision, layout) for image in images]
 
-    def _mels(self, sounds: Sequence[Any], rate: int) -> list[list[Tensor]]:
-        """The spectrograms of each sound's windows."""
-        if sounds and (self.audio is None or self.tokens.audio is None):
-            raise MMDiffError("this model takes no sounds; ask it in words or load another model")
-        arrays = [as_array(sound) for sound in sounds]
-        # At one loudness, without which the same words, spoken softly, would be others to the
-        # encoder.
-        loaded = [
-            level(load_audio(sound, rate if isinstance(sound, np.ndarray) else None))
-            for sound in arrays
-        ]
-        return [
-            [log_mel_spectrogram(window, self._audio.num_mels) for window in split_windows(samples)]
-            for samples in loaded
-        ]
+    def _mels(self, sources: Sequence[Any], rate: int) -> list[list[Tensor]]:
+        """The spectrograms of each audio's windows."""
+        if sources and (self.audio is None or self.tokens.audio is None):
+            raise MMDiffError("this model takes no audio; ask it in words or load another model")
+        mels = []
+        for source in map(as_array, sources):
+            own_rate = rate if isinstance(source, np.ndarray) else None
+            # At one loudness, without which the same words, spoken softly, would be others to the
+            # encoder.
+            windows = split_windows(level(load_audio(source, own_rate)))
+            mels.append([log_mel_spectrogram(each, self._audio.num_mels) for each in windows])
+        return mels
 
-    def _count_view(self, view: Views, num_pictures: int) -> int:
-        return count_tokens(view.size, self._vision, self._layout(num_pictures))
+    def _count_view(self, view: Views) -> int:
+        return count_tokens(view.size, self._vision, view.layout)
 
     def _count_windows(self, mels: Sequence[Tensor]) -> int:
-        return sum(count_sound_tokens(mel.shape[1], self._audio) for mel in mels)
+        return sum(count_audio_tokens(mel.shape[1], self._audio) for mel in mels)
 
-    def _layout(self, num_pictures: int) -> ViewLayout:
-        return self._vision.layout if num_pictures == 1 else self._vision.layout_of_several
+    def _layout(self, num_images: int) -> ViewLayout:
+        if num_images == 1:
+            return self._vision.layout
+        return self._vision.layout_of_several
 
     @property
     def _vision(self) -> VisionConfig:
@@ -248,15 +230,7 @@ class MMDiffProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [
-            "input_ids",
-            "attention_mask",
-            "pixel_values",
-            "image_sizes",
-            "image_grids",
-            "input_features",
-            "feature_lengths",
-        ]
+        return ["input_ids", "attention_mask", *MEDIA_NAMES]
 
 
 # What this processor does in any case, as transformers' processors are asked for it.
@@ -316,8 +290,7 @@ def check_messages(messages: Any) -> None:
     ):
         raise MMDiffError(
             f"{shown(messages)} is not a conversation; give a list of messages, each a "
-            "dictionary with a "
-            "role and a content"
+            "dictionary with a role and a content"
         )
     for message in messages:
         role, content = message.get("role"), message.get("content")
@@ -328,15 +301,13 @@ def check_messages(messages: Any) -> None:
         if not isinstance(content, list | tuple):
             raise MMDiffError(
                 f"content={shown(content)} of the message of role {role!r} does not fit; give a "
-                "text, "
-                "or a list of parts"
+                "text, or a list of parts"
             )
         for part in content:
             if not isinstance(part, Mapping) or part.get("type") not in PARTS:
                 raise MMDiffError(
                     f"{shown(part)} is not a part of a message; give a dictionary whose type is "
-                    "one of "
-                    f"{', '.join(PARTS)}"
+                    f"one of {', '.join(PARTS)}"
                 )
             if part["type"] == "text" and not isinstance(part.get("text"), str):
                 raise MMDiffError(
@@ -349,7 +320,9 @@ def as_array(source: Any) -> Any:
     is."""
     if not isinstance(source, Tensor):
         return source
-    return (source.detach().float() if source.is_floating_point() else source).cpu().numpy()
+    if source.is_floating_point():
+        source = source.float()  # NumPy has no bfloat16
+    return source.numpy(force=True)
 
 
 def _is_batch(conversation: Any) -> bool:
@@ -364,7 +337,43 @@ def _is_batch(conversation: Any) -> bool:
 class _Row:
     ids: list[int]
     views: list[Views]
-    mels: list[list[Tensor]]
+    mels: list[Tensor]
+
+
+def _padded(rows: Sequence[_Row], pad_id: int) -> dict[str, Tensor]:
+    """Ids and attention mask (B, T), padded on the left."""
+    width = max((len(row.ids) for row in rows), default=0)
+    ids, mask = [], []
+    for row in rows:
+        pad = width - len(row.ids)
+        ids.append([pad_id] * pad + row.ids)
+        mask.append([0] * pad + [1] * len(row.ids))
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def _media_inputs(rows: Sequence[_Row]) -> MediaInputs:
+    views, mels, found = [], [], {}
+    for row in rows:
+        views += row.views
+        mels += row.mels
+    if views:
+        found["pixel_values"] = torch.cat([view.pixels_V3HW for view in views])
+        found["image_sizes"] = torch.tensor([view.size for view in views])
+        found["image_grids"] = torch.tensor([view.grid for view in views])
+    if mels:
+        found["input_features"], found["feature_lengths"] = pad_mels(mels)
+    return MediaInputs(**found)
+
+
+def _prompts(text: Any) -> Sequence[str]:
+    if isinstance(text, str):
+        return [text]
+    prompts = text or ()
+    if not isinstance(prompts, list | tuple) or not all(isinstance(each, str) for each in prompts):
+        raise MMDiffError(
+            f"text={shown(text)} does not fit; give a prompt in the chat format, or a list of them"
+        )
+    return prompts
 
 
 def _check_marks(prompts: Sequence[str], mark: str, given: int, what: str) -> None:
@@ -372,50 +381,56 @@ def _check_marks(prompts: Sequence[str], mark: str, given: int, what: str) -> No
         raise MMDiffError(f"the prompt has {marks} {mark} marks for {given} {what}")
 
 
-def _rows_of_pictures(images: Any, num_texts: int, single: bool) -> list[list[Any]]:
+def _images_by_prompt(images: Any, num_prompts: int, single: bool) -> list[list[Any]]:
     if images is None:
-        return [[] for _ in range(num_texts)]
-    rows = images if isinstance(images, list) else [images]
+        return [[]] * num_prompts
+    groups = list(map(_listed, _listed(images)))
     if single:
-        return [_flat(rows)]
-    if len(rows) != num_texts:
+        return [_flat(groups)]
+    if len(groups) != num_prompts:
         raise MMDiffError(
-            f"{len(rows)} lists of pictures for {num_texts} prompts; give one list per prompt"
+            f"{len(groups)} lists of images for {num_prompts} prompts; give one list per prompt"
         )
-    return [row if isinstance(row, list) else [row] for row in rows]
+    return groups
 
 
-def _rows_of_sounds(audio: Any, prompts: Sequence[str]) -> list[list[Any]]:
-    """As many for each prompt as it has marks: `transformers` hands the sounds of a batch on in one
+def _audio_by_prompt(audio: Any, prompts: Sequence[str]) -> list[list[Any]]:
+    """As many for each prompt as it has marks: `transformers` hands the audio of a batch on in one
     list."""
-    sounds = [] if audio is None else _flat(audio if isinstance(audio, list) else [audio])
-    _check_marks(prompts, AUDIO, len(sounds), "sounds")
-    left = iter(sounds)
-    return [[next(left) for _ in range(prompt.count(AUDIO))] for prompt in prompts]
+    given: list[Any] = []
+    if audio is not None:
+        given = _flat(map(_listed, _listed(audio)))
+    _check_marks(prompts, AUDIO, len(given), "audio parts")
+    left = iter(given)
+    return [list(itertools.islice(left, prompt.count(AUDIO))) for prompt in prompts]
 
 
-def _flat(media: Sequence[Any]) -> list[Any]:
-    return [medium for item in media for medium in (item if isinstance(item, list) else [item])]
+def _listed(media: Any) -> list[Any]:
+    if isinstance(media, list):
+        return media
+    return [media]
+
+
+def _flat(groups: Iterable[list[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(groups))
 
 
 def _opened(value: Any) -> Any:
     """The conversation with its audio decoded and its image files opened, by the rules of `ask` and
     `transcribe`."""
-    if isinstance(value, Mapping):
-        kind, keys = (
-            value.get("type"),
-            [key for key in ("audio", "image", "url", "path") if key in value],
-        )
-        if kind == "audio" and keys:
-            source = as_array(value[keys[0]])
-            return {
-                "type": "audio",
-                "audio": source if isinstance(source, np.ndarray) else load_audio(source),
-            }
-        if kind == "image" and keys and _is_file(value[keys[0]]):
-            return {"type": "image", "image": open_image(value[keys[0]])}
-        return {name: _opened(item) for name, item in value.items()}
-    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return list(map(_opened, value))
+    if not isinstance(value, Mapping):
+        return value
+    kind, given = value.get("type"), [value[key] for key in SOURCE_KEYS if key in value]
+    if kind == "audio" and given:
+        source = as_array(given[0])
+        if not isinstance(source, np.ndarray):
+            source = load_audio(source)
+        return {"type": "audio", "audio": source}
+    if kind == "image" and given and _is_file(given[0]):
+        return {"type": "image", "image": open_image(given[0])}
+    return {name: _opened(item) for name, item in value.items()}
 
 
 def _is_file(source: Any) -> bool:
@@ -432,23 +447,23 @@ def _harmless(value: Any, controls: frozenset[str], key: str = "") -> Any:
         return {name: _harmless(item, controls, name) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_harmless(item, controls, key) for item in value]
-    written = isinstance(value, str) and key in ("role", "content", "text", "name")
-    return neutralize(value, controls) if written else value
+    if isinstance(value, str) and key in ("role", "content", "text", "name"):
+        return neutralize(value, controls)
+    return value
 
 
 def _media_first(value: Any) -> Any:
-    """The conversation, or several, with each message's images and sounds before its text, which
+    """The conversation, or several, with each message's images and audio before its text, which
     becomes one part."""
     if isinstance(value, list | tuple):
-        return [_media_first(item) for item in value]
+        return list(map(_media_first, value))
     if not isinstance(value, Mapping) or not isinstance(value.get("content"), list | tuple):
         return value
-    texts = [
-        part
-        for part in value["content"]
-        if isinstance(part, Mapping) and part.get("type") == "text"
-    ]
-    media = [part for part in value["content"] if not any(part is text for text in texts)]
+    texts: list[Any] = []
+    media: list[Any] = []
+    for part in value["content"]:
+        is_text = isinstance(part, Mapping) and part.get("type") == "text"
+        (texts if is_text else media).append(part)
     if len(texts) > 1 and all(isinstance(part.get("text"), str) for part in texts):
         texts = [{**texts[0], "text": "\n".join(part["text"].strip() for part in texts)}]
     return {**value, "content": [*media, *texts]}
@@ -457,14 +472,11 @@ def _media_first(value: Any) -> Any:
 def _in_parts(value: Any) -> Any:
     """The conversation with plain texts as parts of their messages: transformers before 5.6 takes
     nothing else."""
-    if isinstance(value, Mapping):
-        content = value.get("content")
-        return (
-            {**value, "content": [{"type": "text", "text": content}]}
-            if isinstance(content, str)
-            else value
-        )
-    return [_in_parts(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return list(map(_in_parts, value))
+    if isinstance(value, Mapping) and isinstance(value.get("content"), str):
+        return {**value, "content": [{"type": "text", "text": value["content"]}]}
+    return value
 
 
 AutoProcessor.register(MMDiffConfig, MMDiffProcessor)

@@ -141,8 +141,10 @@ def _sample(tensor: Tensor) -> Tensor:
 @torch.inference_mode()
 def _read(views: dict[Kind, list[Tensor]]) -> dict[Kind, Tensor]:
     """As integers, in one tensor for each device and dtype."""
-    joined = {kind: torch.cat(parts) for kind, parts in views.items()}
-    return {
-        kind: part if part.dtype.is_complex else part.view(_INTEGERS[part.element_size()])
-        for kind, part in joined.items()
-    }
+    samples = {}
+    for kind, parts in views.items():
+        joined = torch.cat(parts)
+        if not joined.dtype.is_complex:
+            joined = joined.view(_INTEGERS[joined.element_size()])
+        samples[kind] = joined
+    return samples

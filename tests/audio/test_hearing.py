@@ -140,10 +140,12 @@ def test_files_are_sounds_too(hearing: Hearing, tmp_path: Path) -> None:
 
 def test_misfits(hearing: Hearing, random_tiny: Path) -> None:
     _, processor = hearing
-    with pytest.raises(MMDiffError, match="1 <|audio|> marks for 0 sounds".replace("|", r"\|")):
+    with pytest.raises(
+        MMDiffError, match="1 <|audio|> marks for 0 audio parts".replace("|", r"\|")
+    ):
         processor(text="<|audio|>")
-    with pytest.raises(MMDiffError, match="1 .* marks for 2 sounds"):
+    with pytest.raises(MMDiffError, match="1 .* marks for 2 audio parts"):
         processor(text=["<|audio|>"], audio=[[sound(1), sound(1)]])
     deaf = MMDiffProcessor.of(processor.tokenizer, dataclasses.replace(PRESETS["tiny"], audio=None))
-    with pytest.raises(MMDiffError, match="takes no sounds"):
+    with pytest.raises(MMDiffError, match="takes no audio"):
         deaf(text="<|audio|>", audio=sound(1))

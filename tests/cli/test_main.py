@@ -419,6 +419,7 @@ def test_open_positions_and_unsure_tokens_are_marked() -> None:
 def test_info_counts_parameters(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = call(monkeypatch, capsys, "info", "llada-8b")
     assert code == 0 and json.loads(out)["parameters"]["total"] == 8_015_581_184
+    assert isinstance(json.loads(out)["machine"]["cpu_multiplies_bfloat16"], bool)
 
 
 def test_info_fetches_settings_alone(monkeypatch, capsys, reference: Path) -> None:  # type: ignore[no-untyped-def]

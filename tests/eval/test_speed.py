@@ -71,14 +71,24 @@ def test_a_report(model: MMDiffModel, capsys: pytest.CaptureFixture[str]) -> Non
         "llada_loop",
         "joining block",
         "joining dual",
+        "cache none against llada_loop",
     ]
-    for row in report["rows"]:
+    assert 0 < report["rows"][-1]["least"] <= report["rows"][-1]["most"]
+    for row in report["rows"][:-1]:
         assert row["passes"] == 8 and row["seconds"] > 0 and row["ms_per_pass"] > 0
     for row in report["rows"][:2]:
         assert (
             row["tokens_per_pass"] == 2.0 and row["tokens_per_second"] > 0 and row["floor_ms"] > 0
         )
     assert report["date"][:4] in capsys.readouterr().out
+
+
+def test_bfloat16_is_timed_against_float32(model: MMDiffModel) -> None:
+    load = Load(10, 2, DecodingConfig(16, 8, 8, stop=False, cache="prefix"))
+    row = bench(model, [load], 3, baselines=False, bfloat16=True)["rows"][-1]
+    assert row["how"] == "bfloat16, cache prefix against float32" and row["batch"] == 2
+    assert 0 < row["least"] <= row["times_as_fast"] <= row["most"]
+    assert model.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ from mmdiff.modeling.checkpoint import (
     recognise,
     translate,
 )
+from mmdiff.modeling.layouts.llada import LLADA_LAYOUT
+from mmdiff.modeling.layouts.llada_v import LLADA_V_LAYOUT
+from mmdiff.modeling.layouts.own import OWN_LAYOUT
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 
 CPU = torch.device("cpu")
@@ -49,15 +52,15 @@ def model_of(folder: Path) -> MMDiffModel:
 
 
 def test_layouts_are_told_apart_by_their_keys(reference: Path, random_tiny: Path) -> None:
-    assert recognise(CheckpointTensors(reference / "llada-mha")) == "llada"
-    assert recognise(CheckpointTensors(reference / "llada-v")) == "llada-v"
-    assert recognise(CheckpointTensors(random_tiny)) == "mmdiff"
+    assert recognise(CheckpointTensors(reference / "llada-mha")) is LLADA_LAYOUT
+    assert recognise(CheckpointTensors(reference / "llada-v")) is LLADA_V_LAYOUT
+    assert recognise(CheckpointTensors(random_tiny)) is OWN_LAYOUT
 
 
 def test_ff_out_is_the_head_or_a_block_s_projection() -> None:
-    assert translate("model.transformer.ff_out.weight", "llada") == "backbone.lm_head.weight"
+    assert translate("model.transformer.ff_out.weight", LLADA_LAYOUT) == "backbone.lm_head.weight"
     assert (
-        translate("model.transformer.blocks.7.ff_out.weight", "llada")
+        translate("model.transformer.blocks.7.ff_out.weight", LLADA_LAYOUT)
         == "backbone.layers.7.mlp.down_proj.weight"
     )
 
@@ -81,7 +84,7 @@ def test_every_name_of_llada_8b_is_known() -> None:
     with torch.device("meta"):
         model = MMDiffModel(MMDiffConfig.of(PRESETS["llada-8b"]))
     assert len(names) == 291
-    assert {translate(name, "llada") for name in names} == set(canonical_state(model))
+    assert {translate(name, LLADA_LAYOUT) for name in names} == set(canonical_state(model))
 
 
 @pytest.mark.parametrize(

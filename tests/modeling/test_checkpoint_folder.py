@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from mmdiff.errors import CheckpointError
 from mmdiff.modeling.checkpoint import CheckpointTensors, config_of, load_folder, load_weights
 from mmdiff.modeling.checkpoint_folder import INDEX, SINGLE
+from mmdiff.modeling.layouts.families import translate
+from mmdiff.modeling.layouts.llada_v import LLADA_V_LAYOUT
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 
 HEAD = "model.transformer.ff_out.weight"
@@ -169,9 +171,7 @@ def test_old_versions_buffers_are_passed_over(reference: Path) -> None:
         "model.vision_tower.vision_tower.vision_model.embeddings.position_ids",
         "model.layers.0.self_attn.rotary_emb.inv_freq",
     ]
-    from mmdiff.modeling.layouts.families import translate
-
-    assert [translate(name, "llada-v") for name in names] == [None, None]
+    assert [translate(name, LLADA_V_LAYOUT) for name in names] == [None, None]
 
 
 def test_an_adapter_alone_says_how_it_is_loaded(tmp_path: Path) -> None:

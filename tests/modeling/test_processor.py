@@ -330,9 +330,9 @@ def test_text_and_images_without_the_template(processor: MMDiffProcessor) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"text": "no mark", "images": RED}, "0 <.image.> marks for 1 pictures"),
-        ({"text": "<|image|>"}, "1 <.image.> marks for 0 pictures"),
-        ({"text": ["a", "b"], "images": [[RED]]}, "1 lists of pictures for 2 prompts"),
+        ({"text": "no mark", "images": RED}, "0 <.image.> marks for 1 images"),
+        ({"text": "<|image|>"}, "1 <.image.> marks for 0 images"),
+        ({"text": ["a", "b"], "images": [[RED]]}, "1 lists of images for 2 prompts"),
         ({"text": "a", "return_tensors": "np"}, "return_tensors='np'"),
         ({"text": "<|image|>", "images": "nowhere.png"}, "nowhere.png"),
         ({"text": 5}, "text=5 does not fit"),

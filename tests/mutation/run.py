@@ -128,7 +128,7 @@ def faults(change: Change) -> Iterator[str]:
 
 
 def load_others() -> None:
-    importlib.import_module("mmdiff")  # lets torchvision import beside a CPU-only torch
+    importlib.import_module("mmdiff.torchvision_fix").declare_operators()
     for name in OTHERS:
         try:
             importlib.import_module(name)

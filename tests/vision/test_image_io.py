@@ -273,7 +273,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     one_sentence(tmp_path / "none.png", "none.png does not exist", "give the path")
     one_sentence(tmp_path / "a" / "b.png", "b.png does not exist")
     one_sentence(tmp_path, str(tmp_path), "is a directory")
-    one_sentence("", "path of the picture is empty")
+    one_sentence("", "path of the image is empty")
     one_sentence("nul\0byte", "cannot be read")
     one_sentence("x" * 5000 if os.name != "posix" else "x/" * 100, "x/x/", "does not exist")
     one_sentence("https://example.com/cat.png", "is an address", "download")
@@ -295,8 +295,8 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     one_sentence(tmp_path / "empty.png", "empty.png is empty", "PNG")
     (tmp_path / "text.jpg").write_text("hello, I am a text")
-    one_sentence(tmp_path / "text.jpg", "text.jpg is no picture", "PNG, JPEG")
-    one_sentence(b"", "the picture is empty")
+    one_sentence(tmp_path / "text.jpg", "text.jpg is not an image", "PNG, JPEG")
+    one_sentence(b"", "the image is empty")
     one_sentence(io.BytesIO(), "is empty")
     one_sentence(b"\x89PNG\r\n\x1a\n", "damaged PNG file")
     for other in (
@@ -305,7 +305,7 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         b"%!PS-Adobe-3.0 EPSF-3.0",
         b"\0\0\1\0",
     ):
-        one_sentence(other, "no picture that can be read")
+        one_sentence(other, "not an image that can be read")
 
 
 def test_sources_of_another_kind(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_truncated_files(kind: str, tmp_path: Path) -> None:
         path = tmp_path / f"cut.{kind.lower()}"
         path.write_bytes(data[:kept])
         one_sentence(path, str(path))
-        one_sentence(data[:kept], "the picture")
+        one_sentence(data[:kept], "the image")
     lazy = Image.open(io.BytesIO(data))
     assert lazy.size == (64, 64)
 
@@ -579,7 +579,7 @@ def test_damaged_bytes_end_in_a_picture_or_a_sentence(kind: str) -> None:
         try:
             image = open_image(bytes(data), max_pixels=1_000_000)
         except ImageError as error:
-            assert str(error).startswith("the picture ")
+            assert str(error).startswith("the image ")
         else:
             assert image.mode == "RGB" and 0 < image.width * image.height <= 1_000_000
 

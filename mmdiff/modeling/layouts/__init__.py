@@ -1,1 +1,1 @@
-"""Published families: how each is recognised, its tensors' names and its settings."""
+"""Published families, a file each: how it is recognised, its settings, its tensors' names."""

@@ -1,7 +1,7 @@
 """The config.json of a published checkpoint, in every spelling that its training code writes, as
 our settings.
 
-Settings that change the maths are checked by `families.py`; here sizes, special ids, the vision
+Settings that change the maths are checked by `settings.py`; here sizes, special ids, the vision
 tower and the tiling of images are read.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.config import (
-    PRESETS,
     SO400M_PENULTIMATE,
     BackboneConfig,
     ModelConfig,
@@ -28,14 +28,10 @@ from mmdiff.config import (
 )
 from mmdiff.errors import CheckpointError
 from mmdiff.modeling.checkpoint_folder import read_json
-from mmdiff.modeling.layouts.families import (
-    DREAM,
-    SIGLIP,
-    Family,
-    check_settings,
-    family_of,
-    rope_theta,
-)
+from mmdiff.modeling.layouts.families import family_of
+from mmdiff.modeling.layouts.family import Family
+from mmdiff.modeling.layouts.settings import check_settings, rope_theta
+from mmdiff.modeling.layouts.siglip import siglip_config
 
 # From published keys to ours: the first key that is there counts.
 _BACKBONE_KEYS: dict[str, tuple[str, ...]] = {
@@ -49,19 +45,18 @@ _BACKBONE_KEYS: dict[str, tuple[str, ...]] = {
     "qkv_bias": ("include_qkv_bias", "attention_bias"),
     "max_position_embeddings": ("max_sequence_length", "max_position_embeddings"),
 }
-_OPTIONAL = ("qkv_bias", "max_position_embeddings")
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_theta",
+)
 _MOST_GRIDS = 1_000
 _ONE_VIEW: dict[object, ViewLayout] = {"square": "resize", "pad": "pad"}
-# Of `transformers.SiglipVisionConfig`, which leaves out what is as usual when it saves.
-_SIGLIP_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-    "layer_norm_eps": 1e-6,
-}
 
 
 def config_of_published(folder: Path) -> ModelConfig:
@@ -84,27 +79,28 @@ def _config(published: Mapping[str, Any], folder: Path) -> ModelConfig:
     family = family_of(published)
     check_settings(published, family)
     backbone = _backbone_of(published, family)
-    vision = _vision_of(published, folder) if published.get("mm_vision_tower") else None
-    tokens = _tokens_of(published, backbone.vocab_size, family, vision is not None)
-    if family is DREAM:
-        return ModelConfig(backbone=backbone, tokens=tokens)
-    preset = PRESETS["llada-v-8b" if vision else "llada-8b"]
-    return dataclasses.replace(preset, backbone=backbone, tokens=tokens, vision=vision)
+    vision, defaults = None, family.defaults
+    if published.get("mm_vision_tower"):
+        vision, defaults = _vision_of(published, folder), family.vision_defaults
+    usual = family.tokens
+    if defaults is not None:
+        usual = defaults.tokens
+    tokens = _tokens_of(published, backbone.vocab_size, family.name, usual)
+    if defaults is None:
+        return ModelConfig(backbone=backbone, tokens=tokens, vision=vision)
+    return dataclasses.replace(defaults, backbone=backbone, tokens=tokens, vision=vision)
 
 
 def _backbone_of(published: Mapping[str, Any], family: Family) -> BackboneConfig:
-    found: dict[str, Any] = {
-        ours: next((published[key] for key in keys if published.get(key) is not None), None)
-        for ours, keys in _BACKBONE_KEYS.items()
-    }
-    if found["intermediate_size"] is None and found["hidden_size"] and published.get("mlp_ratio"):
-        found["intermediate_size"] = (
-            published["mlp_ratio"] * found["hidden_size"]
-        )  # as LLaDA's own code takes it
-    found["rope_theta"] = rope_theta(published)
-    if missing := [
-        name for name, value in found.items() if value is None and name not in _OPTIONAL
-    ]:
+    found: dict[str, Any] = {"rope_theta": rope_theta(published)}
+    for ours, keys in _BACKBONE_KEYS.items():
+        written = [key for key in keys if published.get(key) is not None]
+        if written:
+            found[ours] = published[written[0]]
+    ratio = published.get("mlp_ratio")
+    if "intermediate_size" not in found and found.get("hidden_size") and ratio:
+        found["intermediate_size"] = ratio * found["hidden_size"]  # as LLaDA's own code takes it
+    if missing := [name for name in _REQUIRED if found.get(name) is None]:
         raise CheckpointError(
             f"config.json does not say {', '.join(missing)}; this is not a LLaDA-style model"
         )
@@ -113,43 +109,28 @@ def _backbone_of(published: Mapping[str, Any], family: Family) -> BackboneConfig
             raise CheckpointError(
                 f"config.json says {name}={shown(found[name])}, which is not a number above 0"
             )
-    backbone = BackboneConfig(
-        **{k: value for k, value in found.items() if value is not None} | dict(family.fixed)
-    )
+    backbone = BackboneConfig(**found | dict(family.fixed))
     if published.get("head_dim") not in (None, backbone.head_dim):
         raise CheckpointError(
             f"config.json says head_dim={shown(published['head_dim'])}, but mmdiff's heads are "
-            "hidden_size / "
-            f"num_attention_heads = {backbone.head_dim} wide"
+            f"hidden_size / num_attention_heads = {backbone.head_dim} wide"
         )
     return backbone
 
 
 def _tokens_of(
-    published: Mapping[str, Any], vocab_size: int, family: Family, sees: bool
+    published: Mapping[str, Any], vocab_size: int, family: str, usual: TokenIds | None
 ) -> TokenIds:
     mask = _id(published, "mask_token_id")
-    usual = PRESETS["llada-v-8b"].tokens if sees else family.tokens
     if usual is not None and vocab_size > max(usual.eot, usual.mask) and mask in (None, usual.mask):
         return usual
-    eos = _id(published, "eos_token_id")
-    if mask is None or eos is None:
-        raise CheckpointError(
-            f"config.json names no {'mask' if mask is None else 'eos'}_token_id, and a "
-            f"vocabulary of {vocab_size} is "
-            f"not that of {family.name}"
-        )
-    for key, token in (("mask_token_id", mask), ("eos_token_id", eos)):
-        if not 0 <= token < vocab_size:
-            raise CheckpointError(
-                f"config.json says {key}={token}, outside of its vocabulary of {vocab_size}"
-            )
+    mask = _needed_id(published, "mask_token_id", vocab_size, family)
+    eos = _needed_id(published, "eos_token_id", vocab_size, family)
     bos = _id(published, "bos_token_id")
     image = _id(published, "image_token_id")
-    if sees and image is None:
-        image = (
-            vocab_size - 1
-        )  # published code keeps its mark outside of the vocabulary: any id that no text has
+    if published.get("mm_vision_tower") and image is None:
+        # Published code keeps its mark outside of the vocabulary: any id that no text has.
+        image = vocab_size - 1
     return TokenIds(
         mask=mask,
         eos=eos,
@@ -160,17 +141,33 @@ def _tokens_of(
     )
 
 
+def _needed_id(published: Mapping[str, Any], key: str, vocab_size: int, family: str) -> int:
+    token = _id(published, key)
+    if token is None:
+        raise CheckpointError(
+            f"config.json names no {key}, and a vocabulary of {vocab_size} is not that of {family}"
+        )
+    if not 0 <= token < vocab_size:
+        raise CheckpointError(
+            f"config.json says {key}={token}, outside of its vocabulary of {vocab_size}"
+        )
+    return token
+
+
 def _id(published: Mapping[str, Any], key: str) -> int | None:
     """A token id; of several that end an answer, the first."""
     value = published.get(key)
-    value = value[0] if isinstance(value, list) and value else value
+    if isinstance(value, list) and value:
+        value = value[0]
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise CheckpointError(f"config.json says {key}={shown(value)}, which is not a token id")
 
 
 def _either(token: int | None, otherwise: int) -> int:
-    return otherwise if token is None else token
+    if token is None:
+        return otherwise
+    return token
 
 
 def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
@@ -179,9 +176,8 @@ def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
     tower = _tower_of(published["mm_vision_tower"], folder)
     if published.get("mm_hidden_size") not in (None, tower.hidden_size):
         raise CheckpointError(
-            f"config.json says mm_hidden_size={shown(published['mm_hidden_size'])}, but its "
-            "vision tower "
-            f"{shown(published['mm_vision_tower'])} gives {tower.hidden_size}"
+            f"config.json says mm_hidden_size={shown(published['mm_hidden_size'])}, but its vision "
+            f"tower {shown(published['mm_vision_tower'])} gives {tower.hidden_size}"
         )
     aspect, merge = published.get("image_aspect_ratio"), published.get("mm_patch_merge_type")
     if aspect in _ONE_VIEW and merge in ("flat", "spatial_unpad"):
@@ -193,52 +189,35 @@ def _vision_of(published: Mapping[str, Any], folder: Path) -> VisionConfig:
     if tiled is None or merge != "spatial_unpad":
         raise CheckpointError(
             f"config.json says image_aspect_ratio={shown(aspect)} and "
-            f"mm_patch_merge_type={shown(merge)}, a way of "
-            "cutting images that mmdiff does not know; it knows anyres_max_N, anyres, pad and "
-            "square with "
-            "spatial_unpad, and pad and square with flat"
+            f"mm_patch_merge_type={shown(merge)}, a way of cutting images that mmdiff does not "
+            "know; it knows anyres_max_N, anyres, pad and square with spatial_unpad, and pad and "
+            "square with flat"
         )
     grids = grids_of(published.get("image_grid_pinpoints"), tower.image_size)
-    return dataclasses.replace(
-        tower, grids=grids, max_base_areas=int(tiled[1]) if tiled[1] else None
-    )
+    if tiled[1]:
+        return dataclasses.replace(tower, grids=grids, max_base_areas=int(tiled[1]))
+    return dataclasses.replace(tower, grids=grids, max_base_areas=None)
 
 
 def _tower_of(name: object, folder: Path) -> VisionConfig:
     """A tower by its name or path: of the folder that it names, where that is there, else by what
     its name says.
 
-    Towers' weights are inside the checkpoint, so that the path of whoever trained it need not
-    exist.
+    Towers' weights are inside the checkpoint, so that the path where it was trained need not exist.
     """
-    path = str(name).rstrip("/\\")
+    path = str(name).rstrip("/\\")  # Windows writes either
     last = re.split(r"[/\\]", path)[-1]
     with contextlib.suppress(OSError):  # a name that can be no path
         for own in (folder / last / "config.json", folder / path / "config.json"):
             if last and own.is_file():
-                return _siglip(read_json(own))
+                return siglip_config(read_json(own))
     patches = re.search(r"patch\d+.*", last.lower())
     if "siglip" in path.lower() and (patches is None or patches[0].startswith("patch14-384")):
         return SO400M_PENULTIMATE
     raise CheckpointError(
         f"unknown vision tower {shown(name)}; known are SigLIP and SigLIP 2 so400m-patch14-384, "
-        "or a SigLIP tower "
-        "whose own folder, with its config.json, lies beside the weights"
+        "or a SigLIP tower whose own folder, with its config.json, lies beside the weights"
     )
-
-
-def _siglip(sizes: Mapping[str, Any]) -> VisionConfig:
-    """A tower's own config.json, alone or inside that of the whole SigLIP model, without its last
-    layer."""
-    inner = sizes.get("vision_config", sizes)
-    if not isinstance(inner, Mapping):
-        raise CheckpointError(
-            f"the vision tower's config.json says vision_config={shown(inner)}, not an object"
-        )
-    check_settings(inner, SIGLIP)
-    found = {name: inner.get(name, usual) for name, usual in _SIGLIP_DEFAULTS.items()}
-    found["num_hidden_layers"] -= 1  # LLaVA takes the features of the penultimate layer
-    return dataclasses.replace(SO400M_PENULTIMATE, **found)
 
 
 def grids_of(pinpoints: object, side: int) -> tuple[tuple[int, int], ...]:
@@ -255,26 +234,25 @@ def grids_of(pinpoints: object, side: int) -> tuple[tuple[int, int], ...]:
         CheckpointError: it is none of these, or a size is not a multiple of the tile's.
     """
     if isinstance(pinpoints, str) and (corners := re.findall(r"\((\d+)\s*x\s*(\d+)\)", pinpoints)):
-        (columns, rows), (last_columns, last_rows) = ([int(n) for n in corners[i]] for i in (0, -1))
-        across, down = (
-            range(columns, last_columns + 1)[:_MOST_GRIDS],
-            range(rows, last_rows + 1)[:_MOST_GRIDS],
-        )
-        grids = [(c, r) for c in across for r in down if c > 0 and r > 0]
+        columns, rows = map(int, corners[0])
+        last_columns, last_rows = map(int, corners[-1])
+        across = range(max(columns, 1), last_columns + 1)[:_MOST_GRIDS]
+        down = range(max(rows, 1), last_rows + 1)[:_MOST_GRIDS]
+        grids = list(itertools.product(across, down))
     else:
-        pairs = _literal(pinpoints) if isinstance(pinpoints, str) else pinpoints
+        pairs = pinpoints
+        if isinstance(pinpoints, str):
+            pairs = _literal(pinpoints)
         if not isinstance(pairs, Sequence) or not all(_is_size(pair, side) for pair in pairs):
             raise CheckpointError(
                 f"config.json says image_grid_pinpoints={shown(pinpoints)}; give pairs of pixels "
-                "that are multiples "
-                f"of {side}, or '(1x1),...,(6x6)'"
+                f"that are multiples of {side}, or '(1x1),...,(6x6)'"
             )
         grids = [(width // side, height // side) for width, height in pairs]
     if not 0 < len(grids) <= _MOST_GRIDS:
         raise CheckpointError(
             f"config.json says image_grid_pinpoints={shown(pinpoints)}, which is {len(grids)} "
-            "grids; give 1 to "
-            f"{_MOST_GRIDS}"
+            f"grids; give 1 to {_MOST_GRIDS}"
         )
     return tuple(grids)
 
