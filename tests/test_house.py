@@ -7,11 +7,11 @@ import pytest
 
 from tests.helpers.house import ROOT, Counts, count, python_files
 
-# At most this of the package, as it is; the aim is 1.5, 2.5, and none of the last three.
-TERNARIES_PER_100 = 1.3
-COMPREHENSIONS_PER_100 = 2.7
-WIDE_LINES = 4
-LONG_FUNCTIONS = 1
+# At most this of the package.
+TERNARIES_PER_100 = 1.5
+COMPREHENSIONS_PER_100 = 2.5
+WIDE_LINES = 0
+LONG_FUNCTIONS = 0
 LONG_CLASSES = 0
 
 # CONTRIBUTING.md has the same words. A folder stands for any of its modules.

@@ -132,7 +132,8 @@ _WHOLE_NAMES = frozenset(
 )
 # ... or by what their names say.
 _NAMES = re.compile(
-    r"_.*|(init|tokenizer|training|train|wandb|unsloth|deepspeed|lora|peft|freeze|unfreeze|tune)_.*|.*flash_att.*"
+    r"_.*|(init|tokenizer|training|train|wandb|unsloth|deepspeed|lora|peft|freeze|unfreeze|tune)_.*"
+    r"|.*flash_att.*"
     r"|mm_(mask_drop|perceiver|qformer)_.*"  # of resamplers, which are refused themselves
     r"|.*(_lr|_dropout|_dropout_prob|_pdrop|_token_id|_token_index|_version)|dropout|(torch_)?dtype"
 )
@@ -202,10 +203,11 @@ _WORDS = frozenset(
 )
 # A name with one of these is never taken for bookkeeping on account of another word in it.
 _MATHS_WORDS = re.compile(
-    r"rope|rotary|alibi|attn|attention|window|sliding|norm|softcap|scal|multiplier|factor|bias|activation|gate"
-    r"|(^|_)act(_|$)|[qkv]_lora"
-    r"|expert|moe|router|head|layer|pool|stride|proj|resampl|tower|vision|image|audio|quant|embed|residual|parallel"
-    r"|clip|mlp|ffn|logit|causal|shift|mask|conv|compress|sparse|adapter|delta|position|hidden|block|kernel|ntk"
+    r"rope|rotary|alibi|attn|attention|window|sliding|norm|softcap|scal|multiplier|factor|bias"
+    r"|activation|gate|(^|_)act(_|$)|[qkv]_lora"
+    r"|expert|moe|router|head|layer|pool|stride|proj|resampl|tower|vision|image|audio|quant|embed"
+    r"|residual|parallel|clip|mlp|ffn|logit|causal|shift|mask|conv|compress|sparse|adapter|delta"
+    r"|position|hidden|block|kernel|ntk"
 )
 
 
