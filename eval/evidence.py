@@ -313,6 +313,7 @@ def _auc_with_interval(rows: Sequence[EvidenceRow], errors: bool) -> dict[str, A
     return {
         "value": round(measured(table_N2), 4),
         "interval": _interval(table_N2, measured),
+        "brier": round(float(((table_N2[:, 0] - table_N2[:, 1]) ** 2).mean()), 4),
         "right": int(table_N2[:, 1].sum()),
         "of": len(rows),
     }

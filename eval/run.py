@@ -182,6 +182,7 @@ TASKS: dict[str, Task] = {
     "speech-conditions": Task(speech.conditions, errors=True),
     "speech-none": Task(speech.no_speech, errors=True),
     "speech-confidence": Task(speech.confidences, errors=True),
+    speech.VALID_CONFIDENCE: Task(partial(speech.confidences, validation=True), errors=True),
     "speech-times": Task(speech.word_times, errors=True),
     commands.TASK: Task(commands.spoken_commands),
     commands.VALID_TASK: Task(partial(commands.spoken_commands, validation=True)),
@@ -235,6 +236,7 @@ def _table(report: Mapping[str, Any]) -> Table:
                 counts,
                 "",
             )
+            table.add_row("", "confidence, Brier score", f"{found['brier']:.3f}", "", counts, "")
     return table
 
 

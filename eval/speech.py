@@ -33,7 +33,7 @@ from mmdiff.errors import MMDiffError, NoSpeechError, require_extra
 from mmdiff.eval.evidence import EvidenceRow
 from mmdiff.pipeline import Pipeline
 from mmdiff.training.tiny import easy_vqa
-from mmdiff.training.tiny.scenes import TEST_SEEDS
+from mmdiff.training.tiny.scenes import TEST_SEEDS, VALID_SEEDS
 from mmdiff.training.tiny.sentences import KINDS, spoken
 from mmdiff.training.tiny.speech import clip, reader
 from mmdiff.training.tiny.voices import noisy
@@ -144,19 +144,29 @@ def questions(
         ]
 
 
+VALID_CONFIDENCE = "speech-confidence-valid"
+
+
 def confidences(
-    pipeline: Pipeline, limit: int | None, batch_size: int, done: Container[str] = ()
+    pipeline: Pipeline,
+    limit: int | None,
+    batch_size: int,
+    done: Container[str] = (),
+    validation: bool = False,
 ) -> Iterator[list[EvidenceRow]]:
     """The task `speech-confidence`: sentences of test voices, clean and in noise, whose confidence
-    is judged."""
-    yield from written("speech-confidence", pipeline, in_noise(limit), done)
+    is judged; or of voices of the validation."""
+    task, seeds = "speech-confidence", TEST_SEEDS
+    if validation:
+        task, seeds = VALID_CONFIDENCE, VALID_SEEDS
+    yield from written(task, pipeline, in_noise(limit, seeds), done)
 
 
-def in_noise(limit: int | None) -> Iterator[Recording]:
-    """Sentences of test voices, each at one ratio of speech to noise, in turn."""
+def in_noise(limit: int | None, seeds: range = TEST_SEEDS) -> Iterator[Recording]:
+    """Sentences of the voices of these seeds, each at one ratio of speech to noise, in turn."""
     kinds = [KINDS[kind] for kind in SENTENCES]
     for number in range(min(limit or CLIPS_IN_NOISE, CLIPS_IN_NOISE)):
-        seed = TEST_SEEDS.start + 2 * 10**6 + number
+        seed = seeds.start + 2 * 10**6 + number
         ratio = RATIOS[number % len(RATIOS)]
         said = kinds[number // len(RATIOS) % len(kinds)](np.random.default_rng((seed, 2)))
         kind = "clean" if ratio is None else f"{ratio} dB above the noise"

@@ -3,6 +3,7 @@ it is loaded."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -37,7 +38,9 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
         settings.base_model_name_or_path = (
             None  # the model has no name of its own, and PEFT would warn of another one
         )
-        adapted = peft.get_peft_model(model, settings)
+        with warnings.catch_warnings():  # of names that PEFT uses and transformers will drop
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted = peft.get_peft_model(model, settings)
         found = peft.set_peft_model_state_dict(adapted, state)
     except KeyError as error:
         raise CheckpointError(
