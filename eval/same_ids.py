@@ -42,13 +42,13 @@ def cases(count: int) -> list[tuple[Any, str]]:
     return made
 
 
-def answers(model: str, count: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def answers(
+    model: str, count: int, settings: dict[str, Any], dtype: str = "float32"
+) -> list[dict[str, Any]]:
     """Tokens of each answer and of a caption, and the steps that committed them."""
-    import torch
-
     import mmdiff
 
-    pipeline = mmdiff.load(model, device="cpu", dtype=torch.float32)
+    pipeline = mmdiff.load(model, device="cpu", dtype=dtype)
     made = []
     for seed, (image, question) in enumerate(cases(count)):
         # Answers to questions are short; captions take several steps.
@@ -68,11 +68,12 @@ def main() -> int:
     ids.add_argument("--model", default="tiny", help="a folder, or a shipped model")
     ids.add_argument("--questions", type=int, default=200)
     ids.add_argument("--settings", type=json.loads, default={}, help="decoding, as JSON")
+    ids.add_argument("--dtype", default="float32", help="or bfloat16")
     compare = commands.add_parser("compare", help="exit with 1 where two lists differ")
     compare.add_argument("files", nargs=2, type=Path)
     given = parser.parse_args()
     if given.command == "ids":
-        json.dump(answers(given.model, given.questions, given.settings), sys.stdout)
+        json.dump(answers(given.model, given.questions, given.settings, given.dtype), sys.stdout)
         return 0
     one, other = map(_read, given.files)
     differ = [

@@ -277,9 +277,9 @@ def measure_baselines(
             "seconds": round(middle, 4),
             "ms_per_pass": round(1000 * middle / decoding.steps, 3),
         }
-    for cache in filter(ours.__contains__, COUNTERPARTS):
-        pairs = zip(seconds[COUNTERPARTS[cache]], seconds[cache], strict=True)
-        yield _ratios(f"cache {cache}", COUNTERPARTS[cache], [a / b for a, b in list(pairs)[1:]])
+    for name in filter(ours.__contains__, COUNTERPARTS):
+        pairs = zip(seconds[COUNTERPARTS[name]], seconds[name], strict=True)
+        yield _ratios(f"cache {name}", COUNTERPARTS[name], [a / b for a, b in list(pairs)[1:]])
 
 
 def _ratios(how: str, other: str, ratios: Sequence[float]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import typer
 from mmdiff.cli.flags import (
     FLAGGED_SETTINGS,
     Device,
+    Dtype,
     Json,
     MaxNumSeqs,
     Model,
@@ -57,6 +58,7 @@ def ask(
     as_json: Json = False,
     show_steps: ShowSteps = False,
     device: Device = None,
+    dtype: Dtype = "auto",
     *,
     decoding: dict[str, Any],
     seed: Seed = 0,
@@ -74,7 +76,7 @@ def ask(
     if speech is not None:
         check_audio([speech])
     started = time.perf_counter()
-    pipeline = load_pipeline(model, device, quantize, speech_model)
+    pipeline = load_pipeline(model, device, dtype, quantize, speech_model)
     load_seconds = time.perf_counter() - started
     printer = AnswerPrinter(question, len(names), as_json, load_seconds)
     if speech is not None:
@@ -95,6 +97,7 @@ def caption(
     as_json: Json = False,
     show_steps: ShowSteps = False,
     device: Device = None,
+    dtype: Dtype = "auto",
     *,
     decoding: dict[str, Any],
     seed: Seed = 0,
@@ -116,7 +119,7 @@ def caption(
     decoding = {"gen_length": CAPTION_ROOM[known], **decoding}
     opened = _first_opened(images, as_json, show_steps)
     started = time.perf_counter()
-    pipeline = load_pipeline(model, device)
+    pipeline = load_pipeline(model, device, dtype)
     load_seconds = time.perf_counter() - started
     printer = AnswerPrinter(CAPTION_PROMPTS[known], len(images), as_json, load_seconds)
     _answer_each(pipeline, opened, printer, show_steps, seed, decoding)

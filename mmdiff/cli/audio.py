@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mmdiff.cli.flags import Device, Json, Model, SpeechModel, decoding_flags, with_flags
+from mmdiff.cli.flags import Device, Dtype, Json, Model, SpeechModel, decoding_flags, with_flags
 from mmdiff.cli.inputs import (
     check_audio,
     check_outputs,
@@ -58,6 +58,7 @@ def transcribe(
     speech_model: SpeechModel = None,
     model: Model = "tiny",
     device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Write down what is said in each audio file; one that cannot be read does not stop the
     others."""
@@ -79,7 +80,7 @@ def transcribe(
             failed += 1
             _print_failure(name, error, out is None and "json" in form)
             continue
-        pipeline = pipeline or load_pipeline(model, device, speech_model=speech_model)
+        pipeline = pipeline or load_pipeline(model, device, dtype, speech_model=speech_model)
         transcript = _with_progress(pipeline, name, samples_NC, options)
         warn_unsure(name, transcript)
         _print_transcript(transcript, form, name, file, alone=len(files) == 1)
@@ -95,13 +96,14 @@ def listen(
     model: Model = "tiny",
     as_json: Json = False,
     device: Device = None,
+    dtype: Dtype = "auto",
     *,
     decoding: dict[str, Any],
 ) -> None:
     """Answer a question about audio."""
     check_question(question)
     check_audio([audio])
-    answer = load_pipeline(model, device).listen(audio, question, **decoding)
+    answer = load_pipeline(model, device, dtype).listen(audio, question, **decoding)
     _print_answer(answer, {"sound": audio}, question, as_json)
 
 
@@ -117,13 +119,14 @@ def refine(
     model: Model = "tiny",
     as_json: Json = False,
     device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Put a draft transcript of audio right."""
     if not draft.strip():
         raise refuse("--draft is empty; give the words to put right, or use mmdiff transcribe")
     check_audio([audio])
     chosen = cast("RefineMode", mode)  # another value is refused by refine
-    answer = load_pipeline(model, device).refine(audio, draft, share=share, mode=chosen)
+    answer = load_pipeline(model, device, dtype).refine(audio, draft, share=share, mode=chosen)
     _print_answer(answer, {"sound": audio, "draft": draft}, "", as_json)
 
 

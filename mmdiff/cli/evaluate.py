@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmdiff.cli.flags import Device, Model, SpeechModel, flags_of, with_flags
+from mmdiff.cli.flags import Device, Dtype, Model, SpeechModel, flags_of, with_flags
 from mmdiff.cli.inputs import check_outputs, load_pipeline, refuse
 from mmdiff.cli.outputs import to_json
 from mmdiff.config import DecodingConfig, ModelConfig, flag, help_of
@@ -36,6 +36,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 64,
     device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Measure a model on images and speech it was not trained on."""
     from mmdiff.eval.evidence import default_out, read
@@ -50,7 +51,7 @@ def evaluate(
     check_outputs(out)
     if against is not None:
         read(against)  # a file that is not evidence is reported before the work begins
-    pipeline = load_pipeline(model, device, speech_model=speech_model)
+    pipeline = load_pipeline(model, device, dtype, speech_model=speech_model)
     out = out or default_out(model)
     run_tasks(
         pipeline, list(dict.fromkeys(names)), limit, batch_size, name=model, out=out, other=against

@@ -23,6 +23,7 @@ ShowSteps = Annotated[
     bool, typer.Option("--show-steps", help="Show the answer while it is denoised.")
 ]
 Device = Annotated[str | None, typer.Option(help=help_of(ServerOptions, "device"))]
+Dtype = Annotated[str, typer.Option(help=help_of(ServerOptions, "dtype"))]
 Seed = Annotated[int, typer.Option(help="For a temperature above 0.")]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, max=4096, help="Answers in the making at once.")]
 OnRay = Annotated[

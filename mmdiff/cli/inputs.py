@@ -22,12 +22,16 @@ def refuse(message: str) -> Exception:
 
 
 def load_pipeline(
-    model: str, device: str | None, quantize: str | None = None, speech_model: str | None = None
+    model: str,
+    device: str | None,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    speech_model: str | None = None,
 ) -> Pipeline:
     from mmdiff.pipeline import load
 
     bits = cast("Bits | None", quantize)  # another value is refused by load
-    return load(model, device=device, quantize=bits, speech_model=speech_model)
+    return load(model, device=device, dtype=dtype, quantize=bits, speech_model=speech_model)
 
 
 def check_question(question: str) -> None:

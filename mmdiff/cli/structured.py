@@ -14,6 +14,7 @@ import typer
 from mmdiff.cli.flags import (
     AudioAs,
     Device,
+    Dtype,
     Model,
     Quantize,
     Seed,
@@ -49,6 +50,7 @@ def extract(
         bool, typer.Option("--json", help="Print confidences and chances as well.")
     ] = False,
     device: Device = None,
+    dtype: Dtype = "auto",
     *,
     decoding: dict[str, Any],
     seed: Seed = 0,
@@ -58,7 +60,7 @@ def extract(
     always fits."""
     wanted = _read_schema(schema)
     given = _source(source, audio_as)
-    made = load_pipeline(model, device, quantize, speech_model).extract(
+    made = load_pipeline(model, device, dtype, quantize, speech_model).extract(
         given.pop("image"),
         wanted,
         question=question,
@@ -85,13 +87,14 @@ def choose(
         bool, typer.Option("--json", help="Print the chance of each choice.")
     ] = False,
     device: Device = None,
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     quantize: Quantize = None,
 ) -> None:
     """Answer a question about an image, or about speech or other audio, with one of the choices."""
     check_question(question)
     given = {"image": source} if source == "-" else _source(source, audio_as)
-    made = load_pipeline(model, device, quantize, speech_model).choose(
+    made = load_pipeline(model, device, dtype, quantize, speech_model).choose(
         given.pop("image"), question, choices, seed=seed, **given
     )
     _print_extraction(source, made, as_json)
@@ -107,13 +110,14 @@ def fill(
         bool, typer.Option("--json", help="Print what was filled in and how sure it is.")
     ] = False,
     device: Device = None,
+    dtype: Dtype = "auto",
     *,
     decoding: dict[str, Any],
     seed: Seed = 0,
     quantize: Quantize = None,
 ) -> None:
     """Fill the holes of a text about an image, in any order."""
-    made = load_pipeline(model, device, quantize).fill(
+    made = load_pipeline(model, device, dtype, quantize).fill(
         text, image=image, question=question, seed=seed, **decoding
     )
     _print_extraction(image, made, as_json)

@@ -63,6 +63,17 @@ def test_ask_prints_the_answer(monkeypatch, capsys, picture: Path, random_tiny: 
     assert code == 0 and len(out.splitlines()) == 1 and "Traceback" not in err
 
 
+def test_number_types_are_chosen_or_refused(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, picture: Path, random_tiny: Path
+) -> None:
+    command = ["ask", str(picture), "what is it?", "--model", str(random_tiny)]
+    code, out, _ = call(monkeypatch, capsys, *command, "--dtype", "bfloat16")
+    assert out and code == 0
+    code, out, err = call(monkeypatch, capsys, *command, "--dtype", "int8")
+    assert (out, code) == ("", 2)
+    assert "dtype='int8' does not fit; use float32 or bfloat16, or auto" in err
+
+
 def test_several_pictures_get_a_line_each(
     monkeypatch, capsys, picture: Path, random_tiny: Path
 ) -> None:  # type: ignore
