@@ -28,8 +28,8 @@ def spelled_confidence(probability: float) -> float:
     """From 0 to 1, of a text that CTC gives this probability in all.
 
     The probability that a network gives a whole text errs on the low side, the more the longer the
-    text is. On 461 sentences of validation voices, clean and in noise, the square root has a Brier
-    score of 0.049 where the probability itself has 0.074.
+    text is; its square root does not, on sentences of validation voices, clean and in noise
+    (`mmdiff eval speech-confidence-valid`).
     """
     return math.sqrt(probability)
 
