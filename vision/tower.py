@@ -121,6 +121,10 @@ def _timm_sizes(config: VisionConfig) -> dict[str, Any]:
 
 
 def _build_timm(config: VisionConfig) -> Tower:
+    if config.timm_model is not None:
+        from mmdiff.vision.map_tower import build_map_tower
+
+        return build_map_tower(config)
     torchvision_fix.install()
     timm = require_extra("timm.models.vision_transformer", "towers", "a vision tower of timm")
     return TimmTower(config, timm.VisionTransformer(**_timm_sizes(config)))
