@@ -1,34 +1,38 @@
 """How well images of everyday things are named: drawings of an artist that nothing was fitted on,
 clothes photographs, and cut-out photographs of animals and vehicles.
 
-    python -m mmdiff.eval.everyday naming --photographs shared/data/clothes.tar
+    python -m mmdiff.eval.everyday naming
 
-So far the closed-form experts are measured, without a backbone. Settings are chosen elsewhere: with
-`--choose`, on a training artist that is left out and on photographs that are held out of training.
-Features come from the cache that `python -m mmdiff.training.everyday.tables` makes.
+So far the closed-form experts are measured, without a backbone. Settings are chosen elsewhere, by
+`python -m mmdiff.training.everyday.eyes --choose`. Features come from the cache that
+`python -m mmdiff.training.everyday.tables` makes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
 
 from mmdiff.eval.evidence import Evidence, EvidenceRow, summary, versions
-from mmdiff.training.everyday.clothes import FILE as CLOTHES_FILE
 from mmdiff.training.everyday.drawings import UNSEEN
-from mmdiff.training.everyday.eyes import Eyes, fit_eyes
+from mmdiff.training.everyday.experts import Selection
+from mmdiff.training.everyday.eyes import Eyes, add_options, fit_eyes, selected
 from mmdiff.training.everyday.features import Features
 from mmdiff.training.everyday.names import CLOTHES, everyday_names, is_thing, names_by_code
-from mmdiff.training.everyday.sources import FOLDER
-from mmdiff.training.everyday.tables import ON_BACKGROUNDS, ON_WHITE, make_table
+from mmdiff.training.everyday.tables import ON_BACKGROUNDS, ON_WHITE
 from mmdiff.training.everyday.wordnet import WordNet, load_wordnet
 
 STEPS_UP = 2  # in WordNet, from a label to an answer that still counts
 ANIMAL, VEHICLE = 15388, 4524313  # WordNet 3.0
 KINDS = {"bird": 1503061, "fish": 2512053, "mammal": 1861778, "vehicle": VEHICLE}
+UNSEEN_TASKS = {ON_WHITE: "unseen artist", ON_BACKGROUNDS: "unseen artist, backgrounds"}
 Row = EvidenceRow
 
 
@@ -101,26 +105,24 @@ def is_kind(answer: str, kind: int, wordnet: WordNet) -> bool:
     return any(kind in (each, *wordnet.ancestors(each)) for each in meanings)
 
 
-def naming_rows(eyes: Eyes, folder: Path, clothes: Path) -> Iterator[Row]:
-    """All tasks of naming, each of things that nothing was fitted on."""
-    for task, style in (
-        ("unseen artist", ON_WHITE),
-        ("unseen artist, backgrounds", ON_BACKGROUNDS),
-    ):
-        table = make_table(f"{UNSEEN}-{style}", folder, clothes)
-        yield from drawing_rows(task, table, eyes.answers(table), folder)
-    table = make_table("clothes-validation", folder, clothes)
+def naming_rows(eyes: Eyes, selection: Selection) -> Iterator[Row]:
+    """All tasks of naming, each of images that nothing was fitted on."""
+    folder = selection.folder
+    for style in selection.styles:
+        table = selection.table(f"{UNSEEN}-{style}")
+        yield from drawing_rows(UNSEEN_TASKS[style], table, eyes.answers(table), folder)
+    table = selection.table("clothes-validation")
     yield from clothes_rows("clothes", table, eyes.answers(table))
-    table = make_table("stamps", folder, clothes)
+    table = selection.table("stamps")
     yield from stamp_rows("stamps", table, eyes.answers(table), load_wordnet(folder))
 
 
-def naming(folder: Path, clothes: Path, out: Path | None) -> dict[str, object]:
+def naming(selection: Selection, out: Path | None) -> dict[str, Any]:
     """Fit the experts, name everything, and write the evidence."""
-    eyes = fit_eyes(folder, clothes)
+    eyes = fit_eyes(selection)
     facts = {"task": "everyday naming", "versions": versions(), "settings": eyes.settings}
     evidence = Evidence(out, facts)
-    evidence.add(list(naming_rows(eyes, folder, clothes)))
+    evidence.add(list(naming_rows(eyes, selection)))
     rows: dict[str, list[Row]] = {}
     for row in evidence.rows.values():
         rows.setdefault(row.task, []).append(row)
@@ -129,18 +131,26 @@ def naming(folder: Path, clothes: Path, out: Path | None) -> dict[str, object]:
     return report
 
 
-def print_report(report: dict[str, object]) -> None:
-    print(json.dumps(report, indent=1))
+def print_report(report: Mapping[str, Any]) -> None:
+    """A line for each task and kind: score, interval, and of how many."""
+    table = Table("task", "kind", "right", "95 % interval", "n")
+    for task, scores in report.items():
+        kinds = {"all": scores, **scores["kinds"]}
+        for kind, score in kinds.items():
+            low, high = score["interval"]
+            interval = f"{low:.1%} to {high:.1%}"
+            table.add_row(task, kind, f"{score['score']:.1%}", interval, str(score["of"]))
+    Console().print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["naming"])
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--photographs", type=Path, default=CLOTHES_FILE)
+    add_options(parser)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    print_report(naming(options.folder, options.photographs, options.out))
+    torch.set_num_threads(1)
+    print_report(naming(selected(options), options.out))
 
 
 if __name__ == "__main__":

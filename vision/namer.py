@@ -66,8 +66,9 @@ class NameExperts(nn.Module):
     """Both experts and their gate."""
 
     name_of_class_K: Tensor
-    is_photograph_W: Tensor
+    is_photograph_K: Tensor
     gate: Tensor
+    temperatures: Tensor
 
     def __init__(
         self, namer: DiscriminantNamer, num_photograph_classes: int, num_names: int
@@ -80,9 +81,6 @@ class NameExperts(nn.Module):
         self.register_buffer("is_photograph_K", torch.zeros(len(namer.bias_K), dtype=torch.bool))
         self.register_buffer("gate", torch.zeros(NUM_CONFIDENCES + 1))
         self.register_buffer("temperatures", torch.ones(2))
-
-    is_photograph_K: Tensor
-    temperatures: Tensor
 
     def forward(self, features_NF: Tensor, class_logits_NK: Tensor) -> Tensor:
         """Probabilities of names (N, W).

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mmdiff.training.everyday.clothes import FILE as CLOTHES_FILE
 from mmdiff.training.everyday.discriminant import RANK, SHRINKAGE, fit_discriminant
 from mmdiff.training.everyday.drawings import ARTISTS, ICON_SETS, PNG_SETS
-from mmdiff.training.everyday.features import Features
+from mmdiff.training.everyday.features import PARTS, Features
 from mmdiff.training.everyday.imagenet import imagenet_names
 from mmdiff.training.everyday.names import CLOTHES, everyday_names, names_by_code
 from mmdiff.training.everyday.sources import FOLDER
-from mmdiff.training.everyday.tables import MAPS, ON_BACKGROUNDS, ON_WHITE, make_table
+from mmdiff.training.everyday.tables import MAPS, ON_BACKGROUNDS, ON_WHITE, load_table
 from mmdiff.vision.namer import (
     NUM_CONFIDENCES,
     DiscriminantNamer,
@@ -34,9 +33,22 @@ from mmdiff.vision.namer import (
     confidences,
 )
 
-STYLES = (ON_WHITE, ON_BACKGROUNDS)
 CHOICE_ARTIST = "twemoji"  # settings are chosen with this artist left out
+PHOTOGRAPHS = "photographs"  # the artist of clothes
 MAP_WIDTHS = {"blocks.4": 112, "blocks.5": 192, "blocks.6": 320, "bn2": 1280}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which cached tables are fitted on and measured with."""
+
+    folder: Path = FOLDER
+    parts: int = PARTS  # the first tenths of each
+    sets: tuple[str, ...] = (*PNG_SETS, *ICON_SETS)
+    styles: tuple[str, ...] = (ON_WHITE, ON_BACKGROUNDS)
+
+    def table(self, name: str) -> Features:
+        return load_table(name, self.folder, self.parts)
 
 
 @dataclass(frozen=True)
@@ -125,19 +137,14 @@ def samples_of(tables: Iterable[tuple[str, Features]], folder: Path = FOLDER) ->
     return Samples(torch.cat(parts), torch.tensor(labels), artists)
 
 
-def training_samples(
-    folder: Path = FOLDER,
-    clothes: Path = CLOTHES_FILE,
-    sets: Sequence[str] = (*PNG_SETS, *ICON_SETS),
-    styles: Sequence[str] = STYLES,
-) -> Samples:
+def training_samples(selection: Selection) -> Samples:
     """All drawings and clothes that the namer is fitted on."""
     tables = []
-    for style in styles:
-        for name in sets:
-            tables.append((ARTISTS[name], make_table(f"{name}-{style}", folder, clothes)))
-    tables.append(("photographs", make_table("clothes-fit", folder, clothes)))
-    return samples_of(tables, folder)
+    for style in selection.styles:
+        for name in selection.sets:
+            tables.append((ARTISTS[name], selection.table(f"{name}-{style}")))
+    tables.append((PHOTOGRAPHS, selection.table("clothes-fit")))
+    return samples_of(tables, selection.folder)
 
 
 def fit_namer(

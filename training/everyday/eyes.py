@@ -1,6 +1,6 @@
 """The eyes: both experts fitted and put together, and the choice of their settings.
 
-    python -m mmdiff.training.everyday.eyes --photographs shared/data/clothes.tar
+    python -m mmdiff.training.everyday.eyes
 
 writes `eyes.safetensors` with `eyes.json` (names and settings) into the recipe's folder; `--choose`
 prints a table of settings on a training artist that is left out and on photographs that are held
@@ -21,11 +21,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmdiff.training.everyday.clothes import FILE as CLOTHES_FILE
 from mmdiff.training.everyday.discriminant import RANK, SHRINKAGE
 from mmdiff.training.everyday.experts import (
     CHOICE_ARTIST,
+    PHOTOGRAPHS,
     Samples,
+    Selection,
     build_experts,
     class_logits_of,
     columns,
@@ -41,11 +42,10 @@ from mmdiff.training.everyday.experts import (
 from mmdiff.training.everyday.features import Features
 from mmdiff.training.everyday.lite0 import lite0_tower
 from mmdiff.training.everyday.sources import FOLDER
-from mmdiff.training.everyday.tables import MAPS, make_table
+from mmdiff.training.everyday.tables import MAPS
 from mmdiff.vision.namer import NameExperts
 
 NAMER_MAPS = ("blocks.5", "bn2")  # whose pooled features the namer sees
-PHOTOGRAPHS = "photographs"  # the artist of clothes
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,13 @@ def classifier(folder: Path = FOLDER) -> tuple[Tensor, Tensor]:
     return head.weight.detach(), head.bias.detach()
 
 
-def fit_eyes(folder: Path = FOLDER, clothes: Path = CLOTHES_FILE) -> Eyes:
+def fit_eyes(selection: Selection) -> Eyes:
     """On every training artist and the clothes photographs; the gate on names that are
     cross-fitted."""
+    folder = selection.folder
     words = vocabulary(folder)
     weights = classifier(folder)
-    full = training_samples(folder, clothes)
+    full = training_samples(selection)
     samples = _of_namer(full)
     is_photograph = torch.tensor([artist == PHOTOGRAPHS for artist in full.artists])
     # Names of clothes photographs too are made without having seen any.
@@ -98,6 +99,9 @@ def fit_eyes(folder: Path = FOLDER, clothes: Path = CLOTHES_FILE) -> Eyes:
         "rank": RANK,
         "temperature": temperature,
         "samples": len(samples.artists),
+        "parts": selection.parts,
+        "sets": selection.sets,
+        "styles": selection.styles,
         "gate": experts.gate.tolist(),
     }
     return Eyes(experts, words.names, weights, settings)
@@ -108,11 +112,12 @@ def _of_namer(samples: Samples, maps: tuple[str, ...] = NAMER_MAPS) -> Samples:
     return Samples(features_NF, samples.labels_N, samples.artists)
 
 
-def choices(folder: Path = FOLDER, clothes: Path = CLOTHES_FILE) -> list[dict[str, Any]]:
+def choices(selection: Selection) -> list[dict[str, Any]]:
     """Share of first names that are right, for settings of the namer, on the artist that is left
     out and on the photographs that are held out."""
-    full = training_samples(folder, clothes)
-    held_out = samples_of([(PHOTOGRAPHS, make_table("clothes-choose", folder, clothes))], folder)
+    folder = selection.folder
+    full = training_samples(selection)
+    held_out = samples_of([(PHOTOGRAPHS, selection.table("clothes-choose"))], folder)
     found = []
     map_sets = (("blocks.5", "bn2"), ("blocks.4", "blocks.6", "bn2"), ("blocks.4", "bn2"), ("bn2",))
     for maps, shrinkage in itertools.product(map_sets, (0.1, 0.3, 0.5)):
@@ -152,17 +157,29 @@ def save(eyes: Eyes, folder: Path) -> None:
     (folder / "eyes.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those that make a selection of tables."""
+    default = Selection()
+    parser.add_argument("--folder", type=Path, default=default.folder)
+    parser.add_argument("--parts", type=int, default=default.parts)
+    parser.add_argument("--sets", nargs="*", default=default.sets)
+    parser.add_argument("--styles", nargs="*", default=default.styles)
+
+
+def selected(options: argparse.Namespace) -> Selection:
+    return Selection(options.folder, options.parts, tuple(options.sets), tuple(options.styles))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--photographs", type=Path, default=CLOTHES_FILE)
+    add_options(parser)
     parser.add_argument("--choose", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.choose:
-        choices(options.folder, options.photographs)
+        choices(selected(options))
         return
-    eyes = fit_eyes(options.folder, options.photographs)
+    eyes = fit_eyes(selected(options))
     save(eyes, options.folder)
     print(json.dumps(eyes.settings))
 

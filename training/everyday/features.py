@@ -1,13 +1,15 @@
-"""Features of many images by a frozen tower, cached on disk in shards.
+"""Features of many images by a frozen tower, cached on disk in parts.
 
-What a run was broken off at is made again; finished shards stay. A cache belongs to one tower and
-one list of images, whose ids are stored beside it.
+A part holds the images whose keys have hashes in one tenth of the range. Drawings of one thing have
+one key, so that the same part of all tables is a small copy of the whole. What a run was broken off
+at is made again; finished parts stay.
 
 Shapes: N images, F features: mean and maximum of each channel of each map.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
+from mmdiff.errors import MMDiffError
 from mmdiff.vision.map_tower import MapTower
 from mmdiff.vision.namer import pooled
 
-SHARD, BATCH = 256, 16
+PARTS, BATCH = 10, 16
 Array = npt.NDArray[np.float16]
 
 
@@ -40,50 +42,51 @@ class Features:
 Item = tuple[str, str, Image.Image]  # id, name, RGB image
 
 
-def cached_features(folder: Path, title: str, tower: MapTower, items: Iterable[Item]) -> Features:
-    """Features of the items, from the folder where they are there.
+def part_of(key: str) -> int:
+    """The part that an image belongs to."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return digest[0] * PARTS // 256
 
-    Args:
-        folder: of this table alone.
-        title: for the progress bar.
-        items: made lazily and in a fixed order; those of finished shards are skipped cheaply where
-            the whole table is done.
-    """
+
+def make_part(folder: Path, part: int, tower: MapTower, items: Iterable[Item]) -> None:
+    """Features of the items into the folder of their table; nothing where they are there."""
+    stem = folder / f"{part:02}"
+    if stem.with_suffix(".npy").is_file():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "done").is_file():
-        shards = enumerate(_batches(items, SHARD))
-        for number, shard in track(shards, title):
-            _make_shard(folder / f"{number:04}", tower, shard)
-        (folder / "done").touch()
-    return load_features(folder)
+    ids, names = [], []
+    tables = []
+    for batch in _batches(items, BATCH):
+        ids += [item[0] for item in batch]
+        names += [item[1] for item in batch]
+        tables.append(tower_features(tower, [image for _, _, image in batch]))
+    stem.with_suffix(".json").write_text(json.dumps({"ids": ids, "names": names}), encoding="utf-8")
+    new = stem.with_suffix(".new")
+    with new.open("wb") as stream:
+        np.save(stream, np.concatenate(tables))
+    new.replace(stem.with_suffix(".npy"))
 
 
-def load_features(folder: Path) -> Features:
-    """A finished table."""
+def load_features(folder: Path, parts: int = PARTS) -> Features:
+    """The first parts of a table.
+
+    Raises:
+        MMDiffError: one of them is not there.
+    """
     ids: list[str] = []
     names: list[str] = []
     tables = []
-    for file in sorted(folder.glob("*.npy")):
+    for part in range(parts):
+        file = folder / f"{part:02}.npy"
+        if not file.is_file():
+            raise MMDiffError(
+                f"{file} does not exist: make it with python -m mmdiff.training.everyday.tables"
+            )
         listed = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         ids += listed["ids"]
         names += listed["names"]
         tables.append(np.load(file))
     return Features(ids, names, np.concatenate(tables))
-
-
-def _make_shard(stem: Path, tower: MapTower, items: Sequence[Item]) -> None:
-    file = stem.with_suffix(".npy")
-    if file.is_file():
-        return
-    tables = []
-    for batch in _batches(items, BATCH):
-        tables.append(tower_features(tower, [image for _, _, image in batch]))
-    listed = {"ids": [item[0] for item in items], "names": [item[1] for item in items]}
-    stem.with_suffix(".json").write_text(json.dumps(listed), encoding="utf-8")
-    new = stem.with_suffix(".new")
-    with new.open("wb") as stream:
-        np.save(stream, np.concatenate(tables))
-    new.replace(file)
 
 
 def fast(tower: MapTower) -> MapTower:

@@ -2,12 +2,14 @@
 
     python -m mmdiff.training.everyday.tables --photographs shared/data/clothes.tar
 
-Broken off at any time, it goes on where it was. With `--tables` only some are made.
+Broken off at any time, it goes on where it was. With `--tables` only some are made, and with
+`--parts` only the first tenths of each: all drawings of a tenth of the things.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.progress import track
 
-from mmdiff.errors import MMDiffError
 from mmdiff.training.everyday.clothes import FILE as CLOTHES_FILE
 from mmdiff.training.everyday.clothes import Part, photographs
 from mmdiff.training.everyday.drawings import (
@@ -28,7 +30,15 @@ from mmdiff.training.everyday.drawings import (
     on_background,
     on_white,
 )
-from mmdiff.training.everyday.features import Features, Item, cached_features, fast, load_features
+from mmdiff.training.everyday.features import (
+    PARTS,
+    Features,
+    Item,
+    fast,
+    load_features,
+    make_part,
+    part_of,
+)
 from mmdiff.training.everyday.lite0 import lite0_tower
 from mmdiff.training.everyday.renders import rendered
 from mmdiff.training.everyday.sources import BY_NAME, FOLDER
@@ -36,10 +46,10 @@ from mmdiff.training.everyday.sources import BY_NAME, FOLDER
 ON_WHITE, ON_BACKGROUNDS = "white", "backgrounds"
 NUM_BACKGROUNDS = 100  # photographs that drawings are put before
 MAPS = ("blocks.4", "blocks.5", "blocks.6", "bn2")
-Maker = Callable[[Path, Path], Iterator[Item]]
+Maker = Callable[[Path, Path, int], Iterator[Item]]
 
 
-def drawn_items(name: str, style: str, folder: Path, clothes: Path) -> Iterator[Item]:
+def drawn_items(name: str, style: str, folder: Path, clothes: Path, part: int) -> Iterator[Item]:
     """Drawings of a set on white, or each before a background at random."""
     drawings = rendered(name, folder)
     behind: list[Image.Image] = []
@@ -47,6 +57,8 @@ def drawn_items(name: str, style: str, folder: Path, clothes: Path) -> Iterator[
         for photograph, _ in zip(photographs("fit", clothes), range(NUM_BACKGROUNDS), strict=False):
             behind.append(squashed(photograph.open()))
     for number, code in enumerate(drawings.codes):
+        if part_of(code) != part:
+            continue
         drawing = drawings.drawing(number)
         if style == ON_WHITE:
             image = on_white(drawing)
@@ -56,19 +68,20 @@ def drawn_items(name: str, style: str, folder: Path, clothes: Path) -> Iterator[
         yield f"{name}/{number}", code, image
 
 
-def clothes_items(part: Part, folder: Path, clothes: Path) -> Iterator[Item]:
-    for photograph in photographs(part, clothes):
-        yield photograph.id, photograph.kind, squashed(photograph.open())
+def clothes_items(split: Part, folder: Path, clothes: Path, part: int) -> Iterator[Item]:
+    for photograph in photographs(split, clothes):
+        if part_of(photograph.id) == part:
+            yield photograph.id, photograph.kind, squashed(photograph.open())
 
 
-def stamp_items(folder: Path, clothes: Path) -> Iterator[Item]:
+def stamp_items(folder: Path, clothes: Path, part: int) -> Iterator[Item]:
     """Photographs of animals and vehicles of Tux Paint, cut out, on white, with their captions."""
     root = BY_NAME["tuxpaint"].fetch(folder) / "usr/share/tuxpaint/stamps"
     files = [*sorted(root.glob("animals/**/*.png")), *sorted(root.glob("vehicles/**/*.png"))]
     for file in files:
         drawn = {"cartoon", "toys"} & set(file.parts) or file.stem.endswith("_mirror")
         caption = file.with_suffix(".txt")
-        if drawn or not caption.is_file():
+        if drawn or not caption.is_file() or part_of(file.name) != part:
             continue
         cut_out = fit(Image.open(file))
         if cut_out is not None:
@@ -85,9 +98,9 @@ def _makers() -> dict[str, Maker]:
     for style in (ON_WHITE, ON_BACKGROUNDS):
         for name in (*PNG_SETS, *ICON_SETS, UNSEEN):
             made[f"{name}-{style}"] = partial(drawn_items, name, style)
-    parts: tuple[Part, ...] = ("fit", "choose", "validation")
-    for part in parts:
-        made[f"clothes-{part}"] = partial(clothes_items, part)
+    splits: tuple[Part, ...] = ("fit", "choose", "validation")
+    for split in splits:
+        made[f"clothes-{split}"] = partial(clothes_items, split)
     made["stamps"] = stamp_items
     return made
 
@@ -95,31 +108,28 @@ def _makers() -> dict[str, Maker]:
 TABLES = _makers()
 
 
-def make_table(name: str, folder: Path = FOLDER, clothes: Path = CLOTHES_FILE) -> Features:
-    """A table of features, from the disk where it is there.
+def load_table(name: str, folder: Path = FOLDER, parts: int = PARTS) -> Features:
+    """The first parts of a table that was made before.
 
     Raises:
-        MMDiffError: no table has that name, or something that it needs is not there.
+        MMDiffError: it is not there.
     """
-    if name not in TABLES:
-        raise MMDiffError(f"{name[:80]!r} is not a table: use one of {', '.join(TABLES)}")
-    place = folder / "features" / name
-    if (place / "done").is_file():
-        return load_features(place)
-    tower = fast(lite0_tower(folder, MAPS))
-    return cached_features(place, name, tower, TABLES[name](folder, clothes))
+    return load_features(folder / "features" / name, parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--photographs", type=Path, default=CLOTHES_FILE)
-    parser.add_argument("--tables", nargs="*", default=list(TABLES))
+    parser.add_argument("--tables", nargs="*", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--parts", type=int, default=PARTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.tables:
-        table = make_table(name, options.folder, options.photographs)
-        print(f"{name}: {table.values_NF.shape[0]} images, {table.values_NF.shape[1]} features")
+    tower = fast(lite0_tower(options.folder, MAPS))
+    wanted = list(itertools.product(range(options.parts), options.tables))
+    for part, name in track(wanted, "features"):
+        items = TABLES[name](options.folder, options.photographs, part)
+        make_part(options.folder / "features" / name, part, tower, items)
 
 
 if __name__ == "__main__":
