@@ -23,7 +23,7 @@ from torch.nn.functional import adaptive_avg_pool2d, linear
 from mmdiff import torchvision_fix
 from mmdiff.config import VisionConfig
 from mmdiff.errors import MMDiffError, require_extra
-from mmdiff.vision.tower import Tower
+from mmdiff.vision.base_tower import Tower
 
 
 class MapTower(Tower):
