@@ -29,6 +29,8 @@ from mmdiff.vision.base_tower import Tower
 class MapTower(Tower):
     """A timm backbone whose maps become tokens."""
 
+    trunk: Any  # timm's models are modules with further methods
+
     def __init__(self, config: VisionConfig, trunk: nn.Module) -> None:
         super().__init__(config)
         self.trunk, self.map_names = trunk, config.timm_maps
@@ -53,8 +55,8 @@ class MapTower(Tower):
 
 def join_maps(maps: Sequence[Tensor]) -> Tensor:
     """Features (V, P, D): the channels of all maps, averaged over the positions of the last one."""
-    size = maps[-1].shape[-2:]
-    fitted = [adaptive_avg_pool2d(each, size) for each in maps]
+    height, width = maps[-1].shape[-2:]
+    fitted = [adaptive_avg_pool2d(each, (height, width)) for each in maps]
     return torch.cat(fitted, dim=1).flatten(2).transpose(1, 2)
 
 
@@ -135,7 +137,7 @@ def _measure(name: str, map_names: Sequence[str], image_size: int) -> tuple[int,
     return sum(each.shape[1] for each in maps), maps[-1].shape[-1]
 
 
-def _maps(trunk: nn.Module, names: Sequence[str], pixels_V3SS: Tensor) -> list[Tensor]:
+def _maps(trunk: Any, names: Sequence[str], pixels_V3SS: Tensor) -> list[Tensor]:
     found: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -42,7 +42,7 @@ def fit_discriminant(
     shrunk_FF.diagonal().add_(shrinkage)
     factor_FF = torch.linalg.cholesky(shrunk_FF)
     whitened_KF = torch.linalg.solve_triangular(factor_FF, means_KF.T, upper=False).T
-    directions_FR = principal_directions(whitened_KF, rank)
+    directions_FR = principal_directions(whitened_KF[counts_K > 0], rank)
     projection_FR = torch.linalg.solve_triangular(factor_FF.T, directions_FR, upper=True)
     classes_KR = whitened_KF @ directions_FR
     bias_K = -classes_KR.square().sum(1) / 2
@@ -76,12 +76,13 @@ def _within_covariance(
 
 
 def principal_directions(points_KF: Tensor, rank: int) -> Tensor:
-    """The R directions (F, R) in which the points vary most, by the eigenvectors of the smaller of
-    both products."""
+    """The at most R directions (F, R) in which the points vary most, by the eigenvectors of the
+    smaller of both products."""
+    points_KF = points_KF.double()  # in single precision, many equal eigenvalues do not converge
     num_points, num_features = points_KF.shape
     rank = min(rank, num_points, num_features)
     if num_points < num_features:
         vectors_KK = torch.linalg.eigh(points_KF @ points_KF.T).eigenvectors
         directions_FR = points_KF.T @ vectors_KK[:, -rank:]
-        return torch.linalg.qr(directions_FR).Q
-    return torch.linalg.eigh(points_KF.T @ points_KF).eigenvectors[:, -rank:]
+        return torch.linalg.qr(directions_FR).Q.float()
+    return torch.linalg.eigh(points_KF.T @ points_KF).eigenvectors[:, -rank:].float()
