@@ -16,6 +16,7 @@ from torch import Tensor
 from mmdiff.vision.namer import DiscriminantNamer
 
 SHRINKAGE, RANK = 0.3, 256
+UNSEEN_BIAS = -1e4  # of classes without samples
 
 
 def fit_discriminant(
@@ -46,7 +47,7 @@ def fit_discriminant(
     projection_FR = torch.linalg.solve_triangular(factor_FF.T, directions_FR, upper=True)
     classes_KR = whitened_KF @ directions_FR
     bias_K = -classes_KR.square().sum(1) / 2
-    bias_K[counts_K == 0] = -1e4
+    bias_K[counts_K == 0] = UNSEEN_BIAS
     namer = DiscriminantNamer(len(centre_F), directions_FR.shape[1], num_classes, num_names)
     namer.mean_F.copy_(centre_F)
     namer.projection_FR.copy_(projection_FR / scale_F[:, None])

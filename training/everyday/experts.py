@@ -15,11 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mmdiff.training.everyday.discriminant import RANK, SHRINKAGE, fit_discriminant
+from mmdiff.training.everyday.discriminant import (
+    RANK,
+    SHRINKAGE,
+    UNSEEN_BIAS,
+    fit_discriminant,
+)
 from mmdiff.training.everyday.drawings import ARTISTS, ICON_SETS, PNG_SETS
 from mmdiff.training.everyday.features import PARTS, Features
 from mmdiff.training.everyday.imagenet import imagenet_names
@@ -90,18 +96,24 @@ class Samples:
 
     features_NF: Tensor
     labels_N: Tensor
-    artists: list[str]
+    artists_N: npt.NDArray[np.str_]
 
-    def take(self, kept: Sequence[bool]) -> Samples:
-        kept_N = torch.tensor(kept)
-        artists = [artist for artist, keep in zip(self.artists, kept, strict=True) if keep]
+    def __len__(self) -> int:
+        return len(self.artists_N)
+
+    def of(self, artist: str) -> Tensor:
+        """Which are by an artist (N)."""
+        return torch.from_numpy(self.artists_N == artist)
+
+    def take(self, kept_N: Tensor) -> Samples:
+        artists = self.artists_N[kept_N.numpy()]
         return Samples(self.features_NF[kept_N], self.labels_N[kept_N], artists)
 
     def without(self, artist: str) -> Samples:
-        return self.take([each != artist for each in self.artists])
+        return self.take(~self.of(artist))
 
     def only(self, artist: str) -> Samples:
-        return self.take([each == artist for each in self.artists])
+        return self.take(self.of(artist))
 
 
 def columns(maps: Sequence[str]) -> Tensor:
@@ -130,11 +142,10 @@ def samples_of(tables: Iterable[tuple[str, Features]], folder: Path = FOLDER) ->
     labels: list[int] = []
     artists: list[str] = []
     for artist, table in tables:
-        kept = [at for at, name in enumerate(table.names) if name in number]
-        parts.append(torch.from_numpy(table.values_NF[kept].astype(np.float32)))
-        labels += [number[table.names[at]] for at in kept]
-        artists += [artist] * len(kept)
-    return Samples(torch.cat(parts), torch.tensor(labels), artists)
+        parts.append(torch.from_numpy(table.values_NF.astype(np.float32)))
+        labels += [number[name] for name in table.names]
+        artists += [artist] * len(table.names)
+    return Samples(torch.cat(parts), torch.tensor(labels), np.array(artists))
 
 
 def training_samples(selection: Selection) -> Samples:
@@ -169,19 +180,26 @@ def cross_fitted(samples: Samples, folder: Path = FOLDER) -> Tensor:
     """Class scores (N, K) of each drawing by a namer that has not seen its artist, of photographs
     by one that has seen all others of their fold."""
     words = vocabulary(folder)
-    scores_NK = torch.zeros(len(samples.artists), len(words.classes))
-    for artist in sorted(set(samples.artists)):
-        here = [each == artist for each in samples.artists]
+    scores_NK = torch.zeros(len(samples), len(words.classes))
+    for artist in np.unique(samples.artists_N).tolist():
         namer = fit_namer(samples.without(artist), folder)
-        scores_NK[torch.tensor(here)] = namer.class_scores(samples.only(artist).features_NF)
+        scores_NK[samples.of(artist)] = namer.class_scores(samples.only(artist).features_NF)
     return scores_NK
+
+
+def could_be_named(scores_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Whether the namer that scored a sample had seen its class (N)."""
+    own_N = scores_NK.gather(1, labels_N[:, None])[:, 0]
+    return own_N > UNSEEN_BIAS / 2
 
 
 def fit_temperature(scores_NK: Tensor, labels_N: Tensor) -> float:
     """What scores are divided by so that they predict labels best (Guo et al. 2017), from a
-    logarithmic grid."""
+    logarithmic grid; labels that could not be named do not count."""
+    known_N = could_be_named(scores_NK, labels_N)
+    scores_NK, labels_N = scores_NK[known_N], labels_N[known_N]
     losses = {}
-    for temperature in np.geomspace(0.3, 30, 41).tolist():
+    for temperature in np.geomspace(0.3, 300, 61).tolist():
         logits_NK = scores_NK / temperature
         losses[temperature] = float(torch.nn.functional.cross_entropy(logits_NK, labels_N))
     return min(losses, key=losses.__getitem__)

@@ -30,6 +30,7 @@ from mmdiff.training.everyday.experts import (
     build_experts,
     class_logits_of,
     columns,
+    could_be_named,
     cross_fitted,
     fit_gate,
     fit_namer,
@@ -83,22 +84,23 @@ def fit_eyes(selection: Selection) -> Eyes:
     weights = classifier(folder)
     full = training_samples(selection)
     samples = _of_namer(full)
-    is_photograph = torch.tensor([artist == PHOTOGRAPHS for artist in full.artists])
+    photographed_N = full.of(PHOTOGRAPHS)
+    drawn_N = ~photographed_N
     # Names of clothes photographs too are made without having seen any.
     scores_NK = cross_fitted(samples, folder)
-    drawn_N = ~is_photograph
     temperature = fit_temperature(scores_NK[drawn_N], samples.labels_N[drawn_N])
     logits_NK = class_logits_of(full.features_NF, *weights)
     inputs_NC = gate_inputs(scores_NK, logits_NK, temperature, words.num_photograph_classes)
     experts = build_experts(fit_namer(samples, folder), folder)
-    experts.gate.copy_(fit_gate(inputs_NC[drawn_N], inputs_NC[is_photograph]))
+    named_N = drawn_N & could_be_named(scores_NK, samples.labels_N)
+    experts.gate.copy_(fit_gate(inputs_NC[named_N], inputs_NC[photographed_N]))
     experts.temperatures.copy_(torch.tensor([temperature, 1.0]))
     settings = {
         "maps": NAMER_MAPS,
         "shrinkage": SHRINKAGE,
         "rank": RANK,
         "temperature": temperature,
-        "samples": len(samples.artists),
+        "samples": len(samples),
         "parts": selection.parts,
         "sets": selection.sets,
         "styles": selection.styles,
@@ -109,7 +111,7 @@ def fit_eyes(selection: Selection) -> Eyes:
 
 def _of_namer(samples: Samples, maps: tuple[str, ...] = NAMER_MAPS) -> Samples:
     features_NF = samples.features_NF[:, columns(maps)]
-    return Samples(features_NF, samples.labels_N, samples.artists)
+    return Samples(features_NF, samples.labels_N, samples.artists_N)
 
 
 def choices(selection: Selection) -> list[dict[str, Any]]:

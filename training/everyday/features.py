@@ -57,9 +57,12 @@ def make_part(folder: Path, part: int, tower: MapTower, items: Iterable[Item]) -
     ids, names = [], []
     tables = []
     for batch in _batches(items, BATCH):
-        ids += [item[0] for item in batch]
-        names += [item[1] for item in batch]
-        tables.append(tower_features(tower, [image for _, _, image in batch]))
+        images = []
+        for id_, name, image in batch:
+            ids.append(id_)
+            names.append(name)
+            images.append(image)
+        tables.append(tower_features(tower, images))
     stem.with_suffix(".json").write_text(json.dumps({"ids": ids, "names": names}), encoding="utf-8")
     new = stem.with_suffix(".new")
     with new.open("wb") as stream:

@@ -65,7 +65,9 @@ def read_names(file: Path = FILE) -> list[tuple[str, str, list[str], list[str]]]
             )
         parts += [""] * (3 - len(parts))
         emoji = _listed(parts[2]) or [parts[0].lower().replace(" ", "-").replace("'", "")]
-        found.append((kind, parts[0], _listed(parts[1]), [each for each in emoji if each != "-"]))
+        if emoji == ["-"]:
+            emoji = []
+        found.append((kind, parts[0], _listed(parts[1]), emoji))
     return found
 
 
@@ -80,7 +82,7 @@ def everyday_names(folder: Path = FOLDER) -> tuple[Name, ...]:
     names = []
     listed: set[str] = set()
     for kind, name, aliases, emoji in read_names():
-        codes = tuple(slugs[slug] for slug in emoji if slug in slugs)
+        codes = tuple(map(slugs.__getitem__, emoji))
         listed.update(codes)
         names.append(Name(name, tuple(aliases), kind, codes))
     for slug, code in slugs.items():

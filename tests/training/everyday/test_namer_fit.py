@@ -10,7 +10,11 @@ from torch import Tensor
 
 from mmdiff.errors import CheckpointError, MMDiffError
 from mmdiff.eval.everyday import caption_meaning, is_within
-from mmdiff.training.everyday.discriminant import fit_discriminant, principal_directions
+from mmdiff.training.everyday.discriminant import (
+    UNSEEN_BIAS,
+    fit_discriminant,
+    principal_directions,
+)
 from mmdiff.training.everyday.experts import fit_gate, fit_temperature
 from mmdiff.training.everyday.features import load_features, make_part, part_of
 from mmdiff.training.everyday.wordnet import Synset, WordNet
@@ -72,6 +76,9 @@ def test_temperature_and_gate() -> None:
     labels = torch.randint(4, (200,), generator=rng)
     scores = torch.nn.functional.one_hot(labels, 4) + torch.randn(200, 4, generator=rng)
     assert fit_temperature(scores * 10, labels) > 4 * fit_temperature(scores, labels) > 0
+    unseen = scores.clone()
+    unseen[labels == 0, 0] = UNSEEN_BIAS
+    assert fit_temperature(unseen, labels) < 2 * fit_temperature(scores, labels)
     drawings, photographs = torch.randn(90, 6, generator=rng), torch.randn(30, 6, generator=rng)
     photographs[:, 2] += 6
     gate = fit_gate(drawings, photographs)
