@@ -106,15 +106,21 @@ def is_kind(answer: str, kind: int, wordnet: WordNet) -> bool:
 
 
 def naming_rows(eyes: Eyes, selection: Selection) -> Iterator[Row]:
-    """All tasks of naming, each of images that nothing was fitted on."""
+    """All tasks of naming, each of images that nothing was fitted on; by both experts, and by the
+    one alone that such images are meant for."""
     folder = selection.folder
     for style in selection.styles:
-        table = selection.table(f"{UNSEEN}-{style}")
-        yield from drawing_rows(UNSEEN_TASKS[style], table, eyes.answers(table), folder)
+        task, table = UNSEEN_TASKS[style], selection.table(f"{UNSEEN}-{style}")
+        yield from drawing_rows(task, table, eyes.answers(table), folder)
+        alone = eyes.answers(table, "namer")
+        yield from drawing_rows(f"{task}, namer alone", table, alone, folder)
     table = selection.table("clothes-validation")
     yield from clothes_rows("clothes", table, eyes.answers(table))
-    table = selection.table("stamps")
-    yield from stamp_rows("stamps", table, eyes.answers(table), load_wordnet(folder))
+    yield from clothes_rows("clothes, namer alone", table, eyes.answers(table, "namer"))
+    table, wordnet = selection.table("stamps"), load_wordnet(folder)
+    yield from stamp_rows("stamps", table, eyes.answers(table), wordnet)
+    alone = eyes.answers(table, "classifier")
+    yield from stamp_rows("stamps, classifier alone", table, alone, wordnet)
 
 
 def naming(selection: Selection, out: Path | None) -> dict[str, Any]:

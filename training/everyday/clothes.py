@@ -54,6 +54,7 @@ def _names(names: list[str], part: Part) -> list[str]:
     inside = [name for name in names if f"{folder}/" in f"/{name}"]
     if part == "validation":
         return inside
-    drawn = sorted(inside, key=lambda name: sha256(name.encode()).digest())
+    # Another hash than that by which tables are parted, or all would be in one part.
+    drawn = sorted(inside, key=lambda name: sha256(f"held out {name}".encode()).digest())
     held_out = set(drawn[:HELD_OUT])
     return [name for name in inside if (name in held_out) == (part == "choose")]

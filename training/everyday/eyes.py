@@ -14,7 +14,7 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,9 +44,12 @@ from mmdiff.training.everyday.features import Features
 from mmdiff.training.everyday.lite0 import lite0_tower
 from mmdiff.training.everyday.sources import FOLDER
 from mmdiff.training.everyday.tables import MAPS
-from mmdiff.vision.namer import NameExperts
+from mmdiff.vision.namer import NameExperts, merge_classes
 
 NAMER_MAPS = ("blocks.5", "bn2")  # whose pooled features the namer sees
+
+
+Expert = Literal["both", "namer", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,18 @@ class Eyes:
         logits_NK = class_logits_of(features_NF, *self.classifier)
         return self.experts(features_NF[:, columns(NAMER_MAPS)], logits_NK)
 
-    def answers(self, table: Features) -> list[str]:
-        """The likeliest name of each image."""
+    def answers(self, table: Features, expert: Expert = "both") -> list[str]:
+        """The likeliest name of each image, by both experts and the gate or by one alone."""
         features_NF = torch.from_numpy(table.values_NF.astype(np.float32))
-        best_N = self.probabilities(features_NF).argmax(1)
-        return [self.names[at] for at in best_N.tolist()]
+        if expert == "namer":
+            probabilities_NW = self.experts.namer(features_NF[:, columns(NAMER_MAPS)])
+        elif expert == "classifier":
+            logits_NK = class_logits_of(features_NF, *self.classifier)
+            classes_K, num_names = self.experts.name_of_class_K, self.experts.num_names
+            probabilities_NW = merge_classes(logits_NK.softmax(1), classes_K, num_names)
+        else:
+            probabilities_NW = self.probabilities(features_NF)
+        return list(map(self.names.__getitem__, probabilities_NW.argmax(1).tolist()))
 
 
 def classifier(folder: Path = FOLDER) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ def make_part(folder: Path, part: int, tower: MapTower, items: Iterable[Item]) -
     stem.with_suffix(".json").write_text(json.dumps({"ids": ids, "names": names}), encoding="utf-8")
     new = stem.with_suffix(".new")
     with new.open("wb") as stream:
-        np.save(stream, np.concatenate(tables))
+        np.save(stream, np.concatenate(tables or [np.zeros((0, 0), np.float16)]))
     new.replace(stem.with_suffix(".npy"))
 
 
@@ -88,7 +88,8 @@ def load_features(folder: Path, parts: int = PARTS) -> Features:
         listed = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         ids += listed["ids"]
         names += listed["names"]
-        tables.append(np.load(file))
+        if listed["ids"]:
+            tables.append(np.load(file))
     return Features(ids, names, np.concatenate(tables))
 
 
