@@ -42,7 +42,8 @@ def drawing_rows(task: str, table: Features, answers: Sequence[str], folder: Pat
     by_code = names_by_code(folder)
     kinds = {name.name: name.kind for name in everyday_names(folder)}
     for id_, code, answer in zip(table.ids, table.names, answers, strict=True):
-        name = by_code[code]
+        if (name := by_code.get(code)) is None:
+            continue
         kind = "things" if is_thing(code, folder) else "faces, persons, signs"
         right = int(answer == name.name)
         details = {"alias": int(name.matches(answer))}

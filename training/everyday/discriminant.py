@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmdiff.vision.namer import DiscriminantNamer
 
-SHRINKAGE, RANK = 0.3, 256
+SHRINKAGE, RANK = 0.6, 256
 UNSEEN_BIAS = -1e4  # of classes without samples
 
 

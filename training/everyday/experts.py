@@ -142,9 +142,11 @@ def samples_of(tables: Iterable[tuple[str, Features]], folder: Path = FOLDER) ->
     labels: list[int] = []
     artists: list[str] = []
     for artist, table in tables:
-        parts.append(torch.from_numpy(table.values_NF.astype(np.float32)))
-        labels += [number[name] for name in table.names]
-        artists += [artist] * len(table.names)
+        kept = [at for at, name in enumerate(table.names) if name in number]
+        parts.append(torch.from_numpy(table.values_NF[kept].astype(np.float32)))
+        for at in kept:
+            labels.append(number[table.names[at]])
+            artists.append(artist)
     return Samples(torch.cat(parts), torch.tensor(labels), np.array(artists))
 
 

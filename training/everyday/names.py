@@ -14,6 +14,7 @@ from mmdiff.training.everyday.drawings import Emoji, emoji_slugs, emoji_table
 from mmdiff.training.everyday.sources import FOLDER
 
 FILE = Path(__file__).with_name("names.txt")
+NOT_EVERYDAY = ("country-flag", "subdivision-flag", "skin-tone")
 THINGS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 CLOTHES = {  # folders of the photographs
     "dress": "dress",
@@ -93,9 +94,9 @@ def everyday_names(folder: Path = FOLDER) -> tuple[Name, ...]:
 
 
 def is_everyday(emoji: Emoji) -> bool:
-    """Flags of countries, and persons' jobs and sexes that are joined of several emoji, are not."""
+    """Flags of countries, skin tones, and persons that are joined of several emoji are not."""
     joined_persons = "-200d-" in emoji.code and emoji.category == "People & Body"
-    return emoji.subcategory not in ("country-flag", "subdivision-flag") and not joined_persons
+    return emoji.subcategory not in NOT_EVERYDAY and not joined_persons
 
 
 def _kind(emoji: Emoji) -> str:
