@@ -154,6 +154,8 @@ class VisionConfig:
     newline: bool = True  # a learned embedding at the end of every row of tiles
     mean: float = 0.5
     std: float = 0.5
+    timm_model: str | None = None  # library "timm": a backbone with maps instead of a SigLIP tower
+    timm_maps: tuple[str, ...] = ()  # modules of it whose maps are the features; see map_tower.py
 
     def __post_init__(self) -> None:
         _require_counts(
@@ -171,6 +173,12 @@ class VisionConfig:
             f"it must divide the {self.patches_per_side} patches of a side",
         )
         _require(self.layout != "anyres" or len(self.grids) > 0, "grids", self.grids)
+        _require(
+            self.timm_model is None or self.library == "timm",
+            "timm_model",
+            self.timm_model,
+            "it needs library='timm'",
+        )
 
     @property
     def patches_per_side(self) -> int:

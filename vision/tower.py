@@ -23,31 +23,8 @@ from torch import Tensor, nn
 from mmdiff import torchvision_fix
 from mmdiff.config import TowerLibrary, VisionConfig
 from mmdiff.errors import CheckpointError, require_extra
-
-
-class Tower(nn.Module):
-    """What all towers share: the size check. `encode` is each library's own; `build_tower` makes
-    one."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.image_size = config.image_size
-
-    def forward(self, pixels_V3SS: Tensor) -> Tensor:
-        """Features (V, P, D) of normalised pixels (V, 3, S, S).
-
-        Raises:
-            ValueError: the pixels are not square images of the configured size.
-        """
-        if pixels_V3SS.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"pixels of shape {tuple(pixels_V3SS.shape)} do not fit: this tower takes "
-                f"(views, 3, {self.image_size}, {self.image_size}); cut images with make_views"
-            )
-        return self.encode(pixels_V3SS)
-
-    def encode(self, pixels_V3SS: Tensor) -> Tensor:
-        raise NotImplementedError
+from mmdiff.vision.base_tower import Tower
+from mmdiff.vision.map_tower import build_map_tower
 
 
 class TransformersTower(Tower):
@@ -121,6 +98,8 @@ def _timm_sizes(config: VisionConfig) -> dict[str, Any]:
 
 
 def _build_timm(config: VisionConfig) -> Tower:
+    if config.timm_model is not None:
+        return build_map_tower(config)
     torchvision_fix.declare_operators()
     timm = require_extra("timm.models.vision_transformer", "towers", "a vision tower of timm")
     return TimmTower(config, timm.VisionTransformer(**_timm_sizes(config)))
