@@ -108,7 +108,7 @@ def map_config(
 
 
 def _create(name: str) -> nn.Module:
-    torchvision_fix.install()
+    torchvision_fix.declare_operators()
     timm = require_extra("timm", "towers", "a vision tower of timm")
     try:
         trunk: nn.Module = timm.create_model(name, pretrained=False)
