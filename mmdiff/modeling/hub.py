@@ -19,7 +19,14 @@ def find_base(name: str | Path, weights: bool = True) -> tuple[Path, Path | None
     `find`."""
     folder = find(name, weights)
     base = adapter_base(folder)
-    return (folder, None) if base is None else (find(base, weights), folder)
+    if base is None:
+        return folder, None
+    try:
+        return find(base, weights), folder
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder} is a PEFT adapter of another model, which is needed too: {error}"
+        ) from None
 
 
 def find(name: str | Path, weights: bool = True) -> Path:

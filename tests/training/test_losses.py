@@ -88,6 +88,7 @@ def test_weightings_by_the_slow_sum(name: str) -> None:
                     "response": 1 / noisy.rate_BT[b, i] / length / 6,
                     "mean": 1 / hidden,
                     "late_mean": 1 / hidden,
+                    "one_step": 1 / hidden,
                 }[name]
                 want += float(weight * losses[b, i])
     assert got.item() == pytest.approx(want, rel=1e-5)
@@ -99,6 +100,7 @@ def test_weightings_have_names() -> None:
         "response": response_weights,
         "mean": mean_weights,
         "late_mean": mean_weights,
+        "one_step": mean_weights,
     }
     assert {name: weighting.weights for name, weighting in WEIGHTINGS.items()} == weights
     assert [name for name, weighting in WEIGHTINGS.items() if weighting.bound] == [
@@ -165,8 +167,8 @@ def test_the_bound_is_met(name: str) -> None:
 
 
 def test_times_are_those_of_the_weighting() -> None:
-    """Uniform for the published objectives: half of all tokens are hidden on average, and two
-    thirds of the late."""
+    """Uniform for the published objectives: half of all tokens are hidden on average; two thirds of
+    the late, and all of those of one step."""
     labels = torch.zeros(200, 20, dtype=torch.long)
     batch = {
         "input_ids": labels,
@@ -186,6 +188,7 @@ def test_times_are_those_of_the_weighting() -> None:
 
         denoising_loss(name, mask_id=2)(Seeing(), batch, torch.Generator().manual_seed(0))
     late = shares.pop("late_mean")
+    assert shares.pop("one_step") == 1.0
     assert late == pytest.approx(2 / 3, abs=0.02) and list(shares.values()) == pytest.approx(
         [0.5] * 3, abs=0.02
     )
