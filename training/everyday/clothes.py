@@ -1,5 +1,5 @@
 """Photographs of ten kinds of clothes (clothing-dataset-small, Alexey Grigorev and contributors,
-CC0 1.0), from a tar file that lies beside the repository.
+CC0 1.0), from a tar file of its folders train/ and validation/.
 
 `train/` is parted: 300 photographs, the same in every run, are held out for choices of settings.
 """
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from mmdiff.errors import MMDiffError
 
-FILE = Path("shared/data/clothes.tar")
+FILE = Path("clothes.tar")
 HELD_OUT = 300
 Part = Literal["fit", "choose", "validation"]
 

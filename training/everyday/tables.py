@@ -1,6 +1,6 @@
 """Tables of features of everything that the namer is fitted and measured on, cached on disk.
 
-    python -m mmdiff.training.everyday.tables --photographs shared/data/clothes.tar
+    python -m mmdiff.training.everyday.tables --photographs clothes.tar
 
 Broken off at any time, it goes on where it was. With `--tables` only some are made, and with
 `--parts` only the first tenths of each: all drawings of a tenth of the things.
