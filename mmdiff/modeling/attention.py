@@ -34,8 +34,15 @@ def rotary_tables(
 
 
 def rotate(x_BHTK: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions in float32, give back the input's dtype."""
+    """Apply rotary positions in float32, give back the input's dtype.
+
+    Where the tables are narrower than a head, what is beyond them passes through unchanged.
+    """
     cos_B1TK, sin_B1TK = tables
+    width = cos_B1TK.shape[-1]
+    if width < x_BHTK.shape[-1]:
+        turned = rotate(x_BHTK[..., :width], tables)
+        return torch.cat((turned, x_BHTK[..., width:]), dim=-1)
     x = x_BHTK.float()
     left, right = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos_B1TK, torch.cat((right, left), dim=-1), sin_B1TK).to(x_BHTK.dtype)

@@ -226,7 +226,6 @@ def test_theta_is_read_where_transformers_5_writes_it(folders, published: str) -
         "Gemma2ForCausalLM",
         "LlavaLlamaForCausalLM",
         "LlavaQwenForCausalLM",
-        "LLaDAMoEModelLM",
         "LlavaLladaForMaskedDiffusion",
     ],
 )

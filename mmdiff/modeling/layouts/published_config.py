@@ -87,17 +87,21 @@ def _config(published: Mapping[str, Any], folder: Path) -> ModelConfig:
         usual = defaults.tokens
     tokens = _tokens_of(published, backbone.vocab_size, family.name, usual)
     if defaults is None:
-        return ModelConfig(backbone=backbone, tokens=tokens, vision=vision)
+        return ModelConfig(
+            backbone=backbone, tokens=tokens, vision=vision, decoding=family.decoding
+        )
     return dataclasses.replace(defaults, backbone=backbone, tokens=tokens, vision=vision)
 
 
 def _backbone_of(published: Mapping[str, Any], family: Family) -> BackboneConfig:
     found: dict[str, Any] = {"rope_theta": rope_theta(published)}
+    own = family.backbone(published)
     for ours, keys in _BACKBONE_KEYS.items():
         written = [key for key in keys if published.get(key) is not None]
         if written:
             found[ours] = published[written[0]]
     ratio = published.get("mlp_ratio")
+    found |= own
     if "intermediate_size" not in found and found.get("hidden_size") and ratio:
         found["intermediate_size"] = ratio * found["hidden_size"]  # as LLaDA's own code takes it
     if missing := [name for name in _REQUIRED if found.get(name) is None]:
