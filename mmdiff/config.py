@@ -33,9 +33,12 @@ Rule = Literal[
     "running_confidence",
     "saber",
     "wino",
+    "threshold_or_quota",
+    "editing",
 ]
 Schedule = Literal["uniform", "shifted", "cosine", "dream"]
-Cache = Literal["none", "prefix", "block", "dual", "delayed"]
+Cache = Literal["none", "prefix", "block", "dual", "delayed", "finished_blocks"]
+BlockOrigin = Literal["answer", "sequence"]
 T = TypeVar("T")
 
 
@@ -357,6 +360,13 @@ class DecodingConfig:
     refresh: int | None = None
     # likely next canvases computed in each pass, with no or an exact cache; same answer
     lookahead: int = 0
+    # where blocks are counted from: the answer's start, or the sequence's with the prompt in it
+    block_origin: BlockOrigin = "answer"
+    # for the rule "editing": how sure another token must be to replace a decided one, steps in a
+    # block that is complete, and how many positions are decided at least at a step
+    editing_threshold: float = 0.9
+    max_post_steps: int = 16
+    num_to_transfer: int = 1
 
     def __post_init__(self) -> None:
         for name, (least, most) in _WHOLE_SETTINGS.items():
@@ -365,6 +375,8 @@ class DecodingConfig:
                 "block_length",
                 "steps",
                 "lookahead",
+                "max_post_steps",
+                "num_to_transfer",
             ):
                 object.__setattr__(self, name, whole(name, getattr(self, name), least, most))
         for name, upper in _SETTINGS.items():
@@ -375,6 +387,7 @@ class DecodingConfig:
             "schedule": Schedule,
             "rule": Rule,
             "cache": Cache,
+            "block_origin": BlockOrigin,
         }.items():
             value, names = getattr(self, name), typing.get_args(known)
             unset = value is None and name in ("rule", "cache")
@@ -415,6 +428,8 @@ _WHOLE_SETTINGS = {
     "top_k": (1, 1 << 31),
     "refresh": (1, 1 << 31),
     "lookahead": (0, 64),
+    "max_post_steps": (0, 1 << 16),
+    "num_to_transfer": (1, 1 << 20),
 }
 _SETTINGS = {
     "temperature": 1000.0,
@@ -422,6 +437,7 @@ _SETTINGS = {
     "factor": 1e6,
     "gamma": 1e6,
     "threshold": 1.0,
+    "editing_threshold": 1.0,
 }
 
 

@@ -59,13 +59,14 @@ def build_attention_mask(
 
     Padding is never looked at. "full" is bidirectional; "segment-causal" is bidirectional inside a
     segment (system, an image, user text, answer) and causal between segments, so a prompt's keys
-    and values never depend on what follows. `branches_BT` packs several continuations behind a
-    shared beginning: 0 marks the shared part, and a branch sees itself and the shared part only.
+    and values never depend on what follows. "block-causal" is the same where segments are blocks of
+    one length, counted from the sequence's start. `branches_BT` packs several continuations behind
+    a shared beginning: 0 marks the shared part, and a branch sees itself and the shared part only.
     """
     if pattern == "full" and branches_BT is None and bool(valid_BT.all()):
         return None
     mask_BTT = valid_BT[:, None, :].expand(-1, valid_BT.shape[1], -1)
-    if pattern == "segment-causal":
+    if pattern != "full":
         mask_BTT = mask_BTT & (segments_BT[:, None, :] <= segments_BT[:, :, None])
     if branches_BT is not None:
         same_BTT = branches_BT[:, None, :] == branches_BT[:, :, None]

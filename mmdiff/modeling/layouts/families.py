@@ -15,15 +15,17 @@ from mmdiff.modeling.checkpoint_folder import some
 from mmdiff.modeling.layouts.dream import DREAM
 from mmdiff.modeling.layouts.family import Family, Layout, architectures_of
 from mmdiff.modeling.layouts.llada import LLADA, LLADA_LAYOUT
+from mmdiff.modeling.layouts.llada2 import LLADA2, LLADA2_LAYOUT, LLADA21
 from mmdiff.modeling.layouts.llada_moe import LLADA_MOE, LLADA_MOE_LAYOUT
 from mmdiff.modeling.layouts.llada_v import LLADA_V, LLADA_V_LAYOUT
 from mmdiff.modeling.layouts.own import OWN_LAYOUT
 
 # Of these the first that recognises a config.json, or the names of tensors, counts.
-FAMILIES = (LLADA_MOE, DREAM, LLADA, LLADA_V)
-LAYOUTS = (OWN_LAYOUT, LLADA_LAYOUT, LLADA_MOE_LAYOUT, LLADA_V_LAYOUT)
-ARCHITECTURES = tuple(name for family in FAMILIES for name in family.architectures)
-MODEL_TYPES = tuple(name for family in FAMILIES for name in family.model_types)
+FAMILIES = (LLADA21, LLADA2, LLADA_MOE, DREAM, LLADA, LLADA_V)
+LAYOUTS = (OWN_LAYOUT, LLADA_LAYOUT, LLADA2_LAYOUT, LLADA_MOE_LAYOUT, LLADA_V_LAYOUT)
+# Each once, though families share them.
+ARCHITECTURES = tuple(dict.fromkeys(name for each in FAMILIES for name in each.architectures))
+MODEL_TYPES = tuple(dict.fromkeys(name for each in FAMILIES for name in each.model_types))
 
 
 def family_of(published: Mapping[str, Any]) -> Family:
@@ -67,3 +69,14 @@ def translate(name: str, layout: Layout) -> str | None:
         if match := re.fullmatch(pattern, name):
             return target and match.expand(target)
     return name
+
+
+def targets(name: str, layout: Layout) -> tuple[str, ...]:
+    """Our names of all that a published tensor holds; none where it is not needed."""
+    for pattern, parts in layout.joined.items():
+        if match := re.fullmatch(pattern, name):
+            return tuple(map(match.expand, parts))
+    target = translate(name, layout)
+    if target is None:
+        return ()
+    return (target,)

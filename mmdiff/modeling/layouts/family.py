@@ -52,6 +52,8 @@ class Layout:
     mark: str
     # Theirs -> ours: patterns that match the whole name; those of None are dropped on purpose.
     names: Mapping[str, str | None]
+    # Theirs -> ours, of tensors that hold several of ours, one behind the other in their rows.
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def required(published: Published, *keys: str) -> dict[str, Any]:

@@ -129,7 +129,10 @@ def _tokens_of(
     if usual is not None and vocab_size > max(usual.eot, usual.mask) and mask in (None, usual.mask):
         return usual
     mask = _needed_id(published, "mask_token_id", vocab_size, family)
-    eos = _needed_id(published, "eos_token_id", vocab_size, family)
+    eos_key = "eos_token_id"
+    if published.get(eos_key) is None and published.get("pad_token_id") is not None:
+        eos_key = "pad_token_id"  # the end of text pads answers in every family
+    eos = _needed_id(published, eos_key, vocab_size, family)
     bos = _id(published, "bos_token_id")
     image = _id(published, "image_token_id")
     if published.get("mm_vision_tower") and image is None:
