@@ -113,12 +113,17 @@ class SparseMoE(nn.Module):
         x_ND = x_BTD.flatten(0, -2)
         weights_NK, experts_NK = self.gate(x_ND)
         out_ND = torch.zeros_like(x_ND)
-        # Each expert sees the positions that chose it, all at once; the one transfer tells which
-        # experts were chosen at all.
-        for number in experts_NK.unique().tolist():
-            rows, choice = (experts_NK == number).nonzero(as_tuple=True)
-            made = self.experts[number](x_ND[rows]) * weights_NK[rows, choice, None]
-            out_ND.index_add_(0, rows, made.to(out_ND.dtype))
+        # In the order of the experts, so that each sees the positions that chose it in one piece;
+        # how many these are is the one thing that the host must be told.
+        chosen = experts_NK.flatten()
+        order = chosen.argsort(stable=True)
+        counts = chosen.bincount(minlength=len(self.experts)).tolist()
+        rows = (order // experts_NK.shape[1]).split(counts)
+        weights = weights_NK.flatten()[order].split(counts)
+        for number, count in enumerate(counts):
+            if count:
+                made = self.experts[number](x_ND[rows[number]]) * weights[number][:, None]
+                out_ND.index_add_(0, rows[number], made.to(out_ND.dtype))
         if self.shared_expert is not None:
             out_ND = out_ND + self.shared_expert(x_ND)
         return out_ND.view_as(x_BTD)
