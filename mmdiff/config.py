@@ -185,6 +185,13 @@ class BackboneConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def causal_block(self) -> int | None:
+        """The length of a block, where none sees what follows it."""
+        if self.attention_pattern == "block-causal":
+            return self.attention_block
+        return None
+
+    @property
     def rotary_dim(self) -> int:
         """How many numbers of a head rotate."""
         return int(self.head_dim * min(self.rotary_fraction, 1))

@@ -224,7 +224,7 @@ class Sampler:
         # Past a deadline all that is open is decided.
         expired_A1 = canvas.open_BG.new_tensor([[each.expired] for each in active])
         here_AG = self.rule(votes, self.order(votes)) | (votes.eligible_AG & expired_A1)
-        here_AG = self._expand(active, here_AG, votes.eligible_AG)
+        here_AG = _expand(active, here_AG, votes.eligible_AG)
         after = canvas.commit(here_AG, votes.chosen_AG, votes.confidence_AG, votes.steps_A)
         if isinstance(self.rule, RemaskingRule):
             back_AG = self.rule.remask(votes, after) & ~expired_A1
@@ -352,16 +352,6 @@ class Sampler:
             drawn.append(each.constraint.decide(*at, chunk_NV, temperature, each.generator))
         return torch.cat(drawn)
 
-    def _expand(
-        self, active: Sequence[sequence.Sequence], here_AG: Tensor, eligible_AG: Tensor
-    ) -> Tensor:
-        """With what constraints only decide together with what is to be committed."""
-        for row, each in enumerate(active):
-            if each.constraint is not None:
-                # What is committed must be eligible, whatever it is decided together with.
-                here_AG[row] = each.constraint.expand(here_AG[row]) & eligible_AG[row]
-        return here_AG
-
     def _too_short(self, asked: Asked, logits_SV: Tensor) -> Tensor:
         """Of the growing sequences, whether their last positions do not expect the end."""
         counts = [count for count in asked.tail_AG.sum(1).tolist() if count]
@@ -389,6 +379,15 @@ class Sampler:
                 each.plan(self.decoding)
             each.commit_forced()
             each.steps += 1
+
+
+def _expand(active: Sequence[sequence.Sequence], here_AG: Tensor, eligible_AG: Tensor) -> Tensor:
+    """With what constraints only decide together with what is to be committed."""
+    for row, each in enumerate(active):
+        if each.constraint is not None:
+            # What is committed must be eligible, whatever it is decided together with.
+            here_AG[row] = each.constraint.expand(here_AG[row]) & eligible_AG[row]
+    return here_AG
 
 
 def _end_expected(tail_NV: Tensor, end_ids: Sequence[int]) -> Tensor:
