@@ -4,6 +4,7 @@ left."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from mmdiff.config import DecodingConfig, TokenIds
 from mmdiff.decoding.canvas import Array, Canvas
 from mmdiff.decoding.commit_rules import EditingRule, RemaskingRule, make_rule
 from mmdiff.decoding.sampler import Sampler
+from mmdiff.structured.extraction import settings_for
 
 TOKENS = TokenIds(mask=9, eos=8, eot=7, bos=6, pad=8)
 VOCAB = 10
@@ -124,3 +126,9 @@ def test_past_its_deadline_a_sequence_is_not_held() -> None:
     one = sampler(script, 8, rule="editing")
     one.step(expired=[0])
     assert not one.working and one.canvas.ids_BG.tolist() == [[1] * 8]
+
+
+def test_a_structured_answer_is_never_edited() -> None:
+    scaffolds: Any = [SimpleNamespace(budget=8, bounded=False)]
+    settings = settings_for(scaffolds, DecodingConfig(rule="editing", threshold=0.8))
+    assert (settings.rule, settings.threshold) == ("threshold_or_quota", 0.8)

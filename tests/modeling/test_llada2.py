@@ -1,12 +1,13 @@
 """LLaDA2.0 and 2.1 equal the published implementation, through `mmdiff.load` alone."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmdiff.config import DecodingConfig, ExpertsConfig
 from mmdiff.decoding.canvas import Canvas
@@ -18,6 +19,7 @@ from mmdiff.modeling.checkpoint import canonical_state, config_of, save_folder
 from mmdiff.modeling.moe import GroupedSigmoidRouter
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
 from mmdiff.pipeline import Pipeline, load
+from mmdiff.serve.engine.detokenizer import settled_text
 from tests.helpers.published import as_published, load_published
 
 SOURCE = Path(__file__).parents[1] / "reference" / "llada2"
@@ -228,6 +230,57 @@ def test_every_variant_has_its_tensors(tmp_path: Path) -> None:
     assert state[layer + "self_attn.k_proj.bias"].shape == (64,)
     assert not any("q_norm" in name for name in state)
     assert model.backbone.config.rotary_dim == 16
+
+
+def published_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our tensors under LLaDA2's names, queries, keys and values joined."""
+    names = {
+        "backbone.": "model.",
+        "model.embed_tokens": "model.word_embeddings",
+        "model.lm_head": "lm_head",
+        "self_attn.o_proj": "attention.dense",
+        "shared_expert.": "shared_experts.",
+    }
+    made: dict[str, torch.Tensor] = {}
+    joined: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in state.items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        if (found := re.fullmatch(r"(.*)self_attn\.[qkv]_proj\.(.*)", name)) is not None:
+            joined.setdefault(found.expand(r"\1attention.query_key_value.\2"), []).append(tensor)
+        else:
+            made[name] = tensor
+    return made | {name: torch.cat(parts) for name, parts in joined.items()}
+
+
+def test_every_variant_loads_by_its_published_names(tmp_path: Path) -> None:
+    folder = as_published(SOURCE, tmp_path, **IDS | OTHER)
+    torch.manual_seed(0)
+    state = MMDiffModel(MMDiffConfig.of(config_of(folder))).state_dict()
+    for tensor in state.values():
+        tensor.normal_(std=0.2)
+    save_file(published_names(state), folder / "model.safetensors")
+    loaded = load(folder, device="cpu")
+    after = loaded.model.state_dict()
+    assert state.keys() == after.keys()
+    assert all(torch.equal(state[name], after[name]) for name in state)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        before, later = (loaded.model(ids[:, :length]).logits[:, :32] for length in (32, 40))
+    torch.testing.assert_close(before, later)  # a block never sees those behind it
+
+
+@pytest.mark.parametrize("rule", ["threshold_or_quota", "editing"])
+def test_text_is_settled_only_where_nothing_replaces_it(llada2: Pipeline, rule: str) -> None:
+    asked = [{"role": "user", "content": "5 6 7"}]
+    settings = {"threshold": 0.2, "editing_threshold": 0.1, "rule": rule, "stop": False}
+    batch = llada2.start([asked], gen_length=21, block_length=8, steps=24, **settings)
+    told = list[str]()
+    while batch.working:
+        batch.step()
+        told.append(settled_text(llada2, batch, 0))
+    assert len(told[-1].split()) == 21
+    assert all(told[-1].startswith(each) for each in told)
 
 
 @pytest.mark.parametrize(
