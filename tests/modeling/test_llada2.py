@@ -270,6 +270,19 @@ def test_every_variant_loads_by_its_published_names(tmp_path: Path) -> None:
     torch.testing.assert_close(before, later)  # a block never sees those behind it
 
 
+@pytest.mark.parametrize("rule", ["threshold_or_quota", "editing", "saber"])
+def test_with_guidance_and_guesses_the_cache_is_exact(llada2: Pipeline, rule: str) -> None:
+    asked = [{"role": "user", "content": "5 6 7 8"}]
+    settings = {"gen_length": 12, "block_length": 8, "steps": 16, "stop": False}
+    settings |= {"rule": rule, "threshold": 0.5, "editing_threshold": 0.3}
+    found = []
+    for more in ({"cfg_scale": 1.0}, {"lookahead": 2}, {}):
+        for cache in ("none", "finished_blocks"):
+            batch = llada2.start([asked], **settings, **more, cache=cache)
+            found.append(collect(batch).canvas.ids_BG.tolist())
+    assert found[0] == found[1] and found[2] == found[3] == found[4] == found[5]
+
+
 @pytest.mark.parametrize("rule", ["threshold_or_quota", "editing"])
 def test_text_is_settled_only_where_nothing_replaces_it(llada2: Pipeline, rule: str) -> None:
     asked = [{"role": "user", "content": "5 6 7"}]
