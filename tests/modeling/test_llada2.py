@@ -270,7 +270,7 @@ def test_every_variant_loads_by_its_published_names(tmp_path: Path) -> None:
     torch.testing.assert_close(before, later)  # a block never sees those behind it
 
 
-@pytest.mark.parametrize("rule", ["threshold_or_quota", "editing", "saber"])
+@pytest.mark.parametrize("rule", ["threshold_or_quota", "editing"])
 def test_with_guidance_and_guesses_the_cache_is_exact(llada2: Pipeline, rule: str) -> None:
     asked = [{"role": "user", "content": "5 6 7 8"}]
     settings = {"gen_length": 12, "block_length": 8, "steps": 16, "stop": False}
