@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmdiff.decoding.schedule import even_shares
 from mmdiff.modeling.attention import attention, rotary_tables, rotate
 from mmdiff.modeling.backbone import Attention, Backbone, Block
+from mmdiff.modeling.moe import MLP
 
 Pair = tuple[Tensor, Tensor]
 
@@ -133,6 +134,7 @@ def _finish(layer: Block, x_BTD: Tensor, out_BHTK: Tensor) -> Tensor:
     what it is measured against."""
     x_BTD = x_BTD + layer.self_attn.o_proj(out_BHTK.transpose(1, 2).flatten(2))
     h_BTD, mlp = layer.post_attention_layernorm(x_BTD), layer.mlp
+    assert isinstance(mlp, MLP)
     inner_BTD = F.silu(mlp.gate_proj(h_BTD)) * mlp.up_proj(h_BTD)
     out_BTD: Tensor = x_BTD + mlp.down_proj(inner_BTD)
     return out_BTD

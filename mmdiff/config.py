@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, cast
 
-AttentionPattern = Literal["full", "segment-causal"]
+AttentionPattern = Literal["full", "segment-causal", "block-causal"]
+Router = Literal["softmax", "grouped_sigmoid"]
 ViewLayout = Literal["anyres", "resize", "pad"]
 TowerLibrary = Literal["transformers", "timm", "open_clip"]
 AudioConnector = Literal["stack", "dual"]
@@ -32,9 +33,12 @@ Rule = Literal[
     "running_confidence",
     "saber",
     "wino",
+    "threshold_or_quota",
+    "editing",
 ]
 Schedule = Literal["uniform", "shifted", "cosine", "dream"]
-Cache = Literal["none", "prefix", "block", "dual", "delayed"]
+Cache = Literal["none", "prefix", "block", "dual", "delayed", "finished_blocks"]
+BlockOrigin = Literal["answer", "sequence"]
 T = TypeVar("T")
 
 
@@ -72,6 +76,46 @@ def help_of(cls: type, name: str) -> str | None:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in the place of a layer's MLP; see `modeling/moe.py`."""
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int  # of one expert
+    shared_intermediate_size: int = 0  # of the expert that every token goes through; 0: none
+    router: Router = "softmax"
+    router_bias: bool = False
+    num_groups: int = 1  # of neighbouring experts, for "grouped_sigmoid"
+    groups_per_token: int = 1
+    scale: float = 1.0  # of the weights, for "grouped_sigmoid"
+    dense_layers: tuple[int, ...] = ()  # numbers of the layers with a plain MLP, from 0
+
+    def __post_init__(self) -> None:
+        _require_counts(
+            self,
+            "num_experts",
+            "experts_per_token",
+            "intermediate_size",
+            "num_groups",
+            "groups_per_token",
+        )
+        whole("shared_intermediate_size", self.shared_intermediate_size, 0)
+        _require(self.router in typing.get_args(Router), "router", self.router)
+        _require(self.num_experts % self.num_groups == 0, "num_groups", self.num_groups)
+        _require(
+            self.groups_per_token <= self.num_groups, "groups_per_token", self.groups_per_token
+        )
+        within = self.num_experts // self.num_groups * self.groups_per_token
+        _require(
+            self.experts_per_token <= within,
+            "experts_per_token",
+            self.experts_per_token,
+            f"a token can choose among {within} experts",
+        )
+        _require(is_number(self.scale) and self.scale > 0, "scale", self.scale)
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """The bidirectional transformer (LLaDA, arXiv 2502.09992)."""
 
@@ -88,8 +132,14 @@ class BackboneConfig:
     rms_norm_eps: float = 1e-5
     qkv_bias: bool = False
     max_position_embeddings: int = 4096
-    attention_pattern: AttentionPattern = "full"  # "segment-causal": see attention.py
+    attention_pattern: AttentionPattern = "full"  # the others: see attention.py
     shifted: bool = False  # whether a position's logits come out one position before it (Dream)
+    head_width: int | None = None  # by default hidden_size / num_attention_heads
+    rotary_fraction: float = 1.0  # of each head that rotates, from its start
+    qk_norm: bool = False  # an RMSNorm of each head's queries and keys before they rotate
+    o_bias: bool = False
+    experts: ExpertsConfig | None = None  # in the place of the layers' MLPs
+    attention_block: int = 32  # positions of a block, for "block-causal" where nothing else says
 
     def __post_init__(self) -> None:
         _require_counts(
@@ -102,10 +152,20 @@ class BackboneConfig:
             "num_key_value_heads",
             "max_position_embeddings",
         )
+        whole("attention_block", self.attention_block, 1)
+        if self.head_width is None:
+            _require(
+                self.hidden_size % self.num_attention_heads == 0,
+                "num_attention_heads",
+                self.num_attention_heads,
+            )
+        else:
+            whole("head_width", self.head_width, 1)
         _require(
-            self.hidden_size % self.num_attention_heads == 0,
-            "num_attention_heads",
-            self.num_attention_heads,
+            is_number(self.rotary_fraction) and self.rotary_dim >= 2 and not self.rotary_dim % 2,
+            "rotary_fraction",
+            self.rotary_fraction,
+            f"an even number of the {self.head_dim} numbers of a head rotates",
         )
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
@@ -120,7 +180,21 @@ class BackboneConfig:
 
     @property
     def head_dim(self) -> int:
+        if self.head_width is not None:
+            return self.head_width
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def causal_block(self) -> int | None:
+        """The length of a block, where none sees what follows it."""
+        if self.attention_pattern == "block-causal":
+            return self.attention_block
+        return None
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many numbers of a head rotate."""
+        return int(self.head_dim * min(self.rotary_fraction, 1))
 
 
 @dataclass(frozen=True)
@@ -301,6 +375,13 @@ class DecodingConfig:
     refresh: int | None = None
     # likely next canvases computed in each pass, with no or an exact cache; same answer
     lookahead: int = 0
+    # where blocks are counted from: the answer's start, or the sequence's with the prompt in it
+    block_origin: BlockOrigin = "answer"
+    # for the rule "editing": how sure another token must be to replace a decided one, steps in a
+    # block that is complete, and how many positions are decided at least at a step
+    editing_threshold: float = 0.9
+    max_post_steps: int = 16
+    num_to_transfer: int = 1
 
     def __post_init__(self) -> None:
         for name, (least, most) in _WHOLE_SETTINGS.items():
@@ -309,6 +390,8 @@ class DecodingConfig:
                 "block_length",
                 "steps",
                 "lookahead",
+                "max_post_steps",
+                "num_to_transfer",
             ):
                 object.__setattr__(self, name, whole(name, getattr(self, name), least, most))
         for name, upper in _SETTINGS.items():
@@ -319,6 +402,7 @@ class DecodingConfig:
             "schedule": Schedule,
             "rule": Rule,
             "cache": Cache,
+            "block_origin": BlockOrigin,
         }.items():
             value, names = getattr(self, name), typing.get_args(known)
             unset = value is None and name in ("rule", "cache")
@@ -359,6 +443,8 @@ _WHOLE_SETTINGS = {
     "top_k": (1, 1 << 31),
     "refresh": (1, 1 << 31),
     "lookahead": (0, 64),
+    "max_post_steps": (0, 1 << 16),
+    "num_to_transfer": (1, 1 << 20),
 }
 _SETTINGS = {
     "temperature": 1000.0,
@@ -366,6 +452,7 @@ _SETTINGS = {
     "factor": 1e6,
     "gamma": 1e6,
     "threshold": 1.0,
+    "editing_threshold": 1.0,
 }
 
 

@@ -242,6 +242,11 @@ class TextGenerator(CanvasReader):
         tokens, most = self.model.model_config.tokens, settings.gen_length
         limits = _checked_limits(limits, len(conversations), most)
         lengths = [min(limit, settings.start_length or most) for limit in limits]
+        if settings.block_origin == "sequence" and settings.start_length is None:
+            # To the end of its block, as in training; what is beyond the limit is cut off again.
+            for row, each in enumerate(runner.prompts):
+                lengths[row] += -(each.length + lengths[row]) % settings.block_length
+        most = max(most, *lengths)
         canvas = Canvas.ragged(lengths, most, tokens.mask, self.model.device)
         return Sampler(runner, canvas, settings, tokens, seeds, limits)
 

@@ -12,7 +12,7 @@ ones that a rule looks back at, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmdiff.config import DecodingConfig
 from mmdiff.decoding.canvas import Canvas
+from mmdiff.decoding.schedule import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Proposal:
     decided_AG: Tensor  # decided positions of the block, where a rule reads them
     decided_ids_M: Tensor  # the ids there
     decided_MV: Tensor  # the logits there, as `RemaskingRule.needs` says
+    mask_id: int = 0
+    # Positions of each first block that lie before the canvas, and steps since each sequence came
+    # into its block; of one number for all by default.
+    offset_A: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
+    block_steps_A: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
 
     def scatter(self, values_N: Tensor, elsewhere: float = -torch.inf) -> Tensor:
         """Values at the eligible positions, (A, G)."""
@@ -59,9 +65,15 @@ class Proposal:
     @cached_property
     def block_AG(self) -> Tensor:
         """Positions of each sequence's current block."""
-        places_G = torch.arange(self.eligible_AG.shape[1], device=self.eligible_AG.device)
         first_A1 = self.eligible_AG.int().argmax(1, keepdim=True)
-        return places_G // self.block_length == first_A1 // self.block_length
+        blocks_AG = self.places_AG // self.block_length
+        return blocks_AG == blocks_AG.gather(1, first_A1)
+
+    @property
+    def places_AG(self) -> Tensor:
+        """Every position of the canvas, counted from the start of its first block."""
+        places_G = torch.arange(self.eligible_AG.shape[1], device=self.eligible_AG.device)
+        return (places_G + self.offset_A[:, None]).expand_as(self.eligible_AG)
 
     @cached_property
     def uniform_N(self) -> Tensor:
@@ -126,6 +138,17 @@ class RemaskingRule(Rule, Protocol):
         `after`."""
 
 
+@runtime_checkable
+class EditingRule(Rule, Protocol):
+    """A rule that replaces what it committed. It lives for one generation and may remember."""
+
+    needs: Literal["decided"]  # the logits at the block's decided positions, as they stand
+
+    def edit(self, votes: Proposal, after: Canvas) -> tuple[Canvas, Tensor]:
+        """`after` with other tokens where it wants them, and which sequences (A) stay in their
+        block."""
+
+
 @dataclass(frozen=True)
 class Quota:
     """LLaDA (arXiv 2502.09992): as many of the best as the schedule says."""
@@ -183,13 +206,11 @@ class Dilated:
     base: int = 2
 
     def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
-        places_G = torch.arange(votes.eligible_AG.shape[1], device=votes.eligible_AG.device)
-        places_G %= votes.block_length
-        round_G, stride = torch.zeros_like(places_G), votes.block_length
+        places_AG = votes.places_AG % votes.block_length
+        round_AG, stride = torch.zeros_like(places_AG), votes.block_length
         while stride > 1:
             stride = max(1, stride // self.base)
-            round_G += places_G % stride != 0
-        round_AG = round_G.expand_as(votes.eligible_AG)
+            round_AG += places_AG % stride != 0
         # Later than any round, so that only eligible positions count for the earliest one.
         round_AG = round_AG.masked_fill(~votes.eligible_AG, votes.block_length)
         return votes.eligible_AG & (round_AG == round_AG.amin(1, keepdim=True))
@@ -311,6 +332,62 @@ class WideInNarrowOut:
         return _first(-likely_AG, doubted_AG, votes.commits(after) - 1)
 
 
+@dataclass(frozen=True)
+class ThresholdOrQuota:
+    """LLaDA2.0 (arXiv 2512.15745): all above the threshold where these are at least the step's
+    quota, else as many of the best as the quota says.
+
+    Quotas are those of a whole block, whatever the prompt holds of it.
+    """
+
+    threshold: float
+    quotas: tuple[int, ...]  # of a block's steps
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        quotas = torch.tensor((*self.quotas, 1), device=score_AG.device).clamp(min=1)
+        quota_A = quotas[votes.block_steps_A.clamp(max=len(self.quotas))]
+        return _sure_or_best(votes, score_AG, self.threshold, quota_A[:, None])
+
+
+class Editing:
+    """LLaDA2.1 (arXiv 2602.08676): tokens of the block are also replaced, where another one has
+    become more probable than a threshold.
+
+    A block is left when it is complete and a further step replaces nothing, or after so many of
+    such further steps.
+    """
+
+    needs: Literal["decided"] = "decided"
+
+    def __init__(self, threshold: float, editing_threshold: float, least: int, most: int) -> None:
+        self.threshold, self.editing_threshold = threshold, editing_threshold
+        self.least, self.most = least, most
+        self.further: dict[int, Tensor] = {}  # of each sequence, its steps in a complete block
+
+    def __call__(self, votes: Proposal, score_AG: Tensor) -> Tensor:
+        return _sure_or_best(votes, score_AG, self.threshold, self.least)
+
+    def edit(self, votes: Proposal, after: Canvas) -> tuple[Canvas, Tensor]:
+        hidden = torch.tensor(votes.mask_id, device=votes.decided_MV.device)
+        ids_M = votes.decided_MV.index_fill(1, hidden, -torch.inf).argmax(-1)
+        probs_M = votes.decided_MV.log_softmax(-1).gather(1, ids_M[:, None])[:, 0].exp()
+        replaced_M = (probs_M > self.editing_threshold) & (ids_M != votes.decided_ids_M)
+        # The M decided positions follow each other in reading order, as in the grid.
+        decided_AG = votes.decided_AG
+        here_AG = torch.zeros_like(decided_AG).masked_scatter(decided_AG, replaced_M)
+        ids_AG = after.ids_BG.masked_scatter(decided_AG, ids_M)
+        sure_AG = after.confidence_BG.masked_scatter(decided_AG, probs_M)
+        edited = after.commit(here_AG, ids_AG, sure_AG, votes.steps_A)
+        was_open_A = votes.eligible_AG.any(1)
+        is_open_A = (after.open_BG & votes.eligible_AG).any(1)
+        none = torch.zeros_like(votes.steps_A[0])
+        further_A = torch.stack([self.further.get(name, none) for name in votes.names]) + 1
+        further_A = further_A.masked_fill(was_open_A, 0)
+        self.further = dict(zip(votes.names, further_A, strict=True))
+        settled_A = ~was_open_A & ~here_AG.any(1)
+        return edited, is_open_A | (~settled_A & (further_A < self.most))
+
+
 RULES: dict[str, Callable[[DecodingConfig], Rule]] = {
     "quota": lambda decoding: Quota(),
     "threshold": lambda decoding: Threshold(
@@ -324,6 +401,15 @@ RULES: dict[str, Callable[[DecodingConfig], Rule]] = {
     "running_confidence": lambda decoding: RunningConfidence(),
     "saber": lambda decoding: Saber(),
     "wino": lambda decoding: WideInNarrowOut(),
+    "threshold_or_quota": lambda decoding: ThresholdOrQuota(
+        0.95 if decoding.threshold is None else decoding.threshold, _block_quotas(decoding)
+    ),
+    "editing": lambda decoding: Editing(
+        0.95 if decoding.threshold is None else decoding.threshold,
+        decoding.editing_threshold,
+        decoding.num_to_transfer,
+        decoding.max_post_steps,
+    ),
 }
 
 
@@ -334,6 +420,22 @@ def rule_name(decoding: DecodingConfig) -> str:
 def make_rule(decoding: DecodingConfig) -> Rule:
     """The rule that the settings name, with the settings for it."""
     return RULES[rule_name(decoding)](decoding)
+
+
+def _block_quotas(decoding: DecodingConfig) -> tuple[int, ...]:
+    """How many positions of a whole block each of its steps commits."""
+    blocks = -(-decoding.gen_length // decoding.block_length)
+    steps = max(1, decoding.steps // blocks)
+    return tuple(SCHEDULES[decoding.schedule](decoding.block_length, steps))
+
+
+def _sure_or_best(
+    votes: Proposal, score_AG: Tensor, threshold: float, count_A1: Tensor | int
+) -> Tensor:
+    """All above the threshold where these are at least so many, else so many of the best."""
+    sure_AG = (votes.confidence_AG > threshold) & votes.eligible_AG
+    best_AG = _first(score_AG, votes.eligible_AG, count_A1)
+    return torch.where(sure_AG.sum(1, keepdim=True) >= count_A1, sure_AG, best_AG)
 
 
 def _ranks(score_AG: Tensor, eligible_AG: Tensor) -> Tensor:

@@ -39,6 +39,9 @@ class KVSlot:
         default_factory=partial(np.zeros, 0, bool)
     )  # positions of the current block
     block: int = -1
+    last_block: int = -1  # the one before, at the step that enters another
+    blocks_G: Array = field(default_factory=partial(np.zeros, 0, int))  # each position's block
+    offset: int = 0  # positions of the first block that the prompt holds
     length: int = -1  # of the canvas
     age: int = -1  # steps since everything was last computed, 1 at the next one
     entered: bool = False  # whether the block is another than at the last step
@@ -46,14 +49,16 @@ class KVSlot:
 
     def advance(self, ids_G: Array, select_G: Array, mask_id: int, block_length: int) -> None:
         """Take in the canvas before a step, and what the step asks for."""
-        block, length = int(select_G.argmax()) // block_length, int((ids_G != PAD_POSITION).sum())
+        self.blocks_G = (np.arange(len(ids_G)) + self.offset) // block_length
+        block, length = int(self.blocks_G[select_G.argmax()]), int((ids_G != PAD_POSITION).sum())
+        self.last_block = self.block
         self.entered, self.grown = block != self.block, length != self.length
         self.block, self.length = block, length
         # What was not there before the last step counts as open.
         self.open_before_G = np.ones(len(ids_G), dtype=bool)
         self.open_before_G[: len(self.open_G)] = self.open_G[: len(ids_G)]
         self.open_G = ids_G == mask_id
-        self.block_G = np.arange(len(ids_G)) // block_length == block
+        self.block_G = self.blocks_G == block
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,28 @@ class DelayedPolicy(BlockPolicy):
         return slot.open_before_G | slot.open_G
 
 
+class FinishedBlocksPolicy(CachePolicy):
+    """The current block at every step, and the one before it once more when the next is entered.
+
+    Exact with block-causal attention, where a finished block never sees what follows it. While the
+    prompt holds a part of the block everything is computed anew, since that part sees the rest.
+    """
+
+    def needs_refresh(self, slot: KVSlot) -> bool:
+        in_first = slot.block == 0 or (slot.entered and slot.last_block == 0)
+        return super().needs_refresh(slot) or slot.grown or (slot.offset > 0 and in_first)
+
+    def positions_to_recompute(self, slot: KVSlot) -> Array:
+        first = min(slot.block, slot.last_block)
+        return np.asarray((slot.blocks_G >= first) & (slot.blocks_G <= slot.block))
+
+
 CACHES: dict[str, type[CachePolicy]] = {
     "prefix": PrefixPolicy,
     "block": BlockPolicy,
     "dual": DualPolicy,
     "delayed": DelayedPolicy,
+    "finished_blocks": FinishedBlocksPolicy,
 }
 
 

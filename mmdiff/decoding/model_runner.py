@@ -89,6 +89,7 @@ class ModelRunner:
     cache: CachePolicy | None = None
     pool: KVPool  # with a cache
     block_length = 0
+    origin = 1  # the length of blocks that are counted from the prompt's start
     calls = 0  # passes through the backbone
 
     def __init__(
@@ -104,6 +105,7 @@ class ModelRunner:
         # A new adapter may be in training mode, on its own.
         self._training = any(module.training for module in every_module(model))
         self._padded: tuple[list[Prompt], int, PaddedPrompts] | None = None
+        self.attention_block = model.model_config.backbone.causal_block
         version, config = self.prefix_cache.version(model), model.model_config
         encoder = CachingEncoder(model, self.prefix_cache, version)
         with evaluating(model):
@@ -161,7 +163,7 @@ class ModelRunner:
         assert hidden_AG is None, "no cache holds what a token would be if it were hidden"
         for each in prompts:
             if each.slot not in self.pool.slots:  # it may have one of another pool
-                each.slot = KVSlot()
+                each.slot = KVSlot(offset=each.length % self.origin)
         length = max(each.length for each in prompts) + ids_AG.shape[1]
         self.pool.arrange([each.slot for each in prompts], length)
         tokens = self.model.model_config.tokens
@@ -210,7 +212,7 @@ class ModelRunner:
         wanted_AW, real_AW = _places(np.take_along_axis(select_AG, places_AQ, 1) & real_AQ)
         embeds_AQD = self.model.backbone.embed_tokens(self._up(chosen_AQ))
         valid_AT = _valid(ids_AG, prompts)
-        mask = self._mask(valid_AT, at_AQ.shape[1])
+        mask = self._mask(valid_AT, at_AQ)
         layers = self.pool.writers([each.slot for each in prompts], at_AQ, valid_AT.shape[1])
         return self._pass(
             prompts, embeds_AQD, at_AQ, mask, layers, wanted_AW, np.flatnonzero(real_AW)
@@ -298,18 +300,20 @@ class ModelRunner:
         canvas_AGD = self.model.backbone.embed_tokens(self._up(ids_AG.clip(min=0)))
         # Each canvas goes right behind its own prompt, however long the others are.
         embeds_ATD = padded.embeds_ATD.index_put(padded.at, canvas_AGD)[:, first:total]
-        if pattern == "full":
-            return embeds_ATD, self._mask(valid_AT, total - first)
+        if pattern != "segment-causal":
+            return embeds_ATD, self._mask(valid_AT, np.arange(first, total)[None])
         segments_AT = padded.segments_AT[:, :total]
         mask_A1TT = build_attention_mask(self._up(valid_AT), segments_AT, pattern)
         assert mask_A1TT is not None
         return embeds_ATD, mask_A1TT[:, :, first:]
 
-    def _mask(self, valid_AT: Array, queries: int) -> Tensor | None:
-        """A mask (A, 1, Q, T) by which all see what is no padding, or None where nothing is."""
-        if valid_AT.all():
+    def _mask(self, valid_AT: Array, at_AQ: Array) -> Tensor | None:
+        """A mask (A, 1, Q, T) by which the columns `at_AQ` see what is no padding and in no later
+        block; None where they see all."""
+        if self.attention_block is None and valid_AT.all():
             return None
-        return self._up(valid_AT)[:, None, None].expand(-1, 1, queries, -1)
+        seen_AQT = valid_AT[:, None] & _no_later(at_AQ, valid_AT.shape[1], self.attention_block)
+        return self._up(seen_AQT)[:, None].expand(-1, 1, at_AQ.shape[1], -1)
 
     def _pad(self, prompts: Sequence[Prompt], length: int) -> PaddedPrompts:
         """The prompts side by side; made once for each change of who is there."""
@@ -337,6 +341,15 @@ def make_runner(prompted: ModelRunner, decoding: DecodingConfig) -> Runner:
     model = prompted.model.model_config
     causal = model.backbone.attention_pattern == "segment-causal" and not model.backbone.shifted
     exact, hides = ["none"] + ["prefix"] * causal, decoding.rule == "wino"
+    if decoding.block_origin == "sequence":
+        prompted = _in_blocks(prompted, decoding.block_length)
+    if prompted.attention_block is not None:
+        if decoding.block_origin != "sequence":
+            raise MMDiffError(
+                f"block_origin={decoding.block_origin!r} does not fit a model with block-causal "
+                "attention; use sequence"
+            )
+        exact += ["finished_blocks"] * (not model.backbone.shifted)
     name = decoding.cache or ("none" if hides else exact[-1])
     if name != "none" and (model.backbone.shifted or hides):
         fault = "rule='wino'" if hides else "a model with shifted logits"
@@ -358,6 +371,15 @@ def make_runner(prompted: ModelRunner, decoding: DecodingConfig) -> Runner:
     return SpeculativeRunner(prompted, decoding.lookahead, model.tokens)
 
 
+def _in_blocks(prompted: ModelRunner, length: int) -> ModelRunner:
+    """The same prompts with blocks of this length, counted from the prompt's start."""
+    other = copy.copy(prompted)
+    other.origin = length
+    if prompted.attention_block is not None:
+        other.attention_block = length
+    return other
+
+
 def _lengths(prompts: Sequence[Prompt]) -> Array:
     """The lengths (A, 1) of prompts."""
     return np.array([[each.length] for each in prompts])
@@ -367,6 +389,13 @@ def _valid(ids_AG: Array, prompts: Sequence[Prompt]) -> Array:
     """The columns (A, T) that are not padding behind a canvas."""
     ends_A1 = _lengths(prompts) + (ids_AG != PAD_POSITION).sum(1, keepdims=True)
     return np.asarray(np.arange(int(ends_A1.max())) < ends_A1)
+
+
+def _no_later(at_AQ: Array, total: int, block: int | None) -> Array:
+    """Which of all columns lie in no later block than those of `at_AQ`, (A, Q, T)."""
+    if block is None:
+        return np.ones((1, 1, total), dtype=bool)
+    return np.asarray(np.arange(total) // block <= at_AQ.clip(min=0)[..., None] // block)
 
 
 def _lane_mask(mask_A1TT: Tensor | None, at_AL: Tensor, total: int) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from mmdiff.config import DecodingConfig, TokenIds, shown
 from mmdiff.decoding import sequence
 from mmdiff.decoding.canvas import Array, Canvas, stacked
-from mmdiff.decoding.commit_rules import ORDERS, Proposal, RemaskingRule, make_rule
+from mmdiff.decoding.commit_rules import ORDERS, EditingRule, Proposal, RemaskingRule, make_rule
 from mmdiff.decoding.sequence import Constraint
 from mmdiff.errors import MMDiffError
 
@@ -170,7 +170,7 @@ class Sampler:
         self._next_name, device = count, canvas.ids_BG.device
         self._end_ids = (tokens.eos, tokens.eot) if decoding.stop else ()
         self._banned = torch.tensor(tokens.never, dtype=torch.long, device=device)
-        prompts = runner.prompts if isinstance(runner, Runner) else range(count)
+        prompts: Sequence[Any] = runner.prompts if isinstance(runner, Runner) else range(count)
         self.running = list[sequence.Sequence]()
         for row, length in enumerate(lengths):
             each = sequence.Sequence(
@@ -185,6 +185,8 @@ class Sampler:
                 torch.Generator().manual_seed(seed_of(seeds[row])),
                 None if constraints is None else constraints[row],
             )
+            if decoding.block_origin == "sequence":
+                each.offset = int(prompts[row].length) % decoding.block_length
             each.plan(decoding)
             self.running.append(each)
 
@@ -222,12 +224,15 @@ class Sampler:
         # Past a deadline all that is open is decided.
         expired_A1 = canvas.open_BG.new_tensor([[each.expired] for each in active])
         here_AG = self.rule(votes, self.order(votes)) | (votes.eligible_AG & expired_A1)
-        here_AG = self._expand(active, here_AG, votes.eligible_AG)
+        here_AG = _expand(active, here_AG, votes.eligible_AG)
         after = canvas.commit(here_AG, votes.chosen_AG, votes.confidence_AG, votes.steps_A)
         if isinstance(self.rule, RemaskingRule):
             back_AG = self.rule.remask(votes, after) & ~expired_A1
             after = after.reopen(back_AG, self.tokens.mask)
-        self._update(active, after, self._too_short(asked, logits_SV))
+        held_A = torch.zeros_like(votes.steps_A)
+        if isinstance(self.rule, EditingRule):
+            after, held_A = self.rule.edit(votes, after)
+        self._update(active, after, held_A, self._too_short(asked, logits_SV))
         return self.canvas
 
     def add(self, other: Sampler) -> list[int]:
@@ -255,6 +260,7 @@ class Sampler:
         gone = list[sequence.Sequence]()
         for each in self.running:
             if each.name in abort or each.finished(self._end_ids):
+                each.cut()
                 gone.append(each)
         self.running = [each for each in self.running if each not in gone]
         return FinishedSequences(
@@ -268,6 +274,8 @@ class Sampler:
         """Where this step needs logits."""
         needs = getattr(self.rule, "needs", None)  # of a rule that remasks
         length = self.decoding.block_length
+        for each in active:
+            each.advance(length)
         eligible_AG = stacked([each.eligible(length) for each in active], False)
         tail_AG = stacked([each.tail(END_WINDOW) for each in active], False)
         decided_AG = np.zeros_like(eligible_AG)
@@ -319,6 +327,9 @@ class Sampler:
             up(asked.decided_AG),
             up(stacked([each.ids_G for each in active], -1)[asked.decided_AG]),
             decided_MV,
+            self.tokens.mask,
+            up([each.offset for each in active]),
+            up([each.steps - each.entered for each in active]),
         )
 
     def _draw(
@@ -341,16 +352,6 @@ class Sampler:
             drawn.append(each.constraint.decide(*at, chunk_NV, temperature, each.generator))
         return torch.cat(drawn)
 
-    def _expand(
-        self, active: Sequence[sequence.Sequence], here_AG: Tensor, eligible_AG: Tensor
-    ) -> Tensor:
-        """With what constraints only decide together with what is to be committed."""
-        for row, each in enumerate(active):
-            if each.constraint is not None:
-                # What is committed must be eligible, whatever it is decided together with.
-                here_AG[row] = each.constraint.expand(here_AG[row]) & eligible_AG[row]
-        return here_AG
-
     def _too_short(self, asked: Asked, logits_SV: Tensor) -> Tensor:
         """Of the growing sequences, whether their last positions do not expect the end."""
         counts = [count for count in asked.tail_AG.sum(1).tolist() if count]
@@ -360,19 +361,33 @@ class Sampler:
         ends = sorted({self.tokens.eos, self.tokens.eot})
         return torch.stack([_end_expected(tail_NV, ends) for tail_NV in tails]) < END_EXPECTED
 
-    def _update(self, active: Sequence[sequence.Sequence], after: Canvas, short_A: Tensor) -> None:
+    def _update(
+        self, active: Sequence[sequence.Sequence], after: Canvas, held_A: Tensor, short_A: Tensor
+    ) -> None:
         """Bring the host up to date: the one transfer of a step."""
-        packed = torch.cat((after.packed().flatten(), short_A.long())).numpy(force=True)
+        told = (after.packed().flatten(), held_A.long(), short_A.long())
+        packed = torch.cat(told).numpy(force=True)
         size = 4 * after.ids_BG.numel()
         ids_AG, open_AG, bits_AG, step_AG = packed[:size].reshape(4, *after.ids_BG.shape)
-        sure_AG, short = bits_AG.astype(np.int32).view(np.float32), iter(packed[size:].tolist())
+        sure_AG, held = bits_AG.astype(np.int32).view(np.float32), packed[size:].tolist()
+        short = iter(held[len(active) :])
         for row, each in enumerate(active):
             each.update(ids_AG[row], open_AG[row], sure_AG[row], step_AG[row])
+            each.held = bool(held[row])
             if each.growing:
                 each.grow(GROWTH * next(short), self.tokens.mask)
                 each.plan(self.decoding)
             each.commit_forced()
             each.steps += 1
+
+
+def _expand(active: Sequence[sequence.Sequence], here_AG: Tensor, eligible_AG: Tensor) -> Tensor:
+    """With what constraints only decide together with what is to be committed."""
+    for row, each in enumerate(active):
+        if each.constraint is not None:
+            # What is committed must be eligible, whatever it is decided together with.
+            here_AG[row] = each.constraint.expand(here_AG[row]) & eligible_AG[row]
+    return here_AG
 
 
 def _end_expected(tail_NV: Tensor, end_ids: Sequence[int]) -> Tensor:

@@ -65,6 +65,10 @@ class Sequence:
     steps: int = 0
     growth: int = 0  # those of the steps in which it grew
     expired: bool = False  # past its deadline: all that is open is decided at the next step
+    offset: int = 0  # positions of its first block that lie before the canvas
+    block: int = 0  # the first position of its current block
+    entered: int = -1  # the step at which it came into the block
+    held: bool = False  # whether it stays in the block, though nothing may be open there
 
     @property
     def length(self) -> int:
@@ -83,15 +87,26 @@ class Sequence:
     def plan(self, decoding: DecodingConfig) -> None:
         """Make the schedule for the canvas as it is."""
         open_G = np.pad(self.open_G, (0, max(0, self.capacity - self.length)))
-        self.quotas = plan_quotas(open_G, decoding)
+        self.quotas = plan_quotas(np.pad(open_G, (self.offset, 0)), decoding)
 
     def finished(self, end_ids: abc.Sequence[int]) -> bool:
         """Whether nothing is open, or without a constraint nothing before the first end token."""
         places = self.open_G.nonzero()[0]
+        if self.held and not self.expired:
+            return False
         if not len(places):
             return True
         ahead_G = self.ids_G[: places[0]]
         return self.constraint is None and any((ahead_G == each).any() for each in end_ids)
+
+    def advance(self, block_length: int) -> None:
+        """Go to the block of the first open position, unless it is held where it is."""
+        if self.held:
+            return
+        number = (int(self.open_G.argmax()) + self.offset) // block_length
+        block = max(0, number * block_length - self.offset)
+        if block != self.block or self.entered < 0:
+            self.block, self.entered = block, self.steps
 
     def eligible(self, block_length: int) -> Array:
         """Positions (G) that may be committed now."""
@@ -104,12 +119,13 @@ class Sequence:
         return self._in_block(self.step_G >= 0, block_length)
 
     def _in_block(self, some_G: Array, block_length: int) -> Array:
-        """Those positions that lie in the current block, that of the first open position; none
-        while the canvas may still grow."""
+        """Those positions that lie in the current block; none while the canvas may still grow."""
         here_G = np.zeros_like(some_G)
         if not self.growing:
-            first = int(self.open_G.argmax()) // block_length * block_length
-            block = slice(first, first + block_length)
+            length = block_length
+            if self.block == 0:  # of which the prompt may hold a part
+                length -= self.offset
+            block = slice(self.block, self.block + length)
             here_G[block] = some_G[block]
         return here_G
 
@@ -137,6 +153,15 @@ class Sequence:
         self.open_G = np.pad(self.open_G, (0, more), constant_values=True)
         self.confidence_G = np.pad(self.confidence_G, (0, more))
         self.step_G = np.pad(self.step_G, (0, more), constant_values=-1)
+
+    def cut(self) -> None:
+        """Let go of what stands behind its limit, and was there to complete a block."""
+        self.update(
+            self.ids_G[: self.limit],
+            self.open_G[: self.limit],
+            self.confidence_G[: self.limit],
+            self.step_G[: self.limit],
+        )
 
     def commit_forced(self) -> None:
         """Commit what nothing is left to decide about, without a pass."""

@@ -34,8 +34,15 @@ def rotary_tables(
 
 
 def rotate(x_BHTK: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions in float32, give back the input's dtype."""
+    """Apply rotary positions in float32, give back the input's dtype.
+
+    Where the tables are narrower than a head, what is beyond them passes through unchanged.
+    """
     cos_B1TK, sin_B1TK = tables
+    width = cos_B1TK.shape[-1]
+    if width < x_BHTK.shape[-1]:
+        turned = rotate(x_BHTK[..., :width], tables)
+        return torch.cat((turned, x_BHTK[..., width:]), dim=-1)
     x = x_BHTK.float()
     left, right = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos_B1TK, torch.cat((right, left), dim=-1), sin_B1TK).to(x_BHTK.dtype)
@@ -52,13 +59,14 @@ def build_attention_mask(
 
     Padding is never looked at. "full" is bidirectional; "segment-causal" is bidirectional inside a
     segment (system, an image, user text, answer) and causal between segments, so a prompt's keys
-    and values never depend on what follows. `branches_BT` packs several continuations behind a
-    shared beginning: 0 marks the shared part, and a branch sees itself and the shared part only.
+    and values never depend on what follows. "block-causal" is the same where segments are blocks of
+    one length, counted from the sequence's start. `branches_BT` packs several continuations behind
+    a shared beginning: 0 marks the shared part, and a branch sees itself and the shared part only.
     """
     if pattern == "full" and branches_BT is None and bool(valid_BT.all()):
         return None
     mask_BTT = valid_BT[:, None, :].expand(-1, valid_BT.shape[1], -1)
-    if pattern == "segment-causal":
+    if pattern != "full":
         mask_BTT = mask_BTT & (segments_BT[:, None, :] <= segments_BT[:, :, None])
     if branches_BT is not None:
         same_BTT = branches_BT[:, None, :] == branches_BT[:, :, None]

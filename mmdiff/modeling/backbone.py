@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdiff.config import BackboneConfig
 from mmdiff.modeling.attention import attention, rotary_tables, rotate
+from mmdiff.modeling.moe import MLP, SparseMoE
 
 
 class LayerKVCache(Protocol):
@@ -57,11 +57,17 @@ class Attention(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        q_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.q_proj = nn.Linear(config.hidden_size, q_width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(q_width, config.hidden_size, bias=config.o_bias)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
         self,
@@ -74,8 +80,9 @@ class Attention(nn.Module):
         """What the positions `wanted_BQ` see, (B, Q, D)."""
         cos_B1TK, sin_B1TK = rotary
         rotary_Q = (_taken(cos_B1TK, wanted_BQ), _taken(sin_B1TK, wanted_BQ))
-        q_BHQK = rotate(self._heads(self.q_proj(_taken(x_BTD, wanted_BQ))), rotary_Q)
-        k_BHSK = rotate(self._heads(self.k_proj(x_BTD)), rotary)
+        q_BHQK = self._heads(self.q_proj(_taken(x_BTD, wanted_BQ)))
+        q_BHQK = rotate(self.q_norm(q_BHQK), rotary_Q)
+        k_BHSK = rotate(self.k_norm(self._heads(self.k_proj(x_BTD))), rotary)
         v_BHSK = self._heads(self.v_proj(x_BTD))
         if keep is not None:
             k_BHSK, v_BHSK = keep(k_BHSK, v_BHSK)
@@ -90,29 +97,22 @@ class Attention(nn.Module):
         return x_BTD.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-class MLP(nn.Module):
-    """SwiGLU (arXiv 2002.05202)."""
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        out_BTD: Tensor = self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
-        return out_BTD
+def _mlp(config: BackboneConfig, number: int) -> nn.Module:
+    """What a layer computes of each position alone: a mixture of experts, where there is one."""
+    if config.experts is None or number in config.experts.dense_layers:
+        return MLP(config.hidden_size, config.intermediate_size)
+    return SparseMoE(config.hidden_size, config.experts)
 
 
 class Block(nn.Module):
     """One pre-norm layer."""
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, number: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = _mlp(config, number)
 
     def forward(
         self,
@@ -135,7 +135,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        layers = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList(Block(config, number) for number in layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -162,7 +163,7 @@ class Backbone(nn.Module):
         """
         config = self.config
         rotary = rotary_tables(
-            positions_BT, config.head_dim, config.rope_theta, config.rope_ntk_factor
+            positions_BT, config.rotary_dim, config.rope_theta, config.rope_ntk_factor
         )
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):

@@ -31,7 +31,7 @@ from mmdiff.errors import CheckpointError
 from mmdiff.modeling.adapters import merge_adapter
 from mmdiff.modeling.chat_format import chat_template, with_end_of_turn
 from mmdiff.modeling.checkpoint_folder import CheckpointTensors, read_json, refuse_adapter, some
-from mmdiff.modeling.layouts.families import recognise, translate
+from mmdiff.modeling.layouts.families import recognise, targets
 from mmdiff.modeling.layouts.family import Layout
 from mmdiff.modeling.layouts.published_config import config_of_published
 from mmdiff.modeling.multimodal import MMDiffConfig, MMDiffModel
@@ -59,9 +59,10 @@ def load_weights(
     """
     layout = recognise(weights)
     sources: dict[str, str] = {}
+    joined: dict[str, tuple[str, ...]] = {}
     for name in weights:
-        if (target := translate(name, layout)) is not None:
-            sources[target] = name
+        for target in targets(name, layout):
+            sources[target], joined[target] = name, targets(name, layout)
     expected = canonical_state(model)
     _refuse_misfits(
         layout,
@@ -74,7 +75,7 @@ def load_weights(
     tower: dict[str, Tensor] = {}
     misshapen = []
     for target, name in sorted(sources.items()):
-        tensor = weights[name]
+        tensor = _part(weights[name], target, joined[target], expected)
         if tensor.shape != expected[target].shape:
             misshapen.append(
                 f"{target}: {tuple(tensor.shape)} instead of {tuple(expected[target].shape)}"
@@ -87,6 +88,17 @@ def load_weights(
     if model.vision_tower is not None:
         load_tower(model.vision_tower, tower)
     model.load_state_dict(ours, strict=False, assign=True)
+
+
+def _part(
+    tensor: Tensor, target: str, joined: tuple[str, ...], expected: Mapping[str, Tensor]
+) -> Tensor:
+    """What a tensor holds of one of ours; all of it where the rows do not add up."""
+    rows = [len(expected[each]) for each in joined]
+    if len(joined) == 1 or tensor.ndim == 0 or len(tensor) != sum(rows):
+        return tensor
+    # A copy of its own, or three parameters would share one storage.
+    return tensor.split(rows)[joined.index(target)].clone()
 
 
 def _refuse_misfits(layout: Layout, problems: Mapping[str, list[str]]) -> None:

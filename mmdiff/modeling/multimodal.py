@@ -197,6 +197,8 @@ class MMDiffModel(PreTrainedModel):
             position_ids = (valid_BT.cumsum(1) - 1).clamp(min=0)
         if segment_ids is None:
             segment_ids = derive_segments(input_ids, tokens)
+            if backbone.attention_pattern == "block-causal":
+                segment_ids = position_ids // backbone.attention_block
         mask_B1TT = build_attention_mask(
             valid_BT, segment_ids, backbone.attention_pattern, branch_ids
         )

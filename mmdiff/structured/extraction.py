@@ -170,6 +170,8 @@ def settings_for(scaffolds: Sequence[CompiledSchema], decoding: DecodingConfig) 
     )
     if all(scaffold.bounded for scaffold in scaffolds):
         return dataclasses.replace(decoding, rule="threshold", threshold=0.0, lookahead=0)
+    if decoding.rule == "editing":  # which could replace what the structure asks for
+        return dataclasses.replace(decoding, rule="threshold_or_quota")
     return decoding
 
 

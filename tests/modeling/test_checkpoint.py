@@ -22,8 +22,8 @@ from mmdiff.modeling.checkpoint import (
     load_folder,
     load_weights,
     recognise,
-    translate,
 )
+from mmdiff.modeling.layouts.families import translate
 from mmdiff.modeling.layouts.llada import LLADA_LAYOUT
 from mmdiff.modeling.layouts.llada_v import LLADA_V_LAYOUT
 from mmdiff.modeling.layouts.own import OWN_LAYOUT

@@ -226,7 +226,6 @@ def test_theta_is_read_where_transformers_5_writes_it(folders, published: str) -
         "Gemma2ForCausalLM",
         "LlavaLlamaForCausalLM",
         "LlavaQwenForCausalLM",
-        "LLaDAMoEModelLM",
         "LlavaLladaForMaskedDiffusion",
     ],
 )
@@ -242,9 +241,7 @@ def test_an_architecture_of_another_form_is_refused(folders, named: Any) -> None
         config_of(folders(LLADA, architectures=named))
 
 
-@pytest.mark.parametrize(
-    "kind", ["llama", "qwen2", "mistral", "gemma", "llada2_moe", "llava_dream"]
-)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma", "llava_dream"])
 def test_another_model_type_is_refused_by_name(folders, kind: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CheckpointError, match=f"model_type='{kind}'"):
         config_of(folders(LLADA_V, architectures="absent", model_type=kind))

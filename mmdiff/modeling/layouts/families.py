@@ -15,13 +15,17 @@ from mmdiff.modeling.checkpoint_folder import some
 from mmdiff.modeling.layouts.dream import DREAM
 from mmdiff.modeling.layouts.family import Family, Layout, architectures_of
 from mmdiff.modeling.layouts.llada import LLADA, LLADA_LAYOUT
+from mmdiff.modeling.layouts.llada2 import LLADA2, LLADA2_LAYOUT, LLADA21
+from mmdiff.modeling.layouts.llada_moe import LLADA_MOE, LLADA_MOE_LAYOUT
 from mmdiff.modeling.layouts.llada_v import LLADA_V, LLADA_V_LAYOUT
 from mmdiff.modeling.layouts.own import OWN_LAYOUT
 
-FAMILIES = (DREAM, LLADA, LLADA_V)  # the first that recognises a config.json counts
-LAYOUTS = (OWN_LAYOUT, LLADA_LAYOUT, LLADA_V_LAYOUT)
-ARCHITECTURES = DREAM.architectures + LLADA.architectures + LLADA_V.architectures
-MODEL_TYPES = DREAM.model_types + LLADA.model_types + LLADA_V.model_types
+# Of these the first that recognises a config.json, or the names of tensors, counts.
+FAMILIES = (LLADA21, LLADA2, LLADA_MOE, DREAM, LLADA, LLADA_V)
+LAYOUTS = (OWN_LAYOUT, LLADA_LAYOUT, LLADA2_LAYOUT, LLADA_MOE_LAYOUT, LLADA_V_LAYOUT)
+# Each once, though families share them.
+ARCHITECTURES = tuple(dict.fromkeys(name for each in FAMILIES for name in each.architectures))
+MODEL_TYPES = tuple(dict.fromkeys(name for each in FAMILIES for name in each.model_types))
 
 
 def family_of(published: Mapping[str, Any]) -> Family:
@@ -49,9 +53,9 @@ def recognise(names: Iterable[str]) -> Layout:
     """The layout of a checkpoint, by the names of its tensors."""
     names = set(names)
     for layout in LAYOUTS:
-        if layout.mark in names:
+        if any(re.fullmatch(layout.mark, name) for name in names):
             return layout
-    marks = sorted(layout.mark for layout in LAYOUTS)
+    marks = sorted(layout.mark.replace("\\", "") for layout in LAYOUTS)
     raise CheckpointError(
         f"unknown architecture: none of {marks} is among its {len(names)} names, such as "
         f"{some(sorted(names), 3)}"
@@ -65,3 +69,14 @@ def translate(name: str, layout: Layout) -> str | None:
         if match := re.fullmatch(pattern, name):
             return target and match.expand(target)
     return name
+
+
+def targets(name: str, layout: Layout) -> tuple[str, ...]:
+    """Our names of all that a published tensor holds; none where it is not needed."""
+    for pattern, parts in layout.joined.items():
+        if match := re.fullmatch(pattern, name):
+            return tuple(map(match.expand, parts))
+    target = translate(name, layout)
+    if target is None:
+        return ()
+    return (target,)

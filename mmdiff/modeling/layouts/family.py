@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmdiff.config import ModelConfig, TokenIds
+from mmdiff.config import DecodingConfig, ModelConfig, TokenIds
+from mmdiff.errors import CheckpointError
 
 Accepted = tuple[Any, ...]
 OFF: Accepted = ()  # nothing but what switches a setting off: null, false, 0 or empty
@@ -31,11 +32,14 @@ class Family:
     # Whether a config.json is of this family: names alone do not tell, two families share them.
     recognises: Callable[[Published], bool] = lambda published: False
     fixed: Mapping[str, Any] = field(default_factory=dict)  # what its backbone always does
+    # What its own settings say about the backbone, by the fields of `BackboneConfig`.
+    backbone: Callable[[Published], Mapping[str, Any]] = lambda published: {}
     # Special ids where the vocabulary is the published one, decoding, system prompt: of models for
     # text, and of those with a vision tower. A family that is not a preset has `tokens` alone.
     defaults: ModelConfig | None = None
     vision_defaults: ModelConfig | None = None
     tokens: TokenIds | None = None
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,24 @@ class Layout:
     """The names of tensors in a checkpoint."""
 
     name: str
-    mark: str  # a tensor that every checkpoint of this layout has, and no other
+    # A tensor that every checkpoint of this layout has, and none of a layout after it: a pattern
+    # that matches the whole name.
+    mark: str
     # Theirs -> ours: patterns that match the whole name; those of None are dropped on purpose.
     names: Mapping[str, str | None]
+    # Theirs -> ours, of tensors that hold several of ours, one behind the other in their rows.
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def required(published: Published, *keys: str) -> dict[str, Any]:
+    """Settings that a family cannot do without.
+
+    Raises:
+        CheckpointError: some are not there; the message names them.
+    """
+    if missing := [key for key in keys if published.get(key) is None]:
+        raise CheckpointError(f"config.json does not say {', '.join(missing)}")
+    return {key: published[key] for key in keys}
 
 
 def architectures_of(published: Published) -> list[Any]:

@@ -52,7 +52,7 @@ LLADA = Family(
 _BLOCK = r"model\.transformer\.blocks\.(\d+)\."
 LLADA_LAYOUT = Layout(
     name="llada",
-    mark="model.transformer.wte.weight",
+    mark=r"model\.transformer\.wte\.weight",
     names={
         r"model\.transformer\.wte\.weight": "backbone.embed_tokens.weight",
         r"model\.transformer\.ln_f\.weight": "backbone.norm.weight",

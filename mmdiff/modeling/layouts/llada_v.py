@@ -48,7 +48,7 @@ LLADA_V = Family(
 _TOWER = r"model\.vision_tower\.vision_tower\.vision_model\."
 LLADA_V_LAYOUT = Layout(
     name="llada-v",
-    mark="model.embed_tokens.weight",
+    mark=r"model\.embed_tokens\.weight",
     names={
         r"model\.(embed_tokens|norm)\.weight": r"backbone.\1.weight",
         r"lm_head\.weight": "backbone.lm_head.weight",

@@ -87,17 +87,21 @@ def _config(published: Mapping[str, Any], folder: Path) -> ModelConfig:
         usual = defaults.tokens
     tokens = _tokens_of(published, backbone.vocab_size, family.name, usual)
     if defaults is None:
-        return ModelConfig(backbone=backbone, tokens=tokens, vision=vision)
+        return ModelConfig(
+            backbone=backbone, tokens=tokens, vision=vision, decoding=family.decoding
+        )
     return dataclasses.replace(defaults, backbone=backbone, tokens=tokens, vision=vision)
 
 
 def _backbone_of(published: Mapping[str, Any], family: Family) -> BackboneConfig:
     found: dict[str, Any] = {"rope_theta": rope_theta(published)}
+    own = family.backbone(published)
     for ours, keys in _BACKBONE_KEYS.items():
         written = [key for key in keys if published.get(key) is not None]
         if written:
             found[ours] = published[written[0]]
     ratio = published.get("mlp_ratio")
+    found |= own
     if "intermediate_size" not in found and found.get("hidden_size") and ratio:
         found["intermediate_size"] = ratio * found["hidden_size"]  # as LLaDA's own code takes it
     if missing := [name for name in _REQUIRED if found.get(name) is None]:
@@ -125,7 +129,10 @@ def _tokens_of(
     if usual is not None and vocab_size > max(usual.eot, usual.mask) and mask in (None, usual.mask):
         return usual
     mask = _needed_id(published, "mask_token_id", vocab_size, family)
-    eos = _needed_id(published, "eos_token_id", vocab_size, family)
+    eos_key = "eos_token_id"
+    if published.get(eos_key) is None and published.get("pad_token_id") is not None:
+        eos_key = "pad_token_id"  # the end of text pads answers in every family
+    eos = _needed_id(published, eos_key, vocab_size, family)
     bos = _id(published, "bos_token_id")
     image = _id(published, "image_token_id")
     if published.get("mm_vision_tower") and image is None:

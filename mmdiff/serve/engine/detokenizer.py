@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mmdiff.answers import Answer, Extraction, Token
 from mmdiff.config import DecodingConfig
 from mmdiff.decoding.canvas import PAD_POSITION
-from mmdiff.decoding.commit_rules import RemaskingRule
+from mmdiff.decoding.commit_rules import EditingRule, RemaskingRule
 from mmdiff.decoding.sampler import Sampler
 from mmdiff.pipeline import Pipeline
 from mmdiff.structured.extraction import StructuredSequence
@@ -63,12 +63,16 @@ class StreamingText:
 
 def settled_text(pipeline: Pipeline, batch: Sampler, row: int) -> str:
     """The text of an answer's decided tokens that no later step changes."""
-    if batch.running[row].constraint is not None:
+    sequence = batch.running[row]
+    if sequence.constraint is not None:
         return ""  # it may be repaired in the end
     tokens, open_G = pipeline.model.model_config.tokens, batch.canvas.open_BG[row]
     end = int(open_G.int().argmax()) if bool(open_G.any()) else len(open_G)
-    if isinstance(batch.rule, RemaskingRule) and end < len(open_G):
-        end -= end % batch.decoding.block_length
+    revises = isinstance(batch.rule, RemaskingRule | EditingRule)
+    if revises and (sequence.held or end < len(open_G)):
+        sequence.advance(batch.decoding.block_length)
+        end = sequence.block
+    end = min(end, sequence.limit)  # what is behind it only completes a block
     ids = batch.canvas.ids_BG[row, :end].tolist()
     ends = (tokens.eos, tokens.eot, PAD_POSITION)
     stop = next((position for position, token in enumerate(ids) if token in ends), len(ids))
