@@ -281,6 +281,11 @@ class Sampler:
         decided_AG = np.zeros_like(eligible_AG)
         if needs is not None:
             decided_AG = stacked([each.decided(length) for each in active], False)
+        if needs == "decided":
+            # What a constraint has decided holds other tokens to it, and is never replaced.
+            decided_AG &= stacked(
+                [each.open_G | (each.constraint is None) for each in active], False
+            )
         return Asked(eligible_AG, tail_AG, decided_AG, needs == "hidden" and bool(decided_AG.any()))
 
     def _forward(self, active: Sequence[sequence.Sequence], asked: Asked) -> Tensor:
