@@ -282,10 +282,7 @@ class Sampler:
         if needs is not None:
             decided_AG = stacked([each.decided(length) for each in active], False)
         if needs == "decided":
-            # What a constraint has decided holds other tokens to it, and is never replaced.
-            decided_AG &= stacked(
-                [each.open_G | (each.constraint is None) for each in active], False
-            )
+            decided_AG &= _replaceable(active)
         return Asked(eligible_AG, tail_AG, decided_AG, needs == "hidden" and bool(decided_AG.any()))
 
     def _forward(self, active: Sequence[sequence.Sequence], asked: Asked) -> Tensor:
@@ -384,6 +381,12 @@ class Sampler:
                 each.plan(self.decoding)
             each.commit_forced()
             each.steps += 1
+
+
+def _replaceable(active: Sequence[sequence.Sequence]) -> Array:
+    """All positions of sequences without a constraint: what one has decided holds other tokens to
+    it, and is never replaced."""
+    return stacked([each.open_G | (each.constraint is None) for each in active], False)
 
 
 def _expand(active: Sequence[sequence.Sequence], here_AG: Tensor, eligible_AG: Tensor) -> Tensor:
