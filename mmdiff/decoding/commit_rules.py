@@ -353,8 +353,8 @@ class Editing:
     """LLaDA2.1 (arXiv 2602.08676): tokens of the block are also replaced, where another one has
     become more probable than a threshold.
 
-    A block is left when it is complete and a further step replaces nothing, or after so many of
-    such further steps.
+    A block is left when it is complete and a further step replaces nothing, or after `most` of such
+    further steps.
     """
 
     needs: Literal["decided"] = "decided"
@@ -432,7 +432,7 @@ def _block_quotas(decoding: DecodingConfig) -> tuple[int, ...]:
 def _sure_or_best(
     votes: Proposal, score_AG: Tensor, threshold: float, count_A1: Tensor | int
 ) -> Tensor:
-    """All above the threshold where these are at least so many, else so many of the best."""
+    """All above the threshold where these are at least `count_A1`, else that number of the best."""
     sure_AG = (votes.confidence_AG > threshold) & votes.eligible_AG
     best_AG = _first(score_AG, votes.eligible_AG, count_A1)
     return torch.where(sure_AG.sum(1, keepdim=True) >= count_A1, sure_AG, best_AG)
